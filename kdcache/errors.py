@@ -1,0 +1,52 @@
+"""Every error a user can cause or meet, each one sentence: the culprit, what is wrong, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class KdcacheError(Exception):
+    """Base of all errors that the command line prints as one sentence, without a traceback."""
+
+
+class OptionError(KdcacheError, ValueError):
+    """An option, name or setting that kdcache does not know or cannot honour."""
+
+
+class ManifestError(KdcacheError, ValueError):
+    """A manifest that breaks the contract; ``problems`` lists every bad row, each with its line number."""
+
+    def __init__(self, path: str, problems: Sequence[str]) -> None:
+        self.path = path
+        self.problems = list(problems)
+        lines = "\n".join(f"  {p}" for p in self.problems)
+        super().__init__(f"{path}: {len(self.problems)} problem(s); fix these rows and try again:\n{lines}")
+
+
+class SourceError(KdcacheError, OSError):
+    """A video, frame folder or skeleton file that cannot be read right; names the file."""
+
+
+class ClipError(KdcacheError, ValueError):
+    """A clip that cannot be cut from a readable source (span outside it, no frames)."""
+
+
+class StoreError(KdcacheError, OSError):
+    """A shard or cache that is damaged, incomplete, unsafe to open, or that mixes recipes."""
+
+
+class WeightsError(KdcacheError, ValueError):
+    """A checkpoint that is missing, of another digest, or of another network's shape."""
+
+
+class DeviceError(KdcacheError, RuntimeError):
+    """A device that was asked for and is not there."""
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> OptionError:
+    """An ``OptionError`` for a misspelt name, offering the nearest known one."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}."
+    return OptionError(f"Unknown {kind} {name!r}: {hint}")
