@@ -1,0 +1,45 @@
+"""Recipes: all that determines a stream's bytes, in one canonical form, with the digests that name cached arrays.
+
+A recipe is a plain JSON-able dict (``stream``, ``layout``, ``dtype``, ``version``, ``sampling``, ``views`` …). Two
+extractions whose recipes have one digest write the same bytes for the same source and span.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+Recipe = dict[str, Any]
+
+
+def canonical(recipe: Mapping[str, Any]) -> str:
+    """The one JSON text of a recipe: sorted keys, no spaces, no NaN."""
+    return json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(recipe: Mapping[str, Any]) -> str:
+    """The first 32 hex digits of the SHA-256 of the canonical form."""
+    return hashlib.sha256(canonical(recipe).encode()).hexdigest()[:32]
+
+
+def clip_key(recipe_digest: str, fingerprint: str, start_s: float, stop_s: float) -> str:
+    """Name of one cached array: digest of (recipe, source fingerprint, clip span); 32 hex digits.
+
+    NaN for ``start_s`` or ``stop_s`` means the source's start or end, as in the manifest.
+    """
+    text = f"{recipe_digest}|{fingerprint}|{float(start_s)!r}|{float(stop_s)!r}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The fields in which two recipes differ, as ``field: a → b`` lines with dotted field names."""
+    lines: list[str] = []
+    for name in sorted(set(a) | set(b)):
+        x, y = a.get(name), b.get(name)
+        if isinstance(x, Mapping) and isinstance(y, Mapping):
+            lines += differences(x, y, f"{prefix}{name}.")
+        elif x != y:
+            lines.append(f"{prefix}{name}: {x!r} → {y!r}")
+    return lines
