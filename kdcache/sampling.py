@@ -11,12 +11,8 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, OptionError
 
-OVERRUN_S = (
-    0.5  # annotations often end a little after the last frame; more than this is a mistake, not rounding
-)
-_SLACK_S = (
-    1e-4  # an instant this little before a frame shows that frame: k / 30 and 0.0333 · k are the same moment
-)
+OVERRUN_S = 0.5  # annotations often end a little after the last frame; more than this is a mistake, not rounding
+_SLACK_S = 1e-4  # an instant this little before a frame shows that frame: k / 30 and 0.0333 · k are the same moment
 
 
 @dataclass(frozen=True)
@@ -68,13 +64,9 @@ def clip_range(times: NDArray[np.float64], start_s: float, stop_s: float) -> tup
     shown = float(np.median(np.diff(times))) if n > 1 else 0.04  # how long the last frame stays on screen
     end = float(times[-1]) + shown
     if not math.isnan(start_s) and start_s >= end:
-        raise ClipError(
-            f"The clip starts at {start_s:g} s but the source ends at {end:.3f} s; correct its start_s."
-        )
+        raise ClipError(f"The clip starts at {start_s:g} s but the source ends at {end:.3f} s; correct its start_s.")
     if not math.isnan(stop_s) and stop_s > end + OVERRUN_S:
-        raise ClipError(
-            f"The clip stops at {stop_s:g} s but the source ends at {end:.3f} s; correct its stop_s."
-        )
+        raise ClipError(f"The clip stops at {stop_s:g} s but the source ends at {end:.3f} s; correct its stop_s.")
     low = 0 if math.isnan(start_s) else int(np.searchsorted(times, start_s - _SLACK_S, side="left"))
     high = n if math.isnan(stop_s) else int(np.searchsorted(times, stop_s - _SLACK_S, side="left"))
     if high <= low:  # shorter than a frame: what is on screen when the clip starts

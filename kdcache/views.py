@@ -92,7 +92,8 @@ def resize_short_side(frame: NDArray[np.uint8], short_side: int | None) -> NDArr
     scale = short_side / min(height, width)
     target = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
     target = (short_side, target[1]) if width <= height else (target[0], short_side)
-    return cv2.resize(frame, target, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    resized = cv2.resize(frame, target, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return np.asarray(resized, np.uint8)
 
 
 def cut(segment: NDArray[Any], views: Views, *, flow: bool = False) -> NDArray[Any]:
@@ -111,9 +112,7 @@ def cut(segment: NDArray[Any], views: Views, *, flow: bool = False) -> NDArray[A
         top, left, side, flip = box(name, height, width, views)
         crop = segment[:, top : top + side, left : left + side]
         if side != views.size:
-            crop = np.stack(
-                [cv2.resize(f, (views.size, views.size), interpolation=cv2.INTER_LINEAR) for f in crop]
-            )
+            crop = np.stack([cv2.resize(f, (views.size, views.size), interpolation=cv2.INTER_LINEAR) for f in crop])
             if flow:
                 crop = crop * np.float32(views.size / side)
         out[v] = crop[:, :, ::-1] if flip else crop
