@@ -1,0 +1,1 @@
+"""Stage one: from a manifest of clips to shards of cached streams."""

@@ -1,0 +1,232 @@
+"""The plan of an extraction: manifest ⋈ cache by key → the missing work, grouped by source, cut into units."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdcache.errors import KdcacheError, SourceError
+from kdcache.extraction.failures import Failure
+from kdcache.recipe import clip_key
+from kdcache.streams import Stream
+
+SHARD_BYTES = 256 * 2**20  # a shard closes at about this size …
+SHARD_SECONDS = 300.0  # … or after this much work, whichever comes first
+
+_ASSUMED_CLIP_S = 10.0  # size estimates only: a clip without a stop, read at …
+_ASSUMED_FPS = 30.0  # … this rate
+_ASSUMED_ASPECT = 4 / 3
+_JPEG_SHARE = 0.12  # JPEG bytes per raw byte at quality 95
+
+
+@dataclass(frozen=True)
+class Task:
+    """One clip and the streams it still lacks."""
+
+    row: dict[str, Any]  # the manifest row, JSON-able
+    path: str  # absolute path of the source
+    fingerprint: str
+    start_s: float
+    stop_s: float
+    keys: dict[str, str]  # stream → key, for the missing streams only
+
+    @property
+    def clip_id(self) -> str:
+        """The manifest's ``clip_id``."""
+        return str(self.row["clip_id"])
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one worker does in one go: tasks that lack the same streams, sorted by source and time."""
+
+    streams: tuple[str, ...]
+    tasks: tuple[Task, ...]
+
+
+@dataclass
+class Plan:
+    """The work of one call of ``extract``."""
+
+    units: list[Unit] = field(default_factory=list)
+    located: dict[str, dict[str, tuple[str, int, str, str]]] = field(default_factory=dict)
+    """stream → clip_id → (shard, row, key, digest) of what is cached already."""
+    unreadable: list[Failure] = field(default_factory=list)
+    """Clips whose source is missing or cannot be opened at all."""
+    skipped: list[Failure] = field(default_factory=list)
+    """Clips that failed before and have not changed; ``--retry-failed`` takes them up again."""
+    aliases: dict[str, list[Task]] = field(default_factory=dict)
+    """clip_id → further clips of the same source and span: computed once, indexed under each name."""
+    clips: int = 0
+    cached: int = 0
+    bytes: int = 0
+
+    @property
+    def tasks(self) -> int:
+        """Number of clips to compute."""
+        return sum(len(unit.tasks) for unit in self.units)
+
+    @property
+    def sources(self) -> int:
+        """Number of sources to open."""
+        return len({task.path for unit in self.units for task in unit.tasks})
+
+
+def clip_bytes(stream: Stream, start_s: float, stop_s: float) -> int:
+    """Estimated size of one clip of a stream; exact for features."""
+    if stream.shape is not None:
+        return int(np.prod(stream.shape)) * np.dtype(stream.recipe["dtype"]).itemsize
+    start = 0.0 if np.isnan(start_s) else start_s
+    span = (start + _ASSUMED_CLIP_S if np.isnan(stop_s) else stop_s) - start
+    frames = max(1.0, span * (stream.sampling.fps or _ASSUMED_FPS))
+    pixels = stream.short_side * stream.short_side * _ASSUMED_ASPECT
+    channels = {"rgb": 3.0, "flow": 2.0, "flow-warped": 2.0, "idt": 1.0}[stream.kind]
+    if stream.recipe["layout"] == "jpeg":
+        channels *= _JPEG_SHARE
+    return int(frames * pixels * channels * np.dtype(stream.recipe["dtype"]).itemsize)
+
+
+def make_plan(
+    manifest: pd.DataFrame,
+    streams: Sequence[Stream],
+    fingerprints: Mapping[str, str | KdcacheError],
+    paths: Mapping[str, str],
+    cached: Mapping[str, Mapping[str, tuple[str, int, str]]],
+    failed: Mapping[str, Failure],
+    parts: int = 1,
+) -> Plan:
+    """Find what is missing.
+
+    Args:
+        manifest: validated rows.
+        streams: what is asked for.
+        fingerprints: source → fingerprint, or the error that opening it gave.
+        paths: source → absolute path.
+        cached: stream → key → (shard, row, digest) of everything the cache holds.
+        failed: key → failure of an earlier call; such clips are skipped.
+        parts: number of workers; work is cut so that each gets some.
+    """
+    plan = Plan(clips=len(manifest), located={s.name: {} for s in streams})
+    first_with: dict[tuple[str, ...], Task] = {}
+    missing: dict[tuple[str, ...], list[Task]] = {}
+    rows: list[dict[str, Any]] | None = None
+    columns = zip(manifest["clip_id"], manifest["source"], manifest["start_s"], manifest["stop_s"], strict=True)
+    for position, (clip_id, source, start_s, stop_s) in enumerate(columns):
+        fingerprint = fingerprints[source]
+        if isinstance(fingerprint, KdcacheError):
+            plan.unreadable.append(Failure(clip_id, source, "open", str(fingerprint)))
+            continue
+        lacking: dict[str, str] = {}
+        for stream in streams:
+            key = clip_key(stream.digest, fingerprint, start_s, stop_s)
+            place = cached.get(stream.name, {}).get(key)
+            if place is None:
+                lacking[stream.name] = key
+            else:
+                plan.located[stream.name][clip_id] = (place[0], place[1], key, place[2])
+        if not lacking:
+            plan.cached += 1
+            continue
+        before = next((failed[key] for key in lacking.values() if key in failed), None)
+        if before is not None:
+            plan.skipped.append(Failure(clip_id, source, before.stage, before.reason, before.key))
+            continue
+        if rows is None:
+            rows = json_rows(manifest)
+        task = Task(rows[position], paths[source], fingerprint, float(start_s), float(stop_s), lacking)
+        same = first_with.setdefault(tuple(lacking.values()), task)
+        if same is not task:
+            plan.aliases.setdefault(same.clip_id, []).append(task)
+            continue
+        plan.bytes += sum(clip_bytes(s, start_s, stop_s) for s in streams if s.name in lacking)
+        missing.setdefault(tuple(lacking), []).append(task)
+    by_name = {s.name: s for s in streams}
+    for names, tasks in missing.items():
+        plan.units += _cut([by_name[n] for n in names], tasks, parts)
+    return plan
+
+
+def json_rows(manifest: pd.DataFrame) -> list[dict[str, Any]]:
+    """The manifest's rows as JSON-able dicts: missing values become ``None``, integers stay integers."""
+    plain = manifest.astype(object).where(manifest.notna(), None)
+    return [
+        {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+        for row in plain.to_dict("records")
+    ]
+
+
+def _cut(streams: list[Stream], tasks: list[Task], parts: int) -> list[Unit]:
+    """Cut tasks into units of about a shard, never more than needed to give every worker some, source by source."""
+    tasks = sorted(tasks, key=lambda t: (t.path, -1.0 if np.isnan(t.start_s) else t.start_s, t.stop_s, t.clip_id))
+    sizes = [sum(clip_bytes(s, t.start_s, t.stop_s) for s in streams) for t in tasks]
+    limit = min(SHARD_BYTES, max(1, sum(sizes) // max(parts, 1)))
+    units: list[Unit] = []
+    current: list[Task] = []
+    taken = 0
+    names = tuple(s.name for s in streams)
+    for task, size in zip(tasks, sizes, strict=True):
+        full = taken >= limit
+        # Between two sources a unit closes when full; within one only at twice that, so that a source is decoded once.
+        if current and (full and (task.path != current[-1].path or taken >= 2 * limit)):
+            units.append(Unit(names, tuple(current)))
+            current, taken = [], 0
+        current.append(task)
+        taken += size
+    if current:
+        units.append(Unit(names, tuple(current)))
+    return units
+
+
+def fingerprint_sources(
+    sources: Sequence[str], root: Path, memory: Path
+) -> tuple[dict[str, str | KdcacheError], dict[str, str]]:
+    """Content fingerprints of all sources, remembering those of files whose size and time of change are as they were.
+
+    Args:
+        sources: paths as in the manifest, relative to ``root``.
+        memory: CSV file that keeps (source, size, mtime_ns, fingerprint) from call to call.
+
+    Returns:
+        source → fingerprint or the error that it gave, and source → absolute path.
+    """
+    from kdcache.files import atomic
+    from kdcache.sources import fingerprint, inside
+
+    known: dict[tuple[str, int, int], str] = {}
+    if memory.exists():
+        table = pd.read_csv(memory, dtype={"path": str, "size": np.int64, "mtime_ns": np.int64, "fingerprint": str})
+        known = {(p, s, m): f for p, s, m, f in table.itertuples(index=False, name=None)}
+    found: dict[str, str | KdcacheError] = {}
+    paths: dict[str, str] = {}
+    fresh = dict(known)
+    for source in sources:
+        try:
+            path = inside(root, source)
+            paths[source] = str(path)
+            stat = os.stat(path)
+            signature = (str(path), stat.st_size, stat.st_mtime_ns)
+            digest = known.get(signature) if path.is_file() else None
+            found[source] = digest or fingerprint(path)
+            if path.is_file():
+                fresh[signature] = str(found[source])
+        except FileNotFoundError:
+            found[source] = SourceError(
+                f"{paths[source]}: no such file; put it there or remove its rows from the manifest."
+            )
+        except KdcacheError as error:
+            found[source] = error
+        except OSError as error:
+            found[source] = SourceError(f"{paths.get(source, source)}: cannot be read ({error.strerror}); check it.")
+    if fresh != known:
+        with atomic(memory) as temporary:
+            table = pd.DataFrame(
+                [(*s, f) for s, f in fresh.items()], columns=["path", "size", "mtime_ns", "fingerprint"]
+            )
+            table.to_csv(temporary, index=False)
+    return found, paths

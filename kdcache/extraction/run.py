@@ -1,0 +1,251 @@
+"""``kdcache.extract``: plan, run, index, and tell what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from kdcache.errors import DeviceError, KdcacheError, OptionError, StoreError
+from kdcache.extraction.failures import FILE, Failure, load_failures, save_failures
+from kdcache.extraction.plan import Plan, Unit, fingerprint_sources, json_rows, make_plan
+from kdcache.extraction.worker import Done, Event, Started, Workplace
+from kdcache.manifest import read_manifest, validate
+from kdcache.streams import Settings, Stream, resolve
+
+SPARE_BYTES = 64 * 2**20  # left free on the disk beyond the estimate
+_TICK_S = 30.0  # the index is rewritten at most this often while shards are coming in
+
+
+@dataclass
+class Report:
+    """What one call of ``extract`` did."""
+
+    out: Path
+    clips: int
+    cached: int
+    """Clips that needed nothing."""
+    extracted: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    """Every clip of the manifest that has failed, in this call or before."""
+    shards: list[str] = field(default_factory=list)
+    stopped: bool = False
+    """A signal ended the run early; what was finished is kept, the same call goes on from there."""
+    sources: int = 0
+    bytes: int = 0
+    """Estimated size of the missing work."""
+
+    def __str__(self) -> str:
+        text = f"{self.clips} clips: {self.cached} cached already, {self.extracted} extracted into {len(self.shards)} shards"
+        if self.failures:
+            text += f", {len(self.failures)} failed (see {self.out / FILE}; --retry-failed tries them again)"
+        return text + (" — stopped early; the same command goes on from here." if self.stopped else ".")
+
+
+def extract(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "out",
+    streams: Sequence[str] = ("i3d-rgb/mixed4a",),
+    weights: Mapping[str, str | os.PathLike[str]] | None = None,
+    workers: int = 1,
+    settings: Settings | None = None,
+    *,
+    device: str = "auto",
+    batch: int | None = None,
+    codec: str | None = None,
+    dry_run: bool = False,
+    retry_failed: bool = False,
+    part: tuple[int, int] = (1, 1),
+    progress: bool = True,
+) -> Report:
+    """Compute what the cache in ``out`` lacks of the manifest's clips and streams.
+
+    Args:
+        manifest: a manifest file, or rows as ``read_manifest`` returns them.
+        root: the folder that ``source`` paths are relative to.
+        out: the cache: shards, ``manifest.csv`` and, if clips failed, ``failures.csv``.
+        streams: what to cache, for example ``["i3d-rgb/mixed4a", "flow"]``.
+        weights: backbone → checkpoint or ``random:SEED``.
+        workers: processes; 1 works in this one.
+        settings: sampling, views, precision, storage.
+        device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        batch: segments a backbone takes at once; halved when memory runs out.
+        codec: ``zstd`` compresses shards.
+        dry_run: only plan.
+        retry_failed: try clips again that failed before.
+        part: ``(i, n)``: do the i-th of n parts of the plan, for job arrays.
+        progress: show a bar with clips/s and the time left.
+
+    Returns:
+        A report; clips that failed are in it and in ``failures.csv``, they raise nothing.
+
+    Raises:
+        ManifestError, OptionError, WeightsError, DeviceError: before any work.
+        StoreError: the disk is too small or shards cannot be written.
+    """
+    root, out = Path(root), Path(out)
+    if not root.is_dir():
+        raise OptionError(f"{root}: the data root is not a folder; pass --root with the folder that holds the videos.")
+    rows = read_manifest(manifest, root) if isinstance(manifest, (str, os.PathLike)) else validate(manifest)
+    device = _device(device)
+    wanted = resolve(streams, settings, weights)
+    plan = _plan(rows, wanted, root, out, retry_failed, workers)
+    report = Report(out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes)
+    units = _part(plan.units, part)
+    if dry_run:
+        report.failures = plan.unreadable + plan.skipped
+        return report
+    _check_disk(out, sum(1 for _ in units) and plan.bytes, codec)
+    threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
+    decoder = (settings or Settings()).decoder
+    place = Workplace(out, tuple(wanted), dict(weights or {}), device, batch, threads, decoder, codec)
+    _Run(rows, plan, report, progress).go(units, place, workers)
+    return report
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not torch.cuda.is_available():
+        raise DeviceError(f"Device {name} was asked for but there is no usable GPU here; use --device cpu.")
+    return name
+
+
+def _plan(
+    rows: pd.DataFrame, streams: Sequence[Stream], root: Path, out: Path, retry_failed: bool, workers: int
+) -> Plan:
+    from kdcache.store.index import load_places, scan
+    from kdcache.store.shard import clean
+
+    clean(out)
+    fingerprints, paths = fingerprint_sources(rows["source"].unique().tolist(), root, out / "sources.csv")
+    failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}
+
+    def plan(cached: Mapping[str, Mapping[str, tuple[str, int, str]]]) -> Plan:
+        return make_plan(rows, streams, fingerprints, paths, cached, failed, workers)
+
+    names = [s.name for s in streams]
+    first = plan(load_places(out, names))
+    # The index may lag behind the shards (a run was killed): only when something seems missing are they looked into.
+    return plan(scan(out, names)) if first.units else first
+
+
+def _part(units: list[Unit], part: tuple[int, int]) -> list[Unit]:
+    number, parts = part
+    if not 1 <= number <= parts:
+        raise OptionError(f"--part {number}/{parts}: the first number runs from 1 to the second.")
+    return units[number - 1 :: parts]
+
+
+def _check_disk(out: Path, needed: int, codec: str | None) -> None:
+    if not needed:
+        return
+    folder = next(p for p in (out, *out.resolve().parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    if codec is None and needed + SPARE_BYTES > free:
+        raise StoreError(
+            f"{out}: about {needed / 1e9:.1f} GB are to be written but {free / 1e9:.1f} GB are free; "
+            "free some space, choose another --out, or compress with --codec zstd."
+        )
+
+
+class _Run:
+    """One run: listens to the workers, keeps ledger and index up to date."""
+
+    def __init__(self, rows: pd.DataFrame, plan: Plan, report: Report, progress: bool) -> None:
+        self._rows, self._plan, self._report = rows, plan, report
+        self._located = plan.located
+        self._ledger = {f.clip_id: f for f in load_failures(report.out) if f.clip_id not in set(rows["clip_id"])}
+        self._ledger |= {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
+        self._bar = tqdm(total=plan.tasks, unit="clip", disable=None if progress else True, dynamic_ncols=True)
+        self._saved = 0.0
+
+    def go(self, units: list[Unit], place: Workplace, workers: int) -> None:
+        """Run the units; whatever ends the run, ledger and index are saved."""
+        from kdcache.extraction.local import run_here, run_processes
+
+        import multiprocessing
+
+        place.out.mkdir(parents=True, exist_ok=True)
+        many = workers > 1 and len(units) > 1
+        stop: Any = multiprocessing.get_context("spawn").Event() if many else threading.Event()
+        with _stop_on_signals(stop), contextlib.ExitStack() as at_end:
+            at_end.callback(self._save)
+            at_end.callback(self._bar.close)
+            if many:
+                run_processes(units, place, workers, self._listen, stop)
+            else:
+                run_here(units, place, self._listen, stop)
+        self._report.stopped = stop.is_set()
+
+    def _listen(self, event: Event) -> None:
+        if isinstance(event, str):
+            self._bar.update(1)
+        elif isinstance(event, Failure):
+            self._bar.update(1)
+            for failure in (event, *(event._replace(clip_id=t.clip_id) for t in self._same(event.clip_id))):
+                self._ledger[failure.clip_id] = failure
+            self._bar.write(f"failed: {event.clip_id} ({event.stage}): {event.reason}")
+            self._save_ledger()
+        elif isinstance(event, Done):
+            self._note_shard(event)
+        else:
+            assert isinstance(event, Started)
+
+    def _same(self, clip_id: str) -> list[Any]:
+        return self._plan.aliases.get(clip_id, [])
+
+    def _note_shard(self, event: Done) -> None:
+        shard = event.shard
+        self._report.shards.append(shard.name)
+        for row, task in enumerate(event.tasks):
+            for clip in (task, *self._same(task.clip_id)):
+                self._report.extracted += 1
+                self._ledger.pop(clip.clip_id, None)
+                for stream, key in clip.keys.items():
+                    self._located[stream][clip.clip_id] = (shard.name, row, key, shard.digests[stream][row])
+
+    def _save_ledger(self) -> None:
+        save_failures(self._report.out, self._ledger.values())
+
+    def _save(self) -> None:
+        from kdcache.store.index import update_index
+
+        here = set(self._rows["clip_id"])
+        self._report.failures = [f for f in self._ledger.values() if f.clip_id in here]
+        self._save_ledger()
+        update_index(self._report.out, self._rows, self._located)
+
+
+@contextlib.contextmanager
+def _stop_on_signals(stop: Any) -> Iterator[None]:
+    """SIGTERM and Ctrl-C ask for a clean stop after the clip at hand; outside the main thread nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before: dict[int, Callable[..., Any] | int | None] = {
+        s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
