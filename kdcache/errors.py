@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SHOWN_PROBLEMS = 50  # of a bad manifest; a wrong export has as many as it has rows
+
 
 class KdcacheError(Exception):
     """Base of all errors that the command line prints as one sentence, without a traceback."""
@@ -19,7 +21,9 @@ class ManifestError(KdcacheError, ValueError):
     def __init__(self, path: str, problems: Sequence[str]) -> None:
         self.path = path
         self.problems = list(problems)
-        lines = "\n".join(f"  {p}" for p in self.problems)
+        more = len(self.problems) - SHOWN_PROBLEMS
+        lines = "\n".join(f"  {p}" for p in self.problems[:SHOWN_PROBLEMS])
+        lines += f"\n  … and {more} more" if more > 0 else ""
         super().__init__(f"{path}: {len(self.problems)} problem(s); fix these rows and try again:\n{lines}")
 
 

@@ -1,0 +1,293 @@
+"""The manifest: a CSV with one row a clip, which says where the clip lies and what it shows.
+
+Required columns: ``clip_id`` (unique), ``source`` (path relative to the data root), ``start_s`` and ``stop_s``
+(seconds, half-open; empty = the source's start or end). Optional: ``split``, ``label``, ``verb``, ``noun`` (whole
+numbers; empty = unlabelled), ``subject``, ``group``, ``pair``, ``role``. Any other column is text and travels through
+untouched.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import pandas as pd
+
+from kdcache.errors import ManifestError
+from kdcache.files import atomic
+
+REQUIRED = ("clip_id", "source", "start_s", "stop_s")
+TIMES = ("start_s", "stop_s")  # float64, NaN = the source's start or end
+INTEGERS = ("label", "verb", "noun")  # Int64, <NA> = unlabelled
+
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
+_DIGITS = re.compile(r"[0-9]{1,18}")
+_QUOTED = re.compile(r'[",\r\n]')
+
+Problem = tuple[int, str]  # (line or row number, sentence)
+Columns = dict[str, list[str]]
+
+
+def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> pd.DataFrame:
+    """Read and validate a manifest; whether its sources exist is left to the extraction, which lists those missing.
+
+    Args:
+        path: CSV file, UTF-8 (with or without byte order mark), comma-separated, with a header.
+        root: the data root; when given, sources that leave it through symbolic links are refused too.
+
+    Returns:
+        One row a clip, in file order: ``start_s``, ``stop_s`` float64 (NaN = source's start, end), ``label``, ``verb``,
+        ``noun`` Int64 (``<NA>`` = unlabelled), all other columns text.
+
+    Raises:
+        ManifestError: lists every bad row with its line number.
+    """
+    name = os.fspath(path)
+    columns, lines, problems = _parse(name)
+    return _build(columns, lines, "line", problems, name, root)
+
+
+def validate(df: pd.DataFrame, name: str = "manifest", root: str | os.PathLike[str] | None = None) -> pd.DataFrame:
+    """Hold a DataFrame made in Python to the same contract as a file.
+
+    Args:
+        df: the rows; missing values may be ``None``, NaN or ``<NA>``, labels may be whole floats.
+        name: what error messages call it.
+        root: as in ``read_manifest``.
+
+    Returns:
+        A copy with the dtypes of ``read_manifest`` and rows numbered from 0.
+
+    Raises:
+        ManifestError: lists every bad row by its position (the first is row 0).
+    """
+    columns = {str(c): _texts(df[c], str(c)) for c in df.columns.unique() if not isinstance(df[c], pd.DataFrame)}
+    twice = sorted({str(c) for c in df.columns[df.columns.duplicated()]})
+    problems = [(-1, f"column {c!r} appears twice; rename one") for c in twice]
+    result = _build(columns, range(len(df)), "row", problems, name, root)
+    result.attrs = dict(df.attrs)
+    return result
+
+
+def write_manifest(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write a manifest so that ``read_manifest`` gives back exactly these rows; atomic.
+
+    Raises:
+        ManifestError: ``df`` breaks the contract; nothing is written.
+    """
+    rows = validate(df, os.fspath(path))
+    columns = [[_quote(str(c)), *(_quote(t) for t in _texts(rows[c], str(c)))] for c in rows.columns]
+    with atomic(path) as temporary:
+        lines = (",".join(fields) + "\n" for fields in zip(*columns, strict=True))
+        temporary.write_text("".join(lines), encoding="utf-8", newline="")
+
+
+def _parse(name: str) -> tuple[Columns, list[int], list[Problem]]:
+    """The file as text: columns, the line on which each row starts, and rows that do not fit the header."""
+    problems: list[Problem] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    header: list[str] = []
+    line = 1
+    try:
+        with open(name, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for row in reader:
+                if not header:
+                    header = row
+                elif row and len(row) != len(header):
+                    problems.append((line, f"has {len(row)} fields where the header has {len(header)}; quote commas"))
+                elif row:
+                    rows.append(row)
+                    lines.append(line)
+                line = reader.line_num + 1
+    except UnicodeDecodeError as error:
+        raise ManifestError(name, [f"byte {error.start} is not UTF-8; save the file as UTF-8"]) from error
+    except csv.Error as error:
+        problems.append((line, f"is not valid CSV ({error}); check the quotes"))
+    except OSError as error:
+        raise ManifestError(name, [f"cannot be opened ({error.strerror}); check the path"]) from error
+    if not header:
+        raise ManifestError(name, ["is empty; the first line must name the columns " + ", ".join(REQUIRED)])
+    for mark, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and mark in header[0]:
+            raise ManifestError(name, [f"line 1: columns are separated by {word}; save it separated by commas"])
+    problems += [
+        (1, f"column {c!r} appears twice; rename one") for c in sorted({c for c in header if header.count(c) > 1})
+    ]
+    columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {c: [] for c in header}
+    return columns, lines, problems
+
+
+def _build(
+    columns: Columns,
+    numbers: Sequence[int],
+    word: str,
+    problems: list[Problem],
+    name: str,
+    root: str | os.PathLike[str] | None,
+) -> pd.DataFrame:
+    """Check all columns, then give them their types; ``numbers`` are what the user calls the rows."""
+    for column in REQUIRED:
+        if column not in columns:
+            near = get_close_matches(column, list(columns), n=1)
+            hint = f" (is it {near[0]!r}?)" if near else f" (found: {', '.join(columns)})"
+            problems.append((1 if word == "line" else -1, f"required column {column!r} is missing{hint}"))
+    problems += _check_ids(columns.get("clip_id", []), numbers, word)
+    problems += _check_sources(columns.get("source", []), numbers, root)
+    typed: dict[str, Any] = {}
+    for column, texts in columns.items():
+        if column in TIMES:
+            typed[column], bad = _convert(column, texts, numbers, _seconds, math.nan)
+        elif column in INTEGERS:
+            typed[column], bad = _convert(column, texts, numbers, _integer, None)
+        else:
+            typed[column], bad = texts, _check_text(column, texts, numbers)
+        problems += bad
+    if "start_s" in typed and "stop_s" in typed:
+        spans = zip(numbers, typed["start_s"], typed["stop_s"], strict=True)
+        problems += [
+            (n, f"stop_s {stop!r} is not after " + (f"start_s {start!r}" if start == start else "the source's start"))
+            for n, start, stop in spans
+            if stop <= start or (stop == 0 and start != start)
+        ]
+    if problems:
+        problems.sort(key=lambda p: p[0])
+        raise ManifestError(name, [text if n < 0 else f"{word} {n}: {text}" for n, text in problems])
+    dtypes = dict.fromkeys(TIMES, "float64") | dict.fromkeys(INTEGERS, "Int64")
+    return pd.DataFrame({c: pd.Series(v, dtype=dtypes.get(c, "str")) for c, v in typed.items()})
+
+
+def _check_ids(ids: Iterable[str], numbers: Sequence[int], word: str) -> list[Problem]:
+    problems: list[Problem] = []
+    first: dict[str, int] = {}
+    for number, clip in zip(numbers, ids, strict=False):
+        if not clip.strip():
+            problems.append((number, "clip_id is empty; give every clip its own name"))
+        elif not clip.isprintable():
+            problems.append((number, f"clip_id {clip!r} holds a control character; remove it"))
+        elif (seen := first.setdefault(clip, number)) != number:
+            problems.append((number, f"clip_id {clip!r} is already on {word} {seen}; make it unique"))
+    return problems
+
+
+def _check_sources(
+    sources: Sequence[str], numbers: Sequence[int], root: str | os.PathLike[str] | None
+) -> list[Problem]:
+    """Each distinct path is judged once."""
+    wrong: dict[str, str] = {s: reason for s in dict.fromkeys(sources) if (reason := _lexical(s))}
+    if root is not None:
+        wrong |= _through_links([s for s in dict.fromkeys(sources) if s not in wrong], os.path.realpath(root))
+    return [(n, wrong[s]) for n, s in zip(numbers, sources, strict=False) if s in wrong] if wrong else []
+
+
+def _lexical(source: str) -> str | None:
+    """What is wrong with a path by its letters alone."""
+    if not source.strip():
+        return "source is empty; give a path relative to the data root"
+    if "\0" in source:
+        return f"source {source!r} holds a NUL character; remove it"
+    if _ABSOLUTE.match(source):
+        return f"source {source!r} is absolute; give it relative to the data root"
+    if ".." in source and os.path.normpath(source.replace("\\", "/")).split("/", 1)[0] == "..":
+        return f"source {source!r} leaves the data root; give a path inside it"
+    return None
+
+
+def _through_links(sources: Iterable[str], base: str) -> dict[str, str]:
+    """Paths that symbolic links lead out of ``base``, a real path; folders are resolved once, files only if links."""
+    folders: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    for source in sources:
+        folder, _, leaf = source.rpartition("/")
+        if folder not in folders:
+            folders[folder] = os.path.realpath(os.path.join(base, folder))
+        target = f"{folders[folder]}/{leaf}"
+        if leaf == ".." or os.path.islink(target):
+            target = os.path.realpath(target)
+        if not (target + os.sep).startswith(base.rstrip(os.sep) + os.sep):
+            wrong[source] = (
+                f"source {source!r} leaves the data root through a symbolic link to {target}; use that as root"
+            )
+    return wrong
+
+
+def _convert(
+    column: str, texts: Sequence[str], numbers: Sequence[int], read: Callable[[str], Any], missing: Any
+) -> tuple[list[Any], list[Problem]]:
+    """Read a column of numbers; bad cells become ``missing`` and a problem."""
+    values: list[Any] = []
+    problems: list[Problem] = []
+    for number, text in zip(numbers, texts, strict=False):
+        value = missing
+        if text:
+            try:
+                value = read(text)
+            except ValueError as error:
+                problems.append((number, f"{column} {text!r} {error}"))
+        values.append(value)
+    return values, problems
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text) if "_" not in text else None
+    except ValueError:
+        value = None
+    if value is None:
+        raise ValueError("is not a number of seconds; write it like 12.5")
+    if not math.isfinite(value):
+        raise ValueError("is not a finite number; leave it empty for the source's start or end")
+    if value < 0:
+        raise ValueError("is negative; times count from the start of the source")
+    return value
+
+
+def _integer(text: str) -> int:
+    if not _DIGITS.fullmatch(text):
+        negative = text.startswith("-") and _DIGITS.fullmatch(text[1:])
+        raise ValueError(
+            "is negative; leave it empty for an unlabelled clip"
+            if negative
+            else "is not a whole number; classes are 0, 1, 2, …"
+        )
+    return int(text)
+
+
+def _check_text(column: str, texts: Sequence[str], numbers: Sequence[int]) -> list[Problem]:
+    """Text that cannot be written as UTF-8 (file names of another encoding)."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        bad = [
+            (n, t)
+            for n, t in zip(numbers, texts, strict=False)
+            if t.encode(errors="ignore") != t.encode(errors="replace")
+        ]
+        return [(n, f"{column} {t!r} is not valid Unicode; rename the file") for n, t in bad]
+    return []
+
+
+def _texts(series: pd.Series[Any], column: str) -> list[str]:
+    """A column as it stands in the file: empty for missing values, floats so short that they still read back equal."""
+    whole = column in INTEGERS
+
+    def text(value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        if value is None or value is pd.NA or value != value:
+            return ""
+        if isinstance(value, float):
+            return str(int(value)) if whole and value.is_integer() else repr(value)
+        return str(value)
+
+    return [text(v) for v in series.tolist()]
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
