@@ -1,0 +1,5 @@
+"""``python -m kdcache``."""
+
+from kdcache.cli import main
+
+main()
