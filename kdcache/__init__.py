@@ -18,7 +18,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kdcache import backbones, datasets, motion
-    from kdcache.demo import demo
     from kdcache.evaluation import evaluate
     from kdcache.extraction.run import extract
     from kdcache.manifest import read_manifest, write_manifest
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Cache": "kdcache.store",
-    "demo": "kdcache.demo",
     "evaluate": "kdcache.evaluation",
     "extract": "kdcache.extraction.run",
     "read_manifest": "kdcache.manifest",
@@ -43,7 +41,6 @@ __all__ = [
     "__version__",
     "backbones",
     "datasets",
-    "demo",
     "evaluate",
     "extract",
     "motion",

@@ -448,6 +448,6 @@ def demo(out: Path, seed: int) -> None:
     Example:
       kdcache demo
     """
-    import kdcache
+    from kdcache.demo import run_demo
 
-    kdcache.demo(out, seed=seed)
+    run_demo(out, seed=seed)

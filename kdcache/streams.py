@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from kdcache.errors import OptionError, unknown
@@ -50,6 +50,16 @@ class Settings:
     """Flow beyond this many pixels is clipped when stored as ``uint8`` or fed to a backbone."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
     """Which decoder reads videos; ``auto`` is a function of the file alone."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings from keyword arguments; a misspelt one is refused with the nearest that exists."""
+        names = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in names:
+                raise unknown("option", name, names)
+        given = {name: value for name, value in values.items() if value is not None}
+        return cls(**{**given, "views": tuple(given["views"])} if "views" in given else given)
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:

@@ -58,7 +58,6 @@ def extract(
     streams: Sequence[str] = ("i3d-rgb/mixed4a",),
     weights: Mapping[str, str | os.PathLike[str]] | None = None,
     workers: int = 1,
-    settings: Settings | None = None,
     *,
     device: str = "auto",
     batch: int | None = None,
@@ -67,6 +66,7 @@ def extract(
     retry_failed: bool = False,
     part: tuple[int, int] = (1, 1),
     progress: bool = True,
+    **settings: Any,
 ) -> Report:
     """Compute what the cache in ``out`` lacks of the manifest's clips and streams.
 
@@ -77,7 +77,6 @@ def extract(
         streams: what to cache, for example ``["i3d-rgb/mixed4a", "flow"]``.
         weights: backbone → checkpoint or ``random:SEED``.
         workers: processes; 1 works in this one.
-        settings: sampling, views, precision, storage.
         device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         batch: segments a backbone takes at once; halved when memory runs out.
         codec: ``zstd`` compresses shards.
@@ -85,6 +84,7 @@ def extract(
         retry_failed: try clips again that failed before.
         part: ``(i, n)``: do the i-th of n parts of the plan, for job arrays.
         progress: show a bar with clips/s and the time left.
+        settings: sampling, views, precision and storage: the fields of ``kdcache.streams.Settings``.
 
     Returns:
         A report; clips that failed are in it and in ``failures.csv``, they raise nothing.
@@ -98,7 +98,8 @@ def extract(
         raise OptionError(f"{root}: the data root is not a folder; pass --root with the folder that holds the videos.")
     rows = read_manifest(manifest, root) if isinstance(manifest, (str, os.PathLike)) else validate(manifest)
     device = _device(device)
-    wanted = resolve(streams, settings, weights)
+    chosen = Settings.of(settings)
+    wanted = resolve(streams, chosen, weights)
     plan = _plan(rows, wanted, root, out, retry_failed, workers)
     report = Report(out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes)
     units = _part(plan.units, part)
@@ -107,8 +108,7 @@ def extract(
         return report
     _check_disk(out, sum(1 for _ in units) and plan.bytes, codec)
     threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
-    decoder = (settings or Settings()).decoder
-    place = Workplace(out, tuple(wanted), dict(weights or {}), device, batch, threads, decoder, codec)
+    place = Workplace(out, tuple(wanted), dict(weights or {}), device, batch, threads, chosen.decoder, codec)
     _Run(rows, plan, report, progress).go(units, place, workers)
     return report
 
@@ -126,8 +126,7 @@ def _device(name: str) -> str:
 def _plan(
     rows: pd.DataFrame, streams: Sequence[Stream], root: Path, out: Path, retry_failed: bool, workers: int
 ) -> Plan:
-    from kdcache.store.index import load_places, scan
-    from kdcache.store.shard import clean
+    from kdcache.store import clean, load_places, scan
 
     clean(out)
     fingerprints, paths = fingerprint_sources(rows["source"].unique().tolist(), root, out / "sources.csv")

@@ -105,7 +105,7 @@ def run_unit(unit: Unit, place: Workplace, nets: Backbones, emit: Callable[[Even
             if held >= SHARD_BYTES or time.monotonic() - opened >= SHARD_SECONDS:
                 commit()
 
-    steps = ahead(_prepared(ahead(_decoded(unit, streams, place, stop), AHEAD), streams, place), AHEAD)
+    steps = ahead(prepared(ahead(decoded(unit, streams, place, stop), AHEAD), streams, place), AHEAD)
     for item in steps:
         if not isinstance(item, Prepared):
             emit(item)
@@ -128,7 +128,7 @@ def _size(clip: Prepared) -> int:
     return sum(sum(map(len, a)) if isinstance(a, list) else a.nbytes for a in clip.arrays.values())
 
 
-def _decoded(
+def decoded(
     unit: Unit, streams: list[Stream], place: Workplace, stop: Flag
 ) -> Iterator[ClipFrames | Failure | Started]:
     for path, group in itertools.groupby(unit.tasks, key=lambda t: t.path):
@@ -150,7 +150,7 @@ def _decoded(
                 yield _failure(task, "decode", error)
 
 
-def _prepared(
+def prepared(
     items: Iterator[ClipFrames | Failure | Started], streams: list[Stream], place: Workplace
 ) -> Iterator[Prepared | Failure | Started]:
     memory = FlowMemory(place.threads)

@@ -1,0 +1,95 @@
+"""Extraction as a whole against its slowest stage alone, and its peak memory: ``python benchmarks/extract.py [--write]``.
+
+Targets: wall time ≤ 1.15 × the slowest stage alone; peak memory does not grow with the number of clips. The clips are
+those of the demo, which anyone can render.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import common
+import pandas as pd
+
+from kdcache.demo.scene import make_dataset
+
+STREAM, WEIGHTS = "i3d-rgb/mixed4a", {"i3d-rgb": "random:0"}
+
+
+def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: int) -> dict[str, float]:
+    """Median seconds of decoding alone, backbone alone, and all together with shards written."""
+    import torch
+
+    from kdcache.extraction.features import Backbones
+    from kdcache.extraction.plan import Unit, fingerprint_sources, make_plan
+    from kdcache.extraction.worker import Workplace, decoded, prepared, run_unit
+    from kdcache.extraction.motion import Prepared
+    from kdcache.streams import Settings, resolve
+
+    chosen = Settings.of(settings)
+    streams = resolve([STREAM], chosen, WEIGHTS)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        prints, paths = fingerprint_sources(rows["source"].unique().tolist(), root, out / "sources.csv")
+        tasks = [t for u in make_plan(rows, streams, prints, paths, {}, {}).units for t in u.tasks]
+        unit = Unit((STREAM,), tuple(tasks))
+        threads = torch.get_num_threads()
+        place = Workplace(out, tuple(streams), WEIGHTS, "cpu", None, threads, "auto", None)
+        nets = Backbones(streams, WEIGHTS, "cpu", None)
+        stop = threading.Event()
+
+        def inputs() -> Iterator[Prepared]:
+            for item in prepared(decoded(unit, streams, place, stop), streams, place):
+                if isinstance(item, Prepared):
+                    yield item
+
+        ready = list(inputs())
+        assert len(ready) == len(rows)
+        return common.compare(
+            {
+                "decode": lambda: sum(1 for _ in inputs()),
+                "backbone": lambda: [nets.features([clip], streams[0]) for clip in ready],
+                "all": lambda: run_unit(unit, place, nets, lambda event: None, stop),
+            },
+            repeat=repeat,
+        )
+
+
+def _peak_mb(folder: Path, clips_per_class: int) -> float:
+    """Peak resident memory of a whole extraction in a process of its own, in MB."""
+    code = (
+        "import sys, json, resource, kdcache\n"
+        f"kdcache.extract({str(folder / 'clips.csv')!r}, {str(folder)!r}, {str(folder / f'out{clips_per_class}')!r},"
+        f" [{STREAM!r}], {WEIGHTS!r}, size=112, progress=False)\n"
+        "print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure() -> dict[str, Any]:
+    """All figures."""
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        rows = make_dataset(root, clips_per_class=4)
+        for name, settings in {"112 px, fp32": {"size": 112}, "224 px, bf16": {"precision": "bf16"}}.items():
+            seconds = _stages(rows, root, settings, repeat=3)
+            slowest = max(seconds["decode"], seconds["backbone"])
+            results[name] = {"seconds": seconds, "all / slowest stage": seconds["all"] / slowest, "target": 1.15}
+        few = _peak_mb(root, 4)
+        make_dataset(root, clips_per_class=24)
+        many = _peak_mb(root, 24)
+        results["peak memory"] = {"48 clips, MB": few, "288 clips, MB": many}
+    return results
+
+
+if __name__ == "__main__":
+    common.main("extract", measure, __doc__ or "")
