@@ -1,1 +1,74 @@
+"""The store: shards of cached arrays, their index, reading and verifying.
 
+A cache is a folder of shards ``shard-%05d.h5`` and ``manifest.csv``, its index (``kdcache.store.index``), which can be
+rebuilt from the shards alone. A shard is one HDF5 file, written once and never changed. Format ``kdcache/1``:
+
+Attributes of the file, all text in UTF-8 but the last:
+
+- ``format``: ``kdcache/1``
+- ``recipes``: JSON, stream → recipe, which has at least ``stream``, ``layout`` and ``dtype``
+- ``recipe_digests``: JSON, stream → first 32 hex digits of the SHA-256 of the recipe's canonical JSON (sorted keys, no
+  spaces)
+- ``libraries``: JSON, library → version, of whatever had a hand in the bytes
+- ``tables_digest``: digest of the four texts above and of all small tables (``kdcache.store.layout.tables_digest``)
+- ``complete``: 1
+
+Tables, one entry for each of ``n`` clips, fixed-length UTF-8 padded with zeros where text:
+
+- ``/clip`` [n]: ids
+- ``/row`` [n]: the manifest row as JSON
+- ``/origin`` [n]: JSON of provenance: source fingerprint, decoder …
+- ``/key/<stream>`` [n]: digest of (recipe, source fingerprint, span), the name of the array
+- ``/digest/<stream>`` [n]: first 32 hex digits of the SHA-256 of the array: ``dtype|shape|`` in ASCII (as in
+  ``<f2|1,480,8,14,14|``), then its little-endian bytes; for JPEG ``jpeg|lengths|``, then the files
+- ``/frames/<stream>``: source frames used, int32 [n, T]; or, when clips differ in T, a group with ``data`` and
+  ``offset`` [n + 1], clip ``i`` being ``data[offset[i]:offset[i + 1]]``
+
+Data, in one of three layouts (``layout`` in the recipe):
+
+- ``fixed``: the data set ``/<stream>`` [n, V, …], clip by clip; contiguous, uncompressed and, from 4096 bytes on,
+  aligned to 4096 (so it can be mapped into memory at ``dataset.id.get_offset()``), or chunked one clip-view a chunk
+  through zstd (HDF5 filter 32015, ``import hdf5plugin``)
+- ``ragged``: a group with flat ``data``, ``offset`` [n + 1] in elements, and ``shape`` [n, ndim]
+- ``jpeg``: a group with flat uint8 ``data``, ``frame_offset`` in bytes, one more than there are frames, and ``offset``
+  [n + 1] in frames; frame ``j`` of clip ``i`` is the file
+  ``data[frame_offset[offset[i] + j]:frame_offset[offset[i] + j + 1]]``
+
+With plain h5py::
+
+    with h5py.File("out/shard-00000.h5") as f:
+        ids = [c.decode() for c in f["clip"]]
+        features = f["i3d-rgb/mixed4a"][ids.index("clip-1")]                  # [V, 480, 8, 14, 14]
+        a, b = f["flow/offset"][0:2]
+        flow = f["flow/data"][a:b].reshape(f["flow/shape"][0])                # [T − 1, H, W, 2]
+
+Beside the shards may lie ``failures.csv`` (clips that could not be extracted), ``damaged.csv`` (arrays that ``verify
+--repair`` took out of use), ``*.damaged`` (shards that it renamed) and ``.*.partial`` (files being written; leftovers
+of dead writers are removed by the next extraction).
+"""
+
+from __future__ import annotations
+
+from kdcache.store.cache import Cache
+from kdcache.store.describe import inspect
+from kdcache.store.index import load_index, load_places, update_index
+from kdcache.store.integrity import Report, verify
+from kdcache.store.layout import Record
+from kdcache.store.shard import Committed, clean, commit_shard
+from kdcache.store.shards import reindex, scan
+
+__all__ = [
+    "Cache",
+    "Committed",
+    "Record",
+    "Report",
+    "clean",
+    "commit_shard",
+    "inspect",
+    "load_index",
+    "load_places",
+    "reindex",
+    "scan",
+    "update_index",
+    "verify",
+]

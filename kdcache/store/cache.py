@@ -1,0 +1,298 @@
+"""``Cache``: the arrays of a folder of shards, by stream and clip id."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kdcache.errors import OptionError, StoreError, unknown
+from kdcache.recipe import Recipe, differences
+from kdcache.store.index import indexed_streams, load_index, location_columns
+from kdcache.store.layout import StrPath
+from kdcache.store.reader import Shard, StreamReader, decode_jpeg, open_shard, read_fixed
+from kdcache.store.shards import open_all, span_of, strings
+
+if TYPE_CHECKING:
+    from kdcache.store.integrity import Report
+
+FAILURES = "failures.csv"
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the clips of one stream lie."""
+
+    shards: list[Shard]
+    code: NDArray[np.int64]  # [clips] index into ``shards``, −1 = not cached
+    row: NDArray[np.int64]  # [clips]
+    recipe: Recipe
+    layout: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]  # of one clip of a fixed stream, [V, …]
+
+
+class Cache:
+    """Read access to a folder that ``kdcache extract`` has filled.
+
+    Holds the index and paths only; no file stays open between calls, so a ``Cache`` may be pickled, forked and used
+    from several threads.
+
+    Args:
+        folder: the folder with ``manifest.csv`` and the shards.
+        recipe: digest (or its first digits) of the recipe to read, or several, where a stream was extracted under
+            more than one; streams without a match are read as they are.
+
+    Raises:
+        StoreError: no index, or no stream of that recipe.
+    """
+
+    def __init__(self, folder: StrPath, recipe: str | Sequence[str] = ()) -> None:
+        self.path = Path(folder)
+        index = load_index(self.path)
+        places = location_columns(list(index.columns))
+        self.clips: pd.DataFrame = index.drop(columns=places)
+        """The manifest's rows, dtypes as ``read_manifest``."""
+        self._index = index[places]
+        self.streams: list[str] = [s for s in indexed_streams(places) if index[f"{s}:row"].notna().any()]
+        """Streams of which at least one clip is cached, by name."""
+        self._number = {clip: i for i, clip in enumerate(self.clips["clip_id"])}
+        self._opened: dict[str, Shard] = {}
+        self._places: dict[str, _Places] = {}
+        self._chosen = self._choose([recipe] if isinstance(recipe, str) else list(recipe))
+
+    def recipe(self, stream: str) -> Recipe:
+        """The recipe that all clips of a stream share.
+
+        Raises:
+            OptionError: unknown stream.
+            StoreError: the stream holds clips of more than one recipe; names the fields that differ and the shards.
+        """
+        return self._place(stream).recipe
+
+    def shape(self, stream: str) -> tuple[int, ...]:
+        """Shape of each clip of a fixed stream, (V, …).
+
+        Raises:
+            OptionError: a stream whose clips differ in shape.
+        """
+        places = self._place(stream)
+        if places.layout != "fixed":
+            raise OptionError(f"Stream {stream!r} has one shape a clip; read the clips and take theirs.")
+        return places.shape
+
+    def dtype(self, stream: str) -> np.dtype[Any]:
+        """Stored type of a stream; what ``read`` returns."""
+        return self._place(stream).dtype
+
+    def has(self, stream: str) -> NDArray[np.bool_]:
+        """Which rows of ``clips`` are cached, bool [clips]."""
+        return self._place(stream).code >= 0
+
+    def read(
+        self, stream: str, clip_ids: Sequence[str], view: int | None = None, out: NDArray[Any] | None = None
+    ) -> Any:
+        """Read clips, in the order asked for, each file's rows in the order in which they lie.
+
+        Args:
+            stream: one of ``streams``.
+            clip_ids: any clips, in any order, repeated or not.
+            view: one view of a fixed stream instead of all.
+            out: array to read into, contiguous, of the right shape and dtype; made when absent.
+
+        Returns:
+            Fixed streams: [n, V, …], or [n, …] with ``view``. Ragged streams: a list of arrays. ``rgb`` kept as JPEG:
+            a list of uint8 [T, H, W, 3].
+
+        Raises:
+            OptionError: unknown stream or view, or an ``out`` that does not fit.
+            StoreError: a clip that is not cached (says why, where ``failures.csv`` knows), or a damaged shard.
+        """
+        places = self._place(stream)
+        rows = self._rows(stream, clip_ids)
+        if places.layout != "fixed":
+            if view is not None or out is not None:
+                raise OptionError(f"Stream {stream!r} has no views and one shape a clip; leave out view and out.")
+            return self._read_list(stream, rows)
+        if view is not None and not 0 <= view < places.shape[0]:
+            raise OptionError(f"Stream {stream!r} has views 0 to {places.shape[0] - 1}; {view} was asked for.")
+        shape = (len(rows), *(places.shape if view is None else places.shape[1:]))
+        if out is None:
+            out = np.empty(shape, places.dtype)
+        elif out.shape != shape or out.dtype != places.dtype or not out.flags.c_contiguous:
+            raise OptionError(f"out is {out.dtype} {out.shape}; a contiguous {places.dtype} {shape} is needed.")
+        for shard, which in self._by_shard(places, rows):
+            read_fixed(shard, stream, places.row[rows[which]].tolist(), which.tolist(), out, view)
+        return out
+
+    def frames(self, stream: str, clip_ids: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Source frame indices from which each clip was computed, int32 [T] each."""
+        places = self._place(stream)
+        rows = self._rows(stream, clip_ids)
+        found: list[Any] = [None] * len(rows)
+        for shard, which in self._by_shard(places, rows):
+            tables = open_shard(shard.path)[1]
+            table, offset = tables.get(f"frames/{stream}"), tables.get(f"frames/{stream}/offset")
+            for i in which.tolist():
+                row = places.row[rows[i]]
+                if table is not None:
+                    found[i] = table[row]
+                else:
+                    assert offset is not None
+                    found[i] = tables[f"frames/{stream}/data"][offset[row] : offset[row + 1]]
+        return found
+
+    def origin(self, clip_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Provenance of clips (source fingerprint, decoder …), as stored with the first stream that has each."""
+        found: list[dict[str, Any]] = [{}] * len(clip_ids)
+        numbers = np.array([self._number.get(clip, -1) for clip in clip_ids], np.int64)
+        left = np.ones(len(numbers), bool)
+        for stream in self.streams:
+            places = self._place(stream)
+            which = np.flatnonzero(left & (numbers >= 0) & (places.code[numbers] >= 0))
+            for shard, part in self._by_shard(places, numbers[which]):
+                texts = open_shard(shard.path)[1]["origin"]
+                for i in which[part].tolist():
+                    found[i] = json.loads(texts[places.row[numbers[i]]])
+            left[which] = False
+        if left.any():
+            raise StoreError(self._lacking("cached stream", [clip_ids[i] for i in np.flatnonzero(left).tolist()]))
+        return found
+
+    def verify(self, repair: bool = False) -> Report:
+        """Hash everything again; see ``kdcache.store.integrity``."""
+        from kdcache.store.integrity import verify
+
+        return verify(self.path, repair=repair)
+
+    def _read_list(self, stream: str, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+        places = self._place(stream)
+        found: list[Any] = [None] * len(rows)
+        for shard, which in self._by_shard(places, rows):
+            with StreamReader(shard, stream) as reader:
+                for i in which.tolist():
+                    payload = reader.row(int(places.row[rows[i]]))
+                    found[i] = decode_jpeg(payload, shard.path) if isinstance(payload, list) else payload
+        return found
+
+    @staticmethod
+    def _by_shard(places: _Places, rows: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
+        """The shards that rows of the index touch, each with positions in ``rows`` sorted by place in the file."""
+        order = np.lexsort((places.row[rows], places.code[rows]))
+        codes = places.code[rows][order]
+        for part in np.split(order, np.flatnonzero(np.diff(codes)) + 1) if len(order) else []:
+            yield places.shards[places.code[rows[part[0]]]], part
+
+    def _rows(self, stream: str, clip_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of the index; every clip must be cached."""
+        if isinstance(clip_ids, str):
+            raise OptionError(f"clip_ids is a sequence of ids; write [{clip_ids!r}].")
+        code = self._place(stream).code
+        numbers = np.array([self._number.get(clip, -1) for clip in clip_ids], np.int64)
+        if len(numbers) and (numbers.min() < 0 or code[numbers].min() < 0):
+            lacking = [c for c, n in zip(clip_ids, numbers, strict=True) if n < 0 or code[n] < 0]
+            raise StoreError(self._lacking(stream, lacking))
+        return numbers
+
+    def _lacking(self, stream: str, clips: Sequence[str]) -> str:
+        """Why clips are not there, as far as the ledger of failures knows."""
+        reasons = {}
+        if (self.path / FAILURES).exists():
+            with open(self.path / FAILURES, encoding="utf-8", newline="") as file:
+                reasons = {r["clip_id"]: f"{r['stage']}: {r['reason']}" for r in csv.DictReader(file)}
+        first = f"{clips[0]!r}" + (f" (and {len(clips) - 1} more)" if len(clips) > 1 else "")
+        if clips[0] in reasons:
+            why, advice = f"failed ({reasons[clips[0]]})", "mend it and run `kdcache extract --retry-failed`"
+        elif clips[0] in self._number:
+            why, advice = f"has no {stream}", "run `kdcache extract` with that stream"
+        else:
+            why, advice = "is not in the index", "check the id, or extract the manifest that has it"
+        return f"{self.path}: clip {first} {why}; {advice}."
+
+    def _open(self, name: str) -> Shard:
+        if name not in self._opened:
+            self._opened[name] = Shard.open(self.path / name)
+        return self._opened[name]
+
+    def _place(self, stream: str) -> _Places:
+        """Where a stream lies, its recipe checked; shards are opened on the first call."""
+        if stream not in self.streams:
+            raise unknown("stream", stream, self.streams)
+        if stream not in self._places:
+            self._places[stream] = self._locate(stream)
+        return self._places[stream]
+
+    def _locate(self, stream: str) -> _Places:
+        if stream in self._chosen:
+            names, row = self._locate_chosen(stream, self._chosen[stream])
+        else:
+            names = self._index[f"{stream}:shard"].to_numpy(object)
+            row = self._index[f"{stream}:row"].fillna(-1).to_numpy(np.int64)
+        unique, code = np.unique(names.astype(str), return_inverse=True)
+        code = code.astype(np.int64)
+        if len(unique) and unique[0] == "":  # clips that are not cached
+            unique, code = unique[1:], code - 1
+        shards = [self._open(str(name)) for name in unique]
+        first = self._one_recipe(stream, shards)
+        for i, shard in enumerate(shards):
+            beyond = row[code == i].max() >= shard.clips
+            if beyond or shard.stored(stream).shape != first.stored(stream).shape:
+                raise StoreError(f"{shard.path}: does not fit the index; run `kdcache reindex {self.path}`.")
+        stored = first.stored(stream)
+        return _Places(shards, code, row, first.recipes[stream], stored.layout, stored.dtype, stored.shape)
+
+    def _one_recipe(self, stream: str, shards: Sequence[Shard]) -> Shard:
+        """The first shard, once all agree on the recipe."""
+        groups: dict[str, list[Shard]] = {}
+        for shard in shards:
+            groups.setdefault(shard.stored(stream).recipe, []).append(shard)
+        if not groups:
+            raise StoreError(f"{self.path}: no clip has {stream} under the recipe asked for.")
+        if len(groups) > 1:
+            a, b = list(groups.values())[:2]
+            fields = "; ".join(differences(a[0].recipes[stream], b[0].recipes[stream]))
+            parts = " and ".join(f"{d[:8]} in {_names(found)}" for d, found in groups.items())
+            raise StoreError(
+                f"{self.path}: stream {stream!r} mixes recipes ({parts}), which differ in {fields}. Extract all clips "
+                "under one recipe, or choose one with recipe=DIGEST."
+            )
+        return shards[0]
+
+    def _choose(self, wanted: Sequence[str]) -> dict[str, str]:
+        """stream → digest of the recipe to read, for those digests (or first digits) asked for."""
+        chosen: dict[str, str] = {}
+        if not wanted:
+            return chosen
+        known = {(s, st.recipe) for shard, _, _ in open_all(self.path) for s, st in shard.streams.items()}
+        for start in wanted:
+            found = sorted((s, d) for s, d in known if d.startswith(start) and s in self.streams)
+            if not found or len({s for s, _ in found}) < len(found):
+                problem = "matches more than one recipe" if found else "is not here"
+                have = ", ".join(f"{d[:8]} ({s})" for s, d in sorted(known))
+                raise StoreError(f"{self.path}: recipe {start!r} {problem}; choose from {have}.")
+            chosen |= dict(found)
+        return chosen
+
+    def _locate_chosen(self, stream: str, recipe: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Where the clips of one recipe lie, whatever the index says; a clip is known by its source and span."""
+        at: dict[tuple[Any, ...], tuple[str, int]] = {}
+        for shard, tables, aside in open_all(self.path):
+            if stream in shard.streams and shard.streams[stream].recipe == recipe:
+                for row, text in enumerate(strings(tables["row"])):
+                    if (stream, row) not in aside:
+                        at[span_of(json.loads(text))] = (shard.path.name, row)
+        times = (self.clips[c].astype(object).where(self.clips[c].notna(), None) for c in ("start_s", "stop_s"))
+        places = [at.get(span, ("", -1)) for span in zip(self.clips["source"], *times, strict=True)]
+        return np.array([p[0] for p in places], object), np.array([p[1] for p in places], np.int64)
+
+
+def _names(shards: Sequence[Shard]) -> str:
+    names = [s.path.name for s in shards]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,173 @@
+"""The index of a cache: ``manifest.csv``, the manifest's columns plus, for each stream, where each clip lies.
+
+``<stream>:shard``, ``<stream>:row``, ``<stream>:key`` and ``<stream>:digest`` are empty for a clip that the cache does
+not hold. The index is a convenience: everything in it can be read back from the shards (``kdcache.store.shards``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kdcache.errors import StoreError
+from kdcache.manifest import read_manifest, write_manifest
+from kdcache.store.layout import Entry, StrPath
+from kdcache.store.lock import locked
+from kdcache.store.publish import shard_files
+
+INDEX = "manifest.csv"
+PARTS = ("shard", "row", "key", "digest")  # of an Entry
+
+Place = tuple[str, int, str]  # shard, row, digest
+Places = dict[str, dict[str, Place]]  # stream → key → place
+Located = Mapping[str, Mapping[str, tuple[str, int, str, str]]]  # stream → clip_id → Entry
+
+_SPAN = ("source", "start_s", "stop_s")
+
+
+def indexed_streams(columns: Sequence[str]) -> list[str]:
+    """The streams that an index has columns for."""
+    names = [c.removesuffix(":shard") for c in columns if c.endswith(":shard")]
+    return [s for s in names if all(f"{s}:{part}" in columns for part in PARTS)]
+
+
+def location_columns(columns: Sequence[str]) -> list[str]:
+    """The columns of an index that say where clips lie; all others are the manifest's."""
+    return [f"{s}:{part}" for s in indexed_streams(columns) for part in PARTS]
+
+
+def load_index(folder: StrPath) -> pd.DataFrame:
+    """Read a cache's index.
+
+    Returns:
+        One row a clip, dtypes as ``read_manifest``; ``<stream>:row`` is Int64, ``<NA>`` where nothing is cached, and
+        the other three are text, empty where nothing is cached.
+
+    Raises:
+        StoreError: the folder has no index.
+        ManifestError: the index was edited into something else.
+    """
+    path = Path(folder) / INDEX
+    if not path.exists():
+        shards = path.parent.is_dir() and shard_files(path.parent)
+        hint = f"run `kdcache reindex {folder}`" if shards else "name a folder that `kdcache extract` has filled"
+        raise StoreError(f"{folder}: there is no cache here ({INDEX} is missing); {hint}.")
+    index = read_manifest(path)
+    for stream in indexed_streams(list(index.columns)):
+        index[f"{stream}:row"] = pd.array(_row_numbers(path, index[f"{stream}:row"].tolist()), dtype="Int64")
+    return index
+
+
+def _row_numbers(path: Path, texts: Sequence[str]) -> list[int | None]:
+    """Rows as numbers, ``None`` where empty; ``3.0`` is what spreadsheets and pandas make of 3 beside empty cells."""
+    try:
+        return [int(t.removesuffix(".0")) if t else None for t in texts]
+    except ValueError as error:
+        raise StoreError(
+            f"{path}: a row of a shard is not a number ({error}); run `kdcache reindex {path.parent}`."
+        ) from error
+
+
+def load_places(folder: StrPath, streams: Sequence[str]) -> Places:
+    """What the index says is cached, of shards that exist: stream → key → (shard, row, digest).
+
+    Cheaper than ``scan`` (no shard is opened) but it may lag behind the shards after a run was killed.
+    """
+    path = Path(folder) / INDEX
+    places: Places = {s: {} for s in streams}
+    if not path.exists():
+        return places
+    wanted = {f"{s}:{part}" for s in streams for part in PARTS}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda c: c in wanted)
+    there = {p.name for p in shard_files(path.parent)}
+    for stream in indexed_streams(list(table.columns)):
+        shards, rows, keys, digests = (table[f"{stream}:{part}"].tolist() for part in PARTS)
+        cells = zip(shards, _row_numbers(path, rows), keys, digests, strict=True)
+        places[stream] = {k: (s, r, d) for s, r, k, d in cells if s in there and r is not None}
+    return places
+
+
+def update_index(folder: StrPath, rows: pd.DataFrame, located: Located) -> None:
+    """Merge manifest rows and locations into the index, atomically and under the folder's lock.
+
+    Rows are matched by ``clip_id``: known ones take the new columns' values, new ones are appended, rows of other
+    manifests stay. A clip whose source or span has changed loses its old locations. An index that would not change
+    is not rewritten.
+
+    Args:
+        folder: the cache.
+        rows: manifest rows, as ``read_manifest`` gives them; columns of an index in them are ignored.
+        located: stream → clip_id → (shard, row, key, digest), for clips of ``rows``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = rows.drop(columns=location_columns(list(rows.columns)))
+    with locked(folder):
+        old = load_index(folder) if (folder / INDEX).exists() else None
+        new = _merge(old, rows, located)
+        if old is None or list(new) != list(old.columns) or any(not _same(new[c], old[c]) for c in new):
+            write_manifest(pd.DataFrame(new), folder / INDEX)
+
+
+def drop_locations(folder: Path, bad: Mapping[str, NDArray[np.bool_]]) -> None:
+    """Forget where clips lie: ``bad`` is a mask over the index's rows for each stream. The lock must be held."""
+    index = load_index(folder)
+    for stream, mask in bad.items():
+        for part in PARTS:
+            index.loc[mask, f"{stream}:{part}"] = pd.NA if part == "row" else ""
+    write_manifest(index, folder / INDEX)
+
+
+def _same(new: NDArray[Any], old: pd.Series[Any]) -> bool:
+    before = pd.Series(old.to_numpy(object), dtype=object)
+    return len(new) == len(before) and pd.Series(new, dtype=object).equals(before)
+
+
+def _merge(old: pd.DataFrame | None, rows: pd.DataFrame, located: Located) -> dict[str, NDArray[Any]]:
+    """All columns of the new index, as object arrays."""
+    old = rows.iloc[:0] if old is None else old
+    before = len(old)
+    ids = pd.Index(old["clip_id"]).append(pd.Index(rows["clip_id"]))
+    ids = ids[~ids.duplicated()]
+    place = ids.get_indexer(pd.Index(rows["clip_id"]))
+    known = place < before
+    moved = np.zeros(len(ids), bool)
+    for column in _SPAN:
+        a, b = old[column].to_numpy(object)[place[known]], rows[column].to_numpy(object)[known]
+        moved[place[known]] |= (a != b) & ~((a != a) & (b != b))  # NaN, the source's own start or end, equals NaN
+    streams = sorted({*indexed_streams(list(old.columns)), *located})
+    kept = [c for c in old.columns if c not in set(location_columns(list(old.columns)))]
+    merged: dict[str, NDArray[Any]] = {}
+    for column in dict.fromkeys([*kept, *rows.columns]):
+        values = _empty(column, len(ids))
+        if column in old.columns:
+            values[:before] = old[column].to_numpy(object)
+        if column in rows.columns:
+            values[place] = rows[column].to_numpy(object)
+        merged[column] = values
+    numbers = {clip: i for i, clip in enumerate(ids)} if located else {}
+    for stream in streams:
+        at = np.array([numbers[clip] for clip in located.get(stream, {})], np.intp)
+        entries = [Entry(*e) for e in located.get(stream, {}).values()]
+        for i, part in enumerate(PARTS):
+            column = f"{stream}:{part}"
+            values = _empty(column, len(ids))
+            if column in old.columns:
+                values[:before] = old[column].to_numpy(object)
+                values[moved] = _empty(column, 1)[0]
+            values[at] = np.array([e[i] for e in entries], object)
+            merged[column] = values
+    return merged
+
+
+def _empty(column: str, size: int) -> NDArray[Any]:
+    """Missing values as ``load_index`` gives them."""
+    from kdcache.manifest import INTEGERS, TIMES
+
+    missing: Any = np.nan if column in TIMES else pd.NA if column in INTEGERS or column.endswith(":row") else ""
+    return np.full(size, missing, object)

@@ -1,0 +1,120 @@
+"""What goes into a shard: records, the three layouts, the digest of one row, and the names a stream may have."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache.errors import StoreError
+
+FORMAT = "kdcache/1"
+LAYOUTS = ("fixed", "ragged", "jpeg")
+TABLES = ("clip", "row", "origin")  # one entry a clip
+PER_STREAM = ("key", "digest", "frames")  # groups with one entry a clip and stream
+DTYPES = ("float16", "float32", "float64", "uint8", "int8", "uint16", "int16", "int32", "int64")
+HEX = 32  # digits of a key or digest
+
+_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
+
+StrPath = str | os.PathLike[str]
+Payload = NDArray[Any] | list[bytes]  # one clip of one stream: an array, or JPEG files one a frame
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything that is cached for one clip in one go."""
+
+    clip: dict[str, Any]
+    """The manifest row, JSON-able; has ``clip_id``."""
+    origin: dict[str, Any]
+    """Provenance, JSON-able: source fingerprint, decoder, codec …"""
+    keys: dict[str, str] = field(default_factory=dict)
+    """stream → key, 32 hex digits."""
+    frames: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+    """stream → source frame indices used, int32 [T]."""
+    arrays: dict[str, Payload] = field(default_factory=dict)
+    """stream → array ``[V, …]`` (fixed), array of any shape (ragged) or list of JPEG files (jpeg)."""
+
+
+class Entry(NamedTuple):
+    """Where one clip of one stream lies."""
+
+    shard: str  # file name in the cache folder
+    row: int
+    key: str
+    digest: str
+
+
+def row_digest(payload: Payload) -> str:
+    """Digest of one clip of one stream: 32 hex digits of a SHA-256.
+
+    Hashed is ``dtype|shape|`` in ASCII, for example ``<f2|1,480,8,14,14|``, then the little-endian bytes in C order;
+    for JPEG ``jpeg|`` and the length of each file, for example ``jpeg|5120,5098|``, then the files.
+    """
+    if isinstance(payload, list):
+        head = f"jpeg|{','.join(str(len(b)) for b in payload)}|"
+        return hash_parts([head.encode(), *payload])
+    head = f"{payload.dtype.str}|{','.join(map(str, payload.shape))}|"
+    return hash_parts([head.encode(), raw_bytes(payload)])
+
+
+def raw_bytes(array: NDArray[Any]) -> memoryview:
+    """The bytes of an array in C order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def hash_parts(parts: Iterable[bytes | memoryview]) -> str:
+    """32 hex digits of the SHA-256 of the concatenated parts."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()[:HEX]
+
+
+def tables_digest(attributes: Sequence[str], tables: dict[str, NDArray[Any]]) -> str:
+    """Digest over a shard's attributes and all its small tables, so that damage to them is found on opening."""
+    parts: list[bytes | memoryview] = [a.encode() + b"\n" for a in attributes]
+    for name in sorted(tables):
+        table = tables[name]
+        parts += [f"{name}|{table.dtype.str}|{table.shape}|".encode(), raw_bytes(table)]
+    return hash_parts(parts)
+
+
+def check_streams(names: Iterable[str]) -> None:
+    """Refuse stream names that a shard cannot hold.
+
+    Raises:
+        StoreError: a name with odd characters, one of the format's own, or one that is another's parent.
+    """
+    taken = set(TABLES) | set(PER_STREAM)
+    names = list(names)
+    for name in names:
+        if not _STREAM.fullmatch(name):
+            raise StoreError(
+                f"Stream {name!r}: use letters, digits and _.- with / between parts, as in i3d-rgb/mixed4a."
+            )
+        if name.split("/")[0] in taken:
+            raise StoreError(
+                f"Stream {name!r}: {name.split('/')[0]!r} is a table of the shard format; choose another name."
+            )
+        if any(other.startswith(f"{name}/") for other in names):
+            raise StoreError(f"Stream {name!r} is the parent of another stream of its shard; choose another name.")
+
+
+class DamagedShard(StoreError):
+    """A shard whose bytes are not what was written, or that is gone: ``verify --repair`` can set it aside."""
+
+
+def damaged(path: StrPath, what: str) -> DamagedShard:
+    """The error for a shard that cannot be trusted, with what to do about it."""
+    return DamagedShard(
+        f"{path}: {what}; run `kdcache verify {Path(path).parent} --repair`, then the same `kdcache extract` again."
+    )

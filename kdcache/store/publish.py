@@ -1,0 +1,175 @@
+"""Giving a finished shard its name, and clearing away what dead writers left."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from kdcache.files import PARTIAL, sync
+from kdcache.store.layout import StrPath
+from kdcache.store.lock import locked
+
+QUARANTINED = ".damaged"  # suffix of a shard that verify --repair set aside
+
+_SHARD = re.compile(r"shard-(\d{5,})\.h5")
+_OURS = re.compile(rf"\.shard\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
+_STALE_S = 24 * 3600.0  # a temporary file untouched for this long has no living writer, whatever its host
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The published shards of a folder, by number."""
+    found = [(int(m[1]), p) for p in folder.iterdir() if (m := _SHARD.fullmatch(p.name))]
+    return [path for _, path in sorted(found)]
+
+
+@contextmanager
+def partial_file(folder: Path) -> Iterator[Path]:
+    """Yield a temporary name for a shard, telling host and process; whatever lies there afterwards is removed."""
+    path = folder / f".shard.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}{PARTIAL}"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, folder: Path) -> str:
+    """Flush a finished file to the disk and give it the next free shard name, which no other writer can take.
+
+    Numbers are never used twice, not even that of a shard set aside as damaged.
+
+    Returns:
+        The file name.
+    """
+    sync(temporary)
+    names = [m for p in folder.iterdir() if (m := _SHARD.fullmatch(p.name.removesuffix(QUARANTINED)))]
+    number = 1 + max((int(m[1]) for m in names), default=-1)
+    while True:
+        final = folder / f"shard-{number:05d}.h5"
+        try:
+            os.link(temporary, final)  # fails when the name is taken; a rename would overwrite
+            break
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with locked(folder):  # a file system without hard links
+                if not final.exists():
+                    os.rename(temporary, final)
+                    break
+            number += 1
+    sync(folder)
+    return final.name
+
+
+def clean(folder: StrPath) -> list[str]:
+    """Remove temporary files whose writer is gone: a dead process of this host, or nothing written for a day.
+
+    Returns:
+        The names of the files removed.
+    """
+    removed = []
+    for path in sorted(Path(folder).glob(f".*{PARTIAL}")):
+        ours = _OURS.fullmatch(path.name)
+        try:
+            stale = time.time() - path.stat().st_mtime > _STALE_S
+            dead = ours is not None and ours["host"] == socket.gethostname() and not _alive(int(ours["pid"]))
+            if stale or dead:
+                path.unlink()
+                removed.append(path.name)
+        except FileNotFoundError:  # its writer has just finished
+            continue
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class Sink(io.RawIOBase):
+    """A file for HDF5 to write to that never fails in HDF5's sight.
+
+    HDF5 cannot give up a file that the disk refuses to take: it leaks the descriptor (and with it the space) and
+    may crash the process later. So the first error is kept here, everything after it is dropped, and the caller
+    raises it once HDF5 has closed the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        self._place = 0
+        self.error: OSError | None = None
+
+    def raise_error(self) -> None:
+        """Raise the first error met, if any."""
+        if self.error is not None:
+            raise self.error
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a place in the file."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: os.fstat(self._fd).st_size}[whence]
+        self._place = base + offset
+        return self._place
+
+    def tell(self) -> int:
+        """The place in the file."""
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what has been written."""
+        view = memoryview(buffer).cast("B")
+        data = os.pread(self._fd, len(view), self._place)
+        view[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``, or keep the error and drop it."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view) and self.error is None:
+            try:
+                done += os.pwrite(self._fd, view[done:], self._place + done)
+            except OSError as error:
+                self.error = error
+        self._place += len(view)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the file's length."""
+        size = self._place if size is None else size
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            self.error = self.error or error
+        return size
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
