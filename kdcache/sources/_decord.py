@@ -1,0 +1,141 @@
+"""Pixels through decord: up to twice as fast as PyAV, for plain files, in order, and only while it has no complaint.
+
+decord patches over damage without a word, and loses its place when it seeks (it counts frames by time stamp and key
+frames in decoding order). So it gets files without quirks, reads them from the first frame on, and the complaints of
+its FFmpeg are listened to: the first one hands the rest of the file to PyAV, which judges each frame.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kdcache.sources.axis import Axis
+
+if TYPE_CHECKING:
+    from kdcache.sources.base import Frame
+
+# What decord 0.6 reads to the same pixels as PyAV (tests/test_sources_backends.py holds them to it).
+# Only codecs whose standard fixes every bit of the result: MPEG-1, -2 and -4 Part 2 leave the rounding of the inverse
+# transform open, and the two libraries' FFmpegs differ there by 1 or 2 grey levels in some frames.
+READS = {container: {"h264", "hevc"} for container in ("mov", "matroska", "avi")}
+LONG_GAP = 250  # frames; across more than these PyAV's seek is cheaper than decoding on
+_WARNING = 24  # FFmpeg's AV_LOG_WARNING; damage is reported at or below it
+_of_parents: list[Any] = []  # readers opened before a fork: freeing one joins a thread that is not in the child
+
+
+class Doubt(Exception):
+    """decord cannot vouch for the next frame; the message says why."""
+
+
+def why_not(axis: Axis) -> str | None:
+    """Why a file is left to PyAV, or ``None``; a function of the file and of whether decord is installed."""
+    if importlib.util.find_spec("decord") is None:
+        return "decord is not installed"
+    if axis.codec not in READS.get(axis.container, ()):
+        return f"{axis.codec} in {axis.container}"
+    if axis.quirks:
+        return axis.quirks[0]
+    if _complaints() is None:
+        return "this build of decord does not let its errors be heard"
+    return None
+
+
+@functools.cache
+def _complaints() -> list[str] | None:
+    """A list that decord's FFmpeg appends its warnings and errors to; ``None`` where it cannot be reached."""
+    from decord._ffi.base import _LIB
+
+    heard: list[str] = []
+    if not hasattr(_LIB, "av_log_set_callback"):
+        return None
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+    def listen(_context: int, level: int, text: bytes, _values: int) -> None:
+        if 0 <= level & 0xFF <= _WARNING:
+            heard.append(text.decode(errors="replace").strip())
+
+    called = callback(listen)
+    _LIB.av_log_set_callback(called)
+
+    def hush(_keep: object = called) -> None:  # keeps the callback alive, and FFmpeg from calling it after Python's end
+        _LIB.av_log_set_callback(_LIB.av_log_default_callback)
+
+    atexit.register(hush)
+    return heard
+
+
+class DecordDecoder:
+    """Decodes frames of an ``Axis`` by index, forward."""
+
+    name = "decord"
+
+    def __init__(self, axis: Axis, skips: bool) -> None:
+        """``skips``: give way (``Doubt``) where a key frame beyond a long gap would save decoding it."""
+        self._axis = axis
+        self._starts = [key.index for key in axis.keys] if skips else []
+        self._reader: Any = None
+        self._process = os.getpid()
+        self._next = 0
+        self._before = 0  # complaints heard before this reader's first frame
+        self.version = importlib.metadata.version("decord")
+
+    def frames(self, indices: list[int]) -> Iterator[Frame]:
+        """The frames at ascending ``indices``.
+
+        Raises:
+            Doubt: an error, or a complaint of its decoder, before the next frame; those yielded are right.
+        """
+        for index in indices:
+            if self._reader is None or index < self._next or os.getpid() != self._process:
+                self._start()
+            if any(self._next + LONG_GAP < start <= index for start in self._starts):
+                raise Doubt(f"a gap of {index - self._next} frames")
+            yield self._forward(index)
+
+    def close(self) -> None:
+        """Let go of the reader and its thread."""
+        if self._reader is not None and os.getpid() != self._process:
+            _of_parents.append(self._reader)
+        self._reader = None
+
+    def _start(self) -> None:
+        import decord
+
+        self.close()
+        self._process = os.getpid()
+        try:
+            # One thread: the axis of several clips is parallel over processes. The least tolerance to be had makes
+            # decord raise where it would repeat the nearest frame instead of a missing one.
+            self._reader = decord.VideoReader(self._axis.path, num_threads=1, fault_tol="0.000001")
+        except (decord.DECORDError, RuntimeError, AssertionError) as error:
+            raise Doubt(f"it does not open: {_first_line(error)}") from error
+        if len(self._reader) != len(self._axis.times):
+            raise Doubt(f"it counts {len(self._reader)} frames, not {len(self._axis.times)}")
+        self._next, self._before = 0, len(_complaints() or ())
+
+    def _forward(self, index: int) -> Frame:
+        import decord
+
+        while True:
+            try:
+                picture = self._reader.next()
+            except (decord.DECORDError, decord.DECORDLimitReachedError, StopIteration) as error:
+                raise Doubt(_first_line(error)) from error
+            heard = _complaints() or []
+            if len(heard) > self._before:
+                raise Doubt(heard[self._before])
+            self._next += 1
+            if self._next > index:
+                frame: Frame = picture.asnumpy()
+                return frame
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

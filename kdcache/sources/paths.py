@@ -1,0 +1,70 @@
+"""Paths that stay inside a root, and a cheap identity of what lies at them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from kdcache.errors import SourceError
+
+_EDGE, _BLOCK, _BLOCKS = 64 * 1024, 4 * 1024, 16
+
+
+def inside(root: str | os.PathLike[str], relative: str | os.PathLike[str]) -> Path:
+    """The absolute path of ``relative`` below ``root``, with links resolved.
+
+    Raises:
+        SourceError: ``relative`` is empty or absolute, or leaves ``root`` through ``..`` or a symbolic link.
+    """
+    text = os.fspath(relative)
+    if not text or "\0" in text:
+        raise SourceError(f"{text!r} is no path; give one relative to {root}.")
+    if os.path.isabs(text):
+        raise SourceError(f"{text}: an absolute path; give it relative to the root {root}.")
+    base = Path(root).resolve()
+    path = (base / text).resolve()
+    if not path.is_relative_to(base):
+        raise SourceError(f"{text}: leads out of the root {root} to {path}; put it below the root or choose that root.")
+    return path
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """A cheap identity of a source's content, for cache keys: 32 hex digits of a SHA-256.
+
+    A file is named by its size, its first and last 64 KiB and 16 blocks of 4 KiB spread evenly over it: at most 192 KiB
+    are read, whatever its size (about 0.3 ms a file from memory, two or three seeks' worth from disk). A folder is
+    named by the names and sizes of the files in it, without opening them. Two contents that differ only between the
+    blocks, or in a folder at equal sizes, get the same name: this detects replaced, re-encoded and cut sources, not
+    tampering.
+
+    Raises:
+        SourceError: missing or unreadable.
+    """
+    name = os.fspath(path)
+    digest = hashlib.sha256(b"kdcache source 1\n")
+    try:
+        if os.path.isdir(name):
+            with os.scandir(name) as entries:
+                files = sorted(
+                    (e.name, e.stat().st_size) for e in entries if not e.name.startswith(".") and e.is_file()
+                )
+            for entry, size in files:
+                digest.update(f"{entry}\0{size}\n".encode(errors="surrogateescape"))
+        else:
+            with open(name, "rb", buffering=0) as file:
+                _add_file(digest, file.fileno())
+    except OSError as error:
+        raise SourceError(
+            f"{name}: cannot be read ({error.strerror}); check that it exists and may be read."
+        ) from error
+    return digest.hexdigest()[:32]
+
+
+def _add_file(digest: hashlib._Hash, fd: int) -> None:
+    size = os.fstat(fd).st_size
+    digest.update(size.to_bytes(8, "little"))
+    digest.update(os.pread(fd, _EDGE, 0))
+    digest.update(os.pread(fd, _EDGE, max(0, size - _EDGE)))
+    for k in range(_BLOCKS):
+        digest.update(os.pread(fd, _BLOCK, max(0, size - _BLOCK) * k // (_BLOCKS - 1)))
