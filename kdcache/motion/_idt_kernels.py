@@ -1,0 +1,217 @@
+"""Compiled inner loops of improved dense trajectories: sampling, tracking, pruning, histograms.
+
+Live tracks of one scale lie in a circular queue of slots, oldest first; tracks born in one frame are
+neighbours, so those that reach full length are always at its head. Plain float32, no re-association.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
+I32 = NDArray[np.int32]
+B8 = NDArray[np.bool_]
+
+_FLOOR = np.float32(0.05)  # added to every bin before normalising
+_DEGREES = np.float32(180.0 / math.pi)
+
+
+@numba.njit(cache=True, nogil=True)
+def advance(points: F32, moves: F32, age: I32, live: B8, flow: F32, warped: F32) -> None:
+    """Move each live track of a scale by one frame.
+
+    ``points [n, L+1, 2]`` and ``moves [n, L, 2]`` grow at ``age [n]``; ``flow, warped [2, h, w]`` are the flow
+    and the flow without camera motion. A track that leaves the image stops being ``live``.
+    """
+    _, h, w = flow.shape
+    for i in range(live.size):
+        if not live[i]:
+            continue
+        t = age[i]
+        px, py = points[i, t, 0], points[i, t, 1]
+        x = min(max(int(np.rint(px)), 0), w - 1)
+        y = min(max(int(np.rint(py)), 0), h - 1)
+        qx, qy = px + flow[0, y, x], py + flow[1, y, x]
+        if not (0 < qx < w and 0 < qy < h):
+            live[i] = False
+            continue
+        moves[i, t, 0], moves[i, t, 1] = warped[0, y, x], warped[1, y, x]
+        points[i, t + 1, 0], points[i, t + 1, 1] = qx, qy
+        age[i] = t + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def sample(eigen: F32, threshold: float, step: int, points: F32, age: I32, live: B8) -> F32:
+    """Grid points ``[n, 2]`` whose ``eigen [h, w]`` exceeds ``threshold``, in cells that hold no live track."""
+    h, w = eigen.shape
+    rows, columns = h // step, w // step
+    taken = np.zeros((rows, columns), np.bool_)
+    for i in range(live.size):
+        if live[i]:
+            x, y = int(points[i, age[i], 0]) // step, int(points[i, age[i], 1]) // step
+            if x < columns and y < rows:
+                taken[y, x] = True
+    out = np.empty((rows * columns, 2), np.float32)
+    n = 0
+    for j in range(rows):
+        for i in range(columns):
+            x, y = i * step + step // 2, j * step + step // 2
+            if not taken[j, i] and eigen[y, x] > threshold:
+                out[n, 0], out[n, 1] = x, y
+                n += 1
+    return out[:n]
+
+
+@numba.njit(cache=True, nogil=True)
+def judge(points: F32, moves: F32, limits: F32, stats: F32) -> B8:
+    """Which complete tracks are worth keeping, and their figures.
+
+    ``points [n, L+1, 2]`` and ``moves [n, L, 2]`` in pixels of the full-size frame. ``limits`` are the least
+    and largest standard deviation, the largest step, the share of the length that one step may have, and the
+    least warped step. ``stats [n, 5]`` gets mean x, mean y, deviation x, deviation y, length; ``moves`` of
+    kept tracks are divided by their total length.
+    """
+    n, count, _ = points.shape
+    keep = np.zeros(n, np.bool_)
+    norm = np.float32(1.0) / np.float32(count)
+    zero = np.float32(0.0)
+    for i in range(n):
+        for c in range(2):
+            mean, var = zero, zero
+            for t in range(count):
+                mean += points[i, t, c]
+            mean *= norm
+            for t in range(count):
+                d = points[i, t, c] - mean
+                var += d * d
+            stats[i, c], stats[i, 2 + c] = mean, math.sqrt(var * norm)
+        length, longest, total, furthest = zero, zero, zero, zero
+        for t in range(count - 1):
+            dx, dy = points[i, t + 1, 0] - points[i, t, 0], points[i, t + 1, 1] - points[i, t, 1]
+            d = np.float32(math.sqrt(dx * dx + dy * dy))
+            length += d
+            longest = max(longest, d)
+            m = np.float32(math.sqrt(moves[i, t, 0] * moves[i, t, 0] + moves[i, t, 1] * moves[i, t, 1]))
+            total += m
+            furthest = max(furthest, m)
+        stats[i, 4] = length
+        still = stats[i, 2] < limits[0] and stats[i, 3] < limits[0]
+        wild = stats[i, 2] > limits[1] or stats[i, 3] > limits[1]
+        jump = longest > limits[2] and longest > length * limits[3]
+        if still or wild or jump or not furthest > limits[4]:
+            continue
+        keep[i] = True
+        for t in range(count - 1):
+            moves[i, t, 0] /= total
+            moves[i, t, 1] /= total
+    return keep
+
+
+@numba.njit(cache=True, nogil=True)
+def bearing(x: F32, y: F32, magnitude: F32, degrees: F32) -> None:
+    """Length and direction (degrees in [0, 360)) of each vector (x, y), by OpenCV's polynomial arc tangent."""
+    p1, p3 = np.float32(0.9997878412794807) * _DEGREES, np.float32(-0.3258083974640975) * _DEGREES
+    p5, p7 = np.float32(0.1555786518463281) * _DEGREES, np.float32(-0.04432655554792128) * _DEGREES
+    eps = np.float32(2.220446049250313e-16)
+    for i in range(x.size):
+        ax, ay = abs(x[i]), abs(y[i])
+        low, high = min(ax, ay), max(ax, ay)
+        c = low / (high + eps)
+        c2 = c * c
+        a = (((p7 * c2 + p5) * c2 + p3) * c2 + p1) * c
+        a = a if ax >= ay else np.float32(90.0) - a
+        a = a if x[i] >= 0 else np.float32(180.0) - a
+        a = a if y[i] >= 0 else np.float32(360.0) - a
+        degrees[i] = a if a < 360 else np.float32(0.0)
+        magnitude[i] = math.sqrt(x[i] * x[i] + y[i] * y[i])
+
+
+@numba.njit(cache=True, nogil=True)
+def integrate(x: F32, y: F32, quiet: float, out: F32) -> None:
+    """Integral histogram ``out [h+1, w+1, bins]`` of the directions of the vector field ``x, y [h, w]``.
+
+    Each vector is shared between its two nearest of 8 direction bins in proportion to its length. With a
+    ninth bin, vectors no longer than ``quiet`` count 1 there instead. Row 0 and column 0 of ``out`` stay 0.
+    """
+    h, w = x.shape
+    bins = out.shape[2]
+    magnitude, degrees = np.empty(w, np.float32), np.empty(w, np.float32)
+    one = np.float32(1.0)
+    for j in range(h):
+        bearing(x[j], y[j], magnitude, degrees)
+        above, row = out[j], out[j + 1]
+        s = np.zeros(bins, np.float32)
+        for i in range(w):
+            m = magnitude[i]
+            if bins == 9 and m <= quiet:
+                s[8] += one
+            else:
+                f = degrees[i] * np.float32(8.0 / 360.0)
+                b = int(f)
+                part = (f - np.float32(b)) * m
+                s[b] += m - part
+                s[(b + 1) % 8] += part
+            for k in range(bins):
+                row[i + 1, k] = above[i + 1, k] + s[k]
+
+
+@numba.njit(cache=True, nogil=True)
+def describe(integral: F32, points: F32, age: I32, live: B8, patch: int, span: int, offset: int, out: F32) -> None:
+    """Add each live track's histogram of this frame to its descriptor ``out[i, offset:]``.
+
+    Cells: 2 × 2 of a ``patch``-sized square around the point (x outer), and one of three in time by age
+    (``span`` frames each); L1-normalised, then square-rooted, averaged over the frames of the cell.
+    """
+    h, w, bins = integral.shape
+    half = patch // 2
+    size = 4 * bins
+    cell = np.empty(size, np.float32)
+    share = np.float32(1.0) / np.float32(span)
+    for i in range(live.size):
+        if not live[i]:
+            continue
+        t = age[i]
+        left = min(max(int(np.rint(points[i, t, 0])) - half, 0), w - 1 - patch)
+        top = min(max(int(np.rint(points[i, t, 1])) - half, 0), h - 1 - patch)
+        total = np.float32(0.0)
+        for q in range(4):
+            x, y = left + (q // 2) * half, top + (q % 2) * half
+            for k in range(bins):
+                v = integral[y + half, x + half, k] + integral[y, x, k] - integral[y + half, x, k]
+                v = max(v - integral[y, x + half, k], np.float32(0.0)) + _FLOOR
+                cell[q * bins + k] = v
+                total += v
+        norm = np.float32(1.0) / total
+        start = offset + (t // span) * size
+        for k in range(size):
+            out[i, start + k] += np.float32(math.sqrt(cell[k] * norm)) * share
+
+
+@numba.njit(cache=True, nogil=True)
+def warp_back(prev: U8, next: U8, m: F64, margin: float, out: U8) -> None:
+    """``next`` seen through the homography ``m [9]``, positions rounded to 1/32 px, into ``out [H, W]``.
+
+    Pixels that fall outside ``next`` or within ``margin`` of its border are copied from ``prev``.
+    """
+    h, w = prev.shape
+    for y in range(h):
+        x0, y0, w0 = m[1] * y + m[2], m[4] * y + m[5], m[7] * y + m[8]
+        for x in range(w):
+            depth = w0 + m[6] * x
+            inverse = 1.0 / depth if depth != 0.0 else 0.0
+            px, py = (x0 + m[0] * x) * inverse, (y0 + m[3] * x) * inverse
+            if not (margin < px < w - 1 - margin and margin < py < h - 1 - margin):
+                out[y, x] = prev[y, x]
+                continue
+            ix, iy = int(np.rint(px * 32.0)), int(np.rint(py * 32.0))
+            u, v, a, b = ix >> 5, iy >> 5, ix & 31, iy & 31
+            top = (32 - a) * np.int32(next[v, u]) + a * np.int32(next[v, min(u + 1, w - 1)])
+            v1 = min(v + 1, h - 1)
+            low = (32 - a) * np.int32(next[v1, u]) + a * np.int32(next[v1, min(u + 1, w - 1)])
+            out[y, x] = ((32 - b) * top + b * low + 512) >> 10
