@@ -77,7 +77,7 @@ def sheet(cache: Cache, clip_id: str) -> Picture:
 def _tracks(rgb: Picture) -> Picture:
     """Trajectories that end at each frame or later, drawn over the frames."""
     from kdcache.motion import trajectories
-    from kdcache.motion.trajectories import draw_trajectories
+    from kdcache.motion.idt import draw_trajectories
 
     table = trajectories(rgb)
     picked = _pick(len(rgb))

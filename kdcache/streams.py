@@ -196,6 +196,6 @@ def _flow_recipe() -> dict[str, Any]:
 def _idt_recipe() -> dict[str, Any]:
     from dataclasses import asdict
 
-    from kdcache.motion.trajectories import IDTParams
+    from kdcache.motion.idt import IDTParams
 
     return {"algorithm": "idt", **asdict(IDTParams())}
