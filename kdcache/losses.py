@@ -81,7 +81,6 @@ def l_d(
     A: Tensor,
     R: Tensor,
     which: Literal["AR", "RA", "both"] = "both",
-    *,
     alpha: float | None = None,
     distance: Distance = "huber",
     reduction: Reduction = "mean",

@@ -1,4 +1,4 @@
-"""The distillation methods: modules with ``Options``, ``stages(options, data)`` and ``predictor(options, data)``.
+"""The distillation methods: modules with ``Options``, ``resolve``, ``stages`` and ``predictor``.
 
 See ``kdcache.methods.contract`` for what these are. A method knows torch and ``kdcache.losses``; where tensors come
 from and where numbers go is the trainer's business.

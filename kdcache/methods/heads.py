@@ -1,0 +1,64 @@
+"""Networks that are trained on cached maps: I3D's last blocks (the papers'), and a light one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdcache.backbones.i3d import I3DTail
+from kdcache.errors import OptionError, WeightsError
+
+
+class I3DHead(I3DTail):
+    """I3D behind the cached layer; its second output is the map of ``map_layer``."""
+
+    def __init__(self, num_classes: int, input_layer: str, map_layer: str = "mixed5c", dropout: float = 0.5) -> None:
+        super().__init__(num_classes, input_layer, dropout)
+        self.map_layer = self.resolve(map_layer)
+
+    def forward(self, x: Tensor, layer: str | None = None) -> tuple[Tensor, Tensor]:
+        """Cached map ``[B, 480, l, h, w]`` → scores ``[B, num_classes]``, output of ``layer`` or ``map_layer``."""
+        return super().forward(x, layer or self.map_layer)
+
+    def initialise(self, checkpoint: Mapping[str, Tensor]) -> None:
+        """Take every parameter but the classifier's from the checkpoint of a whole I3D."""
+        own = [name for name in self.state_dict() if name not in self.classifier]
+        missing = [name for name in own if name not in checkpoint]
+        if missing:
+            raise WeightsError(f"The checkpoint is not an I3D's: it lacks {missing[0]} and {len(missing) - 1} others.")
+        self.load_state_dict({name: checkpoint[name] for name in own}, strict=False)
+
+
+class LightHead(nn.Module):
+    """A head that trains in minutes without a GPU: projection, attention pooling, linear classifier.
+
+    The cached map is averaged over 2×2×2 cells (its resolution is then that of I3D's last blocks, so that n and with it
+    the n × n attention of L_d stay small), projected to ``width`` channels by a 1×1×1 convolution with batch norm and
+    ReLU, pooled over positions with learned softmax weights, and classified.
+    """
+
+    def __init__(self, shape: Sequence[int], num_classes: int, width: int = 256, dropout: float = 0.5) -> None:
+        """``shape`` is the cached map's, ``(channels, l, h, w)``."""
+        super().__init__()
+        if len(shape) != 4:
+            raise OptionError(
+                f"The light head reads maps (channels, time, height, width); this stream has {list(shape)}."
+            )
+        self.project = nn.Conv3d(shape[0], width, 1, bias=False)
+        self.norm = nn.BatchNorm3d(width)
+        self.attend = nn.Linear(width, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(width, num_classes)
+        nn.init.zeros_(self.attend.weight)  # starts as average pooling
+        nn.init.zeros_(self.attend.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, channels, l, h, w]`` → scores ``[B, num_classes]``, map ``[B, width, ⌈l/2⌉, ⌈h/2⌉, ⌈w/2⌉]``."""
+        feature_map = F.relu(self.norm(self.project(F.avg_pool3d(x, 2, ceil_mode=True))))
+        positions = feature_map.flatten(2).transpose(1, 2)
+        weights = torch.softmax(self.attend(positions).float(), dim=1)
+        pooled = (weights.transpose(1, 2) @ positions.float()).squeeze(1)
+        return self.classify(self.dropout(pooled)), feature_map

@@ -1,0 +1,113 @@
+"""What a stage leaves on disk, always whole: the state to go on from, then the weights to use.
+
+While a stage trains, ``<stage>/state.pt`` holds everything that continues it exactly: weights, optimiser, schedule,
+scaler, torch's random numbers, the place in the epoch, the best weights so far, the log. When it is done, the folder
+holds ``last.safetensors``, ``best.safetensors`` and ``summary.json``, and the state is gone. All is read without
+running code from the files.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdcache.errors import OptionError, WeightsError
+from kdcache.files import atomic
+from kdcache.methods.contract import Stage
+
+STATE, SUMMARY = "state.pt", "summary.json"
+
+
+@dataclass
+class Progress:
+    """How far a stage has come."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Steps done of the epoch under way."""
+    seen: int = 0
+    """Samples of these steps."""
+    sums: dict[str, Any] = field(default_factory=dict)
+    """Each loss term, summed over these samples (on the device while an epoch runs)."""
+    best: float | None = None
+    best_epoch: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """The log: one row an epoch."""
+
+
+def save_state(
+    folder: Path, stage: Stage, scaler: torch.amp.GradScaler, progress: Progress, best: dict[str, Tensor]
+) -> None:
+    """Write ``state.pt`` atomically."""
+    state = {
+        "model": stage.module.state_dict(),
+        "optimizer": stage.optimizer.state_dict(),
+        "scheduler": stage.scheduler.state_dict(),
+        "scaler": scaler.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "best": best,
+        "progress": asdict(progress),
+    }
+    with atomic(folder / STATE) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(folder: Path, stage: Stage, scaler: torch.amp.GradScaler) -> tuple[Progress, dict[str, Tensor]] | None:
+    """Continue from ``state.pt`` if there is one; ``OptionError`` when it is unreadable."""
+    path = folder / STATE
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        stage.module.load_state_dict(state["model"])
+        stage.optimizer.load_state_dict(state["optimizer"])
+        stage.scheduler.load_state_dict(state["scheduler"])
+        scaler.load_state_dict(state["scaler"])
+        progress = Progress(**state["progress"])
+    except Exception as error:  # a damaged file raises almost anything
+        raise OptionError(f"{path} cannot be continued from ({error}): delete it to train this stage anew.") from error
+    torch.set_rng_state(state["rng"])
+    if torch.cuda.is_available() and state["cuda_rng"]:
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    return progress, state["best"]
+
+
+def save_weights(path: Path, state: dict[str, Tensor], epoch: int) -> None:
+    """Write a state dict as safetensors, with the number of finished epochs."""
+    with atomic(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary, {"epoch": str(epoch)})
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Fill ``module`` from a safetensors file; ``WeightsError`` when it is missing, damaged or another network's."""
+    if not path.exists():
+        raise WeightsError(f"{path} is missing: the run has not finished; repeat its command to go on.")
+    try:
+        module.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise WeightsError(f"{path} does not hold this network's weights: {str(error).splitlines()[0]}") from error
+
+
+def finish(folder: Path, stage: Stage, progress: Progress, best: dict[str, Tensor], selected_by: str) -> None:
+    """Leave the weights and the summary of a trained stage; the summary comes last and says that it is done."""
+    save_weights(folder / "last.safetensors", stage.module.state_dict(), progress.epoch)
+    save_weights(folder / "best.safetensors", best or stage.module.state_dict(), progress.best_epoch or progress.epoch)
+    content = {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "selected_by": selected_by}
+    with atomic(folder / SUMMARY) as temporary:
+        temporary.write_text(json.dumps({**content, "rows": progress.rows}, indent=1))
+    (folder / STATE).unlink(missing_ok=True)
+
+
+def load_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a trained stage, None for one that is not."""
+    path = folder / SUMMARY
+    return dict(json.loads(path.read_text())) if path.exists() else None
