@@ -1,1 +1,120 @@
+"""Frozen backbones: which there are, what each takes, how to build one and run it fast.
 
+    >>> from kdcache import backbones
+    >>> net = backbones.build("i3d-rgb", weights="rgb_imagenet.pt")      # or weights="random:0"
+    >>> net.features(x, "mixed4a").shape                                  # x: float [B, 3, 32, 224, 224]
+    >>> extract = backbones.frozen(net, "mixed4a", precision="bf16")      # uint8 [B, T, H, W, C] → float32 map
+
+Names, input specs, layer shapes and weights' digests are answered without importing torch, so planning stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from kdcache.errors import unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kdcache.backbones.base import Backbone
+
+Weights = str | os.PathLike[str] | None
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a backbone takes: ``frames`` × ``size`` × ``size`` crops of video whose short side is ``resize``."""
+
+    modality: Literal["rgb", "flow", "skeleton"]
+    frames: int = 32
+    size: int = 224
+    resize: int = 256
+    default_layer: str = "pool"
+
+    @property
+    def channels(self) -> int:
+        """Channels of the ``uint8 [B, T, H, W, C]`` batches: 3 for RGB and skeletons, 2 for flow (x, y)."""
+        return 2 if self.modality == "flow" else 3
+
+
+@dataclass(frozen=True)
+class _Entry:
+    module: str  # kdcache.backbones.<module>: defines make(input, num_classes); <module>_layers: shape(…), no torch
+    input: InputSpec
+
+
+REGISTRY = {
+    "i3d-rgb": _Entry("i3d", InputSpec("rgb", default_layer="mixed4a")),
+    "i3d-flow": _Entry("i3d", InputSpec("flow", default_layer="mixed4a")),
+}
+
+
+def names() -> list[str]:
+    """Every backbone that ``build`` knows."""
+    return list(REGISTRY)
+
+
+def _entry(name: str) -> _Entry:
+    if name not in REGISTRY:
+        raise unknown("backbone", name, names())
+    return REGISTRY[name]
+
+
+def input_spec(name: str) -> InputSpec:
+    """Modality and standard size of what backbone ``name`` takes."""
+    return _entry(name).input
+
+
+def layer_shape(name: str, layer: str, frames: int | None = None, size: int | None = None) -> tuple[str, Shape]:
+    """Published name of ``layer`` (or of its alias) and its shape for one ``frames`` × ``size`` × ``size`` input.
+
+    Raises ``OptionError`` for an unknown backbone or layer, and for an input too short for the layer.
+    """
+    entry = _entry(name)
+    spec = entry.input
+    layers = importlib.import_module(f"kdcache.backbones.{entry.module}_layers")
+    published: str = layers.resolve(layer)
+    shape: Shape = layers.shape(published, spec.channels, frames=frames or spec.frames, size=size or spec.size)
+    return published, shape
+
+
+def weights_id(name: str, weights: Weights = None) -> dict[str, Any]:
+    """What a recipe says of the weights that ``build`` would load; the whole file is hashed, nothing is opened."""
+    from kdcache.backbones.weights import resolve
+
+    _entry(name)
+    return resolve(name, weights).identity()
+
+
+def build(name: str, weights: Weights = None, num_classes: int | None = None) -> Backbone:
+    """Backbone ``name`` with its weights, in evaluation mode, on the CPU in float32.
+
+    Args:
+        name: one of ``names()``.
+        weights: a checkpoint file as published, ``"random:SEED"``, or None for the published one found by
+            ``kdcache.backbones.weights.find``.
+        num_classes: width of the classifier; default: the checkpoint's (400 for random weights). A different number
+            gives a new, randomly drawn classifier behind the loaded layers.
+
+    Raises:
+        OptionError: unknown backbone, or a malformed ``random:`` spec.
+        WeightsError: no such checkpoint, or one of another network or shape.
+    """
+    from kdcache.backbones.checkpoint import load
+
+    entry = _entry(name)
+    make = importlib.import_module(f"kdcache.backbones.{entry.module}").make
+    return load(name, lambda classes: make(entry.input, classes), weights, num_classes)
+
+
+def frozen(net: Backbone, layer: str, precision: str = "fp32", device: str = "cpu") -> Callable[[Tensor], Tensor]:
+    """``net`` up to ``layer`` as a fast pure function; see ``kdcache.backbones.freeze.Frozen``."""
+    from kdcache.backbones.freeze import Frozen
+
+    return Frozen(net, layer, precision, device)

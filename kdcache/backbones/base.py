@@ -1,0 +1,60 @@
+"""What every backbone offers: named layers, the input it expects, and the identity of its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdcache.backbones import InputSpec, Shape
+from kdcache.errors import OptionError
+
+
+class Backbone(nn.Module):
+    """A network that is run frozen. A subclass says what it takes, which layers it has, and computes up to one.
+
+    Attributes:
+        input: modality and standard size of what the network takes.
+        weights_id: identity of the weights for recipes: ``{"spec": file name, "sha256": 64 hex digits}`` or
+            ``{"spec": "random:SEED", "rule": version of the drawing rule}``; set by ``build``.
+        classifier: names of the parameters whose first dimension is the number of classes.
+    """
+
+    input: InputSpec
+    weights_id: dict[str, Any]
+    classifier: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> dict[str, Shape]:
+        """Every layer name, aliases too → shape of its output for one standard input (no batch dimension)."""
+        raise NotImplementedError
+
+    def resolve(self, layer: str) -> str:
+        """The published name behind ``layer`` (a name or an alias); ``OptionError`` for an unknown one."""
+        raise NotImplementedError
+
+    def features(self, x: Tensor, layer: str) -> Tensor:
+        """Output of ``layer`` for a prepared batch ``x``; nothing beyond that layer is computed."""
+        raise NotImplementedError
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Turn the ``uint8 [B, T, H, W, C]`` batch that extraction yields into the network's float input."""
+        raise NotImplementedError
+
+    def truncate(self, layer: str) -> None:
+        """Drop, in place, the modules that ``layer`` does not need."""
+        raise NotImplementedError
+
+
+def scaled_video(x: Tensor, spec: InputSpec) -> Tensor:
+    """``uint8 [B, T, H, W, C]`` → ``float32 [B, C, T, H, W]`` in [-1, 1] by ``2 x / 255 - 1``.
+
+    The result keeps the order of the bytes (it is channels-last in memory), which is what convolutions run fastest on.
+    """
+    if x.dtype != torch.uint8 or x.ndim != 5 or x.shape[-1] != spec.channels:
+        raise OptionError(
+            f"This network takes {spec.modality} as uint8 [B, T, H, W, {spec.channels}]; got {x.dtype} {list(x.shape)}:"
+            f" check the modality and the order of dimensions."
+        )
+    return x.permute(0, 4, 1, 2, 3).float().mul_(2 / 255).sub_(1)

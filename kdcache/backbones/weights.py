@@ -1,0 +1,199 @@
+"""Finding, fetching and naming checkpoints. No torch here: opening them is ``checkpoint``'s part.
+
+A checkpoint is looked for as the file that was named, then in the folder ``$KDCACHE_WEIGHTS``, then in the user's
+cache folder (``$XDG_CACHE_HOME`` or ``~/.cache``, ``kdcache/weights``). A published file found by name is always held
+against its published checksum; a file that the user names is taken as it is. Both have their digest in the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdcache.backbones import Weights
+from kdcache.backbones.published import TABLE, Published
+from kdcache.errors import OptionError, WeightsError, unknown
+from kdcache.files import atomic
+
+log = logging.getLogger("kdcache")
+
+RANDOM = "random:"
+RANDOM_RULE = 1  # version of the rule in checkpoint.draw; part of recipes
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The weights that were chosen: a file, or the seed of a random network."""
+
+    path: Path | None = None
+    seed: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What recipes say of the weights: file name and sha256, or the random spec and the version of its rule."""
+        if self.path is None:
+            return {"spec": f"{RANDOM}{self.seed}", "rule": RANDOM_RULE}
+        return {"spec": self.path.name, "sha256": weights_digest(self.path)}
+
+
+def resolve(name: str, weights: Weights = None) -> Choice:
+    """The weights that ``weights`` means for backbone ``name``: ``"random:SEED"``, a file, or None = published ones.
+
+    Raises ``OptionError`` for a malformed random spec, ``WeightsError`` where no file is found.
+    """
+    text = os.fspath(weights) if weights is not None else ""
+    if not text.startswith(RANDOM):
+        return Choice(path=find(name, weights))
+    seed = text.removeprefix(RANDOM)
+    if not (seed.isascii() and seed.isdigit()):
+        raise OptionError(f"Weights {text!r}: write random: and a whole number, for example random:0.")
+    log.warning("%s runs on RANDOM weights (%s): its features carry no learned meaning.", name, text)
+    return Choice(seed=int(seed))
+
+
+def folders() -> list[Path]:
+    """Where checkpoints are looked for: ``$KDCACHE_WEIGHTS`` if set, then the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdcache" / "weights"
+    own = os.environ.get("KDCACHE_WEIGHTS")
+    return [Path(own).expanduser(), cache] if own else [cache]
+
+
+def find(name: str, weights: Weights = None) -> Path:
+    """The checkpoint file for backbone ``name``: ``weights`` itself, or found in ``folders()``.
+
+    ``weights`` may be a path, the name of a table row (``i3d-rgb-charades``), a file name to look for, or None for the
+    row called ``name``. Raises ``WeightsError`` if there is none, or if a published file has another checksum.
+    """
+    if weights is not None and Path(weights).is_file():
+        return Path(weights)
+    wanted = name if weights is None else os.fspath(weights)
+    row = TABLE.get(wanted)
+    for folder in folders():
+        candidate = folder / (row.file if row else wanted)
+        if candidate.is_file():
+            _check(candidate, row or _published_as(candidate.name))
+            return candidate
+    where = " or ".join(str(folder) for folder in folders())
+    if row is not None:
+        raise WeightsError(
+            f"Weights for {name} ({row.file}) are not in {where}: {_how_to_get(row)}, name a checkpoint with "
+            f"--weights FILE, or ask for --weights random:0."
+        )
+    if weights is None:
+        raise WeightsError(
+            f"No weights are published for {name}: name a checkpoint with --weights FILE, fit one with "
+            f"`kdcache fit {name}`, or ask for --weights random:0."
+        )
+    raise WeightsError(f"{wanted}: no such weights file here or in {where}; check the path given for {name}.")
+
+
+def path(name: str) -> Path:
+    """Where the published checkpoint ``name`` lies on this machine; ``WeightsError`` if it does not."""
+    return find(name, _row(name).name)
+
+
+def fetch(name: str) -> Path:
+    """Download the published checkpoint ``name`` into the user's cache folder and check it; one already there is kept.
+
+    Raises ``WeightsError`` when it cannot be reached or has another checksum, naming the address and the place.
+    """
+    from tqdm import tqdm
+
+    row = _row(name)
+    target = folders()[-1] / row.file
+    if target.is_file():
+        _check(target, row)
+        return target
+    if row.by_hand:
+        raise WeightsError(f"{row.file} is published on a page, not at an address: {_how_to_get(row)}.")
+    try:
+        with atomic(target) as partial:
+            with urllib.request.urlopen(row.url, timeout=60) as response, partial.open("wb") as out:
+                total = int(response.headers.get("Content-Length") or 0) or None
+                with tqdm(total=total, unit="B", unit_scale=True, desc=row.file) as bar:
+                    while chunk := response.read(1 << 20):
+                        out.write(chunk)
+                        bar.update(len(chunk))
+            _check(partial, row)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise WeightsError(
+            f"{row.file} could not be downloaded ({error}): take {row.url} where there is a network and put it at "
+            f"{target}."
+        ) from error
+    if row.checksum == "not confirmed here":
+        log.warning("%s: no published checksum is known; its sha256 is %s.", target, weights_digest(target))
+    return target
+
+
+def list_weights() -> list[dict[str, Any]]:
+    """Every published checkpoint: name, backbone, file, where it is here (or None), checksum, licence, address, use."""
+    rows = []
+    for row in TABLE.values():
+        here = next((str(f / row.file) for f in folders() if (f / row.file).is_file()), None)
+        rows.append(
+            {
+                "name": row.name,
+                "backbone": row.backbone,
+                "file": row.file,
+                "path": here,
+                "checksum": row.checksum,
+                "licence": row.licence,
+                "url": row.url,
+                "preprocessing": row.preprocessing,
+                "converter": row.converter,
+            }
+        )
+    return rows
+
+
+def weights_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file (64 hex digits), remembered in this process while its size and time stay the same."""
+    status = os.stat(path)
+    key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    if key not in _digests:
+        with open(path, "rb") as file:
+            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[key]
+
+
+def _git_blob(path: Path) -> str:
+    """The SHA-1 that git gives a file: of ``blob SIZE\\0`` and its bytes."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check(path: Path, row: Published | None) -> None:
+    """Hold a published file against its checksum, where one is known."""
+    if row is None or not (row.sha256 or row.git_blob):
+        return
+    found = f"sha256:{weights_digest(path)}" if row.sha256 else f"git-blob:{_git_blob(path)}"
+    if found != row.checksum:
+        raise WeightsError(
+            f"{path} is not the published {row.file}: its checksum is {found}, expected {row.checksum}; delete it and "
+            f"fetch {row.url} again, or name your own file with --weights."
+        )
+
+
+def _row(name: str) -> Published:
+    if name not in TABLE:
+        raise unknown("weights", name, list(TABLE))
+    return TABLE[name]
+
+
+def _published_as(file: str) -> Published | None:
+    return next((row for row in TABLE.values() if row.file == file), None)
+
+
+def _how_to_get(row: Published) -> str:
+    if row.by_hand:
+        return f"download it from {row.url} and put it in {folders()[-1]}"
+    return f"get it with `kdcache weights fetch {row.name}` (from {row.url})"
