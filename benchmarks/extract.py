@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import common
 import pandas as pd
 
+import common
 from kdcache.demo.scene import make_dataset
 
 STREAM, WEIGHTS = "i3d-rgb/mixed4a", {"i3d-rgb": "random:0"}
@@ -28,9 +28,9 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
     import torch
 
     from kdcache.extraction.features import Backbones
+    from kdcache.extraction.motion import Prepared
     from kdcache.extraction.plan import Unit, fingerprint_sources, make_plan
     from kdcache.extraction.worker import Workplace, decoded, prepared, run_unit
-    from kdcache.extraction.motion import Prepared
     from kdcache.streams import Settings, resolve
 
     chosen = Settings.of(settings)

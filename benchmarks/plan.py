@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
 import pandas as pd
 
+import common
 from kdcache.extraction.plan import fingerprint_sources
 from kdcache.extraction.run import extract
 from kdcache.manifest import read_manifest, write_manifest

@@ -61,8 +61,12 @@ def make_dataset(folder: Path, clips_per_class: int = 12, seed: int = 0) -> pd.D
                 "pair": clip,
                 "split": "validation" if number % 4 == 3 else "train",
             }
-            rows.append({"clip_id": f"{clip}-observed", "start_s": 0.0, "stop_s": contact_s, "role": "observed", **common})
-            rows.append({"clip_id": f"{clip}-action", "start_s": contact_s, "stop_s": stop_s, "role": "action", **common})
+            rows.append(
+                {"clip_id": f"{clip}-observed", "start_s": 0.0, "stop_s": contact_s, "role": "observed", **common}
+            )
+            rows.append(
+                {"clip_id": f"{clip}-action", "start_s": contact_s, "stop_s": stop_s, "role": "action", **common}
+            )
     manifest = pd.DataFrame(rows)
     write_manifest(manifest, folder / "clips.csv")
     return manifest
@@ -71,7 +75,10 @@ def make_dataset(folder: Path, clips_per_class: int = 12, seed: int = 0) -> pd.D
 def render(label: int, rng: np.random.Generator) -> Image:
     """One clip of a class: uint8 [48, 120, 160, 3] RGB."""
     table = _table(rng)
-    colour, skin = rng.integers(40, 230, 3).tolist(), (np.array([224, 172, 140]) * rng.uniform(0.6, 1.1)).clip(0, 255).tolist()
+    colour, skin = (
+        rng.integers(40, 230, 3).tolist(),
+        (np.array([224, 172, 140]) * rng.uniform(0.6, 1.1)).clip(0, 255).tolist(),
+    )
     shape, size = int(rng.integers(3)), rng.uniform(11, 16)
     poses = _motion(label, rng)
     shake = _shake(rng)
@@ -121,7 +128,9 @@ def _motion(label: int, rng: np.random.Generator) -> list[Pose]:
 def _table(rng: np.random.Generator) -> Image:
     """A textured table top with a few things lying about."""
     height, width = HEIGHT + 2 * _MARGIN, WIDTH + 2 * _MARGIN
-    grain = cv2.resize(rng.normal(0, 1, (height // 6, width // 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    grain = cv2.resize(
+        rng.normal(0, 1, (height // 6, width // 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+    )
     light = np.linspace(0.8, 1.15, height, dtype=np.float32)[:, None]
     base = rng.uniform(90, 170) * np.array([1.0, rng.uniform(0.75, 1), rng.uniform(0.55, 0.95)])
     table = np.clip((base + 12 * grain[..., None]) * light[..., None], 0, 255).astype(np.uint8)

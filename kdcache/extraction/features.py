@@ -81,6 +81,6 @@ def _checked(features: NDArray[np.float32], stream: Stream) -> NDArray[Any] | Cl
         return ClipError(f"{stream.name} gave NaN or infinite values; check the clip and the checkpoint.")
     dtype = np.dtype(stream.recipe["dtype"])
     peak = float(np.abs(features).max(initial=0.0))
-    if peak > np.finfo(dtype).max:
+    if peak > float(np.finfo(dtype).max):
         return ClipError(f"{stream.name} reaches {peak:.3g}, beyond {dtype}; extract with --dtype float32.")
     return features.astype(dtype)

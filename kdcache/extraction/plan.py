@@ -57,6 +57,8 @@ class Plan:
     units: list[Unit] = field(default_factory=list)
     located: dict[str, dict[str, tuple[str, int, str, str]]] = field(default_factory=dict)
     """stream → clip_id → (shard, row, key, digest) of what is cached already."""
+    missing: dict[str, dict[str, str]] = field(default_factory=dict)
+    """stream → clip_id → key of what is not cached."""
     unreadable: list[Failure] = field(default_factory=list)
     """Clips whose source is missing or cannot be opened at all."""
     skipped: list[Failure] = field(default_factory=list)
@@ -112,7 +114,7 @@ def make_plan(
         failed: key → failure of an earlier call; such clips are skipped.
         parts: number of workers; work is cut so that each gets some.
     """
-    plan = Plan(clips=len(manifest), located={s.name: {} for s in streams})
+    plan = Plan(clips=len(manifest), located={s.name: {} for s in streams}, missing={s.name: {} for s in streams})
     first_with: dict[tuple[str, ...], Task] = {}
     missing: dict[tuple[str, ...], list[Task]] = {}
     rows: list[dict[str, Any]] | None = None
@@ -127,7 +129,7 @@ def make_plan(
             key = clip_key(stream.digest, fingerprint, start_s, stop_s)
             place = cached.get(stream.name, {}).get(key)
             if place is None:
-                lacking[stream.name] = key
+                lacking[stream.name] = plan.missing[stream.name][clip_id] = key
             else:
                 plan.located[stream.name][clip_id] = (place[0], place[1], key, place[2])
         if not lacking:
@@ -184,13 +186,14 @@ def _cut(streams: list[Stream], tasks: list[Task], parts: int) -> list[Unit]:
 
 
 def fingerprint_sources(
-    sources: Sequence[str], root: Path, memory: Path
+    sources: Sequence[str], root: Path, memory: Path, *, remember: bool = True
 ) -> tuple[dict[str, str | KdcacheError], dict[str, str]]:
     """Content fingerprints of all sources, remembering those of files whose size and time of change are as they were.
 
     Args:
         sources: paths as in the manifest, relative to ``root``.
-        memory: CSV file that keeps (source, size, mtime_ns, fingerprint) from call to call.
+        memory: CSV file that keeps (path, size, mtime_ns, fingerprint) from call to call.
+        remember: write what is new into it.
 
     Returns:
         source → fingerprint or the error that it gave, and source → absolute path.
@@ -223,7 +226,7 @@ def fingerprint_sources(
             found[source] = error
         except OSError as error:
             found[source] = SourceError(f"{paths.get(source, source)}: cannot be read ({error.strerror}); check it.")
-    if fresh != known:
+    if remember and fresh != known:
         with atomic(memory) as temporary:
             table = pd.DataFrame(
                 [(*s, f) for s, f in fresh.items()], columns=["path", "size", "mtime_ns", "fingerprint"]

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kdcache.errors import DeviceError, KdcacheError, OptionError, StoreError
+from kdcache.errors import DeviceError, OptionError, StoreError
+from kdcache.extraction.estimate import estimate_seconds
 from kdcache.extraction.failures import FILE, Failure, load_failures, save_failures
-from kdcache.extraction.plan import Plan, Unit, fingerprint_sources, json_rows, make_plan
-from kdcache.extraction.worker import Done, Event, Started, Workplace
+from kdcache.extraction.plan import Plan, Unit, fingerprint_sources, make_plan
+from kdcache.extraction.worker import Done, Event, Workplace
 from kdcache.manifest import read_manifest, validate
 from kdcache.streams import Settings, Stream, resolve
 
 SPARE_BYTES = 64 * 2**20  # left free on the disk beyond the estimate
-_TICK_S = 30.0  # the index is rewritten at most this often while shards are coming in
 
 
 @dataclass
@@ -43,9 +46,20 @@ class Report:
     sources: int = 0
     bytes: int = 0
     """Estimated size of the missing work."""
+    planned: int | None = None
+    """Of a dry run: clips that would be extracted."""
+    seconds: float = 0.0
+    """Of a dry run: estimated time, from computing two clips."""
 
     def __str__(self) -> str:
-        text = f"{self.clips} clips: {self.cached} cached already, {self.extracted} extracted into {len(self.shards)} shards"
+        if self.planned is not None:
+            return (
+                f"{self.clips} clips: {self.cached} cached already, {len(self.failures)} unreadable or failed before, "
+                f"{self.planned} to extract from {self.sources} sources: about {self.bytes / 1e6:,.0f} MB and "
+                f"{timedelta(seconds=round(self.seconds))} (h:mm:ss). Nothing was written."
+            )
+        text = f"{self.clips} clips: {self.cached} cached already, {self.extracted} extracted"
+        text += f" into {len(self.shards)} shards" if self.shards else ""
         if self.failures:
             text += f", {len(self.failures)} failed (see {self.out / FILE}; --retry-failed tries them again)"
         return text + (" — stopped early; the same command goes on from here." if self.stopped else ".")
@@ -96,20 +110,22 @@ def extract(
     root, out = Path(root), Path(out)
     if not root.is_dir():
         raise OptionError(f"{root}: the data root is not a folder; pass --root with the folder that holds the videos.")
-    rows = read_manifest(manifest, root) if isinstance(manifest, (str, os.PathLike)) else validate(manifest)
+    rows = read_manifest(manifest, root) if isinstance(manifest, (str, os.PathLike)) else validate(manifest, root=root)
+    rows = _part(rows, part)
     device = _device(device)
     chosen = Settings.of(settings)
     wanted = resolve(streams, chosen, weights)
-    plan = _plan(rows, wanted, root, out, retry_failed, workers)
+    plan = _plan(rows, wanted, root, out, workers, retry_failed=retry_failed, dry_run=dry_run)
     report = Report(out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes)
-    units = _part(plan.units, part)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    place = Workplace(out, tuple(wanted), dict(weights or {}), device, batch, threads, chosen.decoder, codec)
     if dry_run:
         report.failures = plan.unreadable + plan.skipped
+        report.planned = plan.tasks
+        report.seconds = estimate_seconds(plan, place) / workers
         return report
-    _check_disk(out, sum(1 for _ in units) and plan.bytes, codec)
-    threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
-    place = Workplace(out, tuple(wanted), dict(weights or {}), device, batch, threads, chosen.decoder, codec)
-    _Run(rows, plan, report, progress).go(units, place, workers)
+    _check_disk(out, plan.bytes, codec)
+    _Run(rows, plan, report, progress).go(plan.units, place, workers)
     return report
 
 
@@ -123,13 +139,35 @@ def _device(name: str) -> str:
     return name
 
 
+def _part(rows: pd.DataFrame, part: tuple[int, int]) -> pd.DataFrame:
+    """The rows of one of several parts: whole sources, about as many clips each, the same whatever is cached."""
+    number, parts = part
+    if not 1 <= number <= parts:
+        raise OptionError(f"--part {number}/{parts}: the first number runs from 1 to the second.")
+    if parts == 1:
+        return rows
+    counts = rows["source"].value_counts().sort_index()
+    middle = counts.cumsum() - counts / 2
+    mine = counts.index[np.minimum(middle * parts // len(rows), parts - 1) == number - 1]
+    return rows[rows["source"].isin(mine)].reset_index(drop=True)
+
+
 def _plan(
-    rows: pd.DataFrame, streams: Sequence[Stream], root: Path, out: Path, retry_failed: bool, workers: int
+    rows: pd.DataFrame,
+    streams: Sequence[Stream],
+    root: Path,
+    out: Path,
+    workers: int,
+    *,
+    retry_failed: bool,
+    dry_run: bool,
 ) -> Plan:
     from kdcache.store import clean, load_places, scan
 
-    clean(out)
-    fingerprints, paths = fingerprint_sources(rows["source"].unique().tolist(), root, out / "sources.csv")
+    if not dry_run:
+        clean(out)
+    sources = rows["source"].unique().tolist()
+    fingerprints, paths = fingerprint_sources(sources, root, out / "sources.csv", remember=not dry_run)
     failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}
 
     def plan(cached: Mapping[str, Mapping[str, tuple[str, int, str]]]) -> Plan:
@@ -139,13 +177,6 @@ def _plan(
     first = plan(load_places(out, names))
     # The index may lag behind the shards (a run was killed): only when something seems missing are they looked into.
     return plan(scan(out, names)) if first.units else first
-
-
-def _part(units: list[Unit], part: tuple[int, int]) -> list[Unit]:
-    number, parts = part
-    if not 1 <= number <= parts:
-        raise OptionError(f"--part {number}/{parts}: the first number runs from 1 to the second.")
-    return units[number - 1 :: parts]
 
 
 def _check_disk(out: Path, needed: int, codec: str | None) -> None:
@@ -169,13 +200,11 @@ class _Run:
         self._ledger = {f.clip_id: f for f in load_failures(report.out) if f.clip_id not in set(rows["clip_id"])}
         self._ledger |= {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
         self._bar = tqdm(total=plan.tasks, unit="clip", disable=None if progress else True, dynamic_ncols=True)
-        self._saved = 0.0
 
     def go(self, units: list[Unit], place: Workplace, workers: int) -> None:
         """Run the units; whatever ends the run, ledger and index are saved."""
-        from kdcache.extraction.local import run_here, run_processes
 
-        import multiprocessing
+        from kdcache.extraction.local import run_here, run_processes
 
         place.out.mkdir(parents=True, exist_ok=True)
         many = workers > 1 and len(units) > 1
@@ -200,8 +229,6 @@ class _Run:
             self._save_ledger()
         elif isinstance(event, Done):
             self._note_shard(event)
-        else:
-            assert isinstance(event, Started)
 
     def _same(self, clip_id: str) -> list[Any]:
         return self._plan.aliases.get(clip_id, [])
@@ -225,7 +252,7 @@ class _Run:
         here = set(self._rows["clip_id"])
         self._report.failures = [f for f in self._ledger.values() if f.clip_id in here]
         self._save_ledger()
-        update_index(self._report.out, self._rows, self._located)
+        update_index(self._report.out, self._rows, self._located, self._plan.missing)
 
 
 @contextlib.contextmanager

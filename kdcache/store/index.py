@@ -92,7 +92,9 @@ def load_places(folder: StrPath, streams: Sequence[str]) -> Places:
     return places
 
 
-def update_index(folder: StrPath, rows: pd.DataFrame, located: Located) -> None:
+def update_index(
+    folder: StrPath, rows: pd.DataFrame, located: Located, missing: Mapping[str, Mapping[str, str]] | None = None
+) -> None:
     """Merge manifest rows and locations into the index, atomically and under the folder's lock.
 
     Rows are matched by ``clip_id``: known ones take the new columns' values, new ones are appended, rows of other
@@ -103,13 +105,16 @@ def update_index(folder: StrPath, rows: pd.DataFrame, located: Located) -> None:
         folder: the cache.
         rows: manifest rows, as ``read_manifest`` gives them; columns of an index in them are ignored.
         located: stream → clip_id → (shard, row, key, digest), for clips of ``rows``.
+        missing: stream → clip_id → key of arrays that are wanted and may not be there: where the index points to an
+            array of another key (an older recipe, another content of the source) it forgets it, so that what is
+            wanted now is never mixed with what was wanted before.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows.drop(columns=location_columns(list(rows.columns)))
     with locked(folder):
         old = load_index(folder) if (folder / INDEX).exists() else None
-        new = _merge(old, rows, located)
+        new = _merge(old, rows, located, missing or {})
         if old is None or list(new) != list(old.columns) or any(not _same(new[c], old[c]) for c in new):
             write_manifest(pd.DataFrame(new), folder / INDEX)
 
@@ -128,7 +133,9 @@ def _same(new: NDArray[Any], old: pd.Series[Any]) -> bool:
     return len(new) == len(before) and pd.Series(new, dtype=object).equals(before)
 
 
-def _merge(old: pd.DataFrame | None, rows: pd.DataFrame, located: Located) -> dict[str, NDArray[Any]]:
+def _merge(
+    old: pd.DataFrame | None, rows: pd.DataFrame, located: Located, missing: Mapping[str, Mapping[str, str]]
+) -> dict[str, NDArray[Any]]:
     """All columns of the new index, as object arrays."""
     old = rows.iloc[:0] if old is None else old
     before = len(old)
@@ -152,6 +159,12 @@ def _merge(old: pd.DataFrame | None, rows: pd.DataFrame, located: Located) -> di
         merged[column] = values
     numbers = {clip: i for i, clip in enumerate(ids)} if located else {}
     for stream in streams:
+        stale = moved.copy()
+        if f"{stream}:key" in old.columns:
+            keys = old[f"{stream}:key"].tolist()
+            stale[
+                [i for clip, key in missing.get(stream, {}).items() if (i := numbers[clip]) < before and keys[i] != key]
+            ] = True
         at = np.array([numbers[clip] for clip in located.get(stream, {})], np.intp)
         entries = [Entry(*e) for e in located.get(stream, {}).values()]
         for i, part in enumerate(PARTS):
@@ -159,7 +172,7 @@ def _merge(old: pd.DataFrame | None, rows: pd.DataFrame, located: Located) -> di
             values = _empty(column, len(ids))
             if column in old.columns:
                 values[:before] = old[column].to_numpy(object)
-                values[moved] = _empty(column, 1)[0]
+                values[stale] = _empty(column, 1)[0]
             values[at] = np.array([e[i] for e in entries], object)
             merged[column] = values
     return merged
