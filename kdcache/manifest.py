@@ -276,6 +276,8 @@ def _check_text(column: str, texts: Sequence[str], numbers: Sequence[int]) -> li
 def _texts(series: pd.Series[Any], column: str) -> list[str]:
     """A column as it stands in the file: empty for missing values, floats so short that they still read back equal."""
     whole = column in INTEGERS
+    if isinstance(series.dtype, pd.StringDtype):
+        return [str(text) for text in series.fillna("").tolist()]
 
     def text(value: Any) -> str:
         if isinstance(value, str):

@@ -13,6 +13,7 @@ import pytest
 from kdcache import datasets
 from kdcache.datasets.listing import Folders, Report, locate
 from kdcache.datasets.options import coerce, options
+from kdcache.datasets.pairs import assert_no_leak
 from kdcache.errors import ManifestError, OptionError
 from kdcache.manifest import read_manifest, write_manifest
 
@@ -40,6 +41,11 @@ def test_every_dataset_has_a_page_that_shows_its_layout_and_options(name):
     assert datasets.layout(name) in page
     for option in options(datasets._module(name).manifest):
         assert f"`{option}`" in page
+
+
+@pytest.mark.parametrize("path", sorted((PAGES / "examples").glob("*.csv")), ids=lambda p: p.stem)
+def test_example_manifests_keep_the_contract(path):
+    assert_no_leak(read_manifest(path))
 
 
 def test_importing_the_registry_is_cheap():
@@ -121,7 +127,7 @@ def test_one_layout_is_used_for_all_and_missing_and_extra_files_are_named(tmp_pa
 
 
 def test_report_names_a_few_and_counts_the_rest():
-    report = Report(missing=tuple(f"{i}.mp4" for i in range(20))).dropping("too short", ["a", "b"]).dropping("none", [])
+    report = Report(missing=tuple(f"{i}.mp4" for i in range(20))).dropping({"too short": ["a", "b"], "none": []})
     assert report.lines() == [
         "20 of 20 sources missing: " + ", ".join(f"{i}.mp4" for i in range(8)) + ", … and 12 more",
         "2 left out, too short: a, b",

@@ -58,6 +58,9 @@ def test_early_actions_keep_the_first_frame_or_are_left_out():
     rows, left_out = action_pairs(actions([0.0, 1.0, 1.5, 3.0]), tau=1.0, early="drop")
     assert set(rows["pair"]) == {"v-2@1", "v-3@1"}
     assert list(left_out.values()) == [("v-0", "v-1")]
+    rows, left_out = action_pairs(actions([0.0, 1.0, 1.5, 3.0, 1 + WINDOW_S]), tau=1.0, early="whole")
+    assert set(rows["pair"]) == {"v-3@1", "v-4@1"}
+    assert list(left_out.values()) == [("v-0", "v-1", "v-2")]
 
 
 def test_spans_end_with_the_video_and_later_actions_are_named():

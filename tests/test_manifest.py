@@ -238,7 +238,7 @@ def manifests(draw):
     return df
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(manifests())
 def test_written_manifests_read_back_equal(tmp_path_factory, df):
     path = tmp_path_factory.mktemp("m") / "clips.csv"

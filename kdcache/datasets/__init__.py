@@ -24,6 +24,16 @@ _MODULES = {
     "epic55": "epic55",
     "epic100": "epic100",
     "rulstm": "rulstm",
+    "jhmdb": "jhmdb",
+    "thumos14": "thumos14",
+    "ucf101": "ucf101",
+    "hmdb51": "hmdb51",
+    "kinetics": "kinetics",
+    "sysu": "sysu",
+    "ntu": "ntu",
+    "msraction3d": "msraction3d",
+    "gtea": "gtea",
+    "egtea": "egtea",
     "folder": "folder",
 }
 _log = logging.getLogger(__name__)
@@ -100,7 +110,7 @@ def manifest_for(name: str, root: str | os.PathLike[str], *, missing: str = "kee
     rows, report = module.manifest(folder, **chosen)
     if missing == "drop":
         absent = rows["source"].isin(report.missing)
-        report = report.dropping("the file is missing", rows.loc[absent, "clip_id"])
+        report = report.dropping({"the file is missing": rows.loc[absent, "clip_id"]})
         rows = rows[~absent]
     if not len(rows):
         raise ManifestError(f"{folder}", [f"holds nothing of {name}; it expects:\n{layout(name)}", *report.lines()])

@@ -5,7 +5,6 @@ The timestamps are the truth. Class numbers are this set's own: the same word ha
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -84,7 +83,4 @@ def manifest(
     notes = [f"{file} is not in {folder}: its clips are not listed" for file in absent]
     if located.layout != "videos":
         notes += [f"the released pictures of {v} are wrong: replace them" for v in WRONG_FRAMES if v in located.paths]
-    report = replace(located.report, notes=tuple(notes))
-    for reason, names in dropped.items():
-        report = report.dropping(reason, names)
-    return rows, report
+    return rows, located.report.noting(*notes).dropping(dropped)

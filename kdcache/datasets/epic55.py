@@ -86,9 +86,7 @@ def manifest(
     length = durations(folder / "EPIC_video_info.csv")
     located = find_videos(root, table["video_id"].unique(), layout, length)
     rows, dropped = action_pairs(clips(table, located, length, "ek55"), tau, window, early)
-    report = located.report
-    for reason, names in {**dropped, "not in the RULSTM lists": unlisted}.items():
-        report = report.dropping(reason, names)
+    report = located.report.dropping({**dropped, "not in the RULSTM lists": unlisted})
     if unlabelled:
         taken = _annotated(folder, table)
         videos = _training_videos(table, located, length, folder)

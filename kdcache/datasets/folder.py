@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kdcache.datasets.listing import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Folders, Report
-from kdcache.datasets.pairs import part_pairs
+from kdcache.datasets.pairs import ONE_FRAME, observed_until, part_pairs
 from kdcache.errors import ManifestError, OptionError, unknown
 
 LAYOUT = """
@@ -82,18 +82,8 @@ def manifest(
         return rows, report
     cuts = {n: observed_until(root / s, observe, fps) for n, s in zip(clips["name"], clips["source"], strict=True)}
     whole = clips["name"].map(cuts).notna()
-    report = report.dropping("a single frame cannot be both observed and anticipated", clips.loc[~whole, "name"])
+    report = report.dropping({ONE_FRAME: clips.loc[~whole, "name"]})
     return part_pairs(clips[whole], cuts, "rest"), report
-
-
-def observed_until(path: Path, share: float, fps: float | None = None) -> float:
-    """Time of the first frame after the first ``ceil(share × n)`` frames of a source; NaN if there is none."""
-    from kdcache.sources import open_source
-
-    with open_source(path, fps=fps) as source:
-        times = source.times
-    first = max(1, int(np.ceil(share * len(times) - 1e-9)))
-    return float(times[first]) if first < len(times) else float("nan")
 
 
 def _clips(root: Path, fps: float | None) -> tuple[pd.DataFrame, Report]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdcache.errors import OptionError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VIDEO_SUFFIXES = frozenset(
     (".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".wmv", ".asf", ".flv", ".3gp", ".ts", ".mts")
@@ -32,10 +36,14 @@ class Report:
     """Reason → clips left out of the manifest."""
     notes: tuple[str, ...] = ()
 
-    def dropping(self, reason: str, clips: Iterable[str]) -> Report:
-        """This report with more clips left out."""
-        named = tuple(clips)
-        return replace(self, dropped={**self.dropped, reason: named}) if named else self
+    def dropping(self, clips_for: Mapping[str, Iterable[str]]) -> Report:
+        """This report with more clips left out, by reason."""
+        named = {reason: tuple(clips) for reason, clips in clips_for.items()}
+        return replace(self, dropped={**self.dropped, **{reason: clips for reason, clips in named.items() if clips}})
+
+    def noting(self, *notes: str) -> Report:
+        """This report with more remarks."""
+        return replace(self, notes=(*self.notes, *notes))
 
     def lines(self) -> list[str]:
         """The report as sentences; empty when all is in order."""
@@ -145,6 +153,20 @@ def locate(
     missing = tuple(paths[clip] for clip in clips if clip not in found)
     extra = tuple(p for p in folders.beside(found.values()) if Path(p).stem not in others)
     return Located(paths, chosen, Report(len(found), missing, extra))
+
+
+def whole_clips(clips: pd.DataFrame, located: Located) -> pd.DataFrame:
+    """One row a clip, from the start of its source to the end.
+
+    Args:
+        clips: ``name`` (becomes ``clip_id``) and columns to keep.
+        located: where each name lies.
+    """
+    rows = clips.rename(columns={"name": "clip_id"}).reset_index(drop=True)
+    rows.insert(1, "source", [located.paths[name] for name in rows["clip_id"]])
+    rows.insert(2, "start_s", math.nan)
+    rows.insert(3, "stop_s", math.nan)
+    return rows
 
 
 def annotation_folder(

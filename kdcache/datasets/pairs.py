@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,9 +17,10 @@ WINDOW_S = 32 / FPS
 # A clip cut short by the start of its video repeats the first frame; at another window take another rate.
 SETTINGS = {"fps": FPS, "anchor": "last"}
 ONE_FRAME_S = 1 / 120  # a span so short that it holds the frame at its start alone, up to 120 frames a second
+ONE_FRAME = "a single frame cannot be both observed and anticipated"  # why a report leaves a clip out
 _TOLERANCE_S = 1e-6  # of the leak guard: far less than a frame, more than the rounding of decimal times
 
-Early = Literal["clamp", "drop"]
+Early = Literal["clamp", "drop", "whole"]
 
 
 def check_timing(tau: float, window: float) -> None:
@@ -41,7 +43,8 @@ def action_pairs(
     (Anticipation paper §2: student x_{t−τ}, teacher x_t, t = action start; offsets and length [reconstructed].)
     Spans are cut to [0, duration]. Where nothing lies before start − tau the observed clip is the source's first frame
     and ``clamped`` is 1 [reconstructed: the paper's count shows that it left no action out]; ``early="drop"`` leaves
-    such actions out. The action clip's span does not depend on ``tau``, so its cached arrays serve every ``tau``.
+    such actions out, ``"whole"`` also those with less than a window. The action clip's span does not depend on ``tau``,
+    so its cached arrays serve every ``tau``.
 
     Args:
         actions: ``name`` (unique), ``source``, ``start_s``, ``duration_s`` (of the source, NaN = unknown); all other
@@ -59,9 +62,10 @@ def action_pairs(
     beyond = start >= duration  # False where the duration is unknown
     left_out = {"the action starts after the end of its video": tuple(name[beyond])}
     keep = ~beyond
-    if early == "drop":
-        left_out["nothing lies before the action's start − tau"] = tuple(name[clamped & keep])
-        keep &= ~clamped
+    if early != "clamp":
+        short = clamped if early == "drop" else seen_until < window - _TOLERANCE_S
+        left_out[f"too little lies before the action's start − {tau:g} s"] = tuple(name[short & keep])
+        keep &= ~short
     observed = carried(actions[keep]).assign(
         start_s=np.maximum(seen_until - window, 0.0)[keep],
         stop_s=np.where(clamped, ONE_FRAME_S, seen_until)[keep],
@@ -84,12 +88,23 @@ def part_pairs(clips: pd.DataFrame, cut_s: Mapping[str, float], action: Literal[
         cut_s: name → seconds; the time of the first frame that is not observed.
         action: what the recognition network sees; the anticipation paper's JHMDB protocol takes the whole.
     """
+    clips = clips.reset_index(drop=True)
     cut = clips["name"].map(cut_s).to_numpy(dtype=np.float64)
     observed = carried(clips).assign(start_s=math.nan, stop_s=cut, role="observed", pair=clips["name"])
     begin = cut if action == "rest" else math.nan
     return interleave(
         observed, carried(clips).assign(start_s=begin, stop_s=math.nan, role="action", pair=clips["name"])
     )
+
+
+def observed_until(path: Path, share: float, fps: float | None = None) -> float:
+    """Time of the first frame after the first ``ceil(share × n)`` frames of a source; NaN if there is none."""
+    from kdcache.sources import open_source
+
+    with open_source(path, fps=fps) as source:
+        times = source.times
+    first = max(1, math.ceil(share * len(times) - 1e-9))
+    return float(times[first]) if first < len(times) else math.nan
 
 
 def carried(clips: pd.DataFrame) -> pd.DataFrame:

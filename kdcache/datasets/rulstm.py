@@ -84,10 +84,7 @@ def manifest(
     )
     actions = clips(table, located, length, kind.removeprefix("rulstm-"))
     rows, dropped = action_pairs(actions, tau, window, early)
-    report = located.report
-    for reason, names in dropped.items():
-        report = report.dropping(reason, names)
-    return rows, report
+    return rows, located.report.dropping(dropped)
 
 
 def read_list(path: Path, kind: Kind) -> pd.DataFrame:

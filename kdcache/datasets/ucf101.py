@@ -1,0 +1,74 @@
+"""UCF101: the three official splits, and the early-recognition paper's split by groups.
+
+``protocol="early"`` puts groups 1–15 into train (8,056 clips), 16–18 into val (1,582) and 19–25 into test (3,682).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from kdcache.datasets.listing import Report, annotation_folder, locate, whole_clips
+from kdcache.errors import ManifestError
+
+LAYOUT = """
+ucfTrainTestlist/classInd.txt                          also annotations/ or the root
+ucfTrainTestlist/trainlist01.txt, testlist01.txt, …
+UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi    or <class>/… directly below the root
+"""
+
+LAYOUTS = {"videos": ["UCF-101/{path}", "{path}", "videos/{path}"]}
+
+
+def manifest(
+    root: Path,
+    *,
+    protocol: Literal["official", "early"] = "official",
+    split: Literal[1, 2, 3] = 1,
+    annotations: Path | None = None,
+) -> tuple[pd.DataFrame, Report]:
+    """One row a clip, named as its file without suffix.
+
+    Args:
+        root: the data root; see ``LAYOUT``.
+        protocol: the official splits, or the early-recognition paper's.
+        split: which official split; the other protocol has one.
+        annotations: folder of the official lists.
+    """
+    usual = ("ucfTrainTestlist", "annotations", "annotations/ucf101", "")
+    folder = annotation_folder(root, annotations, ["classInd.txt"], usual, "ucf101")
+    number = {
+        name.lower(): int(index) - 1 for index, name in (line.split() for line in _lines(folder / "classInd.txt"))
+    }
+    rows = []
+    for part in ("train", "test"):
+        for line in _lines(folder / f"{part}list{split:02d}.txt"):
+            path = line.split()[0]
+            # The class is the folder's: file names spell HandstandPushups with a capital S.
+            rows.append((Path(path).stem, path, path.partition("/")[0], part))
+    clips = pd.DataFrame(rows, columns=["name", "path", "class", "split"])
+    strangers = sorted(set(clips["class"].str.lower()) - set(number))
+    if strangers:
+        raise ManifestError(str(folder / "classInd.txt"), [f"has no class {name}" for name in strangers])
+    clips["label"] = clips["class"].str.lower().map(number).astype("Int64")
+    clips["group"] = clips["name"].str.extract(r"_(g\d+)_c\d+$", expand=False)
+    if protocol == "early":
+        clips["split"] = clips["group"].str[1:].astype(int).map(_early)
+        clips = clips.sort_values("name", ignore_index=True)
+    located = locate(
+        root, LAYOUTS, {name: {"path": path} for name, path in zip(clips["name"], clips["path"], strict=True)}
+    )
+    return whole_clips(clips.drop(columns="path"), located), located.report
+
+
+def _early(group: int) -> str:
+    """The early-recognition paper's split by group number."""
+    return "train" if group <= 15 else "val" if group <= 18 else "test"
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        raise ManifestError(str(path), ["no such file; it belongs to the official lists"])
+    return [line for line in path.read_text().splitlines() if line.strip()]

@@ -1,0 +1,327 @@
+"""Datasets by their official lists: split counts, labels, quirks, and small trees in the documented layouts."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdcache.datasets import manifest_for, status
+from kdcache.datasets.gtea import class_name
+from kdcache.datasets.thumos14 import read_instances
+from kdcache.errors import ManifestError, OptionError
+from kdcache.manifest import read_manifest, write_manifest
+
+
+@pytest.fixture(scope="module")
+def lists(shared):
+    return shared / "data" / "annotations"
+
+
+def touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+
+
+def write(root, files):
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
+def counts(rows):
+    return rows["split"].value_counts().to_dict()
+
+
+@pytest.mark.parametrize(("split", "train", "test"), [(1, 9537, 3783), (2, 9586, 3734), (3, 9624, 3696)])
+def test_ucf101_official_splits(lists, split, train, test):
+    rows = manifest_for("ucf101", lists / "ucf101", split=split)
+    assert counts(rows) == {"train": train, "test": test}
+    assert rows["label"].nunique() == 101
+    assert (rows["label"].min(), rows["label"].max()) == (0, 100)
+
+
+def test_ucf101_early_recognition_split(lists):
+    """8,056 / 1,582 / 3,682 by groups 1–15, 16–18, 19–25 (early-recognition paper)."""
+    rows = manifest_for("ucf101", lists / "ucf101", protocol="early")
+    assert counts(rows) == {"train": 8056, "val": 1582, "test": 3682}
+    assert set(rows.loc[rows["split"] == "val", "group"]) == {"g16", "g17", "g18"}
+    assert rows.groupby("group")["split"].nunique().max() == 1
+
+
+def test_ucf101_finds_the_class_that_is_spelt_in_two_ways(lists, tmp_path):
+    shutil.copytree(lists / "ucf101", tmp_path / "ucfTrainTestlist")
+    touch(tmp_path, "UCF-101/HandstandPushups/v_HandStandPushups_g01_c01.avi", "UCF-101/HandstandPushups/v_x.avi")
+    rows = manifest_for("ucf101", tmp_path).set_index("clip_id")
+    row = rows.loc["v_HandStandPushups_g01_c01"]
+    assert (row["class"], row["label"], row["split"]) == ("HandstandPushups", 36, "test")
+    report = rows.attrs["report"]
+    assert (report.found, len(report.missing), report.extra) == (1, 13319, ("UCF-101/HandstandPushups/v_x.avi",))
+    (tmp_path / "ucfTrainTestlist" / "testlist01.txt").unlink()
+    with pytest.raises(ManifestError, match=r"testlist01.txt.*\n.*official lists"):
+        manifest_for("ucf101", tmp_path)
+
+
+def test_hmdb51(lists, tmp_path):
+    shutil.copytree(lists / "hmdb51", tmp_path / "testTrainMulti_7030_splits")
+    touch(tmp_path, "hmdb51_org/wave/21_wave_u_nm_np1_fr_goo_5.avi")
+    rows = manifest_for("hmdb51", tmp_path)
+    assert counts(rows) == {"train": 51 * 70, "test": 51 * 30}
+    assert rows["label"].nunique() == 51
+    row = rows.set_index("clip_id").loc["wave/21_wave_u_nm_np1_fr_goo_5"]
+    assert (row["source"], row["label"], row["split"]) == ("hmdb51_org/wave/21_wave_u_nm_np1_fr_goo_5.avi", 50, "train")
+    assert any("split 1 does not use 1666 clips" in line for line in rows.attrs["report"].lines())
+
+
+def test_hmdb51_lists_of_another_form_are_named_by_line(tmp_path):
+    write(tmp_path, {"brush_hair_test_split1.txt": "a.avi 1\nb.avi 7\n"})
+    with pytest.raises(ManifestError, match=r"line 2: 'b.avi 7'"):
+        manifest_for("hmdb51", tmp_path)
+
+
+def jhmdb(root, frames):
+    """A tree of pictures of JHMDB: two classes, as many frames as asked for."""
+    import cv2
+
+    names = {"brush_hair": "train_clip 1\n", "catch": "test_clip 2\n"}
+    for (label, line), n in zip(names.items(), frames, strict=True):
+        clip = line.split()[0]
+        write(root, {f"splits/{label}_test_split1.txt": f"{clip}.avi {line.split()[1]} \n"})
+        (root / "Rename_Images" / label / clip).mkdir(parents=True)
+        touch(root, f"Rename_Images/{label}/.AppleDouble/x", f"Rename_Images/{label}/{clip}/.DS_Store")
+        for i in range(n):
+            cv2.imwrite(str(root / "Rename_Images" / label / clip / f"{i + 1:05d}.png"), np.zeros((8, 8, 3), np.uint8))
+
+
+def test_jhmdb_first_fifth_is_observed_and_the_whole_recognised(tmp_path):
+    jhmdb(tmp_path, (16, 40))
+    rows = manifest_for("jhmdb", tmp_path).set_index("clip_id")
+    observed = rows.loc["brush_hair/train_clip-observed"]
+    assert observed["source"] == "Rename_Images/brush_hair/train_clip"
+    assert (observed["fps"], observed["split"], observed["label"]) == ("30", "train", 0)
+    assert observed["stop_s"] == pytest.approx(math.ceil(0.2 * 16) / 30)
+    assert rows.loc["catch/test_clip-observed", "stop_s"] == pytest.approx(8 / 30)
+    assert rows.loc[rows["role"] == "action", ["start_s", "stop_s"]].isna().all(axis=None)
+    rest = manifest_for("jhmdb", tmp_path, action="rest").set_index("clip_id")
+    assert rest.loc["catch/test_clip-action", "start_s"] == rest.loc["catch/test_clip-observed", "stop_s"]
+    whole = manifest_for("jhmdb", tmp_path, observe=0)
+    assert whole["clip_id"].tolist() == ["brush_hair/train_clip", "catch/test_clip"]
+
+
+def test_jhmdb_clips_that_make_no_pair_are_named(tmp_path):
+    jhmdb(tmp_path, (1, 20))
+    rows = manifest_for("jhmdb", tmp_path)
+    assert set(rows["pair"]) == {"catch/test_clip"}
+    assert rows.attrs["report"].dropped == {
+        "a single frame cannot be both observed and anticipated": ("brush_hair/train_clip",)
+    }
+    shutil.rmtree(tmp_path / "Rename_Images" / "brush_hair")
+    report = manifest_for("jhmdb", tmp_path).attrs["report"]
+    assert report.missing == ("Rename_Images/brush_hair/train_clip",)
+    assert list(report.dropped.values()) == [("brush_hair/train_clip",)]
+
+
+def test_thumos14_instances(lists):
+    """3,007 in the validation videos, 3,358 in the test videos, 20 classes, 412 videos."""
+    table = read_instances(lists / "thumos14")
+    assert counts(table) == {"train": 3007, "test": 3358}
+    assert (table["label"].nunique(), table["video"].nunique()) == (20, 412)
+
+
+def test_thumos14_pairs(lists):
+    rows = manifest_for("thumos14", lists / "thumos14")
+    dropped = rows.attrs["report"].dropped
+    assert len(dropped["the labels of their video are wrong"]) == 29
+    assert len(dropped["they are listed as CliffDiving too"]) == 360
+    beyond = dropped["the action starts after the end of its video"]
+    assert sum(name.startswith("video_validation_0000364") for name in beyond) == 2
+    assert len(rows) / 2 + sum(map(len, dropped.values())) == 6365
+    observed, action = (rows[rows["role"] == r].set_index("pair") for r in ("observed", "action"))
+    assert np.allclose(observed["stop_s"] - observed["start_s"], 1.0)
+    assert np.allclose(action["start_s"] - observed["stop_s"], 1.0)
+    assert set(rows["split"]) == {"train", "test"}
+    assert "video_test_0000270" not in set(rows["group"])
+    table = read_instances(lists / "thumos14")
+    same = observed.merge(table, left_on=["group", "class"], right_on=["video", "class"], suffixes=("", "_of"))
+    assert not ((same["start_s_of"] < same["stop_s"]) & (same["stop_s_of"] > same["start_s"])).any()
+    kept = manifest_for("thumos14", lists / "thumos14", overlap="keep", early="clamp")
+    assert len(kept) > len(rows)
+
+
+@pytest.mark.parametrize(("protocol", "train", "test"), [("subject", 40091, 16487), ("view", 37646, 18932)])
+def test_ntu_splits(lists, protocol, train, test):
+    rows = manifest_for("ntu", lists / "ntu", protocol=protocol)
+    assert counts(rows) == {"train": train, "test": test}
+    assert rows["label"].nunique() == 60
+    assert rows["subject"].nunique() == 40
+
+
+def test_ntu_from_the_files_on_disk(tmp_path):
+    names = ["S001C001P001R001A001", "S001C002P003R001A060", "S018C001P041R001A061", "S001C002P005R002A008"]
+    touch(tmp_path, *(f"nturgb+d_skeletons/{n}.skeleton" for n in names), f"nturgb+d_rgb/{names[1]}_rgb.avi")
+    write(tmp_path, {"NTU_RGBD_samples_with_missing_skeletons.txt": names[3] + "\n"})
+    rows = manifest_for("ntu", tmp_path).set_index("clip_id")
+    assert rows["split"].to_dict() == {names[0]: "train", names[1]: "test"}
+    assert rows["label"].tolist() == [0, 59]
+    assert rows.loc[names[0], "source"] == f"nturgb+d_skeletons/{names[0]}.skeleton"
+    assert rows.attrs["report"].dropped == {
+        "their skeletons are missing or damaged": (names[3],),
+        "they belong to NTU RGB+D 120": (names[2],),
+    }
+    view = manifest_for("ntu", tmp_path, protocol="view").set_index("clip_id")
+    assert view["split"].to_dict() == {names[0]: "test", names[1]: "train"}
+    assert manifest_for("ntu", tmp_path, modality="rgb")["source"].tolist() == [f"nturgb+d_rgb/{names[1]}_rgb.avi"]
+
+
+def test_msraction3d_used_files_and_split(shared):
+    rows = manifest_for("msraction3d", shared / "data")
+    assert len(rows) == 557
+    assert rows["label"].nunique() == 20
+    assert set(rows.loc[rows["split"] == "train", "subject"]) == {"s01", "s03", "s05", "s07", "s09"}
+    assert rows["subject"].nunique() == 10
+    report = rows.attrs["report"]
+    assert (report.found, report.missing, report.extra) == (557, (), ())
+    assert "a13_s09_e02" in report.dropped["they are not among the files used"]
+    assert len(manifest_for("msraction3d", shared / "data" / "skeletons", files="all")) == 567
+
+
+def test_egtea_splits_and_classes_from_zero(tmp_path):
+    clip = "P07-R01-PastaSalad-91700-93600-F002751-F002808"
+    other = "OP03-R02-TurkeySandwich-1-2-F000001-F000002"
+    write(
+        tmp_path,
+        {
+            "action_annotation/train_split1.txt": f"{clip} 3 3 3 \n",
+            "action_annotation/test_split1.txt": f"{other} 106 19 51 7\n\n",
+            f"cropped_clips/P07-R01-PastaSalad/{clip}.mp4": "",
+        },
+    )
+    rows = manifest_for("egtea", tmp_path).set_index("clip_id")
+    assert rows.loc[clip, ["label", "verb", "noun", "subject", "group", "split"]].tolist() == [
+        *(2, 2, 2),
+        *("P07", "P07-R01-PastaSalad", "train"),
+    ]
+    assert rows.loc[other, ["label", "verb", "noun", "subject", "split"]].tolist() == [105, 18, 50, "OP03", "test"]
+    assert rows.attrs["report"].missing == (f"cropped_clips/OP03-R02-TurkeySandwich/{other}.mp4",)
+    assert manifest_for("egtea", tmp_path, target="verb")["label"].tolist() == [2, 18]
+    write(tmp_path, {"action_annotation/test_split1.txt": f"{other} 0 19 51\n"})
+    with pytest.raises(ManifestError, match=r"line 1: .* is not '<clip> <action>"):
+        manifest_for("egtea", tmp_path)
+
+
+GTEA_LABELS = {
+    "labels/S1_Cheese_C1.txt": "<take><bread> (90-134) [1]\n<shake> (140-150) [1]\n\n<put><tea> (1-15) [1]\n",
+    "labels/S2_Tea_C1.txt": "<stir><cup> (16-30) [1]\n<stir><spoon,cup> (31-45) [1]\n<pour><water,cup> (46-60) [1]\n",
+    "labels/S3_Tea_C1.txt": "<put><tea> (1-30) [1]\n",
+}
+
+
+def test_gtea_from_label_files(tmp_path):
+    write(tmp_path, GTEA_LABELS)
+    touch(tmp_path, "videos/S1_Cheese_C1.mp4", "videos/S2_Tea_C1.mp4", "videos/S2_Coffee_C1.mp4")
+    rows = manifest_for("gtea", tmp_path).set_index("clip_id")
+    assert rows["class"].to_dict() == {
+        "S1_Cheese_C1-1": "take_bread",
+        "S2_Tea_C1-1": "stir_spoon,cup",
+        "S2_Tea_C1-2": "stir_spoon,cup",
+        "S2_Tea_C1-3": "pour_water,cup",
+        "S3_Tea_C1-1": "put_tea",
+    }
+    assert rows.loc["S1_Cheese_C1-1", ["start_s", "stop_s", "split"]].tolist() == [89 / 15, 134 / 15, "train"]
+    assert set(rows.loc[rows["split"] == "test", "subject"]) == {"S2"}
+    report = rows.attrs["report"]
+    assert report.missing == ("videos/S3_Tea_C1.mp4",)
+    assert report.extra == ("videos/S2_Coffee_C1.mp4",)
+    assert report.dropped == {
+        "they name no object": ("S1_Cheese_C1.txt:2",),
+        "they are not among the 61 classes": ("S1_Cheese_C1.txt:4",),
+    }
+    assert any("4 classes were found, not 61" in line for line in report.lines())
+    wide = manifest_for("gtea", tmp_path, classes=71, held_out="S3")
+    assert wide["class"].tolist() == ["take_bread", "stir_spoon,cup", "pour_water,cup"]
+
+
+def test_gtea_classes():
+    assert class_name("stir", "cup", "S1", 61) == "stir_spoon,cup"
+    assert class_name("stir", "cup", "S1", 71) is None
+    assert [class_name("put", "tea", s, 61) for s in ("S1", "S2", "S3", "S4")] == [None, None, "put_tea", "put_tea"]
+    assert class_name("pour", "milk, cup", "S1", 71) == "pour_milk,cup"
+
+
+def test_gtea_from_pictures_numbers_the_union_of_all_subjects_folders(tmp_path):
+    for clip, n in (("S1/take_bread/1", 5), ("S2/open_tea/1", 7), ("S2/open_tea/2", 4)):
+        touch(tmp_path, *(f"frames/{clip}/image_{i:05d}.jpg" for i in range(n)))
+    (tmp_path / "frames" / "S1" / "pour_milk").mkdir()
+    touch(tmp_path, "frames/S1/.DS_Store")
+    rows = manifest_for("gtea", tmp_path)
+    assert rows["clip_id"].tolist() == ["S1/take_bread/1", "S2/open_tea/1"]
+    assert rows["label"].tolist() == [2, 0]
+    assert set(rows["fps"]) == {"15"}
+    assert rows.attrs["report"].dropped == {"they have fewer than 5 frames": ("S2/open_tea/2",)}
+
+
+def sysu(root):
+    lines = ["clip_id,subject,label,rgb_path,skel_path"]
+    lines += [f"c{s}-{a},s{s:02d},{a},rgb/{s}/{a}.avi,skel/{s}/{a}.txt" for s in range(40) for a in range(12)]
+    write(root, {"clips.csv": "\n".join(lines) + "\n"})
+
+
+def test_sysu_halves(tmp_path):
+    sysu(tmp_path)
+    rows = manifest_for("sysu", tmp_path)
+    assert counts(rows) == {"train": 240, "test": 240}
+    assert rows.groupby("subject")["split"].nunique().max() == 1
+    assert rows["source"].iloc[0] == "skel/0/0.txt"
+    assert manifest_for("sysu", tmp_path)["split"].equals(rows["split"])
+    assert not manifest_for("sysu", tmp_path, seed=1)["split"].equals(rows["split"])
+    by_class = manifest_for("sysu", tmp_path, setting=1, modality="rgb")
+    assert (by_class.groupby("label")["split"].value_counts() == 20).all()
+    assert by_class["source"].iloc[0] == "rgb/0/0.avi"
+    write(tmp_path, {"clips.csv": "clip_id,subject,label,skel_path\na,s1,drink,a.txt\n"})
+    with pytest.raises(ManifestError, match="line 2: label 'drink'"):
+        manifest_for("sysu", tmp_path)
+    with pytest.raises(ManifestError, match="lacks the column rgb_path"):
+        manifest_for("sysu", tmp_path, modality="rgb")
+
+
+def test_kinetics(lists, tmp_path):
+    head = "label,youtube_id,time_start,time_end,split\n"
+    write(
+        tmp_path,
+        {
+            "train.csv": head + "air drumming,abcdefghijk,5,15,train\nabseiling,-bcdefghijk,95,105,train\n",
+            "validate.csv": head + "zumba,vbcdefghijk,0,10,validate\n",
+            "test.csv": "youtube_id,time_start,time_end,split\ntbcdefghijk,1,11,test\n",
+        },
+    )
+    touch(tmp_path, "train/air_drumming/abcdefghijk_000005_000015.mp4", "train/abseiling/-bcdefghijk_000095_000105.mp4")
+    rows = manifest_for("kinetics", tmp_path)
+    assert rows["label"].tolist() == [1, 0, 2, pd.NA]
+    assert rows["source"].tolist()[:2] == [
+        "train/air_drumming/abcdefghijk_000005_000015.mp4",
+        "train/abseiling/-bcdefghijk_000095_000105.mp4",
+    ]
+    assert counts(rows) == {"train": 2, "val": 1, "test": 1}
+    shutil.copy(lists / "kinetics400_label_map.txt", tmp_path)
+    assert manifest_for("kinetics", tmp_path)["label"].tolist() == [1, 0, 399, pd.NA]
+    write(tmp_path, {"train.csv": head + "knitting a cat,abcdefghijk,5,15,train\n"})
+    with pytest.raises(ManifestError, match="no class 'knitting a cat'"):
+        manifest_for("kinetics", tmp_path)
+
+
+def test_manifests_survive_the_file_and_status_sums_them_up(lists, tmp_path):
+    rows = manifest_for("ucf101", lists / "ucf101")
+    write_manifest(rows, tmp_path / "clips.csv")
+    pd.testing.assert_frame_equal(read_manifest(tmp_path / "clips.csv"), rows)
+    assert status("ucf101", lists / "ucf101") == "13320 clips; 0 sources found, 13320 missing, 0 extra"
+
+
+def test_annotations_elsewhere_and_nowhere(lists, tmp_path):
+    assert len(manifest_for("ucf101", tmp_path, annotations=lists / "ucf101")) == 13320
+    for name in ("ucf101", "hmdb51", "jhmdb", "thumos14", "ntu", "egtea", "sysu", "kinetics", "gtea", "msraction3d"):
+        with pytest.raises(OptionError, match=f"^{name}: no "):
+            manifest_for(name, tmp_path)
