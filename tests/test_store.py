@@ -199,7 +199,7 @@ def test_a_shard_is_readable_with_plain_h5py(tmp_path, codec):
     """Word for word what the package's documentation promises."""
     done = add(tmp_path, range(5), codec=codec)
     with h5py.File(tmp_path / done.name) as file:
-        assert file.attrs["format"] == "kdcache/1"
+        assert file.attrs["format"] == b"kdcache/1"
         assert file.attrs["complete"] == 1
         assert json.loads(file.attrs["recipes"])[FLOW] == RECIPES[FLOW]
         assert json.loads(file.attrs["recipe_digests"])[RGB] == recipe_digest(RGB)

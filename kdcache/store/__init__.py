@@ -3,7 +3,7 @@
 A cache is a folder of shards ``shard-%05d.h5`` and ``manifest.csv``, its index (``kdcache.store.index``), which can be
 rebuilt from the shards alone. A shard is one HDF5 file, written once and never changed. Format ``kdcache/1``:
 
-Attributes of the file, all text in UTF-8 but the last:
+Attributes of the file, all but the last fixed-length UTF-8 (``bytes`` in h5py):
 
 - ``format``: ``kdcache/1``
 - ``recipes``: JSON, stream → recipe, which has at least ``stream``, ``layout`` and ``dtype``

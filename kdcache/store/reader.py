@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from kdcache.errors import StoreError
 from kdcache.recipe import Recipe, digest
 from kdcache.store.layout import LAYOUTS, PER_STREAM, TABLES, Payload, StrPath, damaged, tables_digest
-from kdcache.store.safe import ATTRIBUTES, MALFORMED, open_shard_file
+from kdcache.store.safe import ATTRIBUTES, MALFORMED, open_shard_file, text_attribute
 
 Int64 = NDArray[np.int64]
 
@@ -88,13 +88,13 @@ def open_shard(path: StrPath) -> tuple[Shard, dict[str, NDArray[Any]]]:
     """
     path = Path(path)
     with open_shard_file(path) as (file, datasets):
-        texts = [str(file.attrs[name]) for name in ATTRIBUTES]
+        texts = [text_attribute(path, file, name) for name in ATTRIBUTES]
         recipes, digests, libraries = (_json_object(path, t, n) for t, n in zip(texts[1:], ATTRIBUTES[1:], strict=True))
         if {s: digest(r) for s, r in recipes.items()} != digests:
             raise damaged(path, "its recipes do not have the digests stored beside them")
         data = {_data_path(s, recipes[s]): s for s in recipes}
         tables = {name: np.asarray(d[()]) for name, d in datasets.items() if name not in data}
-        if tables_digest(texts, tables) != file.attrs["tables_digest"]:
+        if tables_digest(texts, tables) != text_attribute(path, file, "tables_digest"):
             raise damaged(path, "its tables have changed since they were written")
         missing = [name for name in (*TABLES, *data) if name not in datasets]
         if missing:

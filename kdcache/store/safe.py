@@ -56,25 +56,25 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
+def text_attribute(path: Path, file: Any, name: str) -> str:
+    """An attribute that is one fixed-length text; variable-length ones can make HDF5 hang when damaged."""
+    found = file.attrs.get_id(name) if name in file.attrs else None
+    if found is None or found.shape != () or found.dtype.kind != "S":
+        raise damaged(path, f"its attribute {name!r} is missing or not fixed-length text")
+    return str(bytes(file.attrs[name]).decode())
+
+
 def _check_attributes(path: Path, file: Any) -> None:
-    found = file.attrs.get("format") if "format" in file.attrs and _is_text(file, "format") else None
-    if found is None:
+    if "format" not in file.attrs:
         raise StoreError(f"{path}: not a kdcache shard (it has no format attribute); keep other HDF5 files elsewhere.")
+    found = text_attribute(path, file, "format")
     if found != FORMAT:
         raise StoreError(
             f"{path}: its format is {found!r} and this kdcache reads {FORMAT!r}; use the version that wrote it."
         )
-    for name in (*ATTRIBUTES, "tables_digest"):
-        if name not in file.attrs or not _is_text(file, name):
-            raise damaged(path, f"its attribute {name!r} is missing or not text")
     complete = file.attrs.get_id("complete") if "complete" in file.attrs else None
     if complete is None or complete.shape != () or complete.dtype.kind != "i" or file.attrs["complete"] != 1:
         raise damaged(path, "it was not finished")
-
-
-def _is_text(file: Any, name: str) -> bool:
-    attribute = file.attrs.get_id(name)
-    return attribute.shape == () and h5py.check_string_dtype(attribute.dtype) is not None
 
 
 def _collect(path: Path, group: Any, prefix: str, depth: int, datasets: dict[str, Any]) -> None:

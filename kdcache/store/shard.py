@@ -196,9 +196,9 @@ def _write(
                 file.create_dataset(name, data=tables[name], track_times=False)
             for stream, data in datas.items():
                 _write_data(file, data, [r.arrays[stream] for r in records], codec, sink)
+            attributes["tables_digest"] = tables_digest(list(attributes.values()), tables)
             for name, text in attributes.items():
-                file.attrs[name] = text
-            file.attrs["tables_digest"] = tables_digest(list(attributes.values()), tables)
+                file.attrs[name] = _text([text])[0]  # fixed length: HDF5's heap of variable-length text has no checksum
             file.attrs["complete"] = 1
         sink.raise_error()
 
