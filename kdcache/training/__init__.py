@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kdcache.files import atomic
 from kdcache.methods import method as method_module
 from kdcache.methods.contract import Stage
 from kdcache.recipe import differences
+from kdcache.training.checkpoint import STATE, SUMMARY
 from kdcache.training.config import (
     SETTABLE,
     Settings,
@@ -84,16 +86,18 @@ def train(
     changed = differences(before, facts) if before else []
     if changed:
         raise OptionError(f"{folder} cannot be continued, for its data or machine changed: {'; '.join(changed)}.")
+    stages = module.stages(resolved, prepared.data)
+    first = next(stages)  # what cannot even begin leaves no folder behind
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder / CONFIG, settings, wanted, facts)
     _write_json(folder / "environment.json", environment(prepared.data.device))
     recipe = {"digest": prepared.facts["recipe"], "recipe": prepared.recipe}
     _write_json(folder / "recipes.json", {prepared.stream: recipe})
-    last_rows = _fit_all(folder, module.stages(resolved, prepared.data), prepared, settings.save_every)
+    last_rows = _fit_all(folder, chain([first], stages), prepared, settings.save_every)
     return _conclude(folder, prepared, last_rows)
 
 
-def _fit_all(folder: Path, stages: Iterator[Stage], prepared: Prepared, save_every: float) -> dict[str, Any]:
+def _fit_all(folder: Path, stages: Iterable[Stage], prepared: Prepared, save_every: float) -> dict[str, Any]:
     """Train every stage in turn; the last row of each stage's log."""
     log, interrupts = Log(folder), Interrupts()
     last_rows: dict[str, Any] = {}
@@ -133,6 +137,8 @@ def _earlier(folder: Path, settings: Settings, options: Any) -> dict[str, Any]:
             raise OptionError(f"{folder} exists and is no run: choose another folder for out.")
         return {}
     old_settings, old_options, resolved = read_config(folder / CONFIG)
+    if not any((stage / name).exists() for stage in folder.iterdir() for name in (STATE, SUMMARY)):
+        return {}  # nothing has been trained yet: these settings replace the old ones
     changed = differences(
         {**asdict(old_settings), "options": asdict(old_options)}, {**asdict(settings), "options": asdict(options)}
     )

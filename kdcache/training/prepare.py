@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def prepare(settings: Settings, tau: float | None, say: Say, before: dict[str, A
     held = bool(before["held"]) if "held" in before else streamed.nbytes <= settings.hold * devices.free_bytes(device)
     stream: Stream = Held(streamed) if held else streamed
     room = int(settings.hold * devices.free_bytes(device))
-    room = min(room, int(before.get("room", room)))
+    planned = int(before.get("room", room))
     how = "held on" if held else "streamed to"
     say(f"{name}: {len(clips.clip_ids)} clips, {streamed.nbytes / 1e9:.2f} GB, {how} {device}")
     say("pairs: " + ", ".join(f"{split} {len(samples)}" for split, samples in clips.splits.items()))
@@ -75,8 +76,8 @@ def prepare(settings: Settings, tau: float | None, say: Say, before: dict[str, A
         device=device,
         autocast=devices.autocast(device, precision),
         batches=batches,
-        backbone=lambda: backbone_state(recipe, settings.weights),
-        room=room,
+        backbone=functools.cache(lambda: backbone_state(recipe, settings.weights)),
+        room=min(room, planned),
         say=say,
     )
     facts = {
@@ -86,7 +87,7 @@ def prepare(settings: Settings, tau: float | None, say: Say, before: dict[str, A
         "recipe": digest(recipe),
         "samples": _fingerprint(clips),
         "held": held,
-        "room": room,
+        "room": planned,
     }
     return Prepared(data, clips, name, recipe, facts)
 
