@@ -1,0 +1,110 @@
+"""Options by name and type: from text, from Python, to TOML and back; devices."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+
+import pytest
+import torch
+
+from kdcache.errors import DeviceError, OptionError
+from kdcache.methods.anticipation import Options
+from kdcache.training import parse_set
+from kdcache.training.config import Settings, build, read_config, to_table, write_config
+from kdcache.training.device import free_bytes, reproducible, resolve_device, resolve_precision
+
+
+def test_set_is_typed_by_the_options():
+    parsed = parse_set(
+        "anticipation",
+        [
+            "lam=0.1",
+            "loss_d=both",
+            "epochs=3",
+            "milestones=1,2",
+            "alpha=none",
+            "pseudo=false",
+            "lr=1",
+            "weights=a=b.pt",
+        ],
+    )
+    assert parsed == {
+        "lam": 0.1, "loss_d": "both", "epochs": 3, "milestones": (1, 2), "alpha": None, "pseudo": False, "lr": 1.0,
+        "weights": "a=b.pt",
+    }  # fmt: skip
+    assert [type(v) for v in parsed.values()] == [float, str, int, tuple, type(None), bool, float, str]
+    assert parse_set("anticipation", ["milestones="]) == {"milestones": ()}
+    assert parse_set("anticipation", ["alpha=0", "hold=1"]) == {"alpha": 0.0, "hold": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lambda=1", "Unknown option 'lambda': did you mean 'lam'"),
+        ("los_d=both", "did you mean 'loss_d'"),
+        ("loss_d=bth", "Unknown value of loss_d: 'bth': did you mean 'both'"),
+        ("lam=much", "lam='much': give a number"),
+        ("epochs=1.5", "epochs='1.5': give a whole number"),
+        ("pseudo=maybe", "pseudo='maybe': give true or false"),
+        ("milestones=1,x", "whole numbers such as 15,25"),
+        ("alpha=sharp", "give a number or none"),
+        ("lam", "write name=value"),
+    ],
+)
+def test_bad_settings_say_what_is_wrong(text, says):
+    with pytest.raises(OptionError) as caught:
+        parse_set("anticipation", [text])
+    assert says in str(caught.value)
+
+
+def test_values_from_python_are_held_to_the_same_types():
+    assert build(Options, {"lam": 2, "milestones": [5]}) == Options(lam=2.0, milestones=(5,))
+    for bad in ({"epochs": 2.0}, {"lam": "1"}, {"pseudo": 1}, {"milestones": 3}, {"loss_d": "RA "}, {"epochs": True}):
+        with pytest.raises(OptionError):
+            build(Options, bad)
+    with pytest.raises(OptionError, match="did you mean 'epochs'"):
+        build(Options, {"epoch": 3})
+
+
+def test_configuration_survives_toml(tmp_path):
+    settings = Settings(method="anticipation", shards="/data/out", seed=3, stream="i3d-rgb/mixed4a")
+    options = Options(alpha=0.5, milestones=(), tau=None)
+    write_config(tmp_path / "config.toml", settings, options, {"held": True})
+    assert read_config(tmp_path / "config.toml") == (settings, options, {"held": True})
+    stored = tomllib.loads((tmp_path / "config.toml").read_text())
+    assert stored["weights"] == "none"
+    assert stored["options"] == to_table(options)
+
+
+def test_every_option_is_documented():
+    import ast
+    import inspect
+
+    from kdcache.methods import anticipation
+
+    body = next(n for n in ast.parse(inspect.getsource(anticipation)).body if getattr(n, "name", "") == "Options").body
+    for here, after in itertools.pairwise(body):
+        if isinstance(here, ast.AnnAssign):
+            assert isinstance(after, ast.Expr), f"{here.target.id} has no docstring"
+
+
+def test_devices_and_precisions_are_resolved():
+    cpu = torch.device("cpu")
+    assert resolve_device("cpu") == cpu
+    assert resolve_precision("auto", cpu) == "fp32"
+    assert free_bytes(cpu) > 2**20
+    with pytest.raises(DeviceError, match="use device=auto or device=cpu"):
+        resolve_device("cuda:99")
+    for name in ("gpu", "cuda:x"):
+        with pytest.raises(OptionError, match="Unknown device"):
+            resolve_device(name)
+    with pytest.raises(OptionError, match="did you mean 'bf16'"):
+        resolve_precision("b16", cpu)
+
+
+def test_determinism_is_switched_on_inside_only():
+    before = torch.are_deterministic_algorithms_enabled()
+    with reproducible(torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() == before
