@@ -58,7 +58,8 @@ def _complaints() -> list[str] | None:
     callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
     def listen(_context: int, level: int, text: bytes, _values: int) -> None:
-        if 0 <= level & 0xFF <= _WARNING:
+        # Missing parts of a picture that were made up are reported at a level below warnings.
+        if 0 <= level & 0xFF <= _WARNING or text.startswith(b"concealing"):
             heard.append(text.decode(errors="replace").strip())
 
     called = callback(listen)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # Frame threads only: with slice threads, which are PyAV's default, H.264 frames that were patched up after damage lose
 # the flag that says so.
 THREADS = 2
+# Codecs whose decoders patch up some damage without a flag unless told to stop at it. Not H.264 and HEVC, which would
+# then also stop at malformed side information that leaves the picture whole.
+STRICT = {"mpeg1video", "mpeg2video", "mpeg4"}
 JUMP = 24  # seek when it saves decoding more frames than this: reopening the pipeline costs about as much
 _of_parents: list[Any] = []  # containers opened before a fork: freeing one waits for threads that are not in the child
 
@@ -84,6 +87,8 @@ class PyAVDecoder:
         self._container = open_container(self._axis.path)
         stream = self._container.streams[self._axis.stream]
         stream.codec_context.thread_type, stream.codec_context.thread_count = "FRAME", THREADS
+        if self._axis.codec in STRICT:
+            stream.codec_context.options = {"err_detect": "explode"}
         self._decoded = self._container.decode(stream)
         self._next, self._settled = 0, False
 

@@ -163,7 +163,7 @@ def _demux(container: Any, stream: Any) -> _Packets:
         if packet.size == 0:  # AVI's way to say "show the last frame again", and PyAV's end of stream
             continue
         if packet.is_corrupt:
-            raise av.InvalidDataError(0, f"corrupt packet at byte {packet.pos:,}")
+            raise av.InvalidDataError(0, f"corrupt packet after {len(found.pts)} frames")
         if packet.is_discard or (codec.codec.canonical_name == "vp8" and not bytes(packet)[0] & 0x10):
             found.skipped = True  # cut away by an edit list; or a reference that is never shown (RFC 6386 §9.1)
             continue
