@@ -194,24 +194,53 @@ def describe(integral: F32, points: F32, age: I32, live: B8, patch: int, span: i
 
 
 @numba.njit(cache=True, nogil=True)
-def warp_back(prev: U8, next: U8, m: F64, margin: float, out: U8) -> None:
-    """``next`` seen through the homography ``m [9]``, positions rounded to 1/32 px, into ``out [H, W]``.
+def _seen(next: U8, m: F64, x: int, y: int, margin: float) -> int:
+    """Grey level (0 … 255) that ``next`` shows at the image of (x, y) under ``m [9]``, or −1 near or past its border.
 
-    Pixels that fall outside ``next`` or within ``margin`` of its border are copied from ``prev``.
+    Positions are rounded to 1/32 px and weights are integers, as in OpenCV's 8-bit warping.
+    """
+    h, w = next.shape
+    depth = m[6] * x + m[7] * y + m[8]
+    inverse = 1.0 / depth if depth != 0.0 else 0.0
+    px, py = (m[0] * x + m[1] * y + m[2]) * inverse, (m[3] * x + m[4] * y + m[5]) * inverse
+    if not (margin < px < w - 1 - margin and margin < py < h - 1 - margin):
+        return -1
+    ix, iy = np.uint64(np.rint(px * 32.0)), np.uint64(np.rint(py * 32.0))
+    five, mask, one = np.uint64(5), np.uint64(31), np.uint64(1)
+    u, v, a, b = ix >> five, iy >> five, np.int32(ix & mask), np.int32(iy & mask)
+    top = (32 - a) * np.int32(next[v, u]) + a * np.int32(next[v, u + one])
+    low = (32 - a) * np.int32(next[v + one, u]) + a * np.int32(next[v + one, u + one])
+    return int(((32 - b) * top + b * low + 512) >> 10)
+
+
+@numba.njit(cache=True, nogil=True)
+def warp_back(prev: U8, next: U8, m: F64, margin: float, out: U8) -> None:
+    """``next`` seen through the homography ``m [9]`` into ``out [H, W]``.
+
+    Pixels that fall outside ``next`` or within ``margin`` ≥ 1 of its border are copied from ``prev``.
     """
     h, w = prev.shape
     for y in range(h):
-        x0, y0, w0 = m[1] * y + m[2], m[4] * y + m[5], m[7] * y + m[8]
         for x in range(w):
-            depth = w0 + m[6] * x
-            inverse = 1.0 / depth if depth != 0.0 else 0.0
-            px, py = (x0 + m[0] * x) * inverse, (y0 + m[3] * x) * inverse
-            if not (margin < px < w - 1 - margin and margin < py < h - 1 - margin):
-                out[y, x] = prev[y, x]
+            level = _seen(next, m, x, y, margin)
+            out[y, x] = level if level >= 0 else prev[y, x]
+
+
+@numba.njit(cache=True, nogil=True)
+def misalignment(prev: U8, next: U8, m: F64, margin: float, allowed: U8) -> float:
+    """Mean difference in grey levels, each counting at most 20, between ``prev`` and ``next`` seen through ``m [9]``.
+
+    Only where ``allowed``; infinite when ``next`` shows less than half of that.
+    """
+    h, w = prev.shape
+    total, count, asked = 0, 0, 0
+    for y in range(h):
+        for x in range(w):
+            if allowed[y, x] == 0:
                 continue
-            ix, iy = int(np.rint(px * 32.0)), int(np.rint(py * 32.0))
-            u, v, a, b = ix >> 5, iy >> 5, ix & 31, iy & 31
-            top = (32 - a) * np.int32(next[v, u]) + a * np.int32(next[v, min(u + 1, w - 1)])
-            v1 = min(v + 1, h - 1)
-            low = (32 - a) * np.int32(next[v1, u]) + a * np.int32(next[v1, min(u + 1, w - 1)])
-            out[y, x] = ((32 - b) * top + b * low + 512) >> 10
+            asked += 1
+            level = _seen(next, m, x, y, margin)
+            if level >= 0:
+                total += min(abs(level - int(prev[y, x])), 20)
+                count += 1
+    return total / count if count > 0 and 2 * count >= asked else np.inf

@@ -27,8 +27,10 @@ KINDS: tuple[FeatureKind, ...] = ("surf", "sift", "none")
 
 _CORNERS = 1000  # most corners whose flow votes
 _WINDOW = 25.0  # furthest that a matched feature may have moved, px along each axis
-_MATCHES = 50  # fewer votes than this leave the camera unmoved …
+_VOTES = 50  # fewer votes than this leave the camera unmoved …
 _INLIERS = 25  # … and so do fewer of them that agree
+_TRACKED = 300  # most corners that are tracked to check the vote
+_CLEARLY = 0.88  # share of its error that another homography must stay under to replace the vote
 _HESSIAN = 200.0  # least strength of a SURF point
 _SMALLEST = 16  # shorter side below which SIFT is not asked, px
 _MARGIN = 5.0  # border of the second frame that is not trusted after warping, px
@@ -68,13 +70,20 @@ def match(first: Features, second: Features) -> tuple[F32, F32]:
     return first.points[found[found >= 0]], second.points[found >= 0]
 
 
-def homography(prev: U8, next: U8, flow: F32, mask: NDArray[Any] | None = None, features: FeatureKind = "surf") -> F64:
+def homography(
+    prev: U8,
+    next: U8,
+    flow: F32,
+    mask: NDArray[Any] | None = None,
+    features: FeatureKind = "surf",
+    checked: bool = True,
+) -> F64:
     """The camera's motion from ``prev`` to ``next`` as a matrix ``float64 [3, 3]`` that takes points (x, y, 1) there.
 
     ``prev`` and ``next`` are grey or RGB ``uint8 [H, W(, 3)]``, ``flow`` is ``float32 [H, W, 2]`` (x, y) in pixels
     from ``prev`` to ``next``; ``mask [H, W]`` is true where people may be, whose motion then has no vote.
-    Fewer than 50 votes, or fewer than 26 that agree to 1 px, give the identity. The result is the same on every
-    call. Raises :class:`ClipError` when the sizes differ.
+    The original's vote (see :func:`vote`), and with ``checked`` what :func:`check` makes of it. The result is the
+    same on every call. Raises :class:`ClipError` when the sizes differ.
     """
     a, b = as_gray(prev), as_gray(next)
     if a.shape != b.shape or flow.shape != (*a.shape, 2) or (mask is not None and mask.shape != a.shape):
@@ -86,19 +95,52 @@ def homography(prev: U8, next: U8, flow: F32, mask: NDArray[Any] | None = None, 
     allowed = None if mask is None else (np.asarray(mask) == 0).astype(np.uint8)
     finder = FeatureFinder(features)
     matches = match(finder(a, allowed), finder(b, allowed))
-    return vote(a, np.moveaxis(flow, 2, 0), matches, allowed)
+    corners = good_corners(a, allowed)
+    found = vote(corners, np.moveaxis(flow, 2, 0), matches)
+    return check(found, a, b, corners, allowed) if checked else found
 
 
-def vote(gray: U8, flow: F32, matches: tuple[F32, F32], allowed: U8 | None) -> F64:
-    """Homography ``float64 [3, 3]`` from feature ``matches`` and ``flow [2, H, W]`` at the corners of ``gray``."""
+def good_corners(gray: U8, allowed: U8 | None) -> F32:
+    """Up to 1000 corners ``[n, 2]`` (x, y) of ``gray`` where ``allowed`` is not 0, strongest first."""
     corners = cv2.goodFeaturesToTrack(gray, _CORNERS, 0.001, 3, mask=allowed)
-    start = np.zeros((0, 2), np.float32) if corners is None else corners.reshape(-1, 2)
-    x, y = start[:, 0].astype(np.intp), start[:, 1].astype(np.intp)
-    end = start + flow[:, y, x].T
-    first = np.concatenate([start, matches[0]])
-    second = np.concatenate([end, matches[1]])
+    return np.zeros((0, 2), np.float32) if corners is None else np.asarray(corners, np.float32).reshape(-1, 2)
+
+
+def vote(corners: F32, flow: F32, matches: tuple[F32, F32]) -> F64:
+    """The original program's homography: feature ``matches`` and ``flow [2, H, W]`` at ``corners`` vote for it.
+
+    Fewer than 51 votes, or fewer than 26 that agree to 1 px, give the identity.
+    """
+    x, y = corners[:, 0].astype(np.intp), corners[:, 1].astype(np.intp)
+    moved = corners + flow[:, y, x].T
+    return _ransac(np.concatenate([corners, matches[0]]), np.concatenate([moved, matches[1]]), _VOTES)
+
+
+def check(found: F64, prev: U8, next: U8, corners: F32, allowed: U8 | None) -> F64:
+    """``found``, or a homography that aligns the frames clearly better. [reconstructed]
+
+    Farnebäck's flow fades to 0 where there is little texture, and those corners can outvote a moving camera;
+    conversely noise can move a still one. So two others stand beside the vote: one from corners tracked by
+    Lucas and Kanade's method, and a still camera. The best replaces the vote only if its mean grey-level
+    difference between ``prev`` and the aligned ``next`` is under 0.88 of the vote's.
+    """
+    strong = corners[:_TRACKED, None]
+    others = [np.eye(3)]
+    if len(strong) > _INLIERS:
+        moved, status, _ = cv2.calcOpticalFlowPyrLK(prev, next, strong, np.zeros_like(strong), winSize=(15, 15))
+        good = status[:, 0] > 0
+        others.append(_ransac(strong[good, 0], moved[good, 0], _INLIERS))
+    seen = np.ones_like(prev) if allowed is None else allowed
+    bar = _CLEARLY * kernels.misalignment(prev, next, found.ravel(), _MARGIN, seen)
+    errors = [kernels.misalignment(prev, next, m.ravel(), _MARGIN, seen) for m in others]
+    best = int(np.argmin(errors))
+    return others[best] if errors[best] < bar else found
+
+
+def _ransac(first: F32, second: F32, fewest: int) -> F64:
+    """Homography between points ``[n, 2]``; the identity for no more than ``fewest`` or too little agreement."""
     identity = np.eye(3)
-    if len(first) <= _MATCHES or not np.isfinite(second).all():
+    if len(first) <= fewest or not np.isfinite(second).all():
         return identity
     found, inliers = cv2.findHomography(first, second, cv2.RANSAC, 1.0)
     if found is None or np.count_nonzero(inliers) <= _INLIERS:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.errors import ClipError, OptionError
+from kdcache.errors import ClipError, OptionError, unknown
 from kdcache.motion import _idt_kernels as kernels
 from kdcache.motion._farneback import Farneback, pyramid
-from kdcache.motion.camera import FeatureFinder, FeatureKind, Features, as_gray, match, vote, warp_back
+from kdcache.motion.camera import (
+    FeatureFinder,
+    FeatureKind,
+    Features,
+    as_gray,
+    check,
+    good_corners,
+    match,
+    vote,
+    warp_back,
+)
 from kdcache.motion.descriptors import PATCH, SIZE, TIME_CELLS, add_descriptors
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
+
+
+CAMERAS = ("checked", "original", "still")
 
 
 @dataclass(frozen=True)
@@ -29,8 +42,9 @@ class IDTParams:
     best corner that a point needs. Kept tracks deviate by at least ``min_deviation`` and at most
     ``max_deviation`` px, make no step over both ``max_step`` px and ``max_share`` of their length, and move at
     least once by more than ``min_warped`` px with the camera's motion removed. ``features`` are matched for
-    the camera beside flow [reconstructed: the original's SURF is in no wheel]; ``camera=False`` takes the
-    camera for still.
+    the camera beside flow. ``camera``: ``"original"`` takes the original's homography, ``"checked"`` replaces it where
+    another aligns the frames clearly better (:func:`kdcache.motion.camera.check`) [reconstructed], ``"still"``
+    takes the camera for still.
     """
 
     length: int = 15
@@ -43,12 +57,14 @@ class IDTParams:
     max_share: float = 0.7
     min_warped: float = 1.0
     features: FeatureKind = "surf"
-    camera: bool = True
+    camera: Literal["checked", "original", "still"] = "checked"
 
     def __post_init__(self) -> None:
         for name in ("length", "step", "scales"):
             if getattr(self, name) < 1:
                 raise OptionError(f"IDTParams.{name} must be at least 1, but is {getattr(self, name)}.")
+        if self.camera not in CAMERAS:
+            raise unknown("camera estimate", self.camera, CAMERAS)
 
     @property
     def limits(self) -> F32:
@@ -136,7 +152,7 @@ class Tracker:
         self.shape = (height, width)
         self.scales, self.sizes = pyramid(height, width, PATCH, self.params.scales)
         self._flow = Farneback(self.scales, self.sizes)
-        self._features = FeatureFinder(self.params.features if self.params.camera else "none")
+        self._features = FeatureFinder("none" if self.params.camera == "still" else self.params.features)
         self._queues = [_Queue(self.params.length, SIZE if descriptors else 0) for _ in self.scales]
         self._descriptors = descriptors
         self._limits = self.params.limits
@@ -186,9 +202,12 @@ class Tracker:
         allowed: U8 | None,
     ) -> list[F32]:
         """Flow from ``before`` to the second frame as a still camera would have seen it."""
-        if not self.params.camera:
+        if self.params.camera == "still":
             return flow
-        matrix = vote(before, flow[0], match(*features), allowed)
+        corners = good_corners(before, allowed)
+        matrix = vote(corners, flow[0], match(*features))
+        if self.params.camera == "checked":
+            matrix = check(matrix, before, gray, corners, allowed)
         return self._flow.flow(expanded, self._flow.expand(warp_back(before, gray, matrix)))
 
     def _advance(self, queue: _Queue, level: int, gray: U8, flow: F32, warped: F32) -> list[Finished]:
