@@ -62,9 +62,9 @@ def expand(image: F32, g: F32, xg: F32, xxg: F32, inverse: F32, out: F32) -> Non
     i11, i03, i33, i55 = inverse[0], inverse[1], inverse[2], inverse[3]
     for y in range(h):
         c0, c1, c2 = r0[POLY : POLY + w], r1[POLY : POLY + w], r2[POLY : POLY + w]
-        c0[:] = image[y] * g[0]
-        c1[:] = 0.0
-        c2[:] = 0.0
+        middle = image[y]
+        for x in range(w):
+            c0[x], c1[x], c2[x] = middle[x] * g[0], np.float32(0.0), np.float32(0.0)
         for k in range(1, POLY + 1):
             above, below = image[max(y - k, 0)], image[min(y + k, h - 1)]
             gk, xk, xxk = g[k], xg[k], xxg[k]
