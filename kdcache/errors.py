@@ -21,10 +21,13 @@ class ManifestError(KdcacheError, ValueError):
     def __init__(self, path: str, problems: Sequence[str]) -> None:
         self.path = path
         self.problems = list(problems)
+        if len(self.problems) == 1:
+            super().__init__(f"{path}: {self.problems[0]}")
+            return
         more = len(self.problems) - SHOWN_PROBLEMS
         lines = "\n".join(f"  {p}" for p in self.problems[:SHOWN_PROBLEMS])
         lines += f"\n  … and {more} more" if more > 0 else ""
-        super().__init__(f"{path}: {len(self.problems)} problem(s); fix these rows and try again:\n{lines}")
+        super().__init__(f"{path}: {len(self.problems)} problems; fix them and try again:\n{lines}")
 
 
 class SourceError(KdcacheError, OSError):

@@ -62,7 +62,7 @@ def test_ucf101_finds_the_class_that_is_spelt_in_two_ways(lists, tmp_path):
     report = rows.attrs["report"]
     assert (report.found, len(report.missing), report.extra) == (1, 13319, ("UCF-101/HandstandPushups/v_x.avi",))
     (tmp_path / "ucfTrainTestlist" / "testlist01.txt").unlink()
-    with pytest.raises(ManifestError, match=r"testlist01.txt.*\n.*official lists"):
+    with pytest.raises(ManifestError, match=r"testlist01.txt: .*official lists"):
         manifest_for("ucf101", tmp_path)
 
 
@@ -208,6 +208,9 @@ def test_egtea_splits_and_classes_from_zero(tmp_path):
     assert rows.loc[other, ["label", "verb", "noun", "subject", "split"]].tolist() == [105, 18, 50, "OP03", "test"]
     assert rows.attrs["report"].missing == (f"cropped_clips/OP03-R02-TurkeySandwich/{other}.mp4",)
     assert manifest_for("egtea", tmp_path, target="verb")["label"].tolist() == [2, 18]
+    write(tmp_path, {"action_annotation/train_split1.txt": "", "action_annotation/test_split1.txt": "\n"})
+    with pytest.raises(ManifestError, match="lists of split 1 are empty"):
+        manifest_for("egtea", tmp_path)
     write(tmp_path, {"action_annotation/test_split1.txt": f"{other} 0 19 51\n"})
     with pytest.raises(ManifestError, match=r"line 1: .* is not '<clip> <action>"):
         manifest_for("egtea", tmp_path)
@@ -243,6 +246,15 @@ def test_gtea_from_label_files(tmp_path):
     assert any("4 classes were found, not 61" in line for line in report.lines())
     wide = manifest_for("gtea", tmp_path, classes=71, held_out="S3")
     assert wide["class"].tolist() == ["take_bread", "stir_spoon,cup", "pour_water,cup"]
+
+
+def test_gtea_label_files_without_actions(tmp_path):
+    write(tmp_path, {"labels/S1_Cheese_C1.txt": "<shake> (1-2) [1]\n"})
+    with pytest.raises(ManifestError, match="no label file holds an action"):
+        manifest_for("gtea", tmp_path)
+    write(tmp_path, {"labels/S1_Cheese_C1.txt": "<take><bread> (9-2) [1]\n"})
+    with pytest.raises(ManifestError, match="line 1: frames 9-2 run backwards"):
+        manifest_for("gtea", tmp_path)
 
 
 def test_gtea_classes():

@@ -200,7 +200,7 @@ def test_validate_accepts_what_notebooks_make():
 
 
 def test_validate_names_rows_by_position():
-    with pytest.raises(ManifestError, match="mine") as caught:
+    with pytest.raises(ManifestError, match=r"^mine: 3 problems; ") as caught:
         validate(frame(label=[0, 0.5, 1], stop_s=[np.inf, 1, 0.0]), "mine")
     assert [p[:6] for p in caught.value.problems] == ["row 0:", "row 1:", "row 2:"]
 

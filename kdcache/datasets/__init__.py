@@ -98,7 +98,7 @@ def manifest_for(name: str, root: str | os.PathLike[str], *, missing: str = "kee
     """
     from kdcache.datasets.options import coerce
     from kdcache.datasets.pairs import assert_no_leak
-    from kdcache.manifest import validate
+    from kdcache.manifest import REQUIRED, validate
 
     module = _module(name)
     chosen = coerce(module.manifest, options, name)
@@ -114,7 +114,7 @@ def manifest_for(name: str, root: str | os.PathLike[str], *, missing: str = "kee
         rows = rows[~absent]
     if not len(rows):
         raise ManifestError(f"{folder}", [f"holds nothing of {name}; it expects:\n{layout(name)}", *report.lines()])
-    result = validate(rows, name)
+    result = validate(rows[[*REQUIRED, *(column for column in rows if column not in REQUIRED)]], name)
     assert_no_leak(result, name)
     for line in report.lines():
         _log.warning("%s: %s", name, line)

@@ -55,6 +55,8 @@ def manifest(
                 rows.append({"name": name, "split": part, "label": parts[target], **parts, **clip.groupdict()})
             elif line.strip():
                 raise ManifestError(str(file), [f"line {i}: {line!r} is not '<clip> <action> <verb> <noun>'"])
+    if not rows:
+        raise ManifestError(str(folder), [f"the lists of split {split} are empty"])
     clips = pd.DataFrame(rows).astype(dict.fromkeys(("label", "verb", "noun"), "Int64")).drop(columns="action")
     fields = {n: {"n": n, "s": s} for n, s in zip(clips["name"], clips["session"], strict=True)}
     located = locate(root, LAYOUTS, fields)

@@ -44,7 +44,7 @@ _ADVICE: dict[Kind, str] = {
 
 def kind_of(path: Path) -> Kind:
     """Which annotations a CSV file holds, judged by its header, or by its first row where it has none."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         first = [cell.strip() for cell in next(csv.reader(file), [])]
     if "narration_id" in first:
         return "epic100"

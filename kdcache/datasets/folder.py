@@ -1,4 +1,4 @@
-"""Class folders: any set laid out as ``<class>/<video>`` or ``<split>/<class>/<video>``.
+"""Class folders: any set laid out as <class>/<video> or <split>/<class>/<video>.
 
 Classes are numbered in the sorted order of their folders' names, which the ``class`` column keeps. Options cut the set
 by subject or group, and turn whole clips into anticipation pairs.

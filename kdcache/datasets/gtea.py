@@ -87,6 +87,8 @@ def _from_labels(
             span = {"start_s": max(0, first - 1) / fps, "stop_s": last / fps}
             clip = {"clip_id": f"{file.stem}-{i}", "video": file.stem, **span, "class": name, "subject": subject}
             rows.append(clip)
+    if not rows:
+        raise ManifestError(str(folder), ["no label file holds an action like <take><bread> (90-134) [1]"])
     table = pd.DataFrame(rows)
     located = locate(root, LAYOUTS, {str(v): {"v": str(v)} for v in table["video"].unique()})
     table.insert(1, "source", table["video"].map(located.paths))

@@ -31,7 +31,6 @@ LAYOUTS = {
 }
 PARTS = {"validation": "val", "test": "test"}
 WRONG = ("video_test_0000270",)
-SETTINGS = {"anchor": "last"}
 
 
 def manifest(
