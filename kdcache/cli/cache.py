@@ -1,0 +1,71 @@
+"""Commands on a cache: inspect, verify, reindex, show."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("cache", type=click.Path(exists=True, path_type=Path))
+def inspect(cache: Path) -> None:
+    """Say what a cache or one shard holds: streams, shapes, recipes, clips, sizes, versions, failures.
+
+    \b
+    Example:
+      kdcache inspect out/
+      kdcache inspect out/shard-00000.h5
+    """
+    from kdcache.store import inspect as describe
+
+    click.echo(describe(cache))
+
+
+@click.command()
+@click.argument("cache", default="out", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--repair", is_flag=True, help="Drop damaged clips from the index, so that the next extract redoes them.")
+def verify(cache: Path, repair: bool) -> None:
+    """Re-hash every cached array and name each damaged clip. Exit status 1 if there is damage that was not repaired.
+
+    \b
+    Example:
+      kdcache verify out/ --repair
+    """
+    from kdcache.store import verify as check
+
+    report = check(cache, repair=repair)
+    click.echo(report)
+    if report.damaged and not repair:
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("cache", default="out", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def reindex(cache: Path) -> None:
+    """Rebuild the cache's manifest.csv from its shards alone.
+
+    \b
+    Example:
+      kdcache reindex out/
+    """
+    from kdcache.store import reindex as rebuild
+
+    click.echo(f"{cache / 'manifest.csv'}: {len(rebuild(cache))} clips")
+
+
+@click.command()
+@click.argument("cache", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("clip")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: CLIP.png]")
+def show(cache: Path, clip: str, output: Path | None) -> None:
+    """Draw one clip's streams as a contact sheet: frames, flow, trajectories, motion map, feature energy.
+
+    \b
+    Example:
+      kdcache show out/ push-left-00-action -o sheet.png
+    """
+    import kdcache
+
+    click.echo(kdcache.show(cache, clip, output))

@@ -1,0 +1,54 @@
+"""What the commands share: errors as one sentence, options that several take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from kdcache.errors import KdcacheError, OptionError
+
+SOME_FAILED = 3  # exit status: the run ended, but clips are listed in failures.csv
+STOPPED = 143  # exit status after SIGTERM or Ctrl-C: what was finished is kept
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Group(click.Group):
+    """A group whose commands print a ``KdcacheError`` as one sentence and exit with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KdcacheError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
+    """Parse repeated ``key=value`` options."""
+    out = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise OptionError(f"{option} {text!r}: write {option} key=value.")
+        out[key] = value
+    return out
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that were given; the rest keeps the default of the function they go to."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+root_option = click.option(
+    "--root",
+    envvar="KDCACHE_DATA",
+    type=click.Path(path_type=Path),
+    help="Folder that sources are relative to.  [env: KDCACHE_DATA]",
+)
+shards_option = click.option(
+    "--shards", default="out", show_default=True, type=click.Path(path_type=Path), help="The cache that extract wrote."
+)

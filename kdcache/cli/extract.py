@@ -1,0 +1,164 @@
+"""``kdcache extract`` and ``kdcache manifest``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache.cli.common import SOME_FAILED, STOPPED, Command, given, pairs, root_option
+from kdcache.errors import OptionError
+
+
+def _settings(command: Command) -> Command:
+    """The options that change what is cached: the fields of ``kdcache.streams.Settings``."""
+    options = [
+        click.option("--frames", type=int, help="Frames of a segment.  [default: the backbone's]"),
+        click.option("--fps", type=float, help="Sampling rate.  [default: the dataset's, or spread over the clip]"),
+        click.option(
+            "--anchor", type=click.Choice(["first", "centre", "last"]), help="Where a segment of fixed rate lies."
+        ),
+        click.option("--size", type=int, help="Side in pixels of a backbone's input.  [default: the backbone's]"),
+        click.option("--resize", type=int, help="Short side in pixels before cropping.  [default: 8/7 of --size]"),
+        click.option("--views", help="Crops and flips to cache, such as centre,centre-flip.  [default: centre]"),
+        click.option(
+            "--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Backbone arithmetic.  [default: fp32]"
+        ),
+        click.option(
+            "--dtype", type=click.Choice(["float16", "float32"]), help="Type of features.  [default: float16]"
+        ),
+        click.option("--short-side", type=int, help="Short side in pixels of rgb, flow and idt.  [default: 256]"),
+        click.option("--rgb", type=click.Choice(["jpeg", "raw"]), help="How rgb frames are kept.  [default: jpeg]"),
+        click.option("--quality", type=int, help="JPEG quality.  [default: 95]"),
+        click.option("--flow", type=click.Choice(["uint8", "float16"]), help="Type of flow.  [default: uint8]"),
+        click.option("--bound", type=float, help="Flow beyond this many pixels is clipped.  [default: 20]"),
+        click.option(
+            "--decoder", type=click.Choice(["auto", "decord", "pyav"]), help="Video decoder.  [default: auto]"
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV of clips.")
+@click.option("--dataset", help="Make the manifest from a dataset's annotations; see `kdcache datasets`.")
+@root_option
+@click.option("--out", default="out", show_default=True, type=click.Path(path_type=Path), help="The cache to fill.")
+@click.option("--stream", "streams", multiple=True, help="rgb, flow, flow-warped, idt or BACKBONE/LAYER; repeatable.")
+@click.option("--layer", "layers", multiple=True, help="Layer of --backbone; repeatable.  [default: mixed4a]")
+@click.option("--backbone", default="i3d-rgb", show_default=True, help="The backbone that --layer belongs to.")
+@click.option(
+    "--weights", multiple=True, metavar="[BACKBONE=]FILE|random:SEED", help="Default: the published checkpoint."
+)
+@_settings
+@click.option("--codec", type=click.Choice(["zstd"]), help="Compress shards.  [default: none, the fastest to read]")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--batch", type=click.IntRange(1), help="Segments a backbone takes at once.")
+@click.option("--part", metavar="I/N", help="Do the I-th of N parts of the work (job arrays).")
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the dataset, such as tau=2; repeatable."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be done, its size and time; write nothing.")
+@click.option("--retry-failed", is_flag=True, help="Try clips again that are listed in failures.csv.")
+def extract(
+    manifest: Path | None,
+    dataset: str | None,
+    root: Path | None,
+    streams: tuple[str, ...],
+    layers: tuple[str, ...],
+    backbone: str,
+    weights: tuple[str, ...],
+    views: str | None,
+    part: str | None,
+    sets: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Decode clips once and cache their streams in shards.
+
+    Only what the cache lacks is computed; an unchanged second call decodes nothing. Exit status 3 says that some
+    clips failed: OUT/failures.csv lists them.
+
+    \b
+    Example:
+      kdcache extract --dataset epic --layer mixed4a --root /data/epic
+      kdcache extract --manifest clips.csv --root videos/ --stream i3d-rgb/mixed4a --stream flow --workers 2
+    """
+    import kdcache
+
+    rows, defaults = _clips(manifest, dataset, root, sets)
+    names = [*streams, *(f"{backbone}/{layer}" for layer in layers)] or ["i3d-rgb/mixed4a"]
+    settings = {**defaults, **given(options), **given({"views": views.split(",") if views else None})}
+    report = kdcache.extract(
+        rows, root=root or Path(), streams=names, weights=_weights(weights, names), part=_part(part), **settings
+    )
+    click.echo(report)
+    if report.stopped:
+        sys.exit(STOPPED)
+    if report.failures and not options["dry_run"]:
+        sys.exit(SOME_FAILED)
+
+
+def _clips(
+    manifest: Path | None, dataset: str | None, root: Path | None, sets: tuple[str, ...]
+) -> tuple[Any, dict[str, Any]]:
+    """The rows to extract, and the settings that their dataset asks for."""
+    if (manifest is None) == (dataset is None):
+        raise OptionError("Say which clips: either --manifest clips.csv or --dataset NAME (see `kdcache datasets`).")
+    from kdcache import datasets
+
+    if manifest is not None:
+        if sets:
+            raise OptionError("--set belongs to --dataset; a manifest has no options.")
+        if root is None:
+            raise OptionError("Say where the videos are: --root FOLDER, or set KDCACHE_DATA.")
+        return manifest, {}
+    assert dataset is not None
+    if root is None:
+        raise OptionError(
+            f"Say where {dataset} lies: --root FOLDER, or set KDCACHE_DATA. Expected layout:\n{datasets.layout(dataset)}"
+        )
+    rows = datasets.manifest_for(dataset, root, **pairs(sets, "--set"))
+    return rows, datasets.settings(dataset)
+
+
+def _weights(texts: tuple[str, ...], streams: list[str]) -> dict[str, str]:
+    """``i3d-rgb=FILE`` names its backbone; a bare ``FILE`` or ``random:0`` is for every backbone of the call."""
+    heads = {name.partition("/")[0] for name in streams if "/" in name}
+    out: dict[str, str] = {}
+    for text in texts:
+        head, equals, value = text.partition("=")
+        out |= {head: value} if equals and head in heads else dict.fromkeys(heads, text)
+    return out
+
+
+def _part(text: str | None) -> tuple[int, int]:
+    number, slash, parts = (text or "1/1").partition("/")
+    if not (slash and number.isdigit() and parts.isdigit()):
+        raise OptionError(f"--part {text}: write I/N, such as 2/8.")
+    return int(number), int(parts)
+
+
+@click.command("manifest")
+@click.argument("dataset")
+@root_option
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the dataset, such as tau=2; repeatable."
+)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="CSV to write.")
+def make_manifest(dataset: str, root: Path | None, sets: tuple[str, ...], output: Path) -> None:
+    """Write the manifest of a dataset, to look at or to change before extracting it.
+
+    \b
+    Example:
+      kdcache manifest folder --root videos/ --set observe=0.4 -o clips.csv
+    """
+    import kdcache
+
+    rows, _ = _clips(None, dataset, root, sets)
+    kdcache.write_manifest(rows, output)
+    click.echo(f"{output}: {len(rows)} clips of {rows['source'].nunique()} sources")
