@@ -46,7 +46,7 @@ def offset_of(path: Path, stream: str, row: int) -> int:
 
 def test_a_killed_writer_leaves_no_bad_shard(tmp_path):
     rng = random.Random(0)
-    for _ in range(4):
+    for _ in range(3):
         writer = start_writer(tmp_path, "import sys, store_cases; store_cases.commit_forever(sys.argv[1])")
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
@@ -107,6 +107,16 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, codec, room):
     assert handles == 0 or len(os.listdir("/proc/self/fd")) == handles
     monkeypatch.undo()
     assert commit_shard(tmp_path, big, recipes(), codec=codec).name == "shard-00000.h5"
+
+
+def test_a_full_disk_leaves_the_old_index(tmp_path, monkeypatch):
+    add(tmp_path, range(2))
+    before = (tmp_path / "manifest.csv").read_bytes()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr("kdcache.files.sync", lambda path: (_ for _ in ()).throw(full))
+    with pytest.raises(StoreError, match=r"manifest\.csv: could not be written \(No space left on device\)"):
+        update_index(tmp_path, manifest(range(3)), {})
+    assert (tmp_path / "manifest.csv").read_bytes() == before
 
 
 def test_a_file_size_limit_is_met_as_a_full_disk(tmp_path):

@@ -17,7 +17,7 @@ from kdcache.errors import OptionError, StoreError, unknown
 from kdcache.recipe import Recipe, differences
 from kdcache.store.index import indexed_streams, load_index, location_columns
 from kdcache.store.layout import StrPath
-from kdcache.store.reader import Shard, StreamReader, decode_jpeg, open_shard, read_fixed
+from kdcache.store.reader import Shard, StreamReader, decode_jpeg, open_shard
 from kdcache.store.shards import open_all, span_of, strings
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ class Cache:
         elif out.shape != shape or out.dtype != places.dtype or not out.flags.c_contiguous:
             raise OptionError(f"out is {out.dtype} {out.shape}; a contiguous {places.dtype} {shape} is needed.")
         for shard, which in self._by_shard(places, rows):
-            read_fixed(shard, stream, places.row[rows[which]].tolist(), which.tolist(), out, view)
+            with StreamReader(shard, stream) as reader:
+                reader.into(places.row[rows[which]].tolist(), which.tolist(), out, view)
         return out
 
     def frames(self, stream: str, clip_ids: Sequence[str]) -> list[NDArray[np.int32]]:
@@ -186,9 +187,10 @@ class Cache:
     def _by_shard(places: _Places, rows: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
         """The shards that rows of the index touch, each with positions in ``rows`` sorted by place in the file."""
         order = np.lexsort((places.row[rows], places.code[rows]))
-        codes = places.code[rows][order]
-        for part in np.split(order, np.flatnonzero(np.diff(codes)) + 1) if len(order) else []:
-            yield places.shards[places.code[rows[part[0]]]], part
+        codes = places.code[rows[order]]
+        ends = [*(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist(), len(order)] if len(order) else []
+        for start, end in zip([0, *ends], ends, strict=False):
+            yield places.shards[codes[start]], order[start:end]
 
     def _rows(self, stream: str, clip_ids: Sequence[str]) -> NDArray[np.int64]:
         """Rows of the index; every clip must be cached."""

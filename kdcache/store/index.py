@@ -105,6 +105,9 @@ def update_index(
         folder: the cache.
         rows: manifest rows, as ``read_manifest`` gives them; columns of an index in them are ignored.
         located: stream → clip_id → (shard, row, key, digest), for clips of ``rows``.
+
+    Raises:
+        StoreError: the disk refuses; the old index stands.
         missing: stream → clip_id → key of arrays that are wanted and may not be there: where the index points to an
             array of another key (an older recipe, another content of the source) it forgets it, so that what is
             wanted now is never mixed with what was wanted before.
@@ -116,7 +119,22 @@ def update_index(
         old = load_index(folder) if (folder / INDEX).exists() else None
         new = _merge(old, rows, located, missing or {})
         if old is None or list(new) != list(old.columns) or any(not _same(new[c], old[c]) for c in new):
-            write_manifest(pd.DataFrame(new), folder / INDEX)
+            save_index(pd.DataFrame(new), folder)
+
+
+def save_index(index: pd.DataFrame, folder: Path) -> None:
+    """Replace the index; the folder's lock must be held.
+
+    Raises:
+        StoreError: the disk refuses; the old index stands.
+    """
+    try:
+        write_manifest(index, folder / INDEX)
+    except OSError as error:
+        raise StoreError(
+            f"{folder / INDEX}: could not be written ({error.strerror or error}), the old one stands. Free disk space "
+            "or mend the folder, then run the same command again; no shard is lost."
+        ) from error
 
 
 def drop_locations(folder: Path, bad: Mapping[str, NDArray[np.bool_]]) -> None:
@@ -125,7 +143,7 @@ def drop_locations(folder: Path, bad: Mapping[str, NDArray[np.bool_]]) -> None:
     for stream, mask in bad.items():
         for part in PARTS:
             index.loc[mask, f"{stream}:{part}"] = pd.NA if part == "row" else ""
-    write_manifest(index, folder / INDEX)
+    save_index(index, folder)
 
 
 def _same(new: NDArray[Any], old: pd.Series[Any]) -> bool:

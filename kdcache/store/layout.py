@@ -1,10 +1,9 @@
-"""What goes into a shard: records, the three layouts, the digest of one row, and the names a stream may have."""
+"""What goes into a shard: its tables and layouts, the records it is made of, the digest of one row."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,6 @@ TABLES = ("clip", "row", "origin")  # one entry a clip
 PER_STREAM = ("key", "digest", "frames")  # groups with one entry a clip and stream
 DTYPES = ("float16", "float32", "float64", "uint8", "int8", "uint16", "int16", "int32", "int64")
 HEX = 32  # digits of a key or digest
-
-_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
 
 StrPath = str | os.PathLike[str]
 Payload = NDArray[Any] | list[bytes]  # one clip of one stream: an array, or JPEG files one a frame
@@ -42,6 +39,11 @@ class Record:
     """stream → source frame indices used, int32 [T]."""
     arrays: dict[str, Payload] = field(default_factory=dict)
     """stream → array ``[V, …]`` (fixed), array of any shape (ragged) or list of JPEG files (jpeg)."""
+
+    @property
+    def clip_id(self) -> str:
+        """The manifest's ``clip_id``."""
+        return str(self.clip["clip_id"])
 
 
 class Entry(NamedTuple):
@@ -86,27 +88,6 @@ def tables_digest(attributes: Sequence[str], tables: dict[str, NDArray[Any]]) ->
         table = tables[name]
         parts += [f"{name}|{table.dtype.str}|{table.shape}|".encode(), raw_bytes(table)]
     return hash_parts(parts)
-
-
-def check_streams(names: Iterable[str]) -> None:
-    """Refuse stream names that a shard cannot hold.
-
-    Raises:
-        StoreError: a name with odd characters, one of the format's own, or one that is another's parent.
-    """
-    taken = set(TABLES) | set(PER_STREAM)
-    names = list(names)
-    for name in names:
-        if not _STREAM.fullmatch(name):
-            raise StoreError(
-                f"Stream {name!r}: use letters, digits and _.- with / between parts, as in i3d-rgb/mixed4a."
-            )
-        if name.split("/")[0] in taken:
-            raise StoreError(
-                f"Stream {name!r}: {name.split('/')[0]!r} is a table of the shard format; choose another name."
-            )
-        if any(other.startswith(f"{name}/") for other in names):
-            raise StoreError(f"Stream {name!r} is the parent of another stream of its shard; choose another name.")
 
 
 class DamagedShard(StoreError):

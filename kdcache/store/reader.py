@@ -7,12 +7,14 @@ threads as it is. Opening a file costs microseconds against the hundreds that a 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -175,7 +177,7 @@ class StreamReader:
         self.shard = shard
         self.stream = stream
         self.stored = shard.stored(stream)
-        self._raw: BinaryIO | None = None
+        self._raw: FileIO | None = None
         self._file: Any = None
         self._data: Any = None
 
@@ -183,14 +185,15 @@ class StreamReader:
         path = self.shard.path
         try:
             if self.stored.start is not None:
-                self._raw = open(path, "rb", buffering=0)
+                self._raw = FileIO(path)
             else:
                 import hdf5plugin  # noqa: F401  (registers the zstd filter)
 
                 self._file = h5py.File(path, "r", locking=False)
                 self._data = self._file[self.stored.path]
-            if path.stat().st_size != self.shard.size:
-                raise damaged(path, f"it has {path.stat().st_size} bytes where it had {self.shard.size}")
+            size = os.stat(path if self._raw is None else self._raw.fileno()).st_size
+            if size != self.shard.size:
+                raise damaged(path, f"it has {size} bytes where it had {self.shard.size}")
         except StoreError:
             self.__exit__(None, None, None)
             raise
@@ -210,13 +213,15 @@ class StreamReader:
         """One clip as it was handed in: an array, or for jpeg the list of files."""
         stored = self.stored
         if stored.bounds is None:
-            out = np.empty(stored.shape, stored.dtype)
-            self.into(row, out, None)
-            return out
+            out = np.empty((1, *stored.shape), stored.dtype)
+            self.into([row], [0], out, None)
+            return out.reshape(stored.shape)
         first, stop = int(stored.bounds[row]), int(stored.bounds[row + 1])
         flat = np.empty(stop - first, stored.dtype)
-        if len(flat):
-            self._fetch(first, flat, np.s_[first:stop])
+        if len(flat) and stored.start is not None:
+            self._fill(stored.start + first * flat.itemsize, flat.view(np.uint8).data)
+        elif len(flat):
+            self._unpack(flat, np.s_[first:stop], None)
         if stored.frames is None:
             assert stored.shapes is not None
             return flat.reshape(stored.shapes[row])
@@ -224,44 +229,44 @@ class StreamReader:
         cuts = (frame_offset[offset[row] : offset[row + 1] + 1] - first).tolist()
         return [flat[a:b].tobytes() for a, b in pairwise(cuts)]
 
-    def into(self, row: int, out: NDArray[Any], view: int | None) -> None:
-        """Read one clip [V, …] of a fixed stream, or one view of it, into a contiguous array of that shape."""
-        views = self.stored.shape[0]
-        size = out.size if view is not None else out.size // views
-        self._fetch((row * views + (view or 0)) * size, out, (row,) if view is None else (row, view))
+    def into(self, rows: Sequence[int], places: Sequence[int], out: NDArray[Any], view: int | None) -> None:
+        """Read clips [V, …] of a fixed stream, or one view of each, into ``out[place]``; ``out`` is contiguous.
 
-    def _fetch(self, first: int, out: NDArray[Any], selection: Any) -> None:
-        """Elements from ``first`` on (uncompressed) or ``selection`` (compressed) into ``out``."""
-        if self._raw is None:
-            try:
-                self._data.read_direct(out, selection)
-            except MALFORMED as error:
-                raise damaged(self.shard.path, f"stream {self.stream!r} cannot be decompressed") from error
+        Rows in ascending order are read fastest.
+        """
+        start, views = self.stored.start, self.stored.shape[0]
+        if start is None:
+            for row, place in zip(rows, places, strict=True):
+                self._unpack(out, row if view is None else (row, view), np.s_[place])
             return
-        start = self.stored.start
-        assert start is not None
         buffer = out.reshape(-1).view(np.uint8).data
-        done = 0
+        size = out[:1].nbytes
+        stride, skip = (size, 0) if view is None else (size * views, size * view)
+        for row, place in zip(rows, places, strict=True):
+            self._fill(start + row * stride + skip, buffer[place * size : (place + 1) * size])
+
+    def _fill(self, offset: int, buffer: memoryview) -> None:
+        """Read the file's bytes from ``offset`` on until the buffer is full."""
+        assert self._raw is not None
         try:
-            self._raw.seek(start + first * out.itemsize)
-            while done < len(buffer):
-                got = self._raw.readinto(buffer[done:])  # type: ignore[attr-defined]
+            self._raw.seek(offset)
+            done = self._raw.readinto(buffer)
+            while done < len(buffer):  # one call gives at most 2 GiB
+                got = self._raw.readinto(buffer[done:])
                 if not got:
                     raise damaged(self.shard.path, f"stream {self.stream!r} ends before its last clip")
                 done += got
+        except StoreError:
+            raise
         except OSError as error:
-            if isinstance(error, StoreError):
-                raise
             raise damaged(self.shard.path, f"cannot be read ({error})") from error
 
-
-def read_fixed(
-    shard: Shard, stream: str, rows: Sequence[int], places: Sequence[int], out: NDArray[Any], view: int | None
-) -> None:
-    """Read rows of a fixed stream into ``out[place]``, one place a row; fastest with ascending rows."""
-    with StreamReader(shard, stream) as reader:
-        for row, place in zip(rows, places, strict=True):
-            reader.into(row, out[place : place + 1].reshape(out.shape[1:]), view)
+    def _unpack(self, out: NDArray[Any], selection: Any, place: Any) -> None:
+        """Decompress a selection of the data set into ``out[place]``."""
+        try:
+            self._data.read_direct(out, selection, place)
+        except MALFORMED as error:
+            raise damaged(self.shard.path, f"stream {self.stream!r} cannot be decompressed") from error
 
 
 def decode_jpeg(files: Sequence[bytes], path: Path) -> NDArray[np.uint8]:

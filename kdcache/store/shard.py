@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 
 from kdcache.errors import StoreError, unknown
 from kdcache.recipe import Recipe, canonical, digest
+from kdcache.store.checks import check_records
 from kdcache.store.layout import (
-    DTYPES,
     FORMAT,
-    HEX,
-    LAYOUTS,
     Entry,
     Record,
     StrPath,
-    check_streams,
     row_digest,
     tables_digest,
 )
@@ -80,8 +77,8 @@ def commit_shard(
 ) -> Committed:
     """Write records as the next shard of a cache folder.
 
-    The file is written under a temporary name, closed, flushed to the disk, opened again and compared with the
-    digest of each array handed in; only then it gets the next free name ``shard-%05d.h5``. Any number of processes
+    The file is written under a temporary name, closed, opened again, compared with the digest of each array handed
+    in and flushed to the disk; only then it gets the next free name ``shard-%05d.h5``. Any number of processes
     may commit into one folder. The same records give the same bytes.
 
     Args:
@@ -98,7 +95,7 @@ def commit_shard(
     if codec is not None and codec not in CODECS:
         raise unknown("codec", codec, CODECS)
     folder = Path(folder)
-    _check(records, recipes)
+    check_records(records, recipes)
     digests = {s: [row_digest(r.arrays[s]) for r in records] for s in recipes}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,62 +110,7 @@ def commit_shard(
             f"{folder}: a shard of {len(records)} clip(s) could not be written ({error.strerror or error}); "
             "nothing half-written is left. Free disk space or mend the folder, then run the same command again."
         ) from error
-    return Committed(name, [_clip_id(r) for r in records], {s: [r.keys[s] for r in records] for s in recipes}, digests)
-
-
-def _clip_id(record: Record) -> str:
-    return str(record.clip["clip_id"])
-
-
-def _check(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> None:
-    """Refuse records that do not fit their recipes, naming clip and stream."""
-    if not records or not recipes:
-        raise StoreError("A shard needs at least one clip and one stream: hand in records and their recipes.")
-    check_streams(recipes)
-    ids = [_clip_id(r) for r in records]
-    if len(set(ids)) != len(ids) or not all(i and not i.endswith("\0") for i in ids):
-        raise StoreError("The clip ids of a shard must be unique and not empty: check the manifest.")
-    for stream, recipe in recipes.items():
-        layout, dtype = recipe.get("layout"), recipe.get("dtype")
-        if layout not in LAYOUTS or dtype not in DTYPES or (layout == "jpeg" and dtype != "uint8"):
-            raise StoreError(
-                f"Stream {stream!r}: layout {layout!r} with dtype {dtype!r} cannot be stored; mend its recipe."
-            )
-        shapes = set()
-        for record in records:
-            problem = _problem(record, stream, recipe)
-            if problem:
-                raise StoreError(f"Clip {_clip_id(record)!r}, stream {stream!r}: {problem}; this shard is not written.")
-            shapes.add(np.shape(record.arrays[stream]) if layout == "fixed" else ())
-        if len(shapes) > 1:
-            raise StoreError(
-                f"Stream {stream!r} is fixed, but its clips have shapes {sorted(shapes)}; use layout ragged."
-            )
-    for record in records:
-        extra = (record.arrays.keys() | record.keys.keys()) - recipes.keys()
-        if extra:
-            raise StoreError(f"Clip {_clip_id(record)!r} has streams without a recipe: {', '.join(sorted(extra))}.")
-
-
-def _problem(record: Record, stream: str, recipe: Recipe) -> str | None:
-    payload, key, frames = record.arrays.get(stream), record.keys.get(stream, ""), record.frames.get(stream)
-    if payload is None:
-        return "no array was handed in"
-    if len(key) != HEX or set(key) - set("0123456789abcdef"):
-        return f"key {key!r} is not {HEX} hexadecimal digits"
-    if frames is None or frames.ndim != 1 or frames.dtype != np.dtype("<i4"):
-        return "its frame indices are not an int32 vector"
-    if recipe["layout"] == "jpeg":
-        return (
-            None if isinstance(payload, list) and all(isinstance(b, bytes) for b in payload) else "not a list of bytes"
-        )
-    if isinstance(payload, list):
-        return "a list was handed in where the recipe wants an array"
-    if payload.dtype != np.dtype(recipe["dtype"]).newbyteorder("<"):
-        return f"dtype is {payload.dtype}, its recipe says {recipe['dtype']}"
-    if payload.ndim == 0 or (recipe["layout"] == "fixed" and payload.size == 0):
-        return f"shape {payload.shape} cannot be stored"
-    return None
+    return Committed(name, [r.clip_id for r in records], {s: [r.keys[s] for r in records] for s in recipes}, digests)
 
 
 def _write(
@@ -190,25 +132,40 @@ def _write(
         "libraries": canonical(_libraries()),
     }
     with Sink(path) as sink:
-        # Every metadata block of HDF5 1.10's format carries a checksum; without time stamps it is reproducible.
-        with h5py.File(sink, "w", libver=("v110", "v110"), alignment_threshold=_PAGE, alignment_interval=_PAGE) as file:
-            for name in sorted(tables):
-                file.create_dataset(name, data=tables[name], track_times=False)
-            for stream, data in datas.items():
-                _write_data(file, data, [r.arrays[stream] for r in records], codec, sink)
-            attributes["tables_digest"] = tables_digest(list(attributes.values()), tables)
-            for name, text in attributes.items():
-                file.attrs[name] = _text([text])[0]  # fixed length: HDF5's heap of variable-length text has no checksum
-            file.attrs["complete"] = 1
+        try:
+            _write_file(sink, datas, tables, attributes, records)
+        except (OSError, RuntimeError):
+            sink.raise_error()  # HDF5's complaint about what the disk refused says less
+            raise
         sink.raise_error()
 
 
-def _write_data(file: Any, data: _Data, payloads: list[Any], codec: str | None, sink: Sink) -> None:
+def _write_file(
+    sink: Sink,
+    datas: dict[str, _Data],
+    tables: dict[str, NDArray[Any]],
+    attributes: dict[str, str],
+    records: Sequence[Record],
+) -> None:
+    # Every metadata block of HDF5 1.10's format carries a checksum; without time stamps it is reproducible.
+    with h5py.File(sink, "w", libver=("v110", "v110"), alignment_threshold=_PAGE, alignment_interval=_PAGE) as file:
+        for name in sorted(tables):
+            file.create_dataset(name, data=tables[name], track_times=False)
+        for stream, data in datas.items():
+            _write_data(file, data, [r.arrays[stream] for r in records], sink)
+        attributes["tables_digest"] = tables_digest(list(attributes.values()), tables)
+        for name, text in attributes.items():
+            file.attrs[name] = _text([text])[0]  # fixed length: HDF5's heap of variable-length text has no checksum
+        file.attrs["complete"] = 1
+
+
+def _write_data(file: Any, data: _Data, payloads: list[Any], sink: Sink) -> None:
     options: dict[str, Any] = {}
     if data.chunks is not None:
         import hdf5plugin
 
-        options = {"chunks": data.chunks, **hdf5plugin.Zstd(clevel=3)}
+        # Higher levels and (bit) shuffling make half-precision maps no smaller, only slower to write or read.
+        options = {"chunks": data.chunks, **hdf5plugin.Zstd(clevel=1)}
     dataset = file.create_dataset(
         data.path, shape=data.shape, dtype=data.dtype, fill_time="never", track_times=False, **options
     )
@@ -257,7 +214,7 @@ def _tables(records: Sequence[Record], digests: dict[str, list[str]]) -> dict[st
     """The small tables that every shard has: one entry a clip."""
     dump = functools.partial(json.dumps, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     tables = {
-        "clip": _text([_clip_id(r) for r in records]),
+        "clip": _text([r.clip_id for r in records]),
         "row": _text([dump(r.clip) for r in records]),  # in the manifest's order of columns
         "origin": _text([dump(r.origin, sort_keys=True) for r in records]),
     }

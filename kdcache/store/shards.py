@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
 from kdcache.files import atomic
-from kdcache.manifest import REQUIRED, write_manifest
-from kdcache.store.index import INDEX, PARTS, Places
+from kdcache.manifest import REQUIRED
+from kdcache.store.index import PARTS, Places, save_index
 from kdcache.store.layout import StrPath
 from kdcache.store.lock import locked
 from kdcache.store.publish import shard_files
@@ -135,7 +135,7 @@ def reindex(folder: StrPath) -> pd.DataFrame:
     columns = dict.fromkeys([*REQUIRED, *(c for row in rows.values() for c in row if c not in places), *places])
     index = pd.DataFrame({c: pd.Series([row.get(c) for row in rows.values()], dtype=object) for c in columns})
     with locked(folder):
-        write_manifest(index, folder / INDEX)
+        save_index(index, folder)
     return index
 
 

@@ -1,0 +1,90 @@
+"""What a shard takes: records that fit their recipes, and stream names that fit the format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from kdcache.errors import StoreError
+from kdcache.recipe import Recipe
+from kdcache.store.layout import DTYPES, HEX, LAYOUTS, PER_STREAM, TABLES, Record
+
+_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
+
+
+def check_records(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> None:
+    """Refuse records that do not fit their recipes.
+
+    Raises:
+        StoreError: names the clip, the stream and what does not fit.
+    """
+    if not records or not recipes:
+        raise StoreError("A shard needs at least one clip and one stream: hand in records and their recipes.")
+    _check_streams(recipes)
+    ids = [r.clip_id for r in records]
+    if len(set(ids)) != len(ids) or not all(i and not i.endswith("\0") for i in ids):
+        raise StoreError("The clip ids of a shard must be unique and not empty: check the manifest.")
+    for stream, recipe in recipes.items():
+        layout, dtype = recipe.get("layout"), recipe.get("dtype")
+        if layout not in LAYOUTS or dtype not in DTYPES or (layout == "jpeg" and dtype != "uint8"):
+            raise StoreError(
+                f"Stream {stream!r}: layout {layout!r} with dtype {dtype!r} cannot be stored; mend its recipe."
+            )
+        shapes = set()
+        for record in records:
+            problem = _problem(record, stream, recipe)
+            if problem:
+                raise StoreError(f"Clip {record.clip_id!r}, stream {stream!r}: {problem}; this shard is not written.")
+            shapes.add(np.shape(record.arrays[stream]) if layout == "fixed" else ())
+        if len(shapes) > 1:
+            raise StoreError(
+                f"Stream {stream!r} is fixed, but its clips have shapes {sorted(shapes)}; use layout ragged."
+            )
+    for record in records:
+        extra = (record.arrays.keys() | record.keys.keys()) - recipes.keys()
+        if extra:
+            raise StoreError(f"Clip {record.clip_id!r} has streams without a recipe: {', '.join(sorted(extra))}.")
+
+
+def _problem(record: Record, stream: str, recipe: Recipe) -> str | None:
+    payload, key, frames = record.arrays.get(stream), record.keys.get(stream, ""), record.frames.get(stream)
+    if payload is None:
+        return "no array was handed in"
+    if len(key) != HEX or set(key) - set("0123456789abcdef"):
+        return f"key {key!r} is not {HEX} hexadecimal digits"
+    if frames is None or frames.ndim != 1 or frames.dtype != np.dtype("<i4"):
+        return "its frame indices are not an int32 vector"
+    if recipe["layout"] == "jpeg":
+        return (
+            None if isinstance(payload, list) and all(isinstance(b, bytes) for b in payload) else "not a list of bytes"
+        )
+    if isinstance(payload, list):
+        return "a list was handed in where the recipe wants an array"
+    if payload.dtype != np.dtype(recipe["dtype"]).newbyteorder("<"):
+        return f"dtype is {payload.dtype}, its recipe says {recipe['dtype']}"
+    if payload.ndim == 0 or (recipe["layout"] == "fixed" and payload.size == 0):
+        return f"shape {payload.shape} cannot be stored"
+    return None
+
+
+def _check_streams(names: Iterable[str]) -> None:
+    """Refuse stream names that a shard cannot hold.
+
+    Raises:
+        StoreError: a name with odd characters, one of the format's own, or one that is another's parent.
+    """
+    taken = set(TABLES) | set(PER_STREAM)
+    names = list(names)
+    for name in names:
+        if not _STREAM.fullmatch(name):
+            raise StoreError(
+                f"Stream {name!r}: use letters, digits and _.- with / between parts, as in i3d-rgb/mixed4a."
+            )
+        if name.split("/")[0] in taken:
+            raise StoreError(
+                f"Stream {name!r}: {name.split('/')[0]!r} is a table of the shard format; choose another name."
+            )
+        if any(other.startswith(f"{name}/") for other in names):
+            raise StoreError(f"Stream {name!r} is the parent of another stream of its shard; choose another name.")
