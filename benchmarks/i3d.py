@@ -2,9 +2,10 @@
 
     python benchmarks/i3d.py [--write]
 
-All runs take turns in one process, on one thread (a worker's share of a busy machine) and on all. "eager fp32" is the published network as a plain module under ``no_grad`` on a
-contiguous float tensor made beforehand; the frozen runs start from the decoder's bytes. Random weights, whose
-activations keep the scale of real ones; relative errors are norms over the whole map.
+All runs take turns in one process, on one thread (a worker's share of a busy machine) and on all of them. "eager fp32"
+is the published network as a plain module under ``no_grad`` on a contiguous float tensor made beforehand; the frozen
+runs start from the decoder's bytes. Random weights, whose activations keep the scale of real ones; relative errors are
+norms over the whole map.
 """
 
 from __future__ import annotations
