@@ -1,0 +1,43 @@
+"""Degrees of progress: which frames have been seen when so much of a clip has been observed.
+
+A clip of F frames is cut into N equal parts; part n holds frames ⌊(n−1)F/N⌋ … ⌊nF/N⌋ − 1 (n from 1). Where that is
+empty because F < N, the last observed frame stands in; before any is observed, the first.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache.errors import OptionError, unknown
+
+Mode = Literal["segment", "prefix"]
+
+
+def progress_spans(frames: int, levels: int = 10, mode: Mode = "segment") -> NDArray[np.int32]:
+    """Half-open frame spans of each level: the part itself (``segment``) or all up to its end (``prefix``).
+
+    Returns int32 [levels, 2], never empty spans, ends non-decreasing, the last one ``frames``. No span ends after
+    ⌊nF/N⌋ except that the very first frame is always seen. Raises ``OptionError`` for no frames, no levels or an
+    unknown mode.
+    """
+    if mode not in ("segment", "prefix"):
+        raise unknown("mode", mode, ("segment", "prefix"))
+    if frames < 1 or levels < 1:
+        raise OptionError(f"{frames} frame(s) in {levels} level(s): give at least one of each.")
+    ends = np.arange(levels + 1) * frames // levels
+    stop = np.maximum(ends[1:], 1)
+    start = np.minimum(ends[:-1], stop - 1) if mode == "segment" else np.zeros_like(stop)
+    return np.stack([start, stop], axis=1).astype(np.int32)
+
+
+def progress_frames(frames: int, levels: int = 10, count: int = 8, mode: Mode = "segment") -> NDArray[np.int32]:
+    """``count`` frames spread evenly over each level's span, by TSM's published test rule.
+
+    Returns int32 [levels, count]: of a span of length L, the frames ⌊L/2C + iL/C⌋; short spans repeat frames.
+    """
+    spans = progress_spans(frames, levels, mode)
+    step = (spans[:, 1] - spans[:, 0])[:, None] / count
+    return (spans[:, :1] + np.floor(step / 2 + step * np.arange(count))).astype(np.int32)
