@@ -1,0 +1,176 @@
+"""Skeleton sequences → images for VA-CNN: rows are time, columns are joints, the three channels are x, y and z.
+
+Source: Zhang et al., "View adaptive neural networks for high performance skeleton-based human action recognition",
+TPAMI 2019, and its code (microsoft/View-Adaptive-Neural-Networks-for-Skeleton-based-Human-Action-Recognition,
+``data_cnn.py`` and ``data/ntu/seq_transformation.py``).
+
+What that code does with people and joints that are missing, and so does this:
+
+- The whole sequence is moved so that the middle joint of the first body, where that body is first seen, is the origin;
+  a body stays at zero in frames in which it was not seen. A single joint that was lost, at (0, 0, 0) in the file,
+  counts as seen there and moves along.
+- Frames in which nobody was seen are left out, so the image's time is that of visible frames.
+- Of two bodies, one that is never seen is left out: 25 columns instead of 50 before resizing.
+- Files without any joint stop that code with an error; here readers refuse them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kdcache.backbones.progress import Mode, progress_spans
+from kdcache.errors import OptionError, unknown
+from kdcache.sources.skeleton import Joints, Skeleton
+
+Resize = Literal["scipy_bytescale", "float_bilinear"]
+RESIZES: tuple[Resize, ...] = ("scipy_bytescale", "float_bilinear")
+
+NTU_LIMITS = (-5.28981208801, 5.18858098984)  # smallest and largest coordinate over NTU RGB+D after centring [code]
+SIDE = 224
+
+
+def centred(joints: Joints, per_body: int, centre: int) -> Joints:
+    """Move a sequence so that the first body's middle joint starts at the origin.
+
+    Args:
+        joints: float32 [T, bodies × per_body, 3]; a body of zeros was not seen in that frame, and stays zero.
+        per_body: joints of one body.
+        centre: index of the middle joint (NTU: 1, mid spine).
+
+    Returns:
+        A new array. When the first body is never seen, the first one seen takes its place [reconstructed: the
+        published code stops with an error].
+    """
+    bodies = joints.reshape(len(joints), -1, per_body, 3)
+    seen = np.asarray(bodies.any(axis=(2, 3)))
+    if not seen.any():
+        return joints.copy()
+    body = int(np.argmax(seen.any(axis=0)))
+    origin = bodies[int(np.argmax(seen[:, body])), body, centre]
+    moved = np.where(seen[:, :, None, None], bodies - origin, np.float32(0))
+    return np.asarray(moved, np.float32).reshape(joints.shape)
+
+
+def visible(joints: Joints, per_body: int) -> Joints:
+    """Leave out frames without anybody and bodies that are never seen; a sequence of zeros gives one frame of zeros."""
+    bodies = joints[joints.any(axis=(1, 2))].reshape(-1, joints.shape[1] // per_body, per_body, 3)
+    if not len(bodies):
+        return np.zeros((1, per_body, 3), np.float32)
+    return bodies[:, bodies.any(axis=(0, 2, 3))].reshape(len(bodies), -1, 3)
+
+
+def limits_of(skeletons: Iterable[Skeleton]) -> tuple[float, float]:
+    """Smallest and largest coordinate over a data set, centred: the c_min and c_max of its images.
+
+    Give the training clips only (the published code takes all of them, test clips too).
+    """
+    shown = [visible(centred(s.joints, s.per_body, s.centre), s.per_body) for s in skeletons]
+    if not shown:
+        raise OptionError("No skeletons to take limits from: give the training clips.")
+    return float(min(s.min() for s in shown)), float(max(s.max() for s in shown))
+
+
+def skeleton_image(
+    joints: Joints,
+    per_body: int,
+    limits: tuple[float, float] = NTU_LIMITS,
+    resize: Resize = "scipy_bytescale",
+    side: int = SIDE,
+) -> NDArray[Any]:
+    """One image of a centred sequence.
+
+    P = 255 (S − c_min) / (c_max − c_min), resized to ``side`` × ``side``. The network takes 110 off it.
+
+    Args:
+        joints: float32 [T, bodies × per_body, 3], centred; any number of joints (2-D ones with z = 0).
+        per_body: joints of one body.
+        limits: c_min and c_max of the data set.
+        resize: ``scipy_bytescale`` is what the published code does: ``scipy.misc.imresize``, which no longer exists,
+            first stretches each image to 0 … 255 by its own minimum and maximum and rounds it, then resizes with
+            Pillow's bilinear filter. The limits cancel out there; they still enter the view transform.
+            ``float_bilinear`` is the paper's formula: plain bilinear interpolation in float32.
+        side: rows and columns.
+
+    Returns:
+        uint8 (``scipy_bytescale``) or float32 [side, side, 3], (time, joint, xyz). A sequence in which nobody is
+        seen is a frame of zeros [reconstructed]. The old function took the time of a 3-frame sequence for its colour
+        channels; this does not.
+
+    Raises:
+        OptionError: an unknown ``resize``, or limits that are no interval.
+    """
+    low, high = limits
+    if not low < high:
+        raise OptionError(f"Limits {low:g}, {high:g}: give the smallest coordinate, then a larger one.")
+    scaled = 255 * (visible(joints, per_body) - np.float32(low)) / np.float32(high - low)
+    if resize == "scipy_bytescale":
+        return np.asarray(Image.fromarray(bytescale(scaled)).resize((side, side), Image.Resampling.BILINEAR))
+    if resize == "float_bilinear":
+        return np.asarray(cv2.resize(scaled, (side, side), interpolation=cv2.INTER_LINEAR))
+    raise unknown("resize", resize, RESIZES)
+
+
+def bytescale(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Stretch an array to 0 … 255 by its own extremes, as ``scipy.misc.bytescale`` did; a constant one gives 0."""
+    low = values.min()
+    span = float(values.max()) - float(low)
+    stretched = np.clip((values - low) * np.float32(255.0 / (span or 1.0)), 0, 255)
+    return np.asarray(stretched + np.float32(0.5), np.uint8)
+
+
+def image_of(
+    skeleton: Skeleton, limits: tuple[float, float] = NTU_LIMITS, resize: Resize = "scipy_bytescale"
+) -> NDArray[Any]:
+    """The image of a whole clip; see ``skeleton_image``."""
+    return skeleton_image(
+        centred(skeleton.joints, skeleton.per_body, skeleton.centre), skeleton.per_body, limits, resize
+    )
+
+
+def progress_images(
+    skeleton: Skeleton,
+    levels: int = 10,
+    mode: Mode = "prefix",
+    limits: tuple[float, float] = NTU_LIMITS,
+    resize: Resize = "scipy_bytescale",
+) -> NDArray[Any]:
+    """One image for each degree of progress; image n knows nothing of what follows part n.
+
+    Everything is found anew for each level from the frames up to its end: NTU's actors, the origin, the stretch.
+
+    Args:
+        skeleton: one clip. Progress counts the file's frames, lost ones too.
+        levels: N.
+        mode: ``prefix``: all frames up to the end of part n; ``segment``: those of part n alone.
+        limits, resize: as in ``skeleton_image``.
+
+    Returns:
+        uint8 or float32 [levels, 224, 224, 3].
+    """
+    images = []
+    for start, stop in progress_spans(skeleton.total, levels, mode):
+        known = skeleton.observed(int(stop))
+        joints = centred(known.joints, known.per_body, known.centre)[known.frames >= start]
+        images.append(skeleton_image(joints, known.per_body, limits, resize))
+    return np.stack(images)
+
+
+def rotated(joints: Joints, angles: NDArray[np.float32]) -> Joints:
+    """Turn a centred sequence by R_z R_y R_x: the training augmentation, each angle uniform in ±0.3 rad [code].
+
+    Args:
+        joints: float32 [T, J, 3].
+        angles: float32 [3], radians about x, y and z.
+    """
+    import torch
+
+    from kdcache.backbones.vacnn import rotation
+
+    matrix: NDArray[np.float32] = rotation(torch.from_numpy(np.asarray(angles, np.float32)[None]))[0].numpy()
+    return joints @ matrix.T

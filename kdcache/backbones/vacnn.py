@@ -1,0 +1,187 @@
+"""VA-CNN: a small network finds the view from which to look at a skeleton image, a ResNet-50 classifies what it sees.
+
+Source: Zhang et al., "View adaptive neural networks for high performance skeleton-based human action recognition",
+TPAMI 2019, section 4, and its code (microsoft/View-Adaptive-…, ``transform_cnn.py``), whose numbers are kept, the
+batch norms' momentum of 0.99 (hardly any running average) among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+from kdcache.backbones import InputSpec, Shape
+from kdcache.backbones import vacnn_layers as plan
+from kdcache.backbones.framewise import Framewise, trunk
+from kdcache.backbones.resnet_layers import STAGES
+from kdcache.backbones.skeleton_image import NTU_LIMITS
+from kdcache.errors import OptionError, WeightsError
+
+OFFSET = 110.0  # taken off every channel of a skeleton image
+
+
+class VACNN(Framewise):
+    """VA-CNN on skeleton images ``float [B, N, 3, 224, 224]``, one for each of N levels of progress.
+
+    ``prepare`` takes what ``skeleton_image`` gives, ``[B, N, 224, 224, 3]``, uint8 or float32, and takes 110 off.
+    State dicts of the published network load unchanged. Nobody publishes weights: fit them.
+
+    Layers, for each image: ``params`` [6] (three angles, three shifts), ``image`` [3, 224, 224] (seen from there),
+    ``layer1`` … ``layer4``, ``pool`` [2048], ``logits``.
+
+    ``limits`` are the c_min and c_max that scaled the images. Set them where they are not NTU's: they are no parameter
+    of the network and in no checkpoint.
+    """
+
+    classifier = ("classifier.fc.weight", "classifier.fc.bias")
+    order = plan.ORDER
+    mean = (OFFSET,) * 3
+    scale = (1.0,) * 3
+    owners = {  # noqa: RUF012
+        **{name: f"classifier.{name}" for name in STAGES},
+        "logits": "classifier.fc",
+    }
+
+    def __init__(self, num_classes: int = 60, limits: tuple[float, float] = NTU_LIMITS) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 128, 5, stride=2, bias=False)
+        self.bn1 = nn.BatchNorm2d(128, eps=1e-3, momentum=0.99)
+        self.conv2 = nn.Conv2d(128, 128, 5, stride=2, bias=False)
+        self.bn2 = nn.BatchNorm2d(128, eps=1e-3, momentum=0.99)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(7)
+        self.fc = nn.Linear(6272, 6)
+        # The published name of the ResNet is also the name of the tuple above, so it is reached through _modules.
+        self._modules["classifier"] = resnet50(weights=None, num_classes=num_classes)
+        self.limits, self.num_classes = limits, num_classes
+        self.input = InputSpec("skeleton", frames=10, size=plan.SIDE, resize=plan.SIDE)
+
+    @property
+    def resnet(self) -> nn.Module:
+        """The classifier, a ResNet-50."""
+        net = self._modules["classifier"]
+        assert net is not None
+        return net
+
+    @property
+    def layers(self) -> dict[str, Shape]:
+        """Every layer → its shape for one clip of 10 levels of progress."""
+        return {name: plan.shape(name, 3, self.input.frames, plan.SIDE, self.num_classes) for name in self.order}
+
+    def check(self, x: Tensor) -> None:
+        """``OptionError`` for a batch that is not ``float [B, N, 3, 224, 224]``."""
+        super().check(x)
+        if x.shape[3:] != (plan.SIDE, plan.SIDE):
+            raise OptionError(f"VACNN takes images of {plan.SIDE} × {plan.SIDE} pixels; got {list(x.shape[3:])}.")
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Skeleton images ``uint8`` or ``float32 [B, N, 224, 224, 3]`` → ``float32 [B, N, 3, 224, 224]``, less 110."""
+        if x.dtype == torch.float32 and x.ndim == 5 and x.shape[-1] == 3:
+            return (x - OFFSET).permute(0, 1, 4, 2, 3)
+        return super().prepare(x)
+
+    def view_params(self, images: Tensor) -> Tensor:
+        """Three angles and three shifts, ``[N, 6]``, for images ``[N, 3, 224, 224]``."""
+        x = self.relu(self.bn1(self.conv1(images)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        params: Tensor = self.fc(self.pool(x).flatten(1))
+        return params
+
+    def endpoints(self, images: Tensor, limits: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Each layer's name and output for images ``[N, 3, 224, 224]`` in turn, computed only when asked for.
+
+        ``limits``: float [N, 2], c_min and c_max of each image, in place of the network's.
+        """
+        params = self.view_params(images)
+        yield "params", params
+        if limits is None:
+            limits = torch.tensor([self.limits], device=images.device)
+        image = seen_from(images, params, limits)
+        yield "image", image
+        pooled = image
+        for name, pooled in trunk(self.resnet, image):
+            yield name, pooled
+        scores: Tensor = self.resnet.get_submodule("fc")(pooled)
+        yield "logits", scores
+
+
+def rotation(angles: Tensor) -> Tensor:
+    """R_z R_y R_x as the published code has it: angles ``[N, 3]`` in radians about x, y, z → ``[N, 3, 3]``."""
+    (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(-1), angles.sin().unbind(-1)
+    one, zero = torch.ones_like(cx), torch.zeros_like(cx)
+
+    def matrix(*rows: Tensor) -> Tensor:
+        return torch.stack(rows, -1).reshape(-1, 3, 3)
+
+    about_x = matrix(one, zero, zero, zero, cx, sx, zero, -sx, cx)
+    about_y = matrix(cy, zero, -sy, zero, one, zero, sy, zero, cy)
+    about_z = matrix(cz, sz, zero, -sz, cz, zero, zero, zero, one)
+    return about_z @ about_y @ about_x
+
+
+def seen_from(images: Tensor, params: Tensor, limits: Tensor) -> Tensor:
+    """Skeleton images after turning and moving the skeletons behind them: equation (12) on pixels.
+
+    v' = R v + 255 (R (c_min + d) − c_min) / (c_max − c_min) for each pixel's (x, y, z). The 110 that were taken off
+    before are not put back for the rotation [code].
+
+    Args:
+        images: float [N, 3, H, W].
+        params: float [N, 6], angles and shift d.
+        limits: float [N or 1, 2], c_min and c_max.
+
+    Returns:
+        Same shape and dtype as ``images``; computed in float32.
+    """
+    params, limits = params.float(), limits.float()
+    turn = rotation(params[:, :3])
+    low, span = limits[:, :1], limits[:, 1:] - limits[:, :1]
+    moved = (turn @ (low + params[:, 3:]).unsqueeze(-1)).squeeze(-1)
+    shift = 255 * (moved - low) / span
+    turned = torch.einsum("nij,njhw->nihw", turn, images.float()) + shift[:, :, None, None]
+    return turned.to(images.dtype)
+
+
+@torch.no_grad()
+def start(net: VACNN, seed: int = 0, imagenet: Mapping[str, Tensor] | None = None) -> VACNN:
+    """Set a network to the published start of training, in place: identity view, ImageNet's ResNet-50.
+
+    The view network's convolutions are Xavier-uniform and its last layer zero, so that every skeleton is first seen
+    as it is; the class scores' layer stays as it was drawn.
+
+    Args:
+        net: as ``build("vacnn", weights="random:SEED", num_classes=…)`` gives it.
+        seed: of the convolutions.
+        imagenet: state dict of torchvision's ``resnet50``; without it the ResNet stays random.
+
+    Raises:
+        WeightsError: ``imagenet`` is not of a ResNet-50.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for conv in (net.conv1, net.conv2):
+        nn.init.xavier_uniform_(conv.weight, generator=generator)
+    nn.init.zeros_(net.fc.weight)
+    nn.init.zeros_(net.fc.bias)
+    if imagenet is not None:
+        layers = {name: value for name, value in imagenet.items() if not name.startswith("fc.")}
+        try:
+            found = net.resnet.load_state_dict(layers, strict=False)
+        except RuntimeError as error:
+            raise WeightsError(
+                f"These are not a ResNet-50's weights: {str(error).splitlines()[-1].strip()}."
+            ) from error
+        missing = [name for name in found.missing_keys if not name.startswith("fc.") and "num_batches" not in name]
+        if missing or found.unexpected_keys:
+            raise WeightsError(
+                f"These are not a ResNet-50's weights: {len(missing)} parameters are missing and "
+                f"{len(found.unexpected_keys)} are unknown ({(missing + found.unexpected_keys)[0]})."
+            )
+    return net
+
+
+def make(spec: InputSpec, num_classes: int | None = None) -> VACNN:
+    """The published network for NTU RGB+D's 60 classes unless told otherwise."""
+    return VACNN(num_classes or 60)

@@ -1,0 +1,25 @@
+"""Layer names and shapes of VA-CNN, without torch."""
+
+from __future__ import annotations
+
+from kdcache.backbones.resnet_layers import STAGES, known, stage_shape
+from kdcache.errors import OptionError
+
+SIDE, WIDTH = 224, 2048
+ORDER = ("params", "image", *STAGES, "pool", "logits")
+
+
+def resolve(layer: str) -> str:
+    """A layer of VA-CNN; ``OptionError`` for an unknown one."""
+    return known(layer, ORDER)
+
+
+def shape(layer: str, channels: int, frames: int, size: int, num_classes: int = 60) -> tuple[int, ...]:
+    """Output shape of ``layer`` for ``frames`` skeleton images, one for each level of progress; ``channels`` is 3."""
+    name = resolve(layer)
+    if size != SIDE:
+        raise OptionError(f"VA-CNN's images are {SIDE} pixels wide, not {size}: leave --size out.")
+    vectors = {"params": 6, "pool": WIDTH, "logits": num_classes}
+    if name in vectors:
+        return (frames, vectors[name])
+    return (frames, *((3, SIDE, SIDE) if name == "image" else stage_shape(name, SIDE, WIDTH)))
