@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdcache.errors import unknown
@@ -29,29 +29,43 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a backbone takes: ``frames`` × ``size`` × ``size`` crops of video whose short side is ``resize``."""
+    """What a backbone takes: ``frames`` × ``size`` × ``size`` crops of video whose short side is ``resize``.
+
+    ``stack`` consecutive flow fields make up one of the ``frames`` of a flow network.
+    """
 
     modality: Literal["rgb", "flow", "skeleton"]
     frames: int = 32
     size: int = 224
     resize: int = 256
     default_layer: str = "pool"
+    stack: int = 1
 
     @property
     def channels(self) -> int:
-        """Channels of the ``uint8 [B, T, H, W, C]`` batches: 3 for RGB and skeletons, 2 for flow (x, y)."""
-        return 2 if self.modality == "flow" else 3
+        """Channels of the ``uint8 [B, T, H, W, C]`` batches: 3 for RGB and skeletons, x and y of each flow field."""
+        return 2 * self.stack if self.modality == "flow" else 3
 
 
 @dataclass(frozen=True)
 class _Entry:
     module: str  # kdcache.backbones.<module>: defines make(input, num_classes); <module>_layers: shape(…), no torch
     input: InputSpec
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of make
 
 
+_MARS: dict[str, Any] = {"frames": 16, "size": 112, "resize": 112}
 REGISTRY = {
     "i3d-rgb": _Entry("i3d", InputSpec("rgb", default_layer="mixed4a")),
     "i3d-flow": _Entry("i3d", InputSpec("flow", default_layer="mixed4a")),
+    "tsm-resnet50": _Entry("tsm", InputSpec("rgb", frames=8, default_layer="clip")),
+    "tsm-resnet50-online": _Entry("tsm", InputSpec("rgb", frames=8, default_layer="clip"), {"online": True}),
+    "vacnn": _Entry("vacnn", InputSpec("skeleton", frames=10, resize=224)),
+    "resnet34": _Entry("resnet", InputSpec("rgb", frames=20, default_layer="layer4")),
+    "resnet34-flow": _Entry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=3)),
+    "resnet34-flow5": _Entry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=5)),
+    "resnext101": _Entry("resnext3d", InputSpec("rgb", **_MARS)),
+    "resnext101-flow": _Entry("resnext3d", InputSpec("flow", **_MARS)),
 }
 
 
@@ -99,8 +113,8 @@ def build(name: str, weights: Weights = None, num_classes: int | None = None) ->
         name: one of ``names()``.
         weights: a checkpoint file as published, ``"random:SEED"``, or None for the published one found by
             ``kdcache.backbones.weights.find``.
-        num_classes: width of the classifier; default: the checkpoint's (400 for random weights). A different number
-            gives a new, randomly drawn classifier behind the loaded layers.
+        num_classes: width of the classifier; default: the checkpoint's, or the published network's for random weights.
+            A different number gives a new, randomly drawn classifier behind the loaded layers.
 
     Raises:
         OptionError: unknown backbone, or a malformed ``random:`` spec.
@@ -110,7 +124,7 @@ def build(name: str, weights: Weights = None, num_classes: int | None = None) ->
 
     entry = _entry(name)
     make = importlib.import_module(f"kdcache.backbones.{entry.module}").make
-    return load(name, lambda classes: make(entry.input, classes), weights, num_classes)
+    return load(name, lambda classes: make(entry.input, classes, **entry.options), weights, num_classes)
 
 
 def frozen(net: Backbone, layer: str, precision: str = "fp32", device: str = "cpu") -> Callable[[Tensor], Tensor]:
