@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import http.server
 import json
 import logging
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,27 @@ def test_fetch_downloads_whole_files_only(tmp_path, home, monkeypatch, caplog) -
         assert weights.fetch("i3d-rgb").read_bytes() == original.read_bytes()
     assert "no published checksum is known" in caplog.text
     assert [p.name for p in home.iterdir()] == ["rgb.pt"]
+
+
+def test_a_broken_download_leaves_nothing(tmp_path, home, monkeypatch) -> None:
+    class Half(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"x" * 400)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Half) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        publish(monkeypatch, tmp_path / "rgb.pt", url=f"http://127.0.0.1:{server.server_port}/rgb.pt")
+        with pytest.raises(WeightsError, match=r"rgb\.pt could not be downloaded .*put it at"):
+            weights.fetch("i3d-rgb")
+        thread.join()
+    assert list(home.iterdir()) == []
 
 
 def test_fetch_offline_says_where_to_put_the_file(tmp_path, home, monkeypatch) -> None:

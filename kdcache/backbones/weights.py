@@ -8,6 +8,7 @@ against its published checksum; a file that the user names is taken as it is. Bo
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import os
 import urllib.error
@@ -120,8 +121,10 @@ def fetch(name: str) -> Path:
                     while chunk := response.read(1 << 20):
                         out.write(chunk)
                         bar.update(len(chunk))
+                if total and out.tell() != total:
+                    raise ConnectionError(f"the connection broke after {out.tell()} of {total} bytes")
             _check(partial, row)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise WeightsError(
             f"{row.file} could not be downloaded ({error}): take {row.url} where there is a network and put it at "
             f"{target}."
