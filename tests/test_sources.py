@@ -85,7 +85,7 @@ def test_times_are_those_that_players_show(made, name, times):
         assert source.info.duration_s > times[-1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(wanted=st.sets(st.integers(0, FRAMES - 1), min_size=1, max_size=12))
 @pytest.mark.parametrize("name", ["b-frames.mp4", "uneven.mkv", "mpeg4-b-frames.avi"])
 def test_a_subset_equals_the_same_frames_of_the_whole(made, name, wanted):

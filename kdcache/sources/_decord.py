@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -85,7 +84,7 @@ class DecordDecoder:
         self._process = os.getpid()
         self._next = 0
         self._before = 0  # complaints heard before this reader's first frame
-        self.version = importlib.metadata.version("decord")
+        self.version = _version()
 
     def frames(self, indices: list[int]) -> Iterator[Frame]:
         """The frames at ascending ``indices``.
@@ -136,6 +135,12 @@ class DecordDecoder:
             if self._next > index:
                 frame: Frame = picture.asnumpy()
                 return frame
+
+
+def _version() -> str:
+    import decord
+
+    return str(decord.__version__)
 
 
 def _first_line(error: BaseException) -> str:

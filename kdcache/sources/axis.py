@@ -152,11 +152,12 @@ def _demux(container: Any, stream: Any) -> _Packets:
     found = _Packets()
     codec = stream.codec_context
     codec.thread_type, codec.thread_count = "FRAME", 1
+    ends: dict[int, int] = {}  # stream → where its last packet ends, in its ticks
     for packet in container.demux():
-        stamp = packet.dts if packet.pts is None else packet.pts
+        stamp, index = packet.dts if packet.pts is None else packet.pts, packet.stream_index
         if stamp is not None:
-            found.end = max(found.end, (stamp + (packet.duration or 0)) * packet.time_base)
-        if packet.stream.index != stream.index:
+            ends[index] = max(ends.get(index, 0), stamp + (packet.duration or 0))
+        if index != stream.index:
             continue
         if found.first is None:
             found.first = next(iter(packet.decode()), None)
@@ -172,6 +173,7 @@ def _demux(container: Any, stream: Any) -> _Packets:
         found.dts.append(packet.dts)
         found.key.append(packet.is_keyframe)
         found.length = packet.duration or found.length
+    found.end = max(end * container.streams[index].time_base for index, end in ends.items()) if ends else found.end
     return found
 
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 from typing import BinaryIO
 
+from kdcache.sources.matroska import matroska
+
 _MP4_FIRST = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid"}
-_EBML, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
+_EBML = bytes.fromhex("1a45dfa3")
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # its first object, the header
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the header's file properties object
 _TS = 188  # bytes of an MPEG transport packet, each of which starts with "G" (ISO/IEC 13818-1 §2.4.3.2)
-_AT_LEVEL_1 = {  # Matroska, RFC 9559 §5.1: what may stand directly in a Segment
-    *(0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1043A770, 0x1F43B675, 0x1C53BB6B, 0x1941A469, 0x1254C367),
-    *(0xEC, 0xBF),  # Void, CRC-32
-}
-_IN_CLUSTER = {0xE7, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, 0x5854, 0xEC, 0xBF}
 
 
 def shortfall(path: str) -> str | None:
@@ -31,8 +28,8 @@ def shortfall(path: str) -> str | None:
             return _mp4(file, size)
         if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
             return _riff(file, size)
-        if int.from_bytes(head[:4], "big") == _EBML:
-            return _matroska(file, size)
+        if head[:4] == _EBML:
+            return matroska(file.fileno(), size)
         if head == _ASF[:12]:
             return _asf(file, size)
         if all(os.pread(file.fileno(), 1, at) == b"G" for at in (0, _TS, 2 * _TS)) and size % _TS:
@@ -82,45 +79,3 @@ def _asf(file: BinaryIO, size: int) -> str | None:
     at = head.find(_ASF_FILE)
     declared = int.from_bytes(head[at + 40 : at + 48], "little") if at >= 0 else 0
     return _past_end("last packet", declared, size) if declared > size else None
-
-
-def _matroska(file: BinaryIO, size: int) -> str | None:
-    """RFC 8794: in the file, the Segment and each Cluster, elements follow one another to the end.
-
-    Decoders look for the next element that makes sense after one that does not, and frames in between are gone.
-    """
-    ends = [(size, {_EBML, _SEGMENT})]
-    at = 0
-    while ends:
-        end, known = ends[-1]
-        if at >= end:
-            ends.pop()
-            continue
-        head = os.pread(file.fileno(), 12, at)
-        width = 9 - head[0].bit_length()
-        more = 9 - head[width].bit_length() if len(head) > width else 9
-        number = int.from_bytes(head[:width], "big")
-        if number not in known:
-            return (
-                None
-                if known is ends[0][1] and at
-                else f"it is damaged at byte {at:,}, where no Matroska element starts"
-            )
-        if more > 8 or len(head) < width + more:
-            return f"it is damaged or cut at byte {at:,}"
-        unknown = (1 << 7 * more) - 1
-        length = int.from_bytes(head[width : width + more], "big") & unknown
-        if length == unknown and number == _CLUSTER:
-            return None  # written live, and its length never filled in: nothing to hold the file against
-        body = at + width + more
-        stop = end if length == unknown and number == _SEGMENT else body + length
-        if stop > end:
-            return _past_end("Segment" if number == _SEGMENT else "last element", stop, end)
-        at = stop
-        if number == _SEGMENT:
-            at = body
-            ends.append((stop, _AT_LEVEL_1))
-        elif number == _CLUSTER:
-            at = body
-            ends.append((stop, _IN_CLUSTER))
-    return None

@@ -1,0 +1,249 @@
+"""decord and PyAV give the same pixels; what each real file is read by, or why it is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+from pathlib import Path
+
+import make_videos as make
+import numpy as np
+import pytest
+
+from kdcache.errors import SourceError
+from kdcache.sources import Source, check, open_source
+
+needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord has no wheel here")
+
+# How each file in videos/awkward is dealt with, and what it is: decord for plain H.264 and HEVC; PyAV for what decord
+# cannot read (AV1), reads to other pixels (MPEG-1, WMV, Sorenson leave rounding open; 4:1:0; rotation), or might.
+AWKWARD = {
+    "av1_video.mkv": ("pyav", "av1", 125),
+    "big_buck_bunny.mpg": ("pyav", "mpeg1video", 125),  # its clock starts at 0.5 s
+    "big_buck_bunny.wmv": ("pyav", "msmpeg4v3", 125),
+    "bt709_full_range.mp4": ("pyav", "h264", 30),  # full range: colours are left to PyAV
+    "corrupted.mp4": ("frame 28 of 50 cannot be decoded", "h264", 50),
+    "h265_video.mp4": ("decord", "hevc", 10),
+    "sample_sorenson.mov": ("pyav", "svq1", 60),
+    "unordered.mov": ("decord", "h264", 4),  # packets out of display order, as B-frames are
+    "video_0.mov": ("decord", "h264", 3),
+    "video_90.mov": ("pyav", "h264", 3),
+    "video_180.mov": ("pyav", "h264", 3),
+    "video_270.mov": ("pyav", "h264", 3),
+}
+PLAIN = {
+    "S001C001P001R001A001_rgb.avi": ("decord", 103),  # NTU: B-frames in AVI, so no time stamps to go by
+    "flipping_a_pancake.mkv": ("decord", 310),
+    "v_GGSY1Qvo990.mp4": ("decord", 355),
+    "person01_handclapping_d1_uncomp.avi": ("pyav", 378),  # MPEG-4 Part 2: 1 or 2 grey levels apart in some frames
+    "v_SoccerJuggling_g23_c01.avi": ("pyav", 240),
+}
+
+
+def same(source: Source, expected: list[np.ndarray]) -> bool:
+    frames = source.read(range(len(source.times)))
+    return all(np.array_equal(a, b) for a, b in zip(frames, expected, strict=True))
+
+
+@needs_decord
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_files_are_read_right_or_refused(shared, name):
+    path = shared / "data/videos/awkward" / name
+    backend, codec, count = AWKWARD[name]
+    if backend not in ("decord", "pyav"):
+        with pytest.raises(SourceError, match=rf"{name}: .*{backend}"):
+            check(path)
+        return
+    with open_source(path) as source:
+        assert (source.info.backend, source.info.codec, len(source.times)) == (backend, codec, count)
+        assert source.times[0] == 0
+        assert same(source, make.decode_all(path))
+        assert source.info.backend == backend
+
+
+def test_real_rotated_files_stand_upright(shared):
+    """The four files show one scene; turned as their metadata says they agree but for compression."""
+    seen = {}
+    for turn in (0, 90, 180, 270):
+        with open_source(shared / f"data/videos/awkward/video_{turn}.mov") as source:
+            (frame,) = source.read([0])
+            assert frame.shape == (source.info.height, source.info.width, 3)
+            assert source.info.rotation == turn
+            seen[turn] = frame.shape[:2]
+    assert seen == {0: (320, 568), 90: (568, 320), 180: (320, 568), 270: (568, 320)}
+
+
+@needs_decord
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_files_by_both(shared, name):
+    path = shared / "data/videos" / name
+    backend, count = PLAIN[name]
+    expected = make.decode_all(path)
+    with open_source(path) as source, open_source(path, decoder="pyav") as other:
+        assert (source.info.backend, len(source.times)) == (backend, count)
+        assert np.array_equal(source.times, other.times)
+        assert same(source, expected)
+        assert source.info.backend == backend  # nothing made it hand over on the way
+        if backend == "decord":
+            some = sorted({*range(0, count, 11), count - 1})
+            assert all(np.array_equal(g, expected[i]) for g, i in zip(other.read(some), some, strict=True))
+
+
+@pytest.mark.parametrize("folder", ["weizmann/walk", "fight/noFight"])
+def test_real_sets(shared, folder):
+    for path in sorted((shared / "data" / folder).iterdir())[:2]:
+        with open_source(path) as source:
+            assert same(source, make.decode_all(path)), path
+
+
+def test_odd_height_egocentric_video(shared):
+    path = shared / "data/gtea_s2/S2_Cheese_C1.mp4"
+    with open_source(path) as source:
+        info = source.info
+        assert (info.width, info.height, info.backend, len(source.times)) == (720, 405, "pyav", 634)
+        assert info.fps == pytest.approx(15)
+        assert sum(1 for _ in source.read([0, 300, 633])) == 3
+
+
+@pytest.fixture
+def plain(tmp_path) -> Path:
+    return make.write(tmp_path / "plain.mp4", make.pictures(60))
+
+
+@needs_decord
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("a.mp4", {}),
+        ("a.mkv", {}),
+        ("a.avi", {}),
+        ("open.mp4", {"options": {"x264-params": "open-gop=1:scenecut=0:log-level=none"}}),
+        ("tagged.mp4", {"colorspace": 1}),
+        ("hevc.mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none:bframes=3:keyint=10"}}),
+        ("hevc.mkv", {"codec": "libx265", "options": {"x265-params": "log-level=none"}}),
+    ],
+)
+def test_identical_pixels(tmp_path, name, how):
+    path = make.write(tmp_path / name, make.pictures(30, 100, 70), **how)
+    with open_source(path, decoder="decord") as one, open_source(path, decoder="pyav") as other:
+        assert (one.info.backend, other.info.backend) == ("decord", "pyav")
+        assert np.array_equal(one.times, other.times)
+        assert same(one, list(other.read(range(30))))
+
+
+@needs_decord
+@pytest.mark.parametrize(
+    ("name", "how", "why"),
+    [
+        ("a.avi", {"codec": "mpeg4"}, "mpeg4 in avi"),
+        ("a.webm", {"codec": "libvpx-vp9", "options": {"cpu-used": "8"}}, "vp9 in matroska"),
+        ("a.ts", {}, "h264 in mpegts"),
+        ("ten.mp4", {"pix_fmt": "yuv420p10le"}, "yuv420p10le"),
+        ("full.mp4", {"color_range": 2}, "range 2"),
+        ("turned.mp4", {"rotation": 90}, "rotation"),
+        ("fields.mp4", {"options": {"x264-params": "tff=1:log-level=none"}}, "interlaced"),
+        ("cut.mp4", {"ticks": list(range(-3, 9))}, "not shown"),
+    ],
+)
+def test_files_left_to_pyav(tmp_path, name, how, why):
+    path = make.write(tmp_path / name, make.pictures(12), **how)
+    with open_source(path) as source:
+        assert source.info.backend == "pyav"
+        assert same(source, make.decode_all(path))
+    with pytest.raises(SourceError, match=rf"{name}: decord does not read this file right \(.*{why}"):
+        open_source(path, decoder="decord")
+
+
+def test_without_decord_pyav_reads_everything(plain, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with open_source(plain) as source:
+        assert source.info.backend == "pyav"
+        assert same(source, make.decode_all(plain))
+    with pytest.raises(SourceError, match="decord is not installed"):
+        open_source(plain, decoder="decord")
+
+
+@needs_decord
+def test_decord_hands_over_on_an_error_and_the_pixels_go_on(plain, monkeypatch):
+    from kdcache.sources import _decord
+
+    forward = _decord.DecordDecoder._forward
+
+    def fails(self, index):
+        if index >= 20:
+            raise _decord.Doubt("made up")
+        return forward(self, index)
+
+    monkeypatch.setattr(_decord.DecordDecoder, "_forward", fails)
+    with open_source(plain) as source:
+        assert source.info.backend == "decord"
+        assert same(source, make.decode_all(plain))
+        assert (source.info.backend, source.handed_over) == ("pyav", "made up")
+    with open_source(plain, decoder="decord") as source, pytest.raises(SourceError, match="stops before frame 20"):
+        list(source.read(range(60)))
+
+
+@needs_decord
+def test_patched_up_frames_are_not_passed_on(tmp_path):
+    """decord returns frames whose missing parts its decoder made up; what that decoder says is listened to."""
+    import decord
+
+    path = make.write(tmp_path / "a.mp4", make.pictures(60), options={"bf": "0", "g": "60"})
+    whole = make.decode_all(path)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"mdat") + (len(data) - data.index(b"mdat")) * 6 // 10
+    data[at : at + 25] = bytes(25)
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(data)
+    alone = [f.asnumpy() for f in decord.VideoReader(str(bad), num_threads=1)]
+    assert len(alone) == 60  # left to itself, it finds nothing wrong,
+    assert not all(np.array_equal(a, b) for a, b in zip(alone, whole, strict=True))  # and is
+    seen: list[np.ndarray] = []
+    with (
+        open_source(bad) as source,
+        pytest.raises(SourceError, match=r"bad\.mp4: the file is damaged: frame \d+ of 60"),
+    ):
+        seen.extend(source.read(range(60)))
+    assert all(np.array_equal(a, b) for a, b in zip(seen, whole, strict=False))
+
+
+@needs_decord
+def test_a_long_gap_is_left_to_pyavs_seek(tmp_path):
+    path = make.write(tmp_path / "a.mp4", make.pictures(600, 32, 32))
+    whole = make.decode_all(path)
+    with open_source(path) as source:
+        for i, frame in zip([0, 5, 200, 590], source.read([0, 5, 200, 590]), strict=True):
+            assert np.array_equal(frame, whole[i])
+            assert source.info.backend == ("pyav" if i == 590 else "decord")
+
+
+def _read_in_child(source: Source, indices: list[int], answer: object) -> None:
+    answer.put([int(f.sum()) for f in source.read(indices)])  # type: ignore[attr-defined]
+    source.close()
+    answer.close()  # type: ignore[attr-defined]
+    answer.join_thread()  # type: ignore[attr-defined]
+    os._exit(0)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.parametrize("decoder", [pytest.param("decord", marks=needs_decord), "pyav"])
+def test_a_source_opened_before_a_fork_works_after_it(plain, decoder):
+    """A decord reader used across a fork hangs for ever; the child opens its own."""
+    context = multiprocessing.get_context("fork")
+    with open_source(plain, decoder=decoder) as source:
+        frames = source.read(range(60))
+        first = [int(next(frames).sum()) for _ in range(10)]
+        answer = context.Queue()
+        child = context.Process(target=_read_in_child, args=(source, list(range(5, 30)), answer))
+        child.start()
+        got = answer.get(timeout=20)
+        child.join(20)
+        assert child.exitcode == 0
+        rest = [int(f.sum()) for f in frames]  # the parent's reader goes on where it was
+    assert got == (first + rest)[5:30]
+    assert len(first + rest) == 60
+
+
+def test_check_decodes_to_the_end(plain, tmp_path):
+    assert check(plain).duration_s == pytest.approx(60 / 25)
