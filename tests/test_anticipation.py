@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from kdcache.errors import OptionError, WeightsError
 from kdcache.methods import anticipation, method
 from kdcache.methods.anticipation import Options
 from kdcache.methods.contract import UNLABELLED, Data, Samples
-from kdcache.methods.heads import I3DHead, LightHead
+from kdcache.methods.heads import I3DHead, LightHead, cells
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.teacher import Teacher
 from kdcache.training import feed
@@ -29,7 +30,8 @@ class Maps:
 
     views, shape, held = 2, SHAPE, True
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, room: int) -> None:
+        self.room = room
         self.data = torch.rand((rows, self.views, *SHAPE), generator=torch.Generator().manual_seed(0))
 
     def fetch(self, rows, views):
@@ -37,6 +39,9 @@ class Maps:
 
     def place(self, fetched):
         return fetched
+
+    def reduced(self, reduce):
+        return self
 
 
 def small_data(labelled: int = 12, unlabelled: int = 4, room: int = 10**9, **fields) -> Data:
@@ -50,7 +55,7 @@ def small_data(labelled: int = 12, unlabelled: int = 4, room: int = 10**9, **fie
             [f"p{i}" for i in number.tolist()], {"observed": 2 * number, "action": 2 * number + 1}, {"verb": y}
         )
 
-    stream = Maps(2 * (n + 4))
+    stream = Maps(2 * (n + 4), room)
     values = {
         "splits": {"train": samples(0, n, labelled), "validation": samples(n, 4, 4)},
         "classes": {"verb": [0, 1, 2]},
@@ -61,7 +66,6 @@ def small_data(labelled: int = 12, unlabelled: int = 4, room: int = 10**9, **fie
         "autocast": contextlib.nullcontext,
         "batches": lambda items, size, view: feed.feed(items, feed.in_order(items, size, view), CPU),
         "backbone": dict,
-        "room": room,
         "say": lambda text: None,
     }
     return Data(**(values | fields))
@@ -125,7 +129,7 @@ def test_targets_kept_in_memory_equal_those_computed_in_each_step():
 def test_teacher_says_when_its_targets_do_not_fit():
     said: list[str] = []
     data = small_data(room=100, say=said.append)
-    Teacher(LightHead(SHAPE, 3, 4), data, torch.arange(8), 4, maps=True)
+    Teacher(LightHead(6, 3, 4), data, torch.arange(8), 4, maps=True)
     assert said == ["teacher: its 0.0 GB of targets do not fit; computed in each step"]
 
 
@@ -249,16 +253,25 @@ def test_options_that_contradict_each_other_are_refused(options, says):
 
 def test_light_head_pools_by_attention_and_exposes_its_map():
     torch.manual_seed(0)
-    head = LightHead((6, 3, 5, 4), 4, 8, dropout=0.0).eval()
+    head = LightHead(6, 4, 8, dropout=0.0).eval()
     scores, feature_map = head(torch.rand(2, 6, 3, 5, 4))
-    assert feature_map.shape == (2, 8, 2, 3, 2)
+    assert feature_map.shape == (2, 8, 3, 5, 4)
     torch.testing.assert_close(scores, head.classify(feature_map.mean((2, 3, 4))))  # attention starts as the average
     with torch.no_grad():
         head.attend.weight.fill_(50.0)
     sharp, _ = head(torch.rand(2, 6, 3, 5, 4))
     assert torch.isfinite(sharp).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 2), (1, 3, 5, 4), (2, 1, 1, 1), (3, 8, 7, 7)])
+def test_cells_are_averages_of_2x2x2_positions(shape):
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.empty(shape[0], *(-(-n // 2) for n in shape[1:]))
+    for t, h, w in itertools.product(*map(range, expected.shape[1:])):
+        expected[:, t, h, w] = x[:, 2 * t : 2 * t + 2, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2].mean((1, 2, 3))
+    torch.testing.assert_close(cells(x), expected)
     with pytest.raises(OptionError, match=r"reads maps .* this stream has \[2048\]"):
-        LightHead((2048,), 4)
+        cells(torch.zeros(2048))
 
 
 def test_i3d_head_takes_every_weight_but_the_classifier_from_a_checkpoint():

@@ -78,7 +78,6 @@ def data_of(action: list[int], verb: list[int], classes: dict[str, list[int]]) -
         autocast=None,
         batches=None,
         backbone=None,
-        room=0,
     )
 
 

@@ -185,9 +185,10 @@ def small(tmp_path_factory):
 def test_held_and_streamed_give_the_same_batches(small):
     cache = Cache(small)
     ids = list(cache.clips["clip_id"])[::-1]
-    streamed = feed.Streamed(cache, pairs_cache.STREAM, ids, CPU)
-    held = feed.Held(streamed)
-    assert streamed.nbytes == 16 * 2 * 480 * 3 * 4 * 4 * 2
+    size = 16 * 2 * 480 * 3 * 4 * 4 * 2
+    streamed, held = (feed.CachedStream(cache, pairs_cache.STREAM, ids, CPU, budget) for budget in (size - 1, size + 7))
+    assert (streamed.nbytes, streamed.held, streamed.room) == (size, False, size - 1)
+    assert (held.nbytes, held.held, held.room) == (size, True, 7)
     for stream in (streamed, held):
         items = Items({"x": (stream, torch.arange(16))})
         plan = feed.shuffled(items, 5, 2, np.random.default_rng(0))
@@ -197,9 +198,28 @@ def test_held_and_streamed_give_the_same_batches(small):
             assert (batch["x"].numpy() == expected.astype(np.float32)).all()
 
 
+def test_reduced_maps_are_the_same_held_and_streamed(small):
+    cache = Cache(small)
+    ids = list(cache.clips["clip_id"])
+    rows, views = torch.tensor([3, 0, 9, 3]), torch.tensor([1, 0, 1, 0])
+    maps = cache.read(pairs_cache.STREAM, ids)[rows.numpy(), views.numpy()].astype(np.float32)
+    expected = maps.mean((2, 3, 4)).astype(np.float16)
+    for budget in (0, 10**9):
+        whole = feed.CachedStream(cache, pairs_cache.STREAM, ids, CPU, budget)
+        stream = whole.reduced(average)
+        assert stream is whole.reduced(average)
+        assert (stream.shape, stream.held) == ((480,), budget > 0)
+        np.testing.assert_allclose(stream.place(stream.fetch(rows, views)).numpy(), expected, rtol=2e-3)
+
+
+def average(x):
+    return x.mean((1, 2, 3))
+
+
 def test_errors_of_the_reading_thread_are_raised_and_threads_end(small, tmp_path):
     cache = Cache(small)
-    streamed = feed.Streamed(cache, pairs_cache.STREAM, [*cache.clips["clip_id"][:-1], "nowhere"], CPU)
+    ids = [*cache.clips["clip_id"][:-1], "nowhere"]
+    streamed = feed.CachedStream(cache, pairs_cache.STREAM, ids, CPU, 0)
     items = Items({"x": (streamed, torch.arange(16))})
     with pytest.raises(StoreError, match="nowhere"):
         list(feed.feed(items, feed.in_order(items, 4), CPU))

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from kdcache import losses
 from kdcache.errors import OptionError
 from kdcache.methods.contract import UNLABELLED, Batch, Data, Items, Predictor, Stage, reseed
-from kdcache.methods.heads import I3DHead, LightHead
+from kdcache.methods.heads import I3DHead, LightHead, cells
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.teacher import Teacher
 
@@ -130,6 +130,7 @@ def resolve(options: Options, data: Data) -> Options:
 
 def stages(options: Options, data: Data) -> Iterator[Stage]:
     """R on x_t of S where it is needed, then A on x_{t-τ} by (1) + (2); ``options`` are resolved."""
+    data = _with_stream(options, data)
     x_early, x_now = (data.splits["train"].rows[side] for side in ("observed", "action"))
     S, U, y = _sets(options, data)
     distil = options.loss_d != "none" or options.data == "S+U"  # does the objective contain R?
@@ -165,9 +166,10 @@ def stages(options: Options, data: Data) -> Iterator[Stage]:
 
 def predictor(options: Options, data: Data) -> Predictor:
     """The untrained network that answers, the stage that trains it, and what it sees."""
+    data = _with_stream(options, data)
     stage = "anticipation" if options.network == "anticipation" else "recognition"
     side = "action" if options.network == "recognition" else "observed"
-    return Predictor(stage, _network(options, data, "random"), side)
+    return Predictor(stage, _network(options, data, "random"), data.stream, side)
 
 
 class _Objective:
@@ -210,6 +212,11 @@ def _sets(options: Options, data: Data) -> tuple[Tensor, Tensor, Tensor]:
     return (y != UNLABELLED).nonzero()[:, 0], (y == UNLABELLED).nonzero()[:, 0], y
 
 
+def _with_stream(options: Options, data: Data) -> Data:
+    """The cached maps as the head reads them."""
+    return data if options.head == "i3d" else replace(data, stream=data.stream.reduced(cells))
+
+
 def _network(options: Options, data: Data, start: str) -> nn.Module:
     """R or A on the device, from the backbone's checkpoint or from random numbers."""
     classes = len(data.classes[options.target])
@@ -219,7 +226,7 @@ def _network(options: Options, data: Data, start: str) -> nn.Module:
         if start == "checkpoint":
             network.initialise(data.backbone())
     else:
-        network = LightHead(data.stream.shape, classes, options.width, options.dropout)
+        network = LightHead(data.stream.shape[0], classes, options.width, options.dropout)
     return network.to(data.device)
 
 

@@ -37,7 +37,20 @@ class Stream(Protocol):
 
     shape: tuple[int, ...]  # of one view, e.g. (480, 8, 14, 14)
     views: int
-    held: bool  # in the device's memory, or read from the shards
+
+    @property
+    def held(self) -> bool:
+        """Whether it lies in the device's memory; else batches are read from the shards."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """Bytes that a method may fill on the device beside it."""
+        ...
+
+    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> Stream:
+        """The same stream with each map ``[*shape]`` passed through a fixed function, once where it is held."""
+        ...
 
     def fetch(self, rows: Tensor, views: Tensor) -> Tensor:
         """The given view of each row, as stored, wherever is cheapest; may be called from another thread."""
@@ -99,11 +112,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Which stage's weights answer, the network that they belong to, and the side of a sample that it sees."""
+    """Which stage's weights answer, the network that they belong to, and what it sees."""
 
     stage: str
     module: nn.Module
+    stream: Stream
     side: str
+    """Of a sample: ``observed`` or ``action``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +140,6 @@ class Data:
     """Items in order, in batches of the given size, each in the given view."""
     backbone: Callable[[], dict[str, Tensor]]
     """State dict of the backbone that made the stream; ``WeightsError`` when it cannot be found."""
-    room: int
-    """Bytes that a method may fill on the device."""
     say: Callable[[str], None] = print
     """Tells the user what was chosen and why."""
 

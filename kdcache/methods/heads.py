@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -32,22 +32,34 @@ class I3DHead(I3DTail):
         self.load_state_dict({name: checkpoint[name] for name in own}, strict=False)
 
 
+def cells(x: Tensor) -> Tensor:
+    """Averages over cells of 2×2×2 positions: ``[channels, l, h, w]`` → ``[channels, ⌈l/2⌉, ⌈h/2⌉, ⌈w/2⌉]``.
+
+    A map of ``mixed4a`` then has the resolution of I3D's last blocks. Cells at an odd end average what is there.
+    """
+    if x.ndim != 4:
+        raise OptionError(
+            f"The light head reads maps (channels, time, height, width); this stream has {list(x.shape)}."
+        )
+    for dim in (1, 2, 3):
+        first, second = x[(slice(None),) * dim + (slice(0, None, 2),)], x[(slice(None),) * dim + (slice(1, None, 2),)]
+        pairs = second.shape[dim]
+        halved = (first.narrow(dim, 0, pairs) + second) / 2
+        x = torch.cat([halved, first.narrow(dim, pairs, 1)], dim) if first.shape[dim] > pairs else halved
+    return x
+
+
 class LightHead(nn.Module):
     """A head that trains in minutes without a GPU: projection, attention pooling, linear classifier.
 
-    The cached map is averaged over 2×2×2 cells (its resolution is then that of I3D's last blocks, so that n and with it
-    the n × n attention of L_d stay small), projected to ``width`` channels by a 1×1×1 convolution with batch norm and
-    ReLU, pooled over positions with learned softmax weights, and classified.
+    It reads the averages of ``cells``, which keep n, and with it the n × n attention of L_d, small. They are projected
+    to ``width`` channels by a 1×1×1 convolution with batch norm and ReLU, pooled over positions with learned softmax
+    weights, and classified.
     """
 
-    def __init__(self, shape: Sequence[int], num_classes: int, width: int = 256, dropout: float = 0.5) -> None:
-        """``shape`` is the cached map's, ``(channels, l, h, w)``."""
+    def __init__(self, channels: int, num_classes: int, width: int = 256, dropout: float = 0.5) -> None:
         super().__init__()
-        if len(shape) != 4:
-            raise OptionError(
-                f"The light head reads maps (channels, time, height, width); this stream has {list(shape)}."
-            )
-        self.project = nn.Conv3d(shape[0], width, 1, bias=False)
+        self.project = nn.Conv3d(channels, width, 1, bias=False)
         self.norm = nn.BatchNorm3d(width)
         self.attend = nn.Linear(width, 1)
         self.dropout = nn.Dropout(dropout)
@@ -56,8 +68,8 @@ class LightHead(nn.Module):
         nn.init.zeros_(self.attend.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, channels, l, h, w]`` → scores ``[B, num_classes]``, map ``[B, width, ⌈l/2⌉, ⌈h/2⌉, ⌈w/2⌉]``."""
-        feature_map = F.relu(self.norm(self.project(F.avg_pool3d(x, 2, ceil_mode=True))))
+        """``[B, channels, l, h, w]`` → scores ``[B, num_classes]``, map ``[B, width, l, h, w]``."""
+        feature_map = F.relu(self.norm(self.project(x)))
         positions = feature_map.flatten(2).transpose(1, 2)
         weights = torch.softmax(self.attend(positions).float(), dim=1)
         pooled = (weights.transpose(1, 2) @ positions.float()).squeeze(1)

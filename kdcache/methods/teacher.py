@@ -12,8 +12,8 @@ class Teacher:
     """R(x_t) and R̄(x_t) of numbered examples.
 
     The targets of a frozen network never change, so all of them are computed once, for every view, and kept on the
-    device if they fit into ``data.room``; a batch then only looks its own up by the field ``target``. Otherwise a batch
-    must bring the input ``x_t`` (see ``wants``) and the network runs again.
+    device if they fit into ``data.stream.room``; a batch then only looks its own up by the field ``target``. Otherwise
+    a batch must bring the input ``x_t`` (see ``wants``) and the network runs again.
     """
 
     def __init__(self, network: nn.Module, data: Data, rows: Tensor, batch_size: int, maps: bool) -> None:
@@ -32,7 +32,7 @@ class Teacher:
                     outputs = self._run(batch["x_t"])
                 if self.kept is None:
                     size = len(self.rows) * views * sum(o[0].numel() * o.element_size() for o in outputs)
-                    if size > self.data.room:
+                    if size > self.data.stream.room:
                         self.data.say(f"teacher: its {size / 1e9:.1f} GB of targets do not fit; computed in each step")
                         return
                     self.kept = [o.new_empty((len(self.rows), views, *o.shape[1:])) for o in outputs]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,67 +29,85 @@ class Reader(Protocol):
     def read(self, stream: str, clip_ids: Sequence[str], view: int | None = None, out: Any = None) -> Any: ...
 
 
-class Streamed:
-    """A stream left in its shards; every batch is read from them."""
+class CachedStream:
+    """A stream of a cache: clips are rows, in the order of ``clip_ids``.
 
-    held = False
+    If the whole of it (every view, as stored, after ``reduce``) fits into ``budget`` bytes, it is loaded onto the
+    device when it is first used; else each batch is read from the shards.
+    """
 
-    def __init__(self, cache: Reader, stream: str, clip_ids: Sequence[str], device: torch.device) -> None:
-        self.cache, self.name, self.device = cache, stream, device
-        self.clip_ids = np.asarray(clip_ids, dtype=object)
-        self.views, *shape = cache.shape(stream)
-        self.shape = tuple(shape)
+    def __init__(
+        self,
+        cache: Reader,
+        name: str,
+        clip_ids: Sequence[str],
+        device: torch.device,
+        budget: float,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.cache, self.name, self.device, self.budget, self.reduce = cache, name, device, budget, reduce
+        self.clip_ids = list(clip_ids)
+        self.dtype = torch.from_numpy(np.empty(0, cache.dtype(name))).dtype
+        self.views, *stored = cache.shape(name)
+        self.stored = tuple(stored)
+        self.shape = self.stored if reduce is None else tuple(reduce(torch.zeros(self.stored)).shape)
+        self._data: Tensor | None = None  # [clips × views, *shape]
+        self._reduced: dict[Callable[[Tensor], Tensor], CachedStream] = {}
 
     @property
     def nbytes(self) -> int:
-        """Size of the whole stream, as stored."""
-        return len(self.clip_ids) * self.views * int(np.prod(self.shape)) * self.cache.dtype(self.name).itemsize
+        """Size of the whole."""
+        return len(self.clip_ids) * self.views * math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def held(self) -> bool:
+        """Whether it lies, or is going to lie, in the device's memory."""
+        return self.nbytes <= self.budget
+
+    @property
+    def room(self) -> int:
+        """Bytes of the budget that it leaves."""
+        return int(self.budget - (self.nbytes if self.held else 0))
+
+    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> CachedStream:
+        """The same stream with every map passed once through a fixed function (float32 in and out, one map each)."""
+        if reduce not in self._reduced:
+            self._reduced[reduce] = CachedStream(self.cache, self.name, self.clip_ids, self.device, self.budget, reduce)
+        return self._reduced[reduce]
 
     def fetch(self, rows: Tensor, views: Tensor) -> Tensor:
-        """The given view of each row, as stored, in host memory (pinned for a GPU)."""
-        clips, chosen = self.clip_ids[rows.numpy()], views.numpy()
-        pinned = self.device.type == "cuda"
-        out = torch.empty((len(clips), *self.shape), dtype=_torch_dtype(self.cache.dtype(self.name)), pin_memory=pinned)
-        first = int(chosen[0])
-        if (chosen == first).all():
-            self.cache.read(self.name, list(clips), first, out=out.numpy())
-            return out
-        for view in np.unique(chosen):
-            places = np.flatnonzero(chosen == view)
-            read = self.cache.read(self.name, list(clips[places]), int(view))
-            out[torch.from_numpy(places)] = torch.from_numpy(read)
-        return out
+        """The given view of each row, as stored, on the device if held, else in host memory (pinned for a GPU)."""
+        if not self.held:
+            return self._read(rows, views)
+        if self._data is None:
+            self._data = self._load()
+        return self._data.index_select(0, (rows * self.views + views).to(self.device, non_blocking=True))
 
     def place(self, fetched: Tensor) -> Tensor:
         """On the device, float32."""
         return fetched.to(self.device, non_blocking=True).float()
 
+    def _load(self) -> Tensor:
+        data = torch.empty((len(self.clip_ids) * self.views, *self.shape), dtype=self.dtype, device=self.device)
+        for rows in torch.split(torch.arange(len(self.clip_ids)), CHUNK):
+            for view in range(self.views):
+                data[rows.to(self.device) * self.views + view] = self._read(rows, torch.full_like(rows, view)).to(data)
+        return data
 
-class Held:
-    """A stream whose every clip and view lies in the device's memory, as stored."""
-
-    held = True
-
-    def __init__(self, source: Streamed) -> None:
-        self.views, self.shape, self.device = source.views, source.shape, source.device
-        clips, dtype = list(source.clip_ids), _torch_dtype(source.cache.dtype(source.name))
-        self.data = torch.empty((len(clips), self.views, *self.shape), dtype=dtype, device=self.device)
-        for start in range(0, len(clips), CHUNK):
-            read = source.cache.read(source.name, clips[start : start + CHUNK])
-            self.data[start : start + CHUNK] = torch.from_numpy(read).to(self.device)
-        self.data = self.data.flatten(0, 1)
-
-    def fetch(self, rows: Tensor, views: Tensor) -> Tensor:
-        """The given view of each row, on the device."""
-        return self.data.index_select(0, (rows * self.views + views).to(self.device, non_blocking=True))
-
-    def place(self, fetched: Tensor) -> Tensor:
-        """As float32."""
-        return fetched.float()
-
-
-def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, dtype)).dtype
+    def _read(self, rows: Tensor, views: Tensor) -> Tensor:
+        """From the shards, one read for each view that occurs."""
+        pinned = self.device.type == "cuda"
+        out = torch.empty((len(rows), *self.shape), dtype=self.dtype, pin_memory=pinned)
+        for view in np.unique(views.numpy()).tolist():
+            places = (views == view).nonzero()[:, 0]
+            clips = [self.clip_ids[row] for row in rows[places].tolist()]
+            if self.reduce is None and len(places) == len(rows):
+                self.cache.read(self.name, clips, view, out=out.numpy())
+                continue
+            read = torch.from_numpy(self.cache.read(self.name, clips, view))
+            for place, array in zip(places.tolist(), read, strict=True):  # one by one: pieces stay in the CPU's cache
+                out[place] = array if self.reduce is None else self.reduce(array.float())
+        return out
 
 
 def in_order(items: Items, batch_size: int, view: int = 0) -> Plan:

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from kdcache.errors import OptionError, WeightsError
-from kdcache.methods.contract import Data, Items, Stream
+from kdcache.methods.contract import Data, Items
 from kdcache.recipe import Recipe, digest
 from kdcache.store import Cache
 from kdcache.training import device as devices
 from kdcache.training.config import Settings
-from kdcache.training.feed import Held, Streamed, feed, in_order
+from kdcache.training.feed import CachedStream, feed, in_order
 from kdcache.training.pairs import Clips, pairs
 
 Say = Callable[[str], None]
@@ -55,13 +55,10 @@ def prepare(settings: Settings, tau: float | None, say: Say, before: dict[str, A
     name = choose_stream(cache, settings.stream)
     recipe = cache.recipe(name)
     clips = pairs(cache.clips, cache.has(name), tau, say)
-    streamed = Streamed(cache, name, clips.clip_ids, device)
-    held = bool(before["held"]) if "held" in before else streamed.nbytes <= settings.hold * devices.free_bytes(device)
-    stream: Stream = Held(streamed) if held else streamed
-    room = int(settings.hold * devices.free_bytes(device))
-    planned = int(before.get("room", room))
-    how = "held on" if held else "streamed to"
-    say(f"{name}: {len(clips.clip_ids)} clips, {streamed.nbytes / 1e9:.2f} GB, {how} {device}")
+    free = int(settings.hold * devices.free_bytes(device))
+    budget = int(before.get("budget", free))
+    stream = CachedStream(cache, name, clips.clip_ids, device, min(budget, free))
+    say(f"{name}: {len(clips.clip_ids)} clips, {stream.nbytes / 1e9:.2f} GB")
     say("pairs: " + ", ".join(f"{split} {len(samples)}" for split, samples in clips.splits.items()))
 
     def batches(items: Items, size: int, view: int) -> Any:
@@ -77,7 +74,6 @@ def prepare(settings: Settings, tau: float | None, say: Say, before: dict[str, A
         autocast=devices.autocast(device, precision),
         batches=batches,
         backbone=functools.cache(lambda: backbone_state(recipe, settings.weights)),
-        room=min(room, planned),
         say=say,
     )
     facts = {
@@ -86,8 +82,7 @@ def prepare(settings: Settings, tau: float | None, say: Say, before: dict[str, A
         "stream": name,
         "recipe": digest(recipe),
         "samples": _fingerprint(clips),
-        "held": held,
-        "room": planned,
+        "budget": budget,
     }
     return Prepared(data, clips, name, recipe, facts)
 
@@ -124,17 +119,16 @@ def backbone_state(recipe: Recipe, weights: str | None) -> dict[str, Tensor]:
         WeightsError: it cannot be found, or is another one.
     """
     from kdcache import backbones
+    from kdcache.backbones.weights import find_digest
 
     name, known = recipe["backbone"]["name"], recipe["backbone"]["weights"]
-    spec = known["spec"] if known["spec"].startswith("random:") else weights or known["spec"]
-    advice = f"pass weights=PATH of the {known['spec']} with which {recipe['stream']} was computed, or set init=random."
-    try:
-        found = backbones.weights_id(name, spec)
-    except WeightsError as error:
-        raise WeightsError(f"The backbone's checkpoint is not on this machine ({spec}): {advice}") from error
-    if found | {"spec": ""} != known | {"spec": ""}:  # a file may have been renamed
-        raise WeightsError(f"{spec} is not the checkpoint of the cache, its digest differs: {advice}")
-    return dict(backbones.build(name, spec).state_dict())
+    file = weights or (find_digest(known["sha256"]) if "sha256" in known else known["spec"])
+    advice = f"pass weights=PATH of the checkpoint with which {recipe['stream']} was computed, or set init=random."
+    if file is None:
+        raise WeightsError(f"The checkpoint of the cache (sha256 {known['sha256']}) is not on this machine: {advice}")
+    if backbones.weights_id(name, file) != known:
+        raise WeightsError(f"{file} is not the checkpoint of the cache, its digest differs: {advice}")
+    return dict(backbones.build(name, file).state_dict())
 
 
 def _fingerprint(clips: Clips) -> str:

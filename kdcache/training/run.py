@@ -84,7 +84,7 @@ class Run:
     @cached_property
     def prepared(self) -> Prepared:
         """The cache that the run was trained on; its arrays stay in the shards."""
-        return prepare(self.settings, self.options.tau, lambda _: None, {"held": False})
+        return prepare(self.settings, self.options.tau, lambda _: None, {"budget": 0})
 
     def predict(self, clips: str | Sequence[str] | None = None, which: str = "last") -> pd.DataFrame:
         """Class probabilities, one row a clip (index ``clip_id``), one column a class (the manifest's labels).
@@ -169,8 +169,8 @@ class Run:
         return splits[name]
 
     def _probabilities(self, rows: Tensor, which: str) -> Probabilities:
-        data = self.prepared.data
-        return probabilities(self._predictor(which).module, data, Items({"x": (data.stream, rows)}), BATCH)
+        predictor = self._predictor(which)
+        return probabilities(predictor.module, self.prepared.data, Items({"x": (predictor.stream, rows)}), BATCH)
 
     def _measure(self, samples: Samples, which: str, many_shot: int | None) -> dict[str, dict[str, float]]:
         seen = samples.rows[self._predictor(which).side]
