@@ -16,7 +16,7 @@ class Backbone(nn.Module):
 
     Attributes:
         input: modality and standard size of what the network takes.
-        weights_id: identity of the weights for recipes: ``{"spec": file name, "sha256": 64 hex digits}`` or
+        weights_id: identity of the weights for recipes: ``{"sha256": 64 hex digits}`` or
             ``{"spec": "random:SEED", "rule": version of the drawing rule}``; set by ``build``.
         classifier: names of the parameters whose first dimension is the number of classes.
     """

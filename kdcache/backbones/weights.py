@@ -27,6 +27,7 @@ log = logging.getLogger("kdcache")
 RANDOM = "random:"
 RANDOM_RULE = 1  # version of the rule in checkpoint.draw; part of recipes
 _digests: dict[tuple[str, int, int], str] = {}
+_announced: set[tuple[str, str]] = set()  # random weights are told of once, not at each use
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Choice:
     seed: int | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What recipes say of the weights: file name and sha256, or the random spec and the version of its rule."""
+        """What recipes say of the weights: a file's sha256, whatever its name, or the random spec and its rule's version."""
         if self.path is None:
             return {"spec": f"{RANDOM}{self.seed}", "rule": RANDOM_RULE}
-        return {"spec": self.path.name, "sha256": weights_digest(self.path)}
+        return {"sha256": weights_digest(self.path)}
 
 
 def resolve(name: str, weights: Weights = None) -> Choice:
@@ -54,7 +55,9 @@ def resolve(name: str, weights: Weights = None) -> Choice:
     seed = text.removeprefix(RANDOM)
     if not (seed.isascii() and seed.isdigit()):
         raise OptionError(f"Weights {text!r}: write random: and a whole number, for example random:0.")
-    log.warning("%s runs on RANDOM weights (%s): its features carry no learned meaning.", name, text)
+    if (name, text) not in _announced:
+        _announced.add((name, text))
+        log.warning("%s runs on RANDOM weights (%s): its features carry no learned meaning.", name, text)
     return Choice(seed=int(seed))
 
 
@@ -92,6 +95,12 @@ def find(name: str, weights: Weights = None) -> Path:
             f"`kdcache fit {name}`, or ask for --weights random:0."
         )
     raise WeightsError(f"{wanted}: no such weights file here or in {where}; check the path given for {name}.")
+
+
+def find_digest(sha256: str) -> Path | None:
+    """The file in ``folders()`` with that sha256, whatever its name; None if there is none."""
+    files = (f for folder in folders() if folder.is_dir() for f in sorted(folder.iterdir()) if f.is_file())
+    return next((f for f in files if weights_digest(f) == sha256), None)
 
 
 def path(name: str) -> Path:
