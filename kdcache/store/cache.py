@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 FAILURES = "failures.csv"
 
 
+_Part = tuple[Shard, list[int], list[int]]  # a shard, rows in it, and their positions among the clips asked for
+
+
 @dataclass(frozen=True)
 class _Places:
     """Where the clips of one stream lie."""
 
     shards: list[Shard]
-    code: NDArray[np.int64]  # [clips] index into ``shards``, −1 = not cached
-    row: NDArray[np.int64]  # [clips]
+    at: dict[str, tuple[int, int]]  # clip_id → (index into ``shards``, row), of the clips that are cached
     recipe: Recipe
     layout: str
     dtype: np.dtype[Any]
@@ -94,7 +96,8 @@ class Cache:
 
     def has(self, stream: str) -> NDArray[np.bool_]:
         """Which rows of ``clips`` are cached, bool [clips]."""
-        return self._place(stream).code >= 0
+        at = self._place(stream).at
+        return np.fromiter((clip in at for clip in self._number), bool, len(self._number))
 
     def read(
         self, stream: str, clip_ids: Sequence[str], view: int | None = None, out: NDArray[Any] | None = None
@@ -116,33 +119,30 @@ class Cache:
             StoreError: a clip that is not cached (says why, where ``failures.csv`` knows), or a damaged shard.
         """
         places = self._place(stream)
-        rows = self._rows(stream, clip_ids)
+        by_shard = self._by_shard(stream, clip_ids)
         if places.layout != "fixed":
             if view is not None or out is not None:
                 raise OptionError(f"Stream {stream!r} has no views and one shape a clip; leave out view and out.")
-            return self._read_list(stream, rows)
+            return self._read_list(stream, len(clip_ids), by_shard)
         if view is not None and not 0 <= view < places.shape[0]:
             raise OptionError(f"Stream {stream!r} has views 0 to {places.shape[0] - 1}; {view} was asked for.")
-        shape = (len(rows), *(places.shape if view is None else places.shape[1:]))
+        shape = (len(clip_ids), *(places.shape if view is None else places.shape[1:]))
         if out is None:
             out = np.empty(shape, places.dtype)
         elif out.shape != shape or out.dtype != places.dtype or not out.flags.c_contiguous:
             raise OptionError(f"out is {out.dtype} {out.shape}; a contiguous {places.dtype} {shape} is needed.")
-        for shard, which in self._by_shard(places, rows):
+        for shard, rows, which in by_shard:
             with StreamReader(shard, stream) as reader:
-                reader.into(places.row[rows[which]].tolist(), which.tolist(), out, view)
+                reader.into(rows, which, out, view)
         return out
 
     def frames(self, stream: str, clip_ids: Sequence[str]) -> list[NDArray[np.int32]]:
         """Source frame indices from which each clip was computed, int32 [T] each."""
-        places = self._place(stream)
-        rows = self._rows(stream, clip_ids)
-        found: list[Any] = [None] * len(rows)
-        for shard, which in self._by_shard(places, rows):
+        found: list[Any] = [None] * len(clip_ids)
+        for shard, rows, which in self._by_shard(stream, clip_ids):
             tables = open_shard(shard.path)[1]
             table, offset = tables.get(f"frames/{stream}"), tables.get(f"frames/{stream}/offset")
-            for i in which.tolist():
-                row = places.row[rows[i]]
+            for row, i in zip(rows, which, strict=True):
                 if table is not None:
                     found[i] = table[row]
                 else:
@@ -152,20 +152,17 @@ class Cache:
 
     def origin(self, clip_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Provenance of clips (source fingerprint, decoder …), as stored with the first stream that has each."""
-        found: list[dict[str, Any]] = [{}] * len(clip_ids)
-        numbers = np.array([self._number.get(clip, -1) for clip in clip_ids], np.int64)
-        left = np.ones(len(numbers), bool)
+        found: dict[str, dict[str, Any]] = {}
         for stream in self.streams:
-            places = self._place(stream)
-            which = np.flatnonzero(left & (numbers >= 0) & (places.code[numbers] >= 0))
-            for shard, part in self._by_shard(places, numbers[which]):
+            at = self._place(stream).at
+            here = [clip for clip in clip_ids if clip in at and clip not in found]
+            for shard, rows, which in self._by_shard(stream, here):
                 texts = open_shard(shard.path)[1]["origin"]
-                for i in which[part].tolist():
-                    found[i] = json.loads(texts[places.row[numbers[i]]])
-            left[which] = False
-        if left.any():
-            raise StoreError(self._lacking("cached stream", [clip_ids[i] for i in np.flatnonzero(left).tolist()]))
-        return found
+                found |= {here[i]: json.loads(texts[row]) for row, i in zip(rows, which, strict=True)}
+        lacking = [clip for clip in clip_ids if clip not in found]
+        if lacking:
+            raise StoreError(self._lacking("cached stream", lacking))
+        return [found[clip] for clip in clip_ids]
 
     def verify(self, repair: bool = False) -> Report:
         """Hash everything again; see ``kdcache.store.integrity``."""
@@ -173,35 +170,36 @@ class Cache:
 
         return verify(self.path, repair=repair)
 
-    def _read_list(self, stream: str, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
-        places = self._place(stream)
-        found: list[Any] = [None] * len(rows)
-        for shard, which in self._by_shard(places, rows):
+    @staticmethod
+    def _read_list(stream: str, count: int, by_shard: Iterable[_Part]) -> list[NDArray[Any]]:
+        found: list[Any] = [None] * count
+        for shard, rows, which in by_shard:
             with StreamReader(shard, stream) as reader:
-                for i in which.tolist():
-                    payload = reader.row(int(places.row[rows[i]]))
+                for row, i in zip(rows, which, strict=True):
+                    payload = reader.row(row)
                     found[i] = decode_jpeg(payload, shard.path) if isinstance(payload, list) else payload
         return found
 
-    @staticmethod
-    def _by_shard(places: _Places, rows: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
-        """The shards that rows of the index touch, each with positions in ``rows`` sorted by place in the file."""
-        order = np.lexsort((places.row[rows], places.code[rows]))
-        codes = places.code[rows[order]]
-        ends = [*(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist(), len(order)] if len(order) else []
-        for start, end in zip([0, *ends], ends, strict=False):
-            yield places.shards[codes[start]], order[start:end]
+    def _by_shard(self, stream: str, clip_ids: Sequence[str]) -> list[_Part]:
+        """The shards that hold clips, with rows in the order in which they lie; every clip must be cached.
 
-    def _rows(self, stream: str, clip_ids: Sequence[str]) -> NDArray[np.int64]:
-        """Rows of the index; every clip must be cached."""
+        Plain Python: a batch of large maps leaves the processor's caches cold, and numpy's calls would start slowly.
+        """
         if isinstance(clip_ids, str):
             raise OptionError(f"clip_ids is a sequence of ids; write [{clip_ids!r}].")
-        code = self._place(stream).code
-        numbers = np.array([self._number.get(clip, -1) for clip in clip_ids], np.int64)
-        if len(numbers) and (numbers.min() < 0 or code[numbers].min() < 0):
-            lacking = [c for c, n in zip(clip_ids, numbers, strict=True) if n < 0 or code[n] < 0]
-            raise StoreError(self._lacking(stream, lacking))
-        return numbers
+        places = self._place(stream)
+        at = places.at
+        if not all(clip in at for clip in clip_ids):
+            raise StoreError(self._lacking(stream, [clip for clip in clip_ids if clip not in at]))
+        parts: list[_Part] = []
+        last = -1
+        for code, row, i in sorted((*at[clip], i) for i, clip in enumerate(clip_ids)):
+            if code != last:
+                parts.append((places.shards[code], [], []))
+                last = code
+            parts[-1][1].append(row)
+            parts[-1][2].append(i)
+        return parts
 
     def _lacking(self, stream: str, clips: Sequence[str]) -> str:
         """Why clips are not there, as far as the ledger of failures knows."""
@@ -237,18 +235,18 @@ class Cache:
         else:
             names = self._index[f"{stream}:shard"].to_numpy(object)
             row = self._index[f"{stream}:row"].fillna(-1).to_numpy(np.int64)
-        unique, code = np.unique(names.astype(str), return_inverse=True)
-        code = code.astype(np.int64)
-        if len(unique) and unique[0] == "":  # clips that are not cached
-            unique, code = unique[1:], code - 1
+        cached = np.flatnonzero(row >= 0)
+        unique, code = np.unique(names[cached].astype(str), return_inverse=True)
         shards = [self._open(str(name)) for name in unique]
         first = self._one_recipe(stream, shards)
         for i, shard in enumerate(shards):
-            beyond = row[code == i].max() >= shard.clips
+            beyond = row[cached[code == i]].max() >= shard.clips
             if beyond or shard.stored(stream).shape != first.stored(stream).shape:
                 raise StoreError(f"{shard.path}: does not fit the index; run `kdcache reindex {self.path}`.")
         stored = first.stored(stream)
-        return _Places(shards, code, row, first.recipes[stream], stored.layout, stored.dtype, stored.shape)
+        where = zip(code.tolist(), row[cached].tolist(), strict=True)
+        at = dict(zip(self.clips["clip_id"].iloc[cached].tolist(), where, strict=True))
+        return _Places(shards, at, first.recipes[stream], stored.layout, stored.dtype, stored.shape)
 
     def _one_recipe(self, stream: str, shards: Sequence[Shard]) -> Shard:
         """The first shard, once all agree on the recipe."""
