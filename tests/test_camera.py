@@ -14,7 +14,8 @@ from kdcache.motion.camera import FeatureFinder, homography, match, project, war
 from kdcache.motion.maps import motion_maps
 from kdcache.sources import open_source
 
-HEIGHT, WIDTH = 100, 120  # the window that the moving camera sees
+SIZE = (100, 120)  # height and width of the window that the moving camera sees
+CENTRE = (90.0, 72.0)  # of the window in the still frame, x and y
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def still(waving: np.ndarray) -> np.ndarray:
     return motion_maps(waving)
 
 
-def camera(kind: str, t: int, centre: tuple[float, float]) -> np.ndarray:
+def camera(kind: str, t: int, centre: tuple[float, float] = CENTRE, size: tuple[int, int] = SIZE) -> np.ndarray:
     """From pixels of the moving window to pixels of the still frame, ``t`` frames into a sweep of 30."""
     u = 2 * np.pi * t / 30
     dx, dy = (12 * np.sin(u), 6 * np.sin(2 * u)) if kind in ("shift", "all") else (0.0, 0.0)
@@ -39,14 +40,16 @@ def camera(kind: str, t: int, centre: tuple[float, float]) -> np.ndarray:
     if kind == "all":
         middle[2, :2] = 2e-5 * np.sin(u), 1e-5 * np.cos(u)
     out = np.array([[1, 0, centre[0] + dx], [0, 1, centre[1] + dy], [0, 0, 1]])
-    return out @ middle @ np.array([[1, 0, -WIDTH / 2], [0, 1, -HEIGHT / 2], [0, 0, 1]])
+    return out @ middle @ np.array([[1, 0, -size[1] / 2], [0, 1, -size[0] / 2], [0, 0, 1]])
 
 
-def film(frames: np.ndarray, moves: list[np.ndarray], interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+def film(
+    frames: np.ndarray, moves: list[np.ndarray], interpolation: int = cv2.INTER_LINEAR, size: tuple[int, int] = SIZE
+) -> np.ndarray:
+    """What the moving camera sees of still ``frames``."""
     flags = interpolation | cv2.WARP_INVERSE_MAP
-    size = (WIDTH, HEIGHT)
     warped = [
-        cv2.warpPerspective(f, m, size, flags=flags, borderMode=cv2.BORDER_REFLECT)
+        cv2.warpPerspective(f, m, size[::-1], flags=flags, borderMode=cv2.BORDER_REFLECT)
         for f, m in zip(frames, moves, strict=True)
     ]
     return np.stack(warped)
@@ -65,14 +68,14 @@ def corner_error(found: np.ndarray, true: np.ndarray, h: int, w: int) -> float:
 
 @pytest.mark.parametrize("kind", ["shift", "zoom", "rotate", "all"])
 def test_known_homographies_are_recovered(waving: np.ndarray, kind: str) -> None:
-    moves = [camera(kind, t, (90, 72)) for t in range(12)]
+    moves = [camera(kind, t) for t in range(12)]
     clip = film(waving[:12], moves)
     errors, sizes = [], []
     for t in range(0, 11, 2):
         true = np.linalg.inv(moves[t + 1]) @ moves[t]
         found = homography(clip[t], clip[t + 1], flow_between(clip[t], clip[t + 1]))
-        errors.append(corner_error(found, true, HEIGHT, WIDTH))
-        sizes.append(corner_error(np.eye(3), true, HEIGHT, WIDTH))
+        errors.append(corner_error(found, true, *SIZE))
+        sizes.append(corner_error(np.eye(3), true, *SIZE))
     assert np.median(sizes) > 0.9
     assert np.median(errors) < 0.5
 
@@ -81,7 +84,7 @@ def test_known_homographies_are_recovered(waving: np.ndarray, kind: str) -> None
 def test_moving_cameras_leave_the_background_still_and_people_moving(
     waving: np.ndarray, still: np.ndarray, kind: str
 ) -> None:
-    moves = [camera(kind, t, (90, 72)) for t in range(len(waving))]
+    moves = [camera(kind, t) for t in range(len(waving))]
     around = [still[max(0, t - 2) : t + 3].max(axis=0) for t in range(len(still))]
     spread = np.stack([cv2.dilate(m, np.ones((17, 17))) for m in around])
     person = film(still, moves, cv2.INTER_NEAREST) > 0

@@ -228,7 +228,7 @@ def warp_back(prev: U8, next: U8, m: F64, margin: float, out: U8) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def misalignment(prev: U8, next: U8, m: F64, margin: float, allowed: U8) -> float:
-    """Mean difference in grey levels, each counting at most 20, between ``prev`` and ``next`` seen through ``m [9]``.
+    """Mean difference in grey levels between ``prev`` and ``next`` seen through ``m [9]``.
 
     Only where ``allowed``; infinite when ``next`` shows less than half of that.
     """
@@ -241,6 +241,6 @@ def misalignment(prev: U8, next: U8, m: F64, margin: float, allowed: U8) -> floa
             asked += 1
             level = _seen(next, m, x, y, margin)
             if level >= 0:
-                total += min(abs(level - int(prev[y, x])), 20)
+                total += abs(level - int(prev[y, x]))
                 count += 1
     return total / count if count > 0 and 2 * count >= asked else np.inf
