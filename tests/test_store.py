@@ -153,7 +153,7 @@ def _sum(args: tuple[Cache, list[str]]) -> float:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_used_cache_travels_to_worker_processes(tmp_path, method):
-    add(tmp_path, range(0, 5))
+    add(tmp_path, range(5))
     add(tmp_path, range(5, 11), codec="zstd")
     cache = Cache(tmp_path)
     parts = [[name(i) for i in range(k, 11, 2)] for k in (0, 1)]

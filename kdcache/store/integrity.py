@@ -56,7 +56,7 @@ class Report:
         return sorted(set(self.damaged) - set(self.set_aside))
 
     def __str__(self) -> str:
-        lines = [f"{self.folder}: {self.shards} shard(s), {self.arrays} array(s), {self.bytes / 1e6:.1f} MB hashed"]
+        lines = [f"{self.folder}: {self.shards} shard(s), {self.arrays} array(s), {self.bytes:,} bytes hashed"]
         lines += [f"damaged: {d.shard} row {d.row}, {d.stream} of clip {d.clip_id!r}: {d.reason}" for d in self.fresh]
         lines += [f"unreadable: {reason}" for reason in self.unreadable.values()]
         lines += [f"not used: {reason}" for reason in self.foreign.values()]
