@@ -54,7 +54,8 @@ from kdcache.store.describe import inspect
 from kdcache.store.index import load_index, load_places, update_index
 from kdcache.store.integrity import Report, verify
 from kdcache.store.layout import Record
-from kdcache.store.shard import Committed, clean, commit_shard
+from kdcache.store.publish import clean
+from kdcache.store.shard import Committed, commit_shard
 from kdcache.store.shards import reindex, scan
 
 __all__ = [

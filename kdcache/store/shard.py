@@ -26,10 +26,10 @@ from kdcache.store.layout import (
     row_digest,
     tables_digest,
 )
-from kdcache.store.publish import Sink, clean, partial_file, publish
+from kdcache.store.publish import Sink, partial_file, publish
 from kdcache.store.reader import Shard, StreamReader
 
-__all__ = ["CODECS", "Committed", "Record", "clean", "commit_shard"]
+__all__ = ["CODECS", "Committed", "Record", "commit_shard"]
 
 CODECS = ("zstd",)
 
