@@ -37,7 +37,7 @@ def verify(cache: Path, repair: bool) -> None:
 
     report = check(cache, repair=repair)
     click.echo(report)
-    if report.damaged and not repair:
+    if not report.ok and not repair:
         sys.exit(1)
 
 
