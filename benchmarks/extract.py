@@ -1,4 +1,4 @@
-"""Extraction as a whole against its slowest stage alone, and its peak memory: ``python benchmarks/extract.py [--write]``.
+"""Extraction as a whole against its slowest stage alone, and its memory: ``python benchmarks/extract.py [--write]``.
 
 Targets: wall time ≤ 1.15 × the slowest stage alone; peak memory does not grow with the number of clips. The clips are
 those of the demo, which anyone can render.

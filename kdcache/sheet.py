@@ -57,7 +57,7 @@ def sheet(cache: Cache, clip_id: str) -> Picture:
         raise OptionError(f"{cache.path}: clip {clip_id!r} has no cached stream; run extract first.")
     data = {s: cache.read(s, [clip_id])[0] for s in held}
     frames = {s: np.asarray(cache.frames(s, [clip_id])[0]) for s in held}
-    bands = [_title(rows.iloc[0].to_dict(), cache.origin([clip_id])[0])]
+    bands = [_title({str(k): v for k, v in rows.iloc[0].items()}, cache.origin([clip_id])[0])]
     if "rgb" in data:
         bands.append(_strip("frames", data["rgb"], frames["rgb"]))
     for name in ("flow", "flow-warped"):
@@ -88,7 +88,9 @@ def _tracks(rgb: Picture) -> Picture:
 
 
 def _energy(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean square over channels of a map [C, T, H, W]: [T, H, W]."""
+    """Mean square over channels of a map [C, T, H, W], or [T, C, H, W] from a frame-wise backbone: [T, H, W]."""
+    if features.shape[0] < features.shape[1]:  # there are more channels than time steps
+        features = features.swapaxes(0, 1)
     return np.asarray(np.square(features).mean(axis=0), np.float32)
 
 
@@ -166,13 +168,13 @@ def _curves(curves: dict[str, NDArray[np.float32]]) -> Picture:
 def _title(row: dict[str, Any], origin: dict[str, Any]) -> Picture:
     start = "start" if row["start_s"] != row["start_s"] else f"{row['start_s']:.2f} s"
     stop = "end" if row["stop_s"] != row["stop_s"] else f"{row['stop_s']:.2f} s"
-    facts = [f"{row['source']}, {start} – {stop}"]
+    facts = [f"{row['source']}, {start} to {stop}"]
     facts += [
         f"{k} {row[k]}"
         for k in ("class", "label", "verb", "noun", "role", "split")
         if row.get(k) not in (None, "") and row[k] == row[k]
     ]
-    facts.append(f"{origin.get('width')}×{origin.get('height')}, {origin.get('decoder')}")
+    facts.append(f"{origin.get('width')} x {origin.get('height')} px, {origin.get('decoder')}")
     band = _text(_blank(64), (10, 8), str(row["clip_id"]), _INK, 20)
     return _text(band, (10, 38), "   ".join(facts), _FAINT, 12)
 

@@ -51,7 +51,8 @@ class Views:
         for name in self.names:
             if not _NAME.match(name):
                 raise OptionError(
-                    f"Unknown view {name!r}: write centre, tl, tr, bl or br, then optionally @scale and -flip, as in tl@0.875-flip."
+                    f"Unknown view {name!r}: write centre, tl, tr, bl or br, then optionally @scale and -flip, "
+                    "as in tl@0.875-flip."
                 )
 
     @property

@@ -51,7 +51,7 @@ def test_mirroring_flow_turns_its_x_and_resizing_scales_its_length():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"size": 8}, {"resize": 100}, {"names": ()}, {"names": ("tl", "tl")}, {"names": ("middle",)}, {"names": ("tl@2",)}],
+    [{"size": 8}, {"resize": 9}, {"names": ()}, {"names": ("tl", "tl")}, {"names": ("mid",)}, {"names": ("tl@2",)}],
 )
 def test_wrong_views_are_refused(wrong):
     with pytest.raises(OptionError):

@@ -119,9 +119,8 @@ def _clips(
         return manifest, {}
     assert dataset is not None
     if root is None:
-        raise OptionError(
-            f"Say where {dataset} lies: --root FOLDER, or set KDCACHE_DATA. Expected layout:\n{datasets.layout(dataset)}"
-        )
+        layout = datasets.layout(dataset)
+        raise OptionError(f"Say where {dataset} lies: --root FOLDER, or set KDCACHE_DATA. Expected layout:\n{layout}")
     rows = datasets.manifest_for(dataset, root, **pairs(sets, "--set"))
     return rows, datasets.settings(dataset)
 

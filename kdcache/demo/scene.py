@@ -140,7 +140,7 @@ def _table(rng: np.random.Generator) -> Image:
     return table
 
 
-def _shake(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+def _shake(rng: np.random.Generator) -> list[NDArray[Any]]:
     """Head motion: a smooth wander of a few pixels and degrees."""
     wander = cv2.GaussianBlur(np.cumsum(rng.normal(0, 1, (FRAMES, 3)), axis=0), (1, 9), 2.5)
     wander = (wander - wander.mean(axis=0)) / (np.abs(wander - wander.mean(axis=0)).max(axis=0) + 1e-6)
