@@ -42,6 +42,10 @@ class Backbone(nn.Module):
         """Turn the ``uint8 [B, T, H, W, C]`` batch that extraction yields into the network's float input."""
         raise NotImplementedError
 
+    def drawn_as(self, name: str) -> float | None:
+        """The constant at which random weights put the parameter ``name``; None: by the rule for all networks."""
+        return None
+
     def truncate(self, layer: str) -> None:
         """Drop, in place, the modules that ``layer`` does not need."""
         raise NotImplementedError

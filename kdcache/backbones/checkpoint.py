@@ -129,11 +129,16 @@ def draw(net: nn.Module, seed: int) -> State:
     """Random weights under which activations keep their scale through the network (rule 1).
 
     Kernels are He-normal (fan-in, for ReLU), a classifier's have variance 1 / fan-in; batch norms are the identity,
-    biases zero. Each tensor is drawn from its own stream, keyed by ``seed`` and its name, so a part of a network gets
-    what the whole would.
+    biases zero, unless the network's ``drawn_as`` says otherwise. Each tensor is drawn from its own stream, keyed by
+    ``seed`` and its name, so a part of a network gets what the whole would.
     """
     classifier = tuple(getattr(net, "classifier", ()))
-    return {name: _draw(name, own, seed, classifier) for name, own in net.state_dict().items()}
+    state = {}
+    for name, own in net.state_dict().items():
+        constant = net.drawn_as(name) if isinstance(net, Backbone) else None
+        drawn = _draw(name, own, seed, classifier) if constant is None else torch.full(own.shape, constant)
+        state[name] = drawn
+    return state
 
 
 def _draw(name: str, own: Tensor, seed: int, classifier: tuple[str, ...]) -> Tensor:

@@ -11,6 +11,7 @@ from kdcache.backbones.base import Backbone
 from kdcache.backbones.resnet_layers import STAGES, known
 from kdcache.errors import OptionError
 
+RESIDUAL_GAIN = 0.25  # of random residual branches: with 1, activations double their variance in every block
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -29,6 +30,11 @@ class Framewise(Backbone):
     mean: Sequence[float] = tuple(255 * m for m in IMAGENET_MEAN)
     scale: Sequence[float] = tuple(1 / (255 * s) for s in IMAGENET_STD)
     owners: dict[str, str]
+    last_norm: str = "bn3"  # the batch norm that ends each residual branch
+
+    def drawn_as(self, name: str) -> float | None:
+        """Residual branches start with a gain of 1/4, so that random activations keep their scale."""
+        return RESIDUAL_GAIN if name.endswith(f"{self.last_norm}.weight") else None
 
     def endpoints(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Each layer's name and output for images ``[N, C, H, W]`` in turn, computed only when asked for."""

@@ -64,6 +64,7 @@ class ResNet34(Framewise):
 
     classifier = ("fc.weight", "fc.bias")
     order = plan.ORDER
+    last_norm = "bn2"
     owners = {"layer2": "layer2", "layer3": "layer3", "layer4-pre": "layer4", "logits": "fc"}  # noqa: RUF012
 
     def __init__(self, num_classes: int = 1000, channels: int = 3, spec: InputSpec | None = None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdcache.backbones import InputSpec, Shape
 from kdcache.backbones import resnext3d_layers as plan
 from kdcache.backbones.base import Backbone
-from kdcache.backbones.framewise import drop, normalised, stem
+from kdcache.backbones.framewise import RESIDUAL_GAIN, drop, normalised, stem
 from kdcache.backbones.i3d import SameConv3d
 from kdcache.backbones.resnet_layers import STAGES, known
 from kdcache.errors import OptionError
@@ -87,6 +87,10 @@ class ResNeXt3D(Backbone):
         self.order: tuple[str, ...] = plan.ORDER
         self.channels, self.num_classes = channels, num_classes
         self.input = spec or InputSpec("rgb" if channels == 3 else "flow", frames=16, size=112, resize=112)
+
+    def drawn_as(self, name: str) -> float | None:
+        """Residual branches start with a gain of 1/4, so that random activations keep their scale."""
+        return RESIDUAL_GAIN if name.endswith("bn3.weight") else None
 
     @property
     def layers(self) -> dict[str, Shape]:

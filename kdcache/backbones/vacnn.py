@@ -59,6 +59,10 @@ class VACNN(Framewise):
         self.limits, self.num_classes = limits, num_classes
         self.input = InputSpec("skeleton", frames=10, size=plan.SIDE, resize=plan.SIDE)
 
+    def drawn_as(self, name: str) -> float | None:
+        """The identity view, as in training's start; else as in any ResNet."""
+        return 0.0 if name in ("fc.weight", "fc.bias") else super().drawn_as(name)
+
     @property
     def resnet(self) -> nn.Module:
         """The classifier, a ResNet-50."""
