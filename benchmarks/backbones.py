@@ -27,7 +27,6 @@ from common import compare, main
 from kdcache import backbones
 from kdcache.backbones.base import Backbone
 from kdcache.backbones.skeleton_image import NTU_LIMITS, bytescale, image_of, progress_images
-from kdcache.backbones.vacnn import VACNN, start
 from kdcache.sources.skeleton import Skeleton
 
 # backbone: layer, images or frames of a clip (fewer than usual where one is much like the next)
@@ -161,8 +160,6 @@ def measure() -> dict[str, Any]:
     results: dict[str, Any] = {"threads": 1, "skeleton to image": skeletons()}
     for name, (layer, frames) in CASES.items():
         net = backbones.build(name, weights="random:0")
-        if isinstance(net, VACNN):
-            start(net)  # random angles of many turns would show the precision of nothing but themselves
         results[name] = throughput(net, layer, frames)
         if not name.endswith("-flow"):
             results[name]["peak MiB of a batch"] = memory(net, layer, frames)
