@@ -65,17 +65,16 @@ def tvl1_pairs(
     if len(first) == 0:
         return np.zeros((*first.shape, 2), np.float32)
     if engine == "cpu":
-        from kdcache.motion.tvl1 import cpu
+        from kdcache.motion.tvl1.cpu import solve_pairs
 
-        flow, _ = cpu.solve_pairs(first, second, initial, params, threads)
-        return flow
+        return solve_pairs(first, second, initial, params, threads)[0]
     if engine == "opencv":
-        from kdcache.motion.tvl1 import opencv
+        from kdcache.motion.tvl1.opencv import solve_pairs_opencv
 
-        return opencv.solve_pairs(first, second, initial, params, threads)
-    from kdcache.motion.tvl1 import torch_engine
+        return solve_pairs_opencv(first, second, initial, params, threads)
+    from kdcache.motion.tvl1.torch_engine import solve_pairs_torch
 
-    return torch_engine.solve_pairs(first, second, initial, params, device)
+    return solve_pairs_torch(first, second, initial, params, device)
 
 
 def _check(frames: Any, what: str, shape: str) -> None:

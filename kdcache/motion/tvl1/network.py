@@ -2,8 +2,12 @@
 
 Columns that are each sorted once serve all windows along a row. Sorting the rows of such a 5 × 5 window then
 leaves 13 values that can be the median, in known partial order; 16 comparators find it among them. The
-functions call ``order(a, b) -> (smaller, larger)``, which ``bind`` supplies for each engine.
+functions call ``order(a, b) -> (smaller, larger)``, which ``bind`` supplies for each engine. They carry no
+annotations because Triton would take those for values.
 """
+
+# ruff: noqa: ANN001, ANN201
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ from types import FunctionType
 from typing import Any
 
 
-def order(a: Any, b: Any) -> Any:
+def order(a, b):
     """Both values, the smaller one first; this one is for plain numbers."""
     return min(a, b), max(a, b)
 
 
-def sort3(values: Any) -> Any:
+def sort3(values):
     """Three values in ascending order, in 3 comparators."""
     a, b, c = values
     a, b = order(a, b)
@@ -26,7 +30,7 @@ def sort3(values: Any) -> Any:
     return a, b, c
 
 
-def sort5(values: Any) -> Any:
+def sort5(values):
     """Five values in ascending order, in 9 comparators."""
     a, b, c, d, e = values
     a, b = order(a, b)
@@ -41,7 +45,7 @@ def sort5(values: Any) -> Any:
     return a, b, c, d, e
 
 
-def median9(lowest: Any, middle: Any, highest: Any) -> Any:
+def median9(lowest, middle, highest):
     """Median of a 3 × 3 window from its three sorted columns; each argument has one value a column."""
     low = sort3(lowest)[2]
     centre = sort3(middle)[1]
@@ -49,7 +53,7 @@ def median9(lowest: Any, middle: Any, highest: Any) -> Any:
     return sort3((low, centre, high))[1]
 
 
-def median25(first: Any, second: Any, third: Any, fourth: Any, fifth: Any) -> Any:
+def median25(first, second, third, fourth, fifth):
     """Median of a 5 × 5 window from its five sorted columns.
 
     ``first`` has the smallest value of each column, ``fifth`` the largest. Unused results of the sorts cost

@@ -37,7 +37,7 @@ def _solver(params: TVL1Params, warm: bool) -> Any:
     )
 
 
-def solve_pairs(
+def solve_pairs_opencv(
     first: NDArray[np.uint8],
     second: NDArray[np.uint8],
     initial: NDArray[np.float32] | None,

@@ -1,0 +1,240 @@
+"""TV-L1 on many pairs at once with torch: fused Triton kernels on CUDA, plain tensor operations elsewhere.
+
+On CUDA the host never waits for the device within a batch: it launches as many iterations as the parameters
+allow, and a pair that has met the stopping criterion is left alone on the device from then on.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcache.errors import DeviceError, OptionError
+from kdcache.motion.tvl1 import network
+from kdcache.motion.tvl1.params import TVL1Params, pyramid
+
+_BATCH = 1 << 26  # pixels of a batch; state and pyramids take about 150 bytes each
+_CUBIC = -0.75  # OpenCV's bicubic coefficient
+_FLAT = float(np.finfo(np.float32).eps)  # a squared gradient up to this counts as none
+
+
+class Level(Protocol):
+    """One pyramid level of a batch of pairs while it is being solved."""
+
+    def linearise(self) -> None:
+        """Warp the second frames by the flow and start a new warp."""
+
+    def smooth(self) -> None:
+        """Median-filter the flow of pairs that still move."""
+
+    def step(self) -> None:
+        """One primal-dual iteration of pairs that still move."""
+
+    def settled(self) -> bool:
+        """Whether no pair moves any more, where that is known without waiting for a device."""
+
+    def flow(self) -> tuple[Tensor, Tensor]:
+        """Components [N, H, W] of the flow."""
+
+
+class PlainLevel:
+    """A level in plain tensor operations, for any device."""
+
+    def __init__(self, first: Tensor, texture: Tensor, u: Tensor, v: Tensor, params: TVL1Params) -> None:
+        self.first, self.u, self.v, self.params = first, u, v, params
+        self.p = [torch.zeros_like(u) for _ in range(4)]
+        self.texture = texture
+        self.threshold = params.epsilon**2 * first[0].numel()
+        self.active = torch.ones(len(first), dtype=torch.bool, device=first.device)
+
+    def linearise(self) -> None:
+        warped, self.gx, self.gy = _warp(self.texture, self.u, self.v)
+        self.square = self.gx**2 + self.gy**2
+        self.constant = warped - self.gx * self.u - self.gy * self.v - self.first
+        self.active = torch.ones_like(self.active)
+
+    def smooth(self) -> None:
+        size = self.params.median_filtering
+        self.u = self._where_active(median(self.u, size), self.u)
+        self.v = self._where_active(median(self.v, size), self.v)
+
+    def step(self) -> None:
+        limit, theta = self.params.lambda_ * self.params.theta, self.params.theta
+        rho = self.constant + (self.gx * self.u + self.gy * self.v)
+        ratio = torch.where(self.square > _FLAT, -rho / self.square, 0.0)
+        move = torch.where(rho > limit * self.square, -limit, ratio)
+        move = torch.where(rho < -limit * self.square, limit, move)
+        u = self.u + move * self.gx + theta * _divergence(self.p[0], self.p[1])
+        v = self.v + move * self.gy + theta * _divergence(self.p[2], self.p[3])
+        change = ((u - self.u) ** 2 + (v - self.v) ** 2).sum((1, 2))
+        dual = [*self._dual(u, self.p[0], self.p[1]), *self._dual(v, self.p[2], self.p[3])]
+        self.p = [self._where_active(new, old) for new, old in zip(dual, self.p, strict=True)]
+        self.u, self.v = self._where_active(u, self.u), self._where_active(v, self.v)
+        self.active = self.active & (change > self.threshold)
+
+    def settled(self) -> bool:
+        return self.active.device.type == "cpu" and not bool(self.active.any())
+
+    def flow(self) -> tuple[Tensor, Tensor]:
+        return self.u, self.v
+
+    def _dual(self, flow: Tensor, across: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+        pace = self.params.tau / self.params.theta
+        dx = F.pad(flow[:, :, 1:] - flow[:, :, :-1], (0, 1))
+        dy = F.pad(flow[:, 1:] - flow[:, :-1], (0, 0, 0, 1))
+        divisor = 1 + pace * torch.hypot(dx, dy)
+        return (across + pace * dx) / divisor, (down + pace * dy) / divisor
+
+    def _where_active(self, new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(self.active[:, None, None], new, old)
+
+
+def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Half the difference of the two neighbours in x and in y; at the border, of pixel and neighbour."""
+    wide = F.pad(image[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    return 0.5 * (wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]), 0.5 * (wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1])
+
+
+def _divergence(across: Tensor, down: Tensor) -> Tensor:
+    return (across - F.pad(across, (1, 0))[:, :, :-1]) + (down - F.pad(down, (0, 0, 1, 0))[:, :-1])
+
+
+def _weights(share: Tensor) -> list[Tensor]:
+    """Bicubic weights of the four samples around a position ``share`` past the second."""
+    rest, square = 1 - share, share * share
+    first, fourth = _CUBIC * (share * (rest * rest)), _CUBIC * (square * rest)
+    second = square * (share * (_CUBIC + 2) - (_CUBIC + 3)) + 1
+    return [first, second, ((1 - first) - second) - fourth, fourth]
+
+
+def _warp(texture: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Images [C, N, H, W] sampled bicubically at each pixel's position plus flow, zero outside."""
+    height, width = u.shape[1:]
+    x = (torch.arange(width, device=u.device) + u).clamp(-3, width + 1)
+    y = (torch.arange(height, device=u.device)[:, None] + v).clamp(-3, height + 1)
+    column, row = x.floor(), y.floor()
+    across, down = _weights(x - column), _weights(y - row)
+    wide = F.pad(texture, (4, 4, 4, 4)).flatten(2)
+    start = (row.long() + 3) * (width + 8) + column.long() + 3
+    total = torch.zeros_like(texture)
+    for j in range(4):
+        line = torch.zeros_like(texture)
+        for i in range(4):
+            at = (start + j * (width + 8) + i).flatten(1).expand(len(texture), -1, -1)
+            line = line + across[i] * wide.gather(2, at).view_as(texture)
+        total = total + down[j] * line
+    return total
+
+
+def _order(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.minimum(a, b), torch.maximum(a, b)
+
+
+_sort3 = network.bind(network.sort3, order=_order)
+_sort5 = network.bind(network.sort5, order=_order)
+_median9 = network.bind(network.median9, sort3=_sort3)
+_median25 = network.bind(network.median25, order=_order, sort5=_sort5)
+
+
+def median(image: Tensor, size: int) -> Tensor:
+    """Median filter of side 3 or 5 over [N, H, W], the border replicated."""
+    reach, (height, width) = size // 2, image.shape[1:]
+    wide = F.pad(image[:, None], (reach,) * 4, mode="replicate")[:, 0]
+    sort, middle = (_sort5, _median25) if size == 5 else (_sort3, _median9)
+    rows = sort([wide[:, y : y + height] for y in range(size)])
+    result: Tensor = middle(*([row[:, :, x : x + width] for x in range(size)] for row in rows))
+    return result
+
+
+def _resize(image: Tensor, size: tuple[int, int], scale: float | None) -> Tensor:
+    """Bilinear resize of [N, H, W] as OpenCV's; ``scale`` is source over target size where it is not implied."""
+    for axis in (2, 1):
+        length = image.shape[axis]
+        step = scale or length / size[axis - 1]
+        place = (torch.arange(size[axis - 1], dtype=torch.float64) + 0.5) * step - 0.5
+        below = place.floor()
+        share = torch.where((below < 0) | (below >= length - 1), 0, place - below).float().to(image.device)
+        first = below.long().clamp(0, length - 1).to(image.device)
+        start, end = (
+            image.index_select(axis, first),
+            image.index_select(axis, (first + 1).clamp(max=length - 1)),
+        )
+        image = start + (end - start) * (share if axis == 2 else share[:, None])
+    return image
+
+
+def _level(first: Tensor, second: Tensor, u: Tensor, v: Tensor, params: TVL1Params) -> Level:
+    texture = torch.stack([second, *gradients(second)])
+    if first.device.type != "cuda":
+        return PlainLevel(first, texture, u, v, params)
+    from kdcache.motion.tvl1.triton_level import FusedLevel
+
+    return FusedLevel(first, texture, u, v, params)
+
+
+def _refine(level: Level, params: TVL1Params) -> tuple[Tensor, Tensor]:
+    """All warps of one level."""
+    for _ in range(params.warps):
+        level.linearise()
+        for iteration in range(params.outer_iterations * params.inner_iterations):
+            if level.settled():
+                break
+            if params.median_filtering > 1 and iteration % params.inner_iterations == 0:
+                level.smooth()
+            level.step()
+    return level.flow()
+
+
+def _solve(first: Tensor, second: Tensor, initial: Tensor | None, params: TVL1Params) -> Tensor:
+    """Flow [N, H, W, 2] of a batch of float32 pairs [N, H, W]."""
+    sizes = pyramid(first.shape[1], first.shape[2], params)
+    step = params.scale_step
+    levels = [(first, second)]
+    start = torch.zeros((*first.shape, 2), device=first.device) if initial is None else initial
+    u, v = start.unbind(-1)
+    for size in sizes[1:]:
+        levels.append((_resize(levels[-1][0], size, 1 / step), _resize(levels[-1][1], size, 1 / step)))
+        u, v = _resize(u, size, 1 / step) * step, _resize(v, size, 1 / step) * step
+    for k in reversed(range(len(sizes))):
+        u, v = _refine(_level(*levels[k], u.contiguous(), v.contiguous(), params), params)
+        if k > 0:
+            u, v = _resize(u, sizes[k - 1], None) * (1 / step), _resize(v, sizes[k - 1], None) * (1 / step)
+    return torch.stack([u, v], -1)
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise OptionError(f"TV-L1 device {name!r} is not one that torch knows: give cpu or cuda.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"TV-L1 was asked for device {device}, but {torch.cuda.device_count()} CUDA devices are here."
+        )
+    return device
+
+
+def solve_pairs_torch(
+    first: NDArray[np.uint8],
+    second: NDArray[np.uint8],
+    initial: NDArray[np.float32] | None,
+    params: TVL1Params,
+    name: str | None = None,
+) -> NDArray[np.float32]:
+    """Flow float32 [N, H, W, 2] of uint8 [N, H, W] pairs, on CUDA where there is one or on the device named."""
+    device = _device(name)
+    size = max(1, _BATCH // first[0].size)
+    flows: list[Any] = []
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with torch.inference_mode(), current:
+        for k in range(0, len(first), size):
+            pair = [torch.from_numpy(frames[k : k + size]).to(device).float() for frames in (first, second)]
+            start = None if initial is None else torch.from_numpy(initial[k : k + size]).to(device)
+            flows.append(_solve(pair[0], pair[1], start, params).cpu().numpy())
+    return np.concatenate(flows)
