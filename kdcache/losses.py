@@ -9,6 +9,7 @@ Source: Tran et al., *Knowledge Distillation for Human Action Anticipation*, equ
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -39,7 +40,7 @@ def attention_entropy(q: Tensor, K: Tensor, alpha: float | None = None) -> Tenso
     scale = K.shape[-1] ** -0.5 if alpha is None else alpha
     log_weights = torch.log_softmax(scale * (q @ K.transpose(1, 2)), dim=-1)
     entropy = -(log_weights.exp() * log_weights).sum(-1).mean(-1)
-    return entropy / torch.log(torch.tensor(float(max(K.shape[1], 2))))
+    return entropy / math.log(max(K.shape[1], 2))
 
 
 def discrepancy(target: Tensor, value: Tensor, distance: Distance, reduction: Reduction) -> Tensor:
