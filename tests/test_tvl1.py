@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -212,6 +213,30 @@ def test_an_entry_point_that_cannot_be_cached_still_compiles():
     scope: dict = {}
     exec("def double(x):\n    return 2 * x", scope)  # no file, so Numba finds no place for a cache
     assert entry(scope["double"])(21) == 42
+
+
+def test_changed_sources_are_not_answered_from_the_cache(tmp_path):
+    path = tmp_path / "cached.py"
+    path.write_text(
+        "from kdcache.motion.tvl1.jit import entry\n"
+        "def make(digest):\n"
+        "    @entry\n"
+        "    def solve():\n"
+        "        digest\n"
+        "        return NUMBER\n"  # what a kernel in another file stands for: Numba does not look at it
+        "    return solve\n"
+    )
+
+    def load(number: int, digest: str):
+        spec = importlib.util.spec_from_file_location("cached", path)
+        module = importlib.util.module_from_spec(spec)
+        module.NUMBER = number
+        spec.loader.exec_module(module)
+        return module.make(digest)()
+
+    assert load(1, "old") == 1
+    assert load(2, "old") == 1  # stale: the digest is needed
+    assert load(2, "new") == 2
 
 
 TRITON = """

@@ -17,6 +17,7 @@ from kdcache.motion.tvl1.params import SMALLEST, TVL1Params, pyramid
 __all__ = ["ENGINES", "TVL1Params", "pyramid", "tvl1", "tvl1_pairs"]
 
 ENGINES = ("cpu", "opencv", "torch")
+_FARTHEST = 1e6  # pixels that an initial flow may point
 
 
 def tvl1(
@@ -119,5 +120,7 @@ def _check_options(
         or initial.shape != (*first.shape, 2)
     ):
         raise OptionError(f"TV-L1 initial flow must be float32 {[*first.shape, 2]}.")
-    if not np.isfinite(initial).all():
-        raise OptionError("TV-L1 initial flow has values that are not finite: give numbers in pixels.")
+    if not (np.abs(initial) <= _FARTHEST).all():
+        raise OptionError(
+            f"TV-L1 initial flow has values that are not finite or beyond {_FARTHEST:.0e} pixels."
+        )

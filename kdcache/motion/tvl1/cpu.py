@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from kdcache.motion.tvl1.cpu_filters import MARGIN, linearise, make_texture, median3, median5, resize
 from kdcache.motion.tvl1.cpu_update import goes_on, iterate
 from kdcache.motion.tvl1.jit import compiled, entry, sources_digest, spliced
+from kdcache.motion.tvl1.pairs import each_pair
 from kdcache.motion.tvl1.params import TVL1Params, pyramid
 
 Plane = NDArray[np.float32]
@@ -236,11 +235,5 @@ def solve_pairs(
             params.scale_step, numbers, weights, params.epsilon, local.space, counts[pair],
         )  # fmt: skip
 
-    workers = min(count, threads if threads is not None else len(os.sched_getaffinity(0)))
-    if workers <= 1:
-        for pair in range(count):
-            work(pair)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(work, range(count)))
+    each_pair(count, threads, work)
     return flow, counts

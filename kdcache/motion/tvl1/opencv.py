@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -11,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
+from kdcache.motion.tvl1.pairs import each_pair
 from kdcache.motion.tvl1.params import TVL1Params
 
 
@@ -46,17 +45,16 @@ def solve_pairs_opencv(
 ) -> NDArray[np.float32]:
     """Flow float32 [N, H, W, 2] of uint8 [N, H, W] pairs, ``threads`` pairs at a time, each in one thread."""
 
-    def solve(pair: int) -> NDArray[np.float32]:
-        start = None if initial is None else initial[pair].copy()
-        flow: NDArray[np.float32] = _solver(params, initial is not None).calc(
-            first[pair], second[pair], start
-        )
-        return flow
+    flow = np.zeros((*first.shape, 2), np.float32) if initial is None else initial.copy()
+
+    def work(pair: int) -> None:
+        start = None if initial is None else flow[pair]
+        flow[pair] = _solver(params, initial is not None).calc(first[pair], second[pair], start)
 
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-            return np.stack(list(pool.map(solve, range(len(first)))))
+        each_pair(len(first), threads, work)
     finally:
         cv2.setNumThreads(before)
+    return flow
