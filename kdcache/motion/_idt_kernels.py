@@ -194,36 +194,50 @@ def describe(integral: F32, points: F32, age: I32, live: B8, patch: int, span: i
 
 
 @numba.njit(cache=True, nogil=True)
-def _seen(next: U8, m: F64, x: int, y: int, margin: float) -> int:
-    """Grey level (0 … 255) that ``next`` shows at the image of (x, y) under ``m [9]``, or −1 near or past its border.
+def _seen(next: U8, m: F64, y: int, margin: float, at: I32, part: I32, levels: I32) -> None:
+    """Grey ``levels [w]`` (0 … 255) that ``next`` shows at the images of row ``y`` under ``m [9]``.
 
-    Positions are rounded to 1/32 px and weights are integers, as in OpenCV's 8-bit warping.
+    −1 outside ``next`` or within ``margin`` ≥ 1 of its border. Positions are rounded to 1/32 px and weights are
+    integers, as in OpenCV's 8-bit warping. ``at, part [w]`` are working space: pixel index and fractions.
     """
     h, w = next.shape
-    depth = m[6] * x + m[7] * y + m[8]
-    inverse = 1.0 / depth if depth != 0.0 else 0.0
-    px, py = (m[0] * x + m[1] * y + m[2]) * inverse, (m[3] * x + m[4] * y + m[5]) * inverse
-    if not (margin < px < w - 1 - margin and margin < py < h - 1 - margin):
-        return -1
-    ix, iy = np.uint64(np.rint(px * 32.0)), np.uint64(np.rint(py * 32.0))
-    five, mask, one = np.uint64(5), np.uint64(31), np.uint64(1)
-    u, v, a, b = ix >> five, iy >> five, np.int32(ix & mask), np.int32(iy & mask)
-    top = (32 - a) * np.int32(next[v, u]) + a * np.int32(next[v, u + one])
-    low = (32 - a) * np.int32(next[v + one, u]) + a * np.int32(next[v + one, u + one])
-    return int(((32 - b) * top + b * low + 512) >> 10)
+    right, bottom = w - 1 - margin, h - 1 - margin
+    x0, y0, z0 = m[1] * y + m[2], m[4] * y + m[5], m[7] * y + m[8]
+    for x in range(w):
+        u = np.float64(np.int32(x))
+        depth = z0 + m[6] * u
+        inverse = 1.0 / (depth if depth != 0.0 else np.inf)
+        px, py = (x0 + m[0] * u) * inverse, (y0 + m[3] * u) * inverse
+        shown = (px > margin) & (px < right) & (py > margin) & (py < bottom)
+        ix = np.int32(np.rint(px * 32.0)) if shown else np.int32(0)
+        iy = np.int32(np.rint(py * 32.0)) if shown else np.int32(0)
+        at[x] = (iy >> np.int32(5)) * np.int32(w) + (ix >> np.int32(5)) if shown else np.int32(-1)
+        part[x] = (iy & np.int32(31)) * np.int32(32) + (ix & np.int32(31))
+    flat = next.ravel()
+    for x in range(w):
+        if at[x] < 0:
+            levels[x] = -1
+            continue
+        i = np.uint64(at[x])
+        j = i + np.uint64(w)
+        b, a = part[x] >> np.int32(5), part[x] & np.int32(31)
+        top = (32 - a) * np.int32(flat[i]) + a * np.int32(flat[i + np.uint64(1)])
+        low = (32 - a) * np.int32(flat[j]) + a * np.int32(flat[j + np.uint64(1)])
+        levels[x] = ((32 - b) * top + b * low + 512) >> 10
 
 
 @numba.njit(cache=True, nogil=True)
 def warp_back(prev: U8, next: U8, m: F64, margin: float, out: U8) -> None:
     """``next`` seen through the homography ``m [9]`` into ``out [H, W]``.
 
-    Pixels that fall outside ``next`` or within ``margin`` ≥ 1 of its border are copied from ``prev``.
+    Pixels that fall outside ``next`` or within ``margin`` of its border are copied from ``prev``.
     """
     h, w = prev.shape
+    at, part, levels = np.empty(w, np.int32), np.empty(w, np.int32), np.empty(w, np.int32)
     for y in range(h):
+        _seen(next, m, y, margin, at, part, levels)
         for x in range(w):
-            level = _seen(next, m, x, y, margin)
-            out[y, x] = level if level >= 0 else prev[y, x]
+            out[y, x] = levels[x] if levels[x] >= 0 else prev[y, x]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -233,14 +247,14 @@ def misalignment(prev: U8, next: U8, m: F64, margin: float, allowed: U8) -> floa
     Only where ``allowed``; infinite when ``next`` shows less than half of that.
     """
     h, w = prev.shape
+    at, part, levels = np.empty(w, np.int32), np.empty(w, np.int32), np.empty(w, np.int32)
     total, count, asked = 0, 0, 0
     for y in range(h):
+        _seen(next, m, y, margin, at, part, levels)
         for x in range(w):
-            if allowed[y, x] == 0:
-                continue
-            asked += 1
-            level = _seen(next, m, x, y, margin)
-            if level >= 0:
-                total += abs(level - int(prev[y, x]))
-                count += 1
+            wanted = allowed[y, x] != 0
+            shown = wanted and levels[x] >= 0
+            asked += wanted
+            count += shown
+            total += abs(levels[x] - np.int32(prev[y, x])) if shown else 0
     return total / count if count > 0 and 2 * count >= asked else np.inf
