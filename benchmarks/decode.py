@@ -4,12 +4,15 @@
 
 Needs the real videos (``KDCACHE_SHARED``, default ``../shared``). Clips of 2 s start every 0.5 s; every frame of every
 clip is delivered. The plain loops of both libraries go from the start of the file to the last frame of the span. All
-are run in turns in one process, and opening the file is part of each.
+are run in turns in one process, and opening the file is part of each. ``cpu_`` ratios compare the processor time of all
+threads, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,23 @@ def plain_decord(path: Path, last: int) -> None:
         reader.next().asnumpy()
 
 
+def compare_cpu(runs: dict[str, Callable[[], Any]], repeat: int = 5) -> dict[str, float]:
+    """Least processor seconds of each run, taken in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeat):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            taken[name].append(time.process_time() - start)
+    return {name: min(seconds) for name, seconds in taken.items()}
+
+
+def read_all(path: Path, decoder: str) -> int:
+    """Every frame through ``open_source``."""
+    with open_source(path, decoder) as source:
+        return sum(1 for _ in source.read(range(len(source.times))))
+
+
 def measure() -> dict[str, Any]:
     """One row a video."""
     results: dict[str, Any] = {}
@@ -99,28 +119,35 @@ def measure() -> dict[str, Any]:
         path = SHARED / name
         wanted = clips(path)
         last = int(wanted[-1][-1])
-        seconds = compare(
-            {
-                "forward": partial(forward, path, wanted),
-                "plain_pyav": partial(plain_pyav, path, last),
-                "plain_decord": partial(plain_decord, path, last),
-                "clip_by_clip": partial(clip_by_clip, path, wanted),
-            }
-        )
+        runs: dict[str, Callable[[], Any]] = {
+            "forward": partial(forward, path, wanted),
+            "plain_pyav": partial(plain_pyav, path, last),
+            "plain_decord": partial(plain_decord, path, last),
+            "clip_by_clip": partial(clip_by_clip, path, wanted),
+        }
+        seconds, cpu = compare(runs), compare_cpu(runs)
         with open_source(path) as source:
             backend = source.info.backend
-        own = seconds[f"plain_{backend}"]
+        whole: dict[str, Callable[[], Any]] = {
+            d: partial(read_all, path, d) for d in (("decord", "pyav") if backend == "decord" else ("pyav",))
+        }
+        whole_s, whole_cpu = compare(whole), compare_cpu(whole)
         results[name] = {
             "backend": backend,
             "clips": len(wanted),
             "frames_in_span": last + 1,
             "frames_delivered": int(sum(map(len, wanted))),
             "ms_per_frame_of_span": round(1000 * seconds["forward"] / (last + 1), 3),
-            "forward_to_plain_same_backend": round(seconds["forward"] / own, 2),
+            "forward_to_plain_same_backend": round(seconds["forward"] / seconds[f"plain_{backend}"], 2),
             "forward_to_plain_pyav": round(seconds["forward"] / seconds["plain_pyav"], 2),
             "forward_to_plain_decord": round(seconds["forward"] / seconds["plain_decord"], 2),
             "clip_by_clip_to_forward": round(seconds["clip_by_clip"] / seconds["forward"], 2),
+            "cpu_forward_to_plain_same_backend": round(cpu["forward"] / cpu[f"plain_{backend}"], 2),
+            "cpu_clip_by_clip_to_forward": round(cpu["clip_by_clip"] / cpu["forward"], 2),
         }
+        if backend == "decord":
+            results[name]["whole_file_pyav_to_decord"] = round(whole_s["pyav"] / whole_s["decord"], 2)
+            results[name]["cpu_whole_file_pyav_to_decord"] = round(whole_cpu["pyav"] / whole_cpu["decord"], 2)
     return results
 
 

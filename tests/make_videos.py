@@ -73,6 +73,32 @@ def write(
     return path
 
 
+def pack_b_frames(source: Path, path: Path) -> Path:
+    """An MPEG-4 AVI with each B-frame moved into the packet before it, and an empty one in its place, as DivX did."""
+    mark = b"\0\0\1\xb6"  # the start of a picture, whose kind is in the next two bits: I, P, B
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [(bytes(p), p.is_keyframe) for p in old.demux(video=0) if p.size]
+        kinds = [data[data.index(mark) + 4] >> 6 for data, _ in packets]
+        packed = []
+        for i, (data, key) in enumerate(packets):
+            if kinds[i] == 2:
+                packed.append((mark + b"\x51\x10\0", False))
+            elif kinds[i + 1 : i + 2] == [2]:
+                packed.append((data + packets[i + 1][0], key))
+            else:
+                packed.append((data, key))
+        head = packed[0][0]
+        at = head.index(b"\0\0\1\xb3") if b"\0\0\1\xb3" in head else head.index(mark)
+        packed[0] = (head[:at] + b"\0\0\1\xb2DivX503b1393p" + head[at:], True)
+        for i, (data, key) in enumerate(packed):
+            packet = av.Packet(data)
+            packet.pts = packet.dts = i
+            packet.time_base, packet.stream, packet.is_keyframe = stream.time_base, stream, key
+            new.mux(packet)
+    return path
+
+
 def sound_only(path: Path) -> Path:
     """An mp4 that holds half a second of silence and nothing else."""
     with av.open(str(path), "w") as out:

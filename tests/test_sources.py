@@ -213,6 +213,16 @@ def test_frames_that_are_never_shown_are_not_counted(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+def test_packed_b_frames(tmp_path):
+    """DivX and Xvid in AVI, as in HMDB51: two pictures in one packet, none in the next."""
+    plain = make.write(tmp_path / "a.avi", make.pictures(21), "mpeg4", options={"bf": "1", "b_strategy": "0"})
+    packed = make.pack_b_frames(plain, tmp_path / "b.avi")
+    with open_source(packed) as source:
+        assert np.allclose(source.times, np.arange(21) / 25)
+        got = list(source.read(range(21)))
+    assert all(np.array_equal(a, b) for a, b in zip(got, make.decode_all(plain), strict=True))
+
+
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 

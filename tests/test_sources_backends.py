@@ -86,7 +86,7 @@ def test_plain_files_by_both(shared, name):
         assert same(source, expected)
         assert source.info.backend == backend  # nothing made it hand over on the way
         if backend == "decord":
-            some = sorted({*range(0, count, 11), count - 1})
+            some = [0, count // 2, count - 1]
             assert all(np.array_equal(g, expected[i]) for g, i in zip(other.read(some), some, strict=True))
 
 

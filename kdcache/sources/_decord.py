@@ -1,4 +1,4 @@
-"""Pixels through decord: up to twice as fast as PyAV, for plain files, in order, and only while it has no complaint.
+"""Pixels through decord, on one thread: for plain files, in order, and only while its FFmpeg has no complaint.
 
 decord patches over damage without a word, and loses its place when it seeks (it counts frames by time stamp and key
 frames in decoding order). So it gets files without quirks, reads them from the first frame on, and the complaints of
@@ -7,14 +7,12 @@ its FFmpeg are listened to: the first one hands the rest of the file to PyAV, wh
 
 from __future__ import annotations
 
-import atexit
-import ctypes
-import functools
 import importlib.util
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kdcache.sources._listen import ear
 from kdcache.sources.axis import Axis
 
 if TYPE_CHECKING:
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 # transform open, and the two libraries' FFmpegs differ there by 1 or 2 grey levels in some frames.
 READS = {container: {"h264", "hevc"} for container in ("mov", "matroska", "avi")}
 LONG_GAP = 250  # frames; across more than these PyAV's seek is cheaper than decoding on
-_WARNING = 24  # FFmpeg's AV_LOG_WARNING; damage is reported at or below it
 _of_parents: list[Any] = []  # readers opened before a fork: freeing one joins a thread that is not in the child
 
 
@@ -41,34 +38,9 @@ def why_not(axis: Axis) -> str | None:
         return f"{axis.codec} in {axis.container}"
     if axis.quirks:
         return axis.quirks[0]
-    if _complaints() is None:
+    if ear() is None:
         return "this build of decord does not let its errors be heard"
     return None
-
-
-@functools.cache
-def _complaints() -> list[str] | None:
-    """A list that decord's FFmpeg appends its warnings and errors to; ``None`` where it cannot be reached."""
-    from decord._ffi.base import _LIB
-
-    heard: list[str] = []
-    if not hasattr(_LIB, "av_log_set_callback"):
-        return None
-    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-
-    def listen(_context: int, level: int, text: bytes, _values: int) -> None:
-        # Missing parts of a picture that were made up are reported at a level below warnings.
-        if 0 <= level & 0xFF <= _WARNING or text.startswith(b"concealing"):
-            heard.append(text.decode(errors="replace").strip())
-
-    called = callback(listen)
-    _LIB.av_log_set_callback(called)
-
-    def hush(_keep: object = called) -> None:  # keeps the callback alive, and FFmpeg from calling it after Python's end
-        _LIB.av_log_set_callback(_LIB.av_log_default_callback)
-
-    atexit.register(hush)
-    return heard
 
 
 class DecordDecoder:
@@ -111,14 +83,14 @@ class DecordDecoder:
         self.close()
         self._process = os.getpid()
         try:
-            # One thread: the axis of several clips is parallel over processes. The least tolerance to be had makes
-            # decord raise where it would repeat the nearest frame instead of a missing one.
+            # One thread: extraction runs in several processes. The least tolerance to be had makes decord raise where
+            # it would repeat the nearest frame instead of a missing one.
             self._reader = decord.VideoReader(self._axis.path, num_threads=1, fault_tol="0.000001")
         except (decord.DECORDError, RuntimeError, AssertionError) as error:
             raise Doubt(f"it does not open: {_first_line(error)}") from error
         if len(self._reader) != len(self._axis.times):
             raise Doubt(f"it counts {len(self._reader)} frames, not {len(self._axis.times)}")
-        self._next, self._before = 0, len(_complaints() or ())
+        self._next, self._before = 0, _complaints()
 
     def _forward(self, index: int) -> Frame:
         import decord
@@ -128,13 +100,18 @@ class DecordDecoder:
                 picture = self._reader.next()
             except (decord.DECORDError, decord.DECORDLimitReachedError, StopIteration) as error:
                 raise Doubt(_first_line(error)) from error
-            heard = _complaints() or []
-            if len(heard) > self._before:
-                raise Doubt(heard[self._before])
+            if _complaints() > self._before:
+                heard = ear()
+                raise Doubt(heard.last if heard else "")
             self._next += 1
             if self._next > index:
                 frame: Frame = picture.asnumpy()
                 return frame
+
+
+def _complaints() -> int:
+    heard = ear()
+    return heard.count if heard else 0
 
 
 def _version() -> str:
