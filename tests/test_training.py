@@ -251,7 +251,9 @@ def test_a_checkpoint_that_is_not_here_is_asked_for(tmp_path, monkeypatch):
     wanted["backbone"]["weights"] = {"sha256": "0" * 64}
     monkeypatch.setattr(pairs_cache, "recipe", lambda stream: wanted)
     cache = pairs_cache.cache(tmp_path / "cache", 8)
-    with pytest.raises(WeightsError, match=r"sha256 0+\) is not on this machine: pass weights=PATH .* or set init=random"):
+    with pytest.raises(
+        WeightsError, match=r"sha256 0+\) is not on this machine: pass weights=PATH .* or set init=random"
+    ):
         train("anticipation", cache, out=tmp_path / "run", head="i3d", device="cpu")
     (tmp_path / "other.pt").write_bytes(b"something else")
     with pytest.raises(WeightsError, match=r"other.pt is not the checkpoint of the cache"):
@@ -270,6 +272,24 @@ def test_streams_are_chosen_from_those_that_hold_maps(shards, tmp_path):
     assert run.resolved["stream"] == "i3d-flow/mixed4a"
     with pytest.raises(OptionError, match="did you mean 'i3d-rgb/mixed4a'"):
         train("anticipation", shards, out=tmp_path / "other", stream="i3d-rgb/mixed4", **QUICK)
+
+
+def test_validation_selects_and_the_test_split_is_only_measured(tmp_path):
+    table = pairs_cache.rows(40)
+    table.loc[table["pair"].isin(["p001", "p002", "p005", "p006"]), "split"] = "test"
+    table.loc[table["pair"] == "p000", "split"] = "aside"
+    folder = pairs_cache.write(tmp_path / "cache", table, pairs_cache.arrays(table))
+    run = train("anticipation", folder, out=tmp_path / "run", **QUICK)
+    assert run.metrics["selected_by"] == "validation"
+    assert set(run.metrics["best@validation"]) == {"validation", "test"}
+    assert run.metrics["epochs"]["best"] == int(run.history["validation/top1"][3:].argmax()) + 1
+    assert pd.read_csv(run.path / "predictions.csv")["split"].value_counts().to_dict() == {"validation": 10, "test": 4}
+    assert list(evaluate(run, "aside")["last"]) == ["aside"]
+    table.loc[table["split"] == "validation", ["label", "verb"]] = pd.NA
+    bare = pairs_cache.write(tmp_path / "bare", table, pairs_cache.arrays(table))
+    only = train("anticipation", bare, out=tmp_path / "only", **QUICK)
+    assert set(only.metrics) == {"selected_by", "epochs", "last", "best@test", "stages"}
+    assert list(only.metrics["last"]) == ["test"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_what_to_do(shards, tmp_path):

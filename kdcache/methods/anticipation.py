@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from kdcache import losses
 from kdcache.errors import OptionError
-from kdcache.methods.contract import UNLABELLED, Batch, Data, Items, Predictor, Stage, reseed
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, Batch, Data, Items, Predictor, Stage, reseed
 from kdcache.methods.heads import I3DHead, LightHead, cells
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.teacher import Teacher
@@ -242,10 +242,10 @@ def _stage(
 ) -> Stage:
     """A stage with the optimiser of the options, tested on ``side`` of every labelled held-out pair."""
     tests = {}
-    for split, samples in data.splits.items():
-        rows, y = samples.rows[side], samples.labels[options.target]
+    for split in (name for name in HELD_OUT if name in data.splits):
+        rows, y = data.splits[split].rows[side], data.splits[split].labels[options.target]
         usable = ((rows >= 0) & (y != UNLABELLED)).nonzero()[:, 0]
-        if split != "train" and len(usable):
+        if len(usable):
             tests[split] = Items({"x": (data.stream, rows[usable])}, {"y": y[usable]})
     o = options
     optimizer = SGD(network.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay)

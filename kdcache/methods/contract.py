@@ -28,6 +28,9 @@ from torch.optim.lr_scheduler import LRScheduler
 Batch = dict[str, Tensor]
 """Tensors on the device by name: each input ``[B, ...]`` float32, each field ``[B]``, and ``view`` ``[B]``."""
 
+HELD_OUT = ("validation", "test")
+"""Splits that are never trained on; the first that a cache has selects the best epoch and judges a run."""
+
 UNLABELLED = -1
 """Class index of a sample without a label."""
 

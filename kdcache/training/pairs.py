@@ -12,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache.errors import ManifestError, OptionError
-from kdcache.methods.contract import UNLABELLED, Samples
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, Samples
 
 SIDES = ("observed", "action")
 TARGETS = ("label", "verb", "noun")
 SPLITS = {"val": "validation", "valid": "validation"}  # other names for a split
-HELD_OUT = ("validation", "test")  # which is evaluated, in this order
 SHARE = 0.2  # of the labelled pairs, held out where a manifest has no split
 HOW = (
     "it needs clips tied by `pair`, one with `role` observed and one with action; "
@@ -160,12 +159,12 @@ def _indices(values: pd.Series[int], classes: list[int]) -> torch.Tensor:
 
 
 def _check(splits: dict[str, Samples], classes: dict[str, list[int]]) -> None:
-    for split in ("train", held_out(splits)):
-        samples = splits.get(split)
-        if samples is None or not any((samples.labels[t] != UNLABELLED).any() for t in classes):
-            raise OptionError(
-                f"No complete pair of split {split} has a label: extract its clips or check the manifest."
-            )
+    """There must be labelled pairs to train on, and labelled pairs to test on."""
+    labelled = {split for split, s in splits.items() if any((s.labels[t] != UNLABELLED).any() for t in classes)}
+    for wanted in (("train",), HELD_OUT):
+        if not labelled.intersection(wanted):
+            name = " or ".join(wanted)
+            raise OptionError(f"No complete pair of split {name} has a label: extract its clips or check the manifest.")
 
 
 def held_out(splits: dict[str, Samples]) -> str:

@@ -15,10 +15,10 @@ from torch import Tensor
 from kdcache.errors import OptionError, unknown
 from kdcache.evaluation.predictions import Probabilities, measure_all, probabilities
 from kdcache.methods import method as method_module
-from kdcache.methods.contract import UNLABELLED, Items, Predictor, Samples
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, Items, Predictor, Samples
 from kdcache.training import checkpoint
 from kdcache.training.config import build, read_config, to_table
-from kdcache.training.pairs import HELD_OUT, held_out
+from kdcache.training.pairs import held_out
 from kdcache.training.prepare import Prepared, prepare
 
 CONFIG, METRICS, PREDICTIONS = "config.toml", "metrics.json", "predictions.csv"
@@ -136,7 +136,8 @@ class Run:
         Raises:
             OptionError: an unknown split, one without labels, or a run that has not finished.
         """
-        splits = [s for s in HELD_OUT if s in self.prepared.data.splits] if split is None else [split]
+        known = self.prepared.data.splits
+        splits = [s for s in HELD_OUT if s in known and self._usable(known[s]).any()] if split is None else [split]
         summary = checkpoint.load_summary(self.path / self._predictor("last").stage)
         assert summary is not None
         by = summary["selected_by"]
@@ -172,10 +173,14 @@ class Run:
         predictor = self._predictor(which)
         return probabilities(predictor.module, self.prepared.data, Items({"x": (predictor.stream, rows)}), BATCH)
 
+    def _usable(self, samples: Samples) -> Tensor:
+        """Which samples have a label and the clip that the network sees."""
+        return (samples.rows[self._predictor("last").side] >= 0) & (samples.labels[self.target] != UNLABELLED)
+
     def _measure(self, samples: Samples, which: str, many_shot: int | None) -> dict[str, dict[str, float]]:
-        seen = samples.rows[self._predictor(which).side]
-        usable = (seen >= 0) & (samples.labels[self.target] != UNLABELLED)
+        usable = self._usable(samples)
         if not usable.any():
             raise OptionError("No pair of this split has a label to evaluate against: choose another split.")
+        seen = samples.rows[self._predictor(which).side]
         labels = {target: y[usable] for target, y in samples.labels.items()}
         return measure_all(self._probabilities(seen[usable], which), labels, self.prepared.data, self.target, many_shot)
