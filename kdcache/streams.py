@@ -161,8 +161,13 @@ def _feature(name: str, head: str, layer: str | None, settings: Settings, weight
     spec = backbones.input_spec(head)
     if layer is None:
         raise OptionError(f"Stream {name!r} names no layer: write for example {name}/{spec.default_layer}.")
+    if spec.modality == "skeleton" or spec.stack > 1:
+        takes = "skeletons" if spec.modality == "skeleton" else f"stacks of {spec.stack} flow fields"
+        raise OptionError(f"Stream {name!r} cannot be extracted from videos yet: {head} takes {takes}.")
     sampling = Sampling(frames=settings.frames or spec.frames, fps=settings.fps, anchor=settings.anchor)
-    views = Views(size=settings.size or spec.size, resize=settings.resize, names=settings.views)
+    size = settings.size or spec.size
+    resize = settings.resize or (spec.resize if size == spec.size else None)
+    views = Views(size=size, resize=resize, names=settings.views)
     endpoint, shape = backbones.layer_shape(head, layer, frames=sampling.frames or spec.frames, size=views.size)
     recipe: Recipe = {
         "stream": name,

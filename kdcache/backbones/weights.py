@@ -47,9 +47,14 @@ class Choice:
 def resolve(name: str, weights: Weights = None) -> Choice:
     """The weights that ``weights`` means for backbone ``name``: ``"random:SEED"``, a file, or None = published ones.
 
-    Raises ``OptionError`` for a malformed random spec, ``WeightsError`` where no file is found.
+    Published ones that are not on this machine yet are fetched. Raises ``OptionError`` for a malformed random spec,
+    ``WeightsError`` where no file is found or reached.
     """
     text = os.fspath(weights) if weights is not None else ""
+    row = TABLE.get(name)
+    if weights is None and row is not None and not any((folder / row.file).is_file() for folder in folders()):
+        log.info("Fetching the published weights of %s from %s.", name, row.url)
+        return Choice(path=fetch(name))
     if not text.startswith(RANDOM):
         return Choice(path=find(name, weights))
     seed = text.removeprefix(RANDOM)
@@ -136,7 +141,7 @@ def fetch(name: str) -> Path:
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise WeightsError(
             f"{row.file} could not be downloaded ({error}): take {row.url} where there is a network and put it at "
-            f"{target}."
+            f"{target}, name another checkpoint with --weights FILE, or ask for --weights random:0."
         ) from error
     if row.checksum == "not confirmed here":
         log.warning("%s: no published checksum is known; its sha256 is %s.", target, weights_digest(target))

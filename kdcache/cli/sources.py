@@ -72,7 +72,9 @@ def list_weights() -> None:
     from kdcache.backbones import weights as registry
 
     for row in registry.list_weights():
-        click.echo("  ".join(str(value) for value in row.values()))
+        click.echo(f"{row['name']}  ({row['backbone']}, {row['licence']})")
+        click.echo(f"    {'here: ' + row['path'] if row['path'] else 'not here; ' + row['url']}")
+        click.echo(f"    {row['checksum']}; {row['preprocessing']}")
 
 
 @weights.command("fetch")

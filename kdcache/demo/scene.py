@@ -38,7 +38,7 @@ class Pose:
 
 
 def make_dataset(folder: Path, clips_per_class: int = 12, seed: int = 0) -> pd.DataFrame:
-    """Render the videos and write ``clips.csv``: anticipation pairs, a quarter of each class held out.
+    """Render the videos and write ``clips.csv``: anticipation pairs, a third of each class held out.
 
     Returns:
         The manifest: two rows a video, ``observed`` (before the contact) and ``action``.
@@ -59,7 +59,7 @@ def make_dataset(folder: Path, clips_per_class: int = 12, seed: int = 0) -> pd.D
                 "label": label,
                 "class": name,
                 "pair": clip,
-                "split": "validation" if number % 4 == 3 else "train",
+                "split": "validation" if number % 3 == 2 else "train",
             }
             rows.append(
                 {"clip_id": f"{clip}-observed", "start_s": 0.0, "stop_s": contact_s, "role": "observed", **common}
