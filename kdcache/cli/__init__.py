@@ -36,6 +36,7 @@ for command in (
     cache.reindex,
     cache.show,
     sources.check,
+    sources.idt,
     sources.list_datasets,
     sources.weights,
     train.train,

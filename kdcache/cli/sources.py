@@ -1,9 +1,10 @@
-"""Commands on what goes into a cache: check, datasets, weights."""
+"""Commands on what goes into a cache: check, idt, datasets, weights."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,6 +35,31 @@ def check(files: tuple[Path, ...]) -> None:
             click.echo(str(error))
     if bad:
         sys.exit(SOME_FAILED)
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", default="-", show_default=True, help="File to write, gzipped if it ends in .gz.")
+@click.option("--descriptors/--no-descriptors", default=True, help="436 columns, or the first 40.  [default: 436]")
+@click.option("--start", "start_s", type=float, help="Second at which to start.")
+@click.option("--stop", "stop_s", type=float, help="Second at which to stop.")
+@click.option("--fps", type=float, help="Frame rate of a folder or tar of frames.")
+def idt(source: Path, output: str, **options: Any) -> None:
+    """Write the improved dense trajectories of a video, one a line, as the original program prints them.
+
+    436 columns separated by tabs: end frame, means and deviations of x and y, length, scale, position in x, y and
+    time, 30 of shape, HOG 96, HOF 108, MBHx 96, MBHy 96.
+
+    \b
+    Example:
+      kdcache idt video.mp4 -o video.features.gz
+      kdcache idt video.mp4 --no-descriptors --start 10 --stop 20 > tracks.txt
+    """
+    from kdcache.motion.idt_file import STDOUT, write_trajectories
+
+    count = write_trajectories(source, output, **options)
+    if output != STDOUT:
+        click.echo(f"{output}: {count} trajectories")
 
 
 @click.command("datasets")

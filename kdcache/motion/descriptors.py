@@ -53,21 +53,22 @@ def split(descriptors: F32) -> dict[str, list[F32]]:
     return {name: list(part) for name, part in zip(BLOCKS, parts, strict=True)}
 
 
-def to_columns(table: pd.DataFrame) -> F32:
+def to_columns(table: pd.DataFrame, descriptors: bool = True) -> F32:
     """A table of trajectories with descriptors as ``float32 [n, 436]``, the original program's columns.
 
     End frame, mean x, mean y, deviation x, deviation y, length, scale, x, y, t position; 30 of normalised warped
-    displacement (x, y alternating); HOG 96, HOF 108, MBHx 96, MBHy 96. Raises :class:`OptionError` when the
-    table was made without descriptors.
+    displacement (x, y alternating); HOG 96, HOF 108, MBHx 96, MBHy 96. Without ``descriptors`` only the first 40.
+    Raises :class:`OptionError` when the table was made without descriptors that are asked for.
     """
-    missing = [name for name in (*_HEAD, "displacements", *BLOCKS) if name not in table.columns]
+    blocks = tuple(BLOCKS) if descriptors else ()
+    missing = [name for name in (*_HEAD, "displacements", *blocks) if name not in table.columns]
     if missing:
         raise OptionError(f"The table of trajectories lacks {', '.join(missing)}; make it with descriptors=True.")
     if not len(table):
-        return np.zeros((0, COLUMNS), np.float32)
+        return np.zeros((0, COLUMNS if descriptors else COLUMNS - SIZE), np.float32)
     head = table[list(_HEAD)].to_numpy(np.float32)
     moves = np.stack(table["displacements"].to_list()).reshape(len(table), -1)
-    return np.concatenate([head, moves, *(np.stack(table[name].to_list()) for name in BLOCKS)], axis=1)
+    return np.concatenate([head, moves, *(np.stack(table[name].to_list()) for name in blocks)], axis=1)
 
 
 def _fields(gray: NDArray[np.uint8], flow: F32) -> list[tuple[Any, Any]]:
