@@ -20,6 +20,7 @@ from kdcache.motion.tvl1 import network
 from kdcache.motion.tvl1.params import TVL1Params, pyramid
 
 _BATCH = 1 << 26  # pixels of a batch; state and pyramids take about 150 bytes each
+_PAIRS = 65535  # of a batch, what one dimension of a CUDA grid holds
 _CUBIC = -0.75  # OpenCV's bicubic coefficient
 _FLAT = float(np.finfo(np.float32).eps)  # a squared gradient up to this counts as none
 
@@ -229,7 +230,7 @@ def solve_pairs_torch(
 ) -> NDArray[np.float32]:
     """Flow float32 [N, H, W, 2] of uint8 [N, H, W] pairs, on CUDA where there is one or on the device named."""
     device = _device(name)
-    size = max(1, _BATCH // first[0].size)
+    size = min(_PAIRS, max(1, _BATCH // first[0].size))
     flows: list[Any] = []
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with torch.inference_mode(), current:
