@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Group(click.Group):
-    """A group whose commands print a ``KdcacheError`` as one sentence and exit with 1."""
+    """A group whose commands print what went wrong as one sentence and exit with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -25,6 +26,11 @@ class Group(click.Group):
             return super().invoke(ctx)
         except KdcacheError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno in (None, errno.EPIPE):  # click ends quietly when whoever reads standard output has left
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{where}{error.strerror}.") from error
 
 
 def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:

@@ -85,8 +85,8 @@ def extract(
 
     \b
     Example:
-      kdcache extract --dataset epic --layer mixed4a --root /data/epic
-      kdcache extract --manifest clips.csv --root videos/ --stream i3d-rgb/mixed4a --stream flow --workers 2
+      kdcache extract --dataset epic --layer mixed4a --root /data/epic --workers 2
+      kdcache extract --manifest clips.csv --root videos/ --stream i3d-rgb/mixed4a --stream flow
     """
     import kdcache
 

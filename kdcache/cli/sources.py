@@ -84,7 +84,12 @@ def list_datasets(name: str | None, root: Path | None) -> None:
 
 @click.group()
 def weights() -> None:
-    """Find, fetch and list the checkpoints of backbones."""
+    """Find, fetch and list the checkpoints of backbones.
+
+    \b
+    Example:
+      kdcache weights list
+    """
 
 
 @weights.command("list")

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -225,7 +226,7 @@ class _Run:
             self._bar.update(1)
             for failure in (event, *(event._replace(clip_id=t.clip_id) for t in self._same(event.clip_id))):
                 self._ledger[failure.clip_id] = failure
-            self._bar.write(f"failed: {event.clip_id} ({event.stage}): {event.reason}")
+            self._bar.write(f"failed: {event.clip_id} ({event.stage}): {event.reason}", file=sys.stderr)
             self._save_ledger()
         elif isinstance(event, Done):
             self._note_shard(event)
