@@ -99,7 +99,7 @@ def measure_case(head: str, pairs: int, shape: tuple[int, ...], batch: int) -> d
                 "held": lambda: over(feed(items, plan, device)),
                 "streamed": lambda: over(feed(from_shards, plan, device)),
             },
-            repeat=5,
+            repeat=15,
         )
     base = seconds["ready tensors"]
     return {
