@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"  # suffix of every file still being written; leftovers are safe to delete
+
+_OURS = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(?P<pid>\d+)\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name for a file still being written, which tells the host and process that write it."""
+    return f".{name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}{PARTIAL}"
+
+
+def writer(name: str) -> int | None:
+    """The process of this host that a ``temporary_name`` tells of; ``None`` for any other name."""
+    ours = _OURS.fullmatch(name)
+    return int(ours["pid"]) if ours else None
 
 
 @contextmanager
@@ -19,7 +34,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+    temporary = final.with_name(temporary_name(final.name))
     try:
         yield temporary
         sync(temporary)

@@ -6,23 +6,20 @@ import errno
 import io
 import os
 import re
-import socket
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from kdcache.files import PARTIAL, sync
+from kdcache.files import PARTIAL, sync, temporary_name, writer
 from kdcache.store.layout import StrPath
 from kdcache.store.lock import locked
 
 QUARANTINED = ".damaged"  # suffix of a shard that verify --repair set aside
 
 _SHARD = re.compile(r"shard-(\d{5,})\.h5")
-_OURS = re.compile(rf"\.shard\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
 _STALE_S = 24 * 3600.0  # a temporary file untouched for this long has no living writer, whatever its host
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -36,7 +33,7 @@ def shard_files(folder: Path) -> list[Path]:
 @contextmanager
 def partial_file(folder: Path) -> Iterator[Path]:
     """Yield a temporary name for a shard, telling host and process; whatever lies there afterwards is removed."""
-    path = folder / f".shard.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}{PARTIAL}"
+    path = folder / temporary_name("shard")
     try:
         yield path
     finally:
@@ -81,11 +78,10 @@ def clean(folder: StrPath) -> list[str]:
     """
     removed = []
     for path in sorted(Path(folder).glob(f".*{PARTIAL}")):
-        ours = _OURS.fullmatch(path.name)
+        process = writer(path.name)
         try:
             stale = time.time() - path.stat().st_mtime > _STALE_S
-            dead = ours is not None and ours["host"] == socket.gethostname() and not _alive(int(ours["pid"]))
-            if stale or dead:
+            if stale or (process is not None and not _alive(process)):
                 path.unlink()
                 removed.append(path.name)
         except FileNotFoundError:  # its writer has just finished
