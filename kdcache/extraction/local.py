@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import signal
@@ -48,7 +49,7 @@ def _worker(pipe: Connection, place: Workplace, stop: Any) -> None:
         while True:
             run_unit(pipe.recv(), place, nets, pipe.send, stop)
             pipe.send(None)
-    except EOFError:
+    except (EOFError, ConnectionError):  # the parent has closed the pipe, or is dead
         return
     except KdcacheError as error:
         pipe.send(error)
@@ -71,7 +72,17 @@ class _Worker:
         """Hand over a unit."""
         self.left = {task.clip_id: task for task in unit.tasks}
         self.streams = unit.streams
-        self.pipe.send(unit)
+        with contextlib.suppress(ConnectionError):  # it has just died: its pipe ends, and all of the unit is left
+            self.pipe.send(unit)
+
+    @property
+    def suspect(self) -> str:
+        """The source at which the worker is; empty when it holds no clips.
+
+        Frames are decoded ahead: a crash on opening a source may come before word of it, hence the second guess.
+        """
+        paths = [task.path for task in self.left.values()]
+        return self.source if self.source in paths else next(iter(paths), "")
 
     def note(self, event: Event) -> None:
         """Keep track of what would be lost if the worker died now."""
@@ -99,11 +110,13 @@ def run_processes(units: Sequence[Unit], place: Workplace, workers: int, listen:
             for worker in [w for w in crew if w.pipe in ready]:
                 try:
                     event = worker.pipe.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, ConnectionError):
                     crew.remove(worker)
-                    queue.extendleft(_after_death(worker, deaths, listen))
-                    if queue and not stop.is_set():
-                        crew.append(_Worker(place, stop))
+                    worker.process.join()
+                    if not stop.is_set():  # Ctrl-C may end a worker that is still starting
+                        queue.extendleft(_after_death(worker, deaths, listen))
+                        if queue:
+                            crew.append(_Worker(place, stop))
                     continue
                 if isinstance(event, KdcacheError):
                     raise event
@@ -124,16 +137,15 @@ def run_processes(units: Sequence[Unit], place: Workplace, workers: int, listen:
 
 def _after_death(worker: _Worker, deaths: dict[str, int], listen: Listener) -> list[Unit]:
     """What is left of a dead worker's unit; clips of the source that killed two workers become failures."""
-    worker.process.join()
-    deaths[worker.source] = deaths.get(worker.source, 0) + 1
-    if not worker.source and deaths[""] >= 2:
+    source, tasks = worker.suspect, list(worker.left.values())
+    deaths[source] = deaths.get(source, 0) + 1
+    if not source and deaths[""] >= 2:
         raise KdcacheError("Workers die before reading anything; try --workers 1 or check the free memory.")
-    tasks = list(worker.left.values())
-    if deaths[worker.source] >= 2:
+    if deaths[source] >= 2:
         code = worker.process.exitcode or 0
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        for task in [t for t in tasks if t.path == worker.source]:
-            reason = f"Two workers died ({how}) while reading {task.path}; check the file and the free memory."
+        for task in [t for t in tasks if t.path == source]:
+            reason = f"Two workers died ({how}) while reading {source}; check the file and the free memory."
             listen(Failure(task.clip_id, str(task.row["source"]), "worker", reason, next(iter(task.keys.values()))))
             tasks.remove(task)
     # One unit a source from here on: if it happens again, the culprit loses nobody else's clips.

@@ -248,8 +248,10 @@ class _Run:
         save_failures(self._report.out, self._ledger.values())
 
     def _save(self) -> None:
+        from kdcache.store import clean
         from kdcache.store.index import update_index
 
+        clean(self._report.out)  # of workers that died
         here = set(self._rows["clip_id"])
         self._report.failures = [f for f in self._ledger.values() if f.clip_id in here]
         self._save_ledger()
