@@ -89,14 +89,10 @@ def test_the_legend_is_the_wheel_on_white():
     assert picture.dtype == np.uint8
     assert (picture[0, 0] == 255).all()
     assert (picture[40, 40] >= 250).all()
-    assert (
-        picture[40, 79].tolist() == colour_wheel(np.array([79.5 / 81 * 2 - 1, 0], np.float32), 1.0).tolist()
-    )
+    assert picture[40, 79].tolist() == colour_wheel(np.array([79.5 / 81 * 2 - 1, 0], np.float32), 1.0).tolist()
 
 
-@pytest.mark.parametrize(
-    ("call", "word"), [(lambda: legend(0), "size"), (lambda: colour_wheel(np.zeros(3)), "shape")]
-)
+@pytest.mark.parametrize(("call", "word"), [(lambda: legend(0), "size"), (lambda: colour_wheel(np.zeros(3)), "shape")])
 def test_wrong_arguments_are_named(call, word):
     with pytest.raises(OptionError, match=word):
         call()

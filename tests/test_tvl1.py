@@ -30,9 +30,7 @@ def scene(height: int, width: int, seed: int = 0) -> np.ndarray:
 def shifted(height: int, width: int, x: float, y: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A texture and the same moved by (x, y) pixels, uint8."""
     big = scene(height + 40, width + 40, seed)
-    moved = cv2.warpAffine(
-        big, np.array([[1, 0, x], [0, 1, y]], float), big.shape[::-1], flags=cv2.INTER_LANCZOS4
-    )
+    moved = cv2.warpAffine(big, np.array([[1, 0, x], [0, 1, y]], float), big.shape[::-1], flags=cv2.INTER_LANCZOS4)
     return tuple(np.rint(image[20:-20, 20:-20]).astype(np.uint8) for image in (big, moved))
 
 
@@ -74,12 +72,8 @@ def test_rubber_whale_is_as_near_to_the_truth_as_opencv(rubber, rubber_flow):
 
 PARAMS = [
     FAST,
-    TVL1Params(
-        nscales=2, warps=1, outer_iterations=2, inner_iterations=7, median_filtering=3, scale_step=0.5
-    ),
-    TVL1Params(
-        nscales=4, warps=2, outer_iterations=2, median_filtering=0, scale_step=0.7, lambda_=0.3, theta=0.2
-    ),
+    TVL1Params(nscales=2, warps=1, outer_iterations=2, inner_iterations=7, median_filtering=3, scale_step=0.5),
+    TVL1Params(nscales=4, warps=2, outer_iterations=2, median_filtering=0, scale_step=0.7, lambda_=0.3, theta=0.2),
     TVL1Params(nscales=1, warps=1, epsilon=0.0, outer_iterations=2, tau=0.1),
 ]
 
@@ -150,9 +144,7 @@ def test_torch_median_is_opencvs():
 def test_the_batch_is_cut_without_a_seam(monkeypatch):
     from kdcache.motion.tvl1 import torch_engine
 
-    first, second = (
-        np.stack(images) for images in zip(shifted(20, 24, 1, 0), shifted(20, 24, 0, 1), strict=True)
-    )
+    first, second = (np.stack(images) for images in zip(shifted(20, 24, 1, 0), shifted(20, 24, 0, 1), strict=True))
     whole = tvl1_pairs(first, second, "torch", FAST, device="cpu")
     monkeypatch.setattr(torch_engine, "_BATCH", 1)
     assert np.abs(tvl1_pairs(first, second, "torch", FAST, device="cpu") - whole).max() < 1e-3
@@ -264,9 +256,7 @@ def test_triton_kernels_agree_with_plain_torch_when_interpreted():
 @pytest.mark.gpu
 def test_gpu_agrees_with_opencv(rubber):
     first, second = rubber["first"][None], rubber["second"][None]
-    difference = distance(
-        tvl1_pairs(first, second, "torch", device="cuda"), tvl1_pairs(first, second, "opencv")
-    )
+    difference = distance(tvl1_pairs(first, second, "torch", device="cuda"), tvl1_pairs(first, second, "opencv"))
     assert difference.mean() < 0.01  # OpenCV moves by 0.005 to 0.006 under 0.001 grey levels of noise
     assert np.median(difference) <= 0.01
 
@@ -276,9 +266,7 @@ def test_gpu_batches_settle_pair_by_pair():
     pairs = [shifted(45, 60, x, 0.3, seed) for seed, x in enumerate((0.0, 2.5, 1.0))]
     first, second = (np.stack(images) for images in zip(*pairs, strict=True))
     together = tvl1_pairs(first, second, "torch", FAST, device="cuda")
-    alone = [
-        tvl1_pairs(first[k : k + 1], second[k : k + 1], "torch", FAST, device="cuda")[0] for k in range(3)
-    ]
+    alone = [tvl1_pairs(first[k : k + 1], second[k : k + 1], "torch", FAST, device="cuda")[0] for k in range(3)]
     assert np.abs(together - np.stack(alone)).max() < 1e-3
 
 

@@ -38,7 +38,7 @@ class Choice:
     seed: int | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What recipes say of the weights: a file's sha256, whatever its name, or the random spec and its rule's version."""
+        """What recipes say of the weights: a file's sha256 whatever its name, or the random spec and its rule."""
         if self.path is None:
             return {"spec": f"{RANDOM}{self.seed}", "rule": RANDOM_RULE}
         return {"sha256": weights_digest(self.path)}

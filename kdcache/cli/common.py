@@ -55,6 +55,3 @@ root_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder that sources are relative to.  [env: KDCACHE_DATA]",
 )
-shards_option = click.option(
-    "--shards", default="out", show_default=True, type=click.Path(path_type=Path), help="The cache that extract wrote."
-)

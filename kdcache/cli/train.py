@@ -7,33 +7,39 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import given, shards_option
+from kdcache.cli.common import given
+from kdcache.errors import OptionError
 
 
 @click.command()
-@click.argument("method")
-@shards_option
+@click.argument("method", required=False)
+@click.option("--shards", type=click.Path(path_type=Path), help="The cache that extract wrote.  [default: out]")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/METHOD-N]")
-@click.option("--seed", default=0, show_default=True, help="Seed of initialisation, order and dropout.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16", "fp16"]))
-@click.option("--stream", help="Which cached features to train on, if there are several.")
 @click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the method, such as lam=0.1; repeatable."
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Repeat a run's config.toml."
 )
-def train(method: str, shards: Path, sets: tuple[str, ...], **options: Any) -> None:
-    """Train a head on cached features.
+@click.option("--seed", type=int, help="Seed of initialisation, order and dropout.  [default: 0]")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
+@click.option("--stream", help="Which cached features to train on, if there are several.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the method; repeatable.")
+def train(method: str | None, shards: Path | None, config: Path | None, sets: tuple[str, ...], **options: Any) -> None:
+    """Train a head on cached features; METHOD is anticipation.
 
     \b
     Example:
       kdcache train anticipation --shards out/
       kdcache train anticipation --shards out/ --set loss_d=none --set head=light --seed 1
+      kdcache train --config runs/anticipation-0/config.toml --seed 1
     """
     import kdcache
-    from kdcache.training import parse_set
+    from kdcache.training import load_config, parse_set
 
-    run = kdcache.train(method, shards=shards, **given(options), **parse_set(method, sets))
-    click.echo(run)
+    if (method is None) == (config is None):
+        raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")
+    chosen = load_config(config) if config else {"method": method, "shards": "out"}
+    chosen |= given({"shards": shards, **options})
+    click.echo(kdcache.train(**chosen | parse_set(chosen["method"], sets)))
 
 
 @click.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import time
@@ -85,7 +87,8 @@ def _accuracies(out: Path, options: dict[str, Any], number: int, seed: int) -> l
 
     found = []
     for s in range(seed, seed + SEEDS):
-        run = train("anticipation", out / "cache", s, out / "runs" / f"{number}-{s}", **HEAD, **options)
+        with contextlib.redirect_stderr(io.StringIO()):  # nine runs tell the same things nine times
+            run = train("anticipation", out / "cache", s, out / "runs" / f"{number}-{s}", **HEAD, **options)
         found.append(float(run.metrics["last"]["validation"]["label"]["top1"]))
     return found
 

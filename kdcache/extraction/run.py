@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kdcache.errors import DeviceError, OptionError, StoreError
+from kdcache.device import resolve_device
+from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import estimate_seconds
 from kdcache.extraction.failures import FILE, Failure, load_failures, save_failures
 from kdcache.extraction.plan import Plan, Unit, fingerprint_sources, make_plan
@@ -113,7 +114,7 @@ def extract(
         raise OptionError(f"{root}: the data root is not a folder; pass --root with the folder that holds the videos.")
     rows = read_manifest(manifest, root) if isinstance(manifest, (str, os.PathLike)) else validate(manifest, root=root)
     rows = _part(rows, part)
-    device = _device(device)
+    device = str(resolve_device(device))
     chosen = Settings.of(settings)
     wanted = resolve(streams, chosen, weights)
     plan = _plan(rows, wanted, root, out, workers, retry_failed=retry_failed, dry_run=dry_run)
@@ -128,16 +129,6 @@ def extract(
     _check_disk(out, plan.bytes, codec)
     _Run(rows, plan, report, progress).go(plan.units, place, workers)
     return report
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cpu" and not torch.cuda.is_available():
-        raise DeviceError(f"Device {name} was asked for but there is no usable GPU here; use --device cpu.")
-    return name
 
 
 def _part(rows: pd.DataFrame, part: tuple[int, int]) -> pd.DataFrame:

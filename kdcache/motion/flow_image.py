@@ -24,9 +24,7 @@ def quantise(flow: NDArray[np.floating[Any]], bound: float = 20.0) -> NDArray[np
     if not np.isfinite(flow).all():
         raise OptionError("Flow has values that are not finite: it cannot be stored as bytes.")
     scale = np.float32((ZERO - 1) / bound)
-    stored: NDArray[np.uint8] = np.rint(np.clip(flow, -bound, bound) * scale + np.float32(ZERO)).astype(
-        np.uint8
-    )
+    stored: NDArray[np.uint8] = np.rint(np.clip(flow, -bound, bound) * scale + np.float32(ZERO)).astype(np.uint8)
     return stored
 
 

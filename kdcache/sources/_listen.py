@@ -56,7 +56,7 @@ class Ear:
 @functools.cache
 def ear() -> Ear | None:
     """Start listening (once a process); ``None`` where decord's FFmpeg cannot be reached."""
-    import llvmlite.binding as llvm  # type: ignore[import-untyped]
+    import llvmlite.binding as llvm
     from decord._ffi.base import _LIB
 
     if not hasattr(_LIB, "av_log_set_callback"):

@@ -8,24 +8,9 @@ from pathlib import Path
 
 import torch
 
-from kdcache.errors import DeviceError, OptionError, unknown
+from kdcache.errors import OptionError, unknown
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``; ``DeviceError`` for one that is not there."""
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda", 0) if there else torch.device("cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-        raise unknown("device", name, ["auto", "cpu", "cuda", "cuda:0"])
-    if kind == "cpu":
-        return torch.device("cpu")
-    if int(number or 0) >= there:
-        raise DeviceError(f"device={name}: this machine shows {there} CUDA device(s); use device=auto or device=cpu.")
-    return torch.device("cuda", int(number or 0))
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

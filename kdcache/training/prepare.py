@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kdcache.device import resolve_device
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods.contract import Data, Items
 from kdcache.recipe import Recipe, digest
@@ -49,7 +50,7 @@ def prepare(settings: Settings, tau: float | None, say: Say, before: dict[str, A
         StoreError: the cache is damaged or mixes recipes.
     """
     before = before or {}
-    device = devices.resolve_device(before.get("device", settings.device))
+    device = resolve_device(before.get("device", settings.device))
     precision = devices.resolve_precision(before.get("precision", settings.precision), device)
     cache = Cache(settings.shards, settings.recipe or ())
     name = choose_stream(cache, settings.stream)

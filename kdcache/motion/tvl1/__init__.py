@@ -86,9 +86,7 @@ def _check(frames: Any, what: str, shape: str) -> None:
         raise OptionError(f"TV-L1 got {what} of shape {list(frames.shape)}: give grey frames {shape}.")
     if min(frames.shape[1:]) < SMALLEST:
         height, width = frames.shape[1:]
-        raise OptionError(
-            f"TV-L1 got frames of {width} × {height} pixels: {SMALLEST} × {SMALLEST} is the least."
-        )
+        raise OptionError(f"TV-L1 got frames of {width} × {height} pixels: {SMALLEST} × {SMALLEST} is the least.")
 
 
 def _check_options(
@@ -105,22 +103,14 @@ def _check_options(
             f"TV-L1 got first frames {list(first.shape)} and second frames {list(second.shape)}: give equal shapes."
         )
     if params.gamma != 0 and engine != "opencv":
-        raise OptionError(
-            f"TV-L1 gamma is {params.gamma}: engine {engine!r} takes only 0; use engine 'opencv'."
-        )
+        raise OptionError(f"TV-L1 gamma is {params.gamma}: engine {engine!r} takes only 0; use engine 'opencv'.")
     if threads is not None and threads < 1:
         raise OptionError(f"TV-L1 threads is {threads}: give at least 1.")
     if device is not None and engine != "torch":
         raise OptionError(f"TV-L1 device {device!r} needs engine 'torch', not {engine!r}.")
     if initial is None:
         return
-    if (
-        not isinstance(initial, np.ndarray)
-        or initial.dtype != np.float32
-        or initial.shape != (*first.shape, 2)
-    ):
+    if not isinstance(initial, np.ndarray) or initial.dtype != np.float32 or initial.shape != (*first.shape, 2):
         raise OptionError(f"TV-L1 initial flow must be float32 {[*first.shape, 2]}.")
     if not (np.abs(initial) <= _FARTHEST).all():
-        raise OptionError(
-            f"TV-L1 initial flow has values that are not finite or beyond {_FARTHEST:.0e} pixels."
-        )
+        raise OptionError(f"TV-L1 initial flow has values that are not finite or beyond {_FARTHEST:.0e} pixels.")

@@ -222,8 +222,7 @@ def solve_pairs(
     counts = np.zeros((count, len(sizes), params.warps), np.int64)
     numbers = (params.warps, params.outer_iterations, params.inner_iterations, params.median_filtering)
     weights = tuple(
-        np.float32(value)
-        for value in (params.lambda_ * params.theta, params.theta, params.tau / params.theta)
+        np.float32(value) for value in (params.lambda_ * params.theta, params.theta, params.tau / params.theta)
     )
     local = threading.local()
 

@@ -205,9 +205,7 @@ def _differences(planes: Any, steps: Any, reals: Any) -> None:
 
 
 @compiled
-def _sample(
-    texture: Plane, span: int, rows: Plane, at: Places, gx: Plane, gy: Plane, start: int, width: int
-) -> None:
+def _sample(texture: Plane, span: int, rows: Plane, at: Places, gx: Plane, gy: Plane, start: int, width: int) -> None:
     for x in range(width):
         across = (rows[0, x], rows[1, x], rows[2, x], rows[3, x])
         down = (rows[4, x], rows[5, x], rows[6, x], rows[7, x])

@@ -33,9 +33,7 @@ def choose(condition: bool, yes: np.float32, no: np.float32) -> np.float32:
     return yes if condition else no
 
 
-def _moved(
-    a: Any, b: Any, constant: Any, square: Any, x: Any, y: Any, div_x: Any, div_y: Any, weights: Any
-) -> Any:
+def _moved(a: Any, b: Any, constant: Any, square: Any, x: Any, y: Any, div_x: Any, div_y: Any, weights: Any) -> Any:
     """The flow after thresholding and primal update, and its squared change; for numbers and for lanes."""
     limit, theta, _ = weights
     rho = constant + (a * x + b * y)
@@ -59,9 +57,7 @@ def _primal(planes: Any, steps: Any, weights: Any) -> None:
     _, up = steps
     div_x = (p11[0] - p11[-1]) + (p12[0] - p12[up])
     div_y = (p21[0] - p21[-1]) + (p22[0] - p22[up])
-    u[0], v[0], change[0] = _moved_lanes(
-        gx[0], gy[0], constant[0], square[0], u[0], v[0], div_x, div_y, weights
-    )
+    u[0], v[0], change[0] = _moved_lanes(gx[0], gy[0], constant[0], square[0], u[0], v[0], div_x, div_y, weights)
 
 
 def _root(x: Any, y: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -164,9 +164,7 @@ def _splat(builder: Any, value: Any, kind: Any) -> Any:
 def _remainder(builder: Any, rest: Any) -> Any:
     """The mask of a last, incomplete vector of ``rest`` values."""
     numbers = ir.Constant(_INTEGERS, list(range(COUNT)))
-    return builder.icmp_unsigned(
-        "<", numbers, _splat(builder, builder.trunc(rest, ir.IntType(32)), _INTEGERS)
-    )
+    return builder.icmp_unsigned("<", numbers, _splat(builder, builder.trunc(rest, ir.IntType(32)), _INTEGERS))
 
 
 def stretch(body: Callable[..., None]) -> Callable[..., None]:
@@ -261,9 +259,7 @@ def _bicubic(typing: Any, texture: Any, start: Any, stride: Any, across: Any, do
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         fused = _declared(builder.module, ir.FunctionType(quad, [quad] * 3), "llvm.fma.v4f32")
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        weights = [
-            [_quad(builder, quad, builder.extract_value(packed, k)) for k in range(4)] for packed in args[3:]
-        ]
+        weights = [[_quad(builder, quad, builder.extract_value(packed, k)) for k in range(4)] for packed in args[3:]]
         total = ir.Constant(quad, None)
         for row in range(4):
             at = builder.add(args[1], builder.mul(args[2], ir.Constant(_INDEX, row)))
@@ -273,9 +269,7 @@ def _bicubic(typing: Any, texture: Any, start: Any, stride: Any, across: Any, do
                 texel = builder.load(builder.bitcast(place, quad.as_pointer()), align=4)
                 line = builder.call(fused, [weights[0][column], texel, line])
             total = builder.call(fused, [weights[1][row], line, total])
-        values = [
-            builder.extract_element(total, ir.Constant(ir.IntType(32), channel)) for channel in range(3)
-        ]
+        values = [builder.extract_element(total, ir.Constant(ir.IntType(32), channel)) for channel in range(3)]
         return context.make_tuple(builder, signature.return_type, values)
 
     four = _tuple_of(types.float32, 4)

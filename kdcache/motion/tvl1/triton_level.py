@@ -137,9 +137,7 @@ def _iterate(
         change = tl.sum(tl.where(inside, moved, 0.0))
     elif not settled:
         for k in range(6):
-            tl.store(
-                out + k * plane + at, tl.load(state + k * plane + at, mask=inside, other=0.0), mask=inside
-            )
+            tl.store(out + k * plane + at, tl.load(state + k * plane + at, mask=inside, other=0.0), mask=inside)
     tl.store(new_changes + pair * tiles + tl.program_id(0), change)
 
 
@@ -209,12 +207,8 @@ def _line(image, y, x, weights, inside, height, width):
     within = inside & (y >= 0) & (y < height)
     at = image + y * width + x
     total = weights[0] * tl.load(at, mask=within & (x >= 0) & (x < width), other=0.0)
-    total = tl.fma(
-        weights[1], tl.load(at + 1, mask=within & (x + 1 >= 0) & (x + 1 < width), other=0.0), total
-    )
-    total = tl.fma(
-        weights[2], tl.load(at + 2, mask=within & (x + 2 >= 0) & (x + 2 < width), other=0.0), total
-    )
+    total = tl.fma(weights[1], tl.load(at + 1, mask=within & (x + 1 >= 0) & (x + 1 < width), other=0.0), total)
+    total = tl.fma(weights[2], tl.load(at + 2, mask=within & (x + 2 >= 0) & (x + 2 < width), other=0.0), total)
     return tl.fma(weights[3], tl.load(at + 3, mask=within & (x + 3 >= 0) & (x + 3 < width), other=0.0), total)
 
 
