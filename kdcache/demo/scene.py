@@ -192,7 +192,9 @@ def _write_video(path: Path, frames: Image) -> None:
 
     with atomic(path) as temporary:
         with av.open(str(temporary), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=FPS, options={"crf": "18", "threads": "1"})
+            # Without the last option x264's choices depend on what lies in memory beside the frame.
+            options = {"crf": "18", "threads": "1", "x264-params": "cpu-independent=1"}
+            stream = container.add_stream("libx264", rate=FPS, options=options)
             stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
