@@ -43,20 +43,23 @@ def train(method: str | None, shards: Path | None, config: Path | None, sets: tu
 
 
 @click.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--split", help="Which split to evaluate.  [default: the one the run held out]")
-def evaluate(run: Path, split: str | None) -> None:
-    """Evaluate a finished run from its checkpoint and print its metrics.
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--split", help="Which split to evaluate.  [default: what the run held out]")
+def evaluate(runs: tuple[Path, ...], split: str | None) -> None:
+    """Evaluate a finished run from its checkpoint; several runs are fused by the mean of their probabilities.
 
     \b
     Example:
       kdcache evaluate runs/anticipation-0
+      kdcache evaluate runs/rgb runs/flow
     """
     import json
 
     import kdcache
+    from kdcache.evaluation.fusion import fuse
 
-    click.echo(json.dumps(kdcache.evaluate(run, split), indent=2))
+    metrics = kdcache.evaluate(runs[0], split) if len(runs) == 1 else fuse(runs, split)
+    click.echo(json.dumps(metrics, indent=2))
 
 
 @click.command()

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kdcache.errors import OptionError
 from kdcache.files import atomic
 
 CLASSES = ("push left", "push right", "lift", "lower", "turn", "shake")
@@ -40,11 +41,21 @@ class Pose:
 def make_dataset(folder: Path, clips_per_class: int = 12, seed: int = 0) -> pd.DataFrame:
     """Render the videos and write ``clips.csv``: anticipation pairs, a third of each class held out.
 
+    Raises:
+        OptionError: the folder holds the videos of another seed.
+
     Returns:
         The manifest: two rows a video, ``observed`` (before the contact) and ``action``.
     """
     from kdcache.manifest import write_manifest
 
+    mark = folder / "seed"
+    if mark.exists() and mark.read_text() != str(seed):
+        raise OptionError(
+            f"{folder} holds the videos of seed {mark.read_text()}: choose another folder for seed {seed}."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(str(seed))
     rows: list[dict[str, Any]] = []
     contact_s, stop_s = CONTACT / FPS, FRAMES / FPS
     for label, name in enumerate(CLASSES):

@@ -114,11 +114,13 @@ def extract(
         raise OptionError(f"{root}: the data root is not a folder; pass --root with the folder that holds the videos.")
     rows = read_manifest(manifest, root) if isinstance(manifest, (str, os.PathLike)) else validate(manifest, root=root)
     rows = _part(rows, part)
-    device = str(resolve_device(device))
+    if device not in ("auto", "cpu"):
+        resolve_device(device)  # a GPU that is not there is told of before any work
     chosen = Settings.of(settings)
     wanted = resolve(streams, chosen, weights)
     plan = _plan(rows, wanted, root, out, workers, retry_failed=retry_failed, dry_run=dry_run)
     report = Report(out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes)
+    device = str(resolve_device(device)) if plan.units else "cpu"  # an unchanged call needs no torch
     threads = max(1, (os.cpu_count() or 1) // workers)
     place = Workplace(out, tuple(wanted), dict(weights or {}), device, batch, threads, chosen.decoder, codec)
     if dry_run:
