@@ -79,9 +79,7 @@ def video_pairs() -> list[tuple[str, Image, Image]]:
             indices = np.unique([starts, starts + 1])
             frames = dict(zip(indices.tolist(), source.read(indices), strict=True))
         gray = {k: cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), SIZE) for k, f in frames.items()}
-        pairs += [
-            (name, np.asarray(gray[k], np.uint8), np.asarray(gray[k + 1], np.uint8)) for k in starts.tolist()
-        ]
+        pairs += [(name, np.asarray(gray[k], np.uint8), np.asarray(gray[k + 1], np.uint8)) for k in starts.tolist()]
     return pairs
 
 
@@ -148,9 +146,7 @@ def video(pairs: list[tuple[str, Image, Image]]) -> dict[str, Any]:
         "worst_median_px": max(row["median_px"] for row in rows),
         "largest_px": max(row["largest_px"] for row in rows),
         "opencv_under_noise_mean_px": statistics.mean(row["opencv_under_noise_mean_px"] for row in rows),
-        "pairs_beyond_1.5_noise": sum(
-            row["mean_px"] > 1.5 * row["opencv_under_noise_mean_px"] for row in rows
-        ),
+        "pairs_beyond_1.5_noise": sum(row["mean_px"] > 1.5 * row["opencv_under_noise_mean_px"] for row in rows),
     }
 
 
@@ -216,9 +212,7 @@ def gpu(pairs: list[tuple[str, Image, Image]], opencv_s: float) -> dict[str, Any
     apart = distance(flow[: len(pairs)], reference)
     _, counts = solve_pairs(first[: len(pairs)], second[: len(pairs)], None, TVL1Params())
     areas = [height * width for height, width in pyramid(first.shape[1], first.shape[2], TVL1Params())]
-    traffic = (
-        float((counts.sum(2) @ np.array(areas)).mean()) * 64
-    )  # bytes an iteration and pixel: 10 reads, 6 writes
+    traffic = float((counts.sum(2) @ np.array(areas)).mean()) * 64  # bytes an iteration and pixel: 10 reads, 6 writes
     block = torch.empty(1 << 28, device="cuda")
     torch.cuda.synchronize()
     start = time.perf_counter()
