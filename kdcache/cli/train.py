@@ -37,7 +37,7 @@ def train(method: str | None, shards: Path | None, config: Path | None, sets: tu
 
     if (method is None) == (config is None):
         raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")
-    chosen = load_config(config) if config else {"method": method, "shards": "out"}
+    chosen: dict[str, Any] = load_config(config) if config else {"method": method, "shards": "out"}
     chosen |= given({"shards": shards, **options})
     click.echo(kdcache.train(**chosen | parse_set(chosen["method"], sets)))
 

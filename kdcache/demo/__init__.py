@@ -21,7 +21,7 @@ ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("anticipation, no distillation", {"loss_d": "none"}),
     ("anticipation, distilled (both directions)", {"loss_d": "both"}),
 )
-SEEDS = 3
+SEEDS = 5
 
 
 def run_demo(out: str | os.PathLike[str] = "demo", seed: int = 0, clips_per_class: int = 24) -> Path:

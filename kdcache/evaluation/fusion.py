@@ -43,7 +43,7 @@ def fuse(
         if set(table.index) != set(tables[0].index):
             raise OptionError(f"{run.path} held out other pairs than {first.path}: fuse runs of one split.")
     classes = [c for c in tables[0].columns if c not in known]
-    number = {c: i for i, c in enumerate(classes)}
+    number = {int(c): i for i, c in enumerate(classes)}
     labelled = tables[0][tables[0][first.target].notna()]
     splits = list(dict.fromkeys(labelled["split"])) if split is None else [split]
     results = {}
