@@ -49,6 +49,7 @@ def write(
         )
     with av.open(str(path), "w", container_options=container or {}) as out:
         stream = out.add_stream(codec, rate=rate, options=options or {})
+        stream.codec_context.thread_count = 1  # the same file on every machine, whatever its cores
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pix_fmt
         for name, value in attributes.items():
