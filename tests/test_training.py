@@ -349,3 +349,8 @@ def test_a_folder_that_is_no_run_is_left_alone(shards, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(OptionError, match="exists and is no run"):
         train("anticipation", shards, out=tmp_path, **QUICK)
+
+
+def test_a_run_killed_while_it_wrote_its_first_file_starts_anew(shards, tmp_path):
+    (tmp_path / f".config.toml.host.1.abcd{PARTIAL}").write_text("method = ")
+    assert train("anticipation", shards, out=tmp_path, **QUICK | {"epochs": 1}).metrics

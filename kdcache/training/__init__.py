@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import OptionError
-from kdcache.files import atomic
+from kdcache.files import PARTIAL, atomic
 from kdcache.methods import method as method_module
 from kdcache.methods.contract import Stage
 from kdcache.recipe import differences
@@ -133,7 +133,7 @@ def _free_folder(method: str) -> Path:
 def _earlier(folder: Path, settings: Settings, options: Any) -> dict[str, Any]:
     """What the run in ``folder`` had resolved, {} where there is none; ``OptionError`` when it is another run."""
     if not (folder / CONFIG).exists():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(not p.name.endswith(PARTIAL) for p in folder.iterdir()):
             raise OptionError(f"{folder} exists and is no run: choose another folder for out.")
         return {}
     old_settings, old_options, resolved = read_config(folder / CONFIG)
