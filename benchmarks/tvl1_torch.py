@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import common
 import numpy as np
 import torch
-from tvl1 import distance, own_noise, still_pair
 
+import common
 from kdcache.motion import tvl1_pairs
+from tvl1 import distance, own_noise, still_pair
 
 
 def agreement(name: str) -> dict[str, float]:
