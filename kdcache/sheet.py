@@ -37,7 +37,7 @@ def show(cache: str | os.PathLike[str] | Cache, clip_id: str, output: str | os.P
         The path of the picture.
 
     Raises:
-        OptionError: the cache has no such clip, or none of its streams.
+        OptionError: the cache has no such clip, none of its streams, or none that can be drawn.
     """
     cache = cache if isinstance(cache, Cache) else Cache(cache)
     picture = sheet(cache, clip_id)
@@ -71,6 +71,11 @@ def sheet(cache: Cache, clip_id: str) -> Picture:
     bands += [_energy_strip(name, m, frames[name]) for name, m in maps.items()]
     if maps:
         bands.append(_curves({name: _energy(m).mean(axis=(1, 2)) for name, m in maps.items()}))
+    if len(bands) == 1:
+        raise OptionError(
+            f"{cache.path}: of clip {clip_id!r} there is only {', '.join(held)}, which is no picture; extract rgb, flow, "
+            "idt or a feature map such as i3d-rgb/mixed4a too."
+        )
     return np.concatenate(bands)
 
 

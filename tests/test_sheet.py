@@ -134,3 +134,9 @@ def test_energy_takes_channels_wherever_they_are():
     assert energy.shape == (3, 2, 2)
     assert np.allclose(energy[1, 0, 1], (maps[:, 1, 0, 1] ** 2).mean())
     assert (module._energy(np.swapaxes(maps, 0, 1)) == energy).all()
+
+
+def test_a_clip_with_nothing_to_draw_says_so(dataset, tmp_path):
+    cache = extracted(dataset, tmp_path, ["i3d-rgb/pool"])
+    with pytest.raises(OptionError, match=r"only i3d-rgb/pool, which is no picture; extract rgb"):
+        sheet(cache, CLIP)
