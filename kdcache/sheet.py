@@ -73,8 +73,8 @@ def sheet(cache: Cache, clip_id: str) -> Picture:
         bands.append(_curves({name: _energy(m).mean(axis=(1, 2)) for name, m in maps.items()}))
     if len(bands) == 1:
         raise OptionError(
-            f"{cache.path}: of clip {clip_id!r} there is only {', '.join(held)}, which is no picture; extract rgb, flow, "
-            "idt or a feature map such as i3d-rgb/mixed4a too."
+            f"{cache.path}: of clip {clip_id!r} there is only {', '.join(held)}, which is no picture; "
+            "extract rgb, flow, idt or a feature map such as i3d-rgb/mixed4a too."
         )
     return np.concatenate(bands)
 

@@ -137,6 +137,8 @@ def test_energy_takes_channels_wherever_they_are():
 
 
 def test_a_clip_with_nothing_to_draw_says_so(dataset, tmp_path):
-    cache = extracted(dataset, tmp_path, ["i3d-rgb/pool"])
+    rows = kdcache.read_manifest(dataset / "clips.csv", dataset).iloc[:2]
+    kdcache.extract(rows, root=dataset, out=tmp_path, streams=["i3d-rgb/pool"], **SMALL | {"frames": 16})
+    cache = kdcache.Cache(tmp_path)
     with pytest.raises(OptionError, match=r"only i3d-rgb/pool, which is no picture; extract rgb"):
         sheet(cache, CLIP)
