@@ -191,13 +191,13 @@ class _Run:
     def __init__(self, rows: pd.DataFrame, plan: Plan, report: Report, progress: bool) -> None:
         self._rows, self._plan, self._report = rows, plan, report
         self._located = plan.located
-        self._ledger = {f.clip_id: f for f in load_failures(report.out) if f.clip_id not in set(rows["clip_id"])}
+        self._here = set(rows["clip_id"])
+        self._ledger = {f.clip_id: f for f in load_failures(report.out) if f.clip_id not in self._here}
         self._ledger |= {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
         self._bar = tqdm(total=plan.tasks, unit="clip", disable=None if progress else True, dynamic_ncols=True)
 
     def go(self, units: list[Unit], place: Workplace, workers: int) -> None:
         """Run the units; whatever ends the run, ledger and index are saved."""
-
         from kdcache.extraction.local import run_here, run_processes
 
         place.out.mkdir(parents=True, exist_ok=True)
@@ -245,8 +245,7 @@ class _Run:
         from kdcache.store.index import update_index
 
         clean(self._report.out)  # of workers that died
-        here = set(self._rows["clip_id"])
-        self._report.failures = [f for f in self._ledger.values() if f.clip_id in here]
+        self._report.failures = [f for f in self._ledger.values() if f.clip_id in self._here]
         self._save_ledger()
         update_index(self._report.out, self._rows, self._located, self._plan.missing)
 
