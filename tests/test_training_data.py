@@ -226,4 +226,4 @@ def test_errors_of_the_reading_thread_are_raised_and_threads_end(small, tmp_path
     batches = feed.feed(items, feed.in_order(items, 1), CPU)
     next(batches)
     batches.close()
-    assert not [t for t in threading.enumerate() if t.name == "kdcache-read-ahead"]
+    assert not [t for t in threading.enumerate() if t.name == "kdcache-ahead"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.ahead import ahead
 from kdcache.methods.contract import Batch, Items
 
 AHEAD = 3  # batches that wait ready while the device computes
@@ -139,7 +138,7 @@ def feed(items: Items, plan: Plan, device: torch.device) -> Iterator[Batch]:
     """The batches of a plan; those that come from shards are read by a thread while the caller computes."""
     fields = {name: values.to(device) for name, values in items.fields.items()}
     held = all(stream.held for stream, _ in items.inputs.values())
-    fetched = _fetch_all(items, plan) if held else _ahead(_fetch_all(items, plan))
+    fetched = _fetch_all(items, plan) if held else ahead(_fetch_all(items, plan), AHEAD)
     try:
         for (index, views), arrays in zip(plan, fetched, strict=True):
             batch = {name: items.inputs[name][0].place(array) for name, array in arrays.items()}
@@ -154,42 +153,3 @@ def feed(items: Items, plan: Plan, device: torch.device) -> Iterator[Batch]:
 def _fetch_all(items: Items, plan: Plan) -> Generator[dict[str, Tensor]]:
     for index, views in plan:
         yield {name: stream.fetch(rows[index], views) for name, (stream, rows) in items.inputs.items()}
-
-
-def _ahead(source: Iterator[dict[str, Tensor]]) -> Generator[dict[str, Tensor]]:
-    """The same values, produced by a thread that stays ``AHEAD`` of the consumer; its errors are raised here."""
-    ready: queue.Queue[Any] = queue.Queue(AHEAD)
-    stopped = threading.Event()
-    end = object()
-
-    def offer(value: Any) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(value, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def produce() -> None:
-        try:
-            for value in source:
-                if not offer((value, None)):
-                    return
-            offer((end, None))
-        except BaseException as error:  # handed to the consumer, which raises it
-            offer((end, error))
-
-    thread = threading.Thread(target=produce, name="kdcache-read-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            value, error = ready.get()
-            if error is not None:
-                raise error
-            if value is end:
-                return
-            yield value
-    finally:
-        stopped.set()
-        thread.join()
