@@ -9,24 +9,34 @@ A method is a module with four names:
   code of a method reads in the order of the paper. A stage seeds what it draws with ``reseed``.
 - ``predictor(options, data) -> Predictor``: the untrained network that answers in the end.
 
-Every module maps inputs ``[B, ...]`` to ``(scores, feature map)``.
+- ``SAMPLES``: what an example is: ``"pairs"`` (``observed`` and ``action`` clips) or ``"clips"`` (one ``clip``).
+
+Every module maps inputs ``[B, ...]`` to ``(scores, feature map)``; scores are ``[B, C]``, or ``[B, N, C]`` for N
+degrees of progress.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from kdcache.evaluation.metrics import measure
+
 Batch = dict[str, Tensor]
 """Tensors on the device by name: each input ``[B, ...]`` float32, each field ``[B]``, and ``view`` ``[B]``."""
+
+Measure = Callable[[NDArray[np.floating], NDArray[np.int64]], Mapping[str, float]]
+"""Class probabilities ``[n, ..., C]`` and true classes ``[n]`` → metrics in per cent; higher is better."""
 
 HELD_OUT = ("validation", "test")
 """Splits that are never trained on; the first that a cache has selects the best epoch and judges a run."""
@@ -70,7 +80,7 @@ class Samples:
 
     names: list[str]
     rows: dict[str, Tensor]
-    """For each side ("observed", "action") its row in the stream; -1 where this split has no such clip."""
+    """For each side ("observed", "action"; or "clip") its row in the stream; -1 where this split has no such clip."""
     labels: dict[str, Tensor]
     """For each target ("label", "verb", "noun") the class index, ``UNLABELLED`` where there is none."""
 
@@ -100,17 +110,28 @@ class Stage:
     train: Items
     losses: Callable[[Batch], dict[str, Tensor]]
     """Weighted terms of the objective for a batch, each a scalar; their sum is minimised."""
-    optimizer: Optimizer
-    scheduler: LRScheduler
-    """Stepped once an epoch."""
     epochs: int
+    """At most; 0 for a module that is ready as it is."""
     batch_size: int
     tests: dict[str, Items]
     """For each held-out split the items whose input ``x`` is scored after every epoch, with the field ``y``."""
+    optimizer: Optimizer | None = None
+    """None only where there is nothing to train."""
+    scheduler: LRScheduler | None = None
+    """Stepped once an epoch; a ``ReduceLROnPlateau`` with the metric that selects the best epoch."""
     grad_clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
     watch: Callable[[Batch], dict[str, Tensor]] | None = None
     """Further scalars to log, computed on the last batch of each epoch in evaluation mode without gradient."""
+    measure: Measure = measure
+    """Metrics of ``tests``."""
+    select: str = "top1"
+    """Which of them chooses the best epoch, on the first of ``tests``."""
+    patience: int = 0
+    """Epochs without a better one after which training stops early; 0 never."""
+    identity: Mapping[str, Any] | None = None
+    """All options that this stage's result depends on, as plain values, when other runs on the same data and seed may
+    take it over instead of training it again; None: they may not."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +142,9 @@ class Predictor:
     module: nn.Module
     stream: Stream
     side: str
-    """Of a sample: ``observed`` or ``action``."""
+    """Of a sample: ``observed``, ``action`` or ``clip``."""
+    measure: Measure = measure
+    """Metrics of what it answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +158,8 @@ class Data:
     stream: Stream
     layer: str
     """Name of the backbone's layer that the stream holds, as in its recipe; empty for other streams."""
+    fitted: frozenset[str] = frozenset()
+    """Clips whose labels the stream's backbone was fitted on; none for published and random weights."""
     seed: int
     device: torch.device
     autocast: Callable[[], AbstractContextManager[None]]

@@ -49,8 +49,8 @@ def save_state(
     """Write ``state.pt`` atomically."""
     state = {
         "model": stage.module.state_dict(),
-        "optimizer": stage.optimizer.state_dict(),
-        "scheduler": stage.scheduler.state_dict(),
+        "optimizer": stage.optimizer.state_dict() if stage.optimizer is not None else {},
+        "scheduler": stage.scheduler.state_dict() if stage.scheduler is not None else {},
         "scaler": scaler.state_dict(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -69,8 +69,9 @@ def load_state(folder: Path, stage: Stage, scaler: torch.amp.GradScaler) -> tupl
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         stage.module.load_state_dict(state["model"])
-        stage.optimizer.load_state_dict(state["optimizer"])
-        stage.scheduler.load_state_dict(state["scheduler"])
+        if stage.optimizer is not None and stage.scheduler is not None:
+            stage.optimizer.load_state_dict(state["optimizer"])
+            stage.scheduler.load_state_dict(state["scheduler"])
         scaler.load_state_dict(state["scaler"])
         progress = Progress(**state["progress"])
     except Exception as error:  # a damaged file raises almost anything
@@ -101,7 +102,13 @@ def finish(folder: Path, stage: Stage, progress: Progress, best: dict[str, Tenso
     """Leave the weights and the summary of a trained stage; the summary comes last and says that it is done."""
     save_weights(folder / "last.safetensors", stage.module.state_dict(), progress.epoch)
     save_weights(folder / "best.safetensors", best or stage.module.state_dict(), progress.best_epoch or progress.epoch)
-    content = {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "selected_by": selected_by}
+    content = {
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch or progress.epoch,
+        "selected_by": selected_by,
+        "select": stage.select,
+        "best": progress.best,
+    }
     with atomic(folder / SUMMARY) as temporary:
         temporary.write_text(json.dumps({**content, "rows": progress.rows}, indent=1))
     (folder / STATE).unlink(missing_ok=True)

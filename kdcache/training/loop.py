@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from kdcache.errors import DeviceError, OptionError
-from kdcache.evaluation.metrics import measure
 from kdcache.evaluation.predictions import probabilities
 from kdcache.methods.contract import Batch, Data, Stage, reseed
 from kdcache.training import checkpoint
@@ -28,7 +28,6 @@ from kdcache.training.feed import Plan, feed, shuffled
 from kdcache.training.log import Log, progress_bar
 
 CHECK = 25  # steps between looks at whether the loss is still finite (each makes a GPU wait)
-SELECT = "top1"  # the metric by which the best epoch is chosen
 
 
 class Interrupts:
@@ -111,7 +110,7 @@ def fit(
     run = _Run(stage, data, folder, log, scaler, interrupts, save_every, progress, best, time.monotonic())
     try:
         with log.curves(stage.name, progress.epoch):
-            while progress.epoch < stage.epochs:
+            while not _over(run):
                 _epoch(run)
     except torch.OutOfMemoryError as error:
         raise DeviceError(
@@ -125,8 +124,17 @@ def fit(
     return summary
 
 
+def _over(run: _Run) -> bool:
+    """Whether the last epoch is done, or so many have brought nothing better that training stops early."""
+    stage, progress = run.stage, run.progress
+    stale = bool(stage.patience) and progress.epoch - progress.best_epoch >= stage.patience and bool(stage.tests)
+    return progress.epoch >= stage.epochs or stale
+
+
 def _epoch(run: _Run) -> None:
     stage, progress = run.stage, run.progress
+    assert stage.optimizer is not None, stage.name
+    assert stage.scheduler is not None, stage.name
     started = time.perf_counter()
     rng = np.random.default_rng([run.data.seed, zlib.crc32(stage.name.encode()), progress.epoch])
     views = max(stream.views for stream, _ in stage.train.inputs.values())
@@ -150,19 +158,23 @@ def _epoch(run: _Run) -> None:
     row |= _watched(run, plan)
     row |= _tested(run)
     row["seconds"] = round(time.perf_counter() - started, 3)
-    stage.scheduler.step()
+    if isinstance(stage.scheduler, ReduceLROnPlateau):
+        stage.scheduler.step(row[f"{next(iter(stage.tests))}/{stage.select}"])
+    else:
+        stage.scheduler.step()
     progress.rows.append(row)
     progress.epoch, progress.step, progress.seen, progress.sums = progress.epoch + 1, 0, 0, {}
     run.log.add(row)
     run.log.show(progress.rows)
-    if run.interrupts.received is not None and progress.epoch < stage.epochs:
+    if run.interrupts.received is not None and not _over(run):
         _stop(run)
-    if time.monotonic() - run.saved >= run.save_every and progress.epoch < stage.epochs:
+    if time.monotonic() - run.saved >= run.save_every and not _over(run):
         _save(run)
 
 
 def _step(run: _Run, batch: Batch) -> None:
     stage, progress = run.stage, run.progress
+    assert stage.optimizer is not None, stage.name
     with run.data.autocast():
         terms = stage.losses(batch)
     loss = torch.stack(list(terms.values())).sum()
@@ -188,7 +200,7 @@ def _still_finite(run: _Run) -> None:
     progress.sums = {name: float(value) for name, value in progress.sums.items()}
     for name, value in progress.sums.items():
         if not math.isfinite(value):
-            rate = run.stage.optimizer.param_groups[0]["lr"]
+            rate = run.stage.optimizer.param_groups[0]["lr"] if run.stage.optimizer else 0.0
             raise OptionError(
                 f"{run.stage.name}: {name} is {value} in epoch {progress.epoch + 1}, step {progress.step}: "
                 f"lower lr (now {rate:g}) or set grad_clip, for example grad_clip=5."
@@ -227,9 +239,10 @@ def _tested(run: _Run) -> dict[str, float]:
     progress = run.progress
     for number, (split, items) in enumerate(run.stage.tests.items()):
         scores = probabilities(run.stage.module, run.data, items, run.stage.batch_size)
-        metrics = measure(scores, items.fields["y"].numpy())
+        metrics = run.stage.measure(scores, items.fields["y"].numpy())
         measured |= {f"{split}/{name}": value for name, value in metrics.items()}
-        if number == 0 and (progress.best is None or metrics[SELECT] > progress.best):
-            progress.best, progress.best_epoch = metrics[SELECT], progress.epoch + 1
+        value = metrics[run.stage.select]
+        if number == 0 and (progress.best is None or value > progress.best):
+            progress.best, progress.best_epoch = value, progress.epoch + 1
             run.best = {k: v.detach().cpu().clone() for k, v in run.stage.module.state_dict().items()}
     return measured
