@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdcache.errors import OptionError, SourceError
+from kdcache.errors import ClipError, SourceError
+from kdcache.sources.jhmdb import clips_of
 from kdcache.sources.ntu import Actors, Track, choose_actors, read_ntu
-from kdcache.sources.skeleton import read_jhmdb, read_msraction3d, read_skeleton
+from kdcache.sources.skeleton import open_skeleton, read_msraction3d
 
 
 def person(rng, frames, motion=0.1, wide=False):
@@ -38,7 +39,7 @@ def test_every_msraction3d_file_reads(shared):
     read, refused = 0, []
     for path in sorted(folder.glob("a*_s*_e*_skeleton3D.txt")):
         try:
-            skeleton = read_skeleton(path)
+            skeleton = open_skeleton(path)
         except SourceError as error:
             refused.append(str(error))
             continue
@@ -54,7 +55,7 @@ def test_every_msraction3d_file_reads(shared):
 def test_msraction3d_values_are_the_files(shared):
     path = shared / "data/skeletons/msraction3d/a01_s01_e01_skeleton3D.txt"
     expected = np.loadtxt(path, dtype=np.float32).reshape(-1, 20, 4)[..., :3]
-    skeleton = read_skeleton(path)
+    skeleton = open_skeleton(path)
     np.testing.assert_array_equal(skeleton.joints, expected)
     assert (skeleton.bodies, skeleton.per_body, skeleton.kind) == (1, 20, "msraction3d")
     hips, spine, shoulders = skeleton.joints[:, 6], skeleton.joints[:, skeleton.centre], skeleton.joints[:, 2]
@@ -62,39 +63,93 @@ def test_msraction3d_values_are_the_files(shared):
 
 
 def test_lost_frames_stay_and_are_told(shared):
-    skeleton = read_skeleton(shared / "data/skeletons/msraction3d/a07_s04_e01_skeleton3D.txt")
+    skeleton = open_skeleton(shared / "data/skeletons/msraction3d/a07_s04_e01_skeleton3D.txt")
     assert skeleton.total == 45
     assert np.flatnonzero(skeleton.seen)[0] == 36
     assert len(skeleton.observed(40).joints) == 40
 
 
-@pytest.mark.parametrize(("part", "clips"), [("train", 433), ("test", 176)])
-def test_jhmdb_reads(shared, part, clips):
-    skeletons, labels = read_jhmdb(shared / "data/skeletons/jhmdb/jhmdb_joints_split1.npz", part)
-    assert len(skeletons) == len(labels) == clips
-    assert len(set(labels)) == 14
-    assert all(15 <= len(s.joints) <= 40 and s.joints.shape[1:] == (15, 3) for s in skeletons)
-    assert all(not s.joints[..., 2].any() and s.joints[..., :2].any() for s in skeletons)
+@pytest.mark.parametrize("split", [1, 2])
+def test_jhmdb_reads(shared, split):
+    path = shared / f"data/skeletons/jhmdb/jhmdb_joints_split{split}.npz"
+    source, clips = open_skeleton(path), clips_of(path)
+    assert [sum(c.part == part for c in clips) for part in ("train", "test")] == [433, 176]
+    assert len({c.label for c in clips}) == 14
+    assert clips[-1].stop == source.total == len(source.joints)
+    with np.load(path) as archive:
+        file = dict(archive)
+    at = {"train": 0, "test": 0}
+    for clip in clips:
+        skeleton = source.span(clip.start / 30, clip.stop / 30)
+        length = int(file[f"{clip.part}_length"][clip.number])
+        pose = file[f"{clip.part}_pose"]
+        assert 15 <= skeleton.total == length <= 40
+        np.testing.assert_array_equal(skeleton.joints[..., :2], pose[at[clip.part] : at[clip.part] + length])
+        assert not skeleton.joints[..., 2].any()
+        assert clip.label == str(file[f"{clip.part}_label"][clip.number])
+        at[clip.part] += length
 
 
-def test_jhmdb_misuse(shared, tmp_path):
-    with pytest.raises(OptionError, match="Unknown part 'tets': did you mean 'test'"):
-        read_jhmdb(shared / "data/skeletons/jhmdb/jhmdb_joints_split1.npz", "tets")
+def save_jhmdb(path, train, test=(), lengths=None):
+    """A file of these clips [T, 15, 2]."""
+    arrays = {}
+    for part, clips in (("train", train), ("test", test)):
+        arrays[f"{part}_pose"] = np.concatenate([np.zeros((0, 15, 2)), *clips])
+        arrays[f"{part}_length"] = np.array(lengths or [len(c) for c in clips], int)
+        arrays[f"{part}_label"] = np.array(["walk"] * len(clips), "U4")
+        lengths = None
+    np.savez(path, **arrays)
+    return path
+
+
+def test_damage_in_one_jhmdb_clip_is_that_clips(tmp_path):
+    holed = np.ones((6, 15, 2))
+    holed[4, 2, 0] = np.nan
+    path = save_jhmdb(tmp_path / "a.npz", [np.ones((3, 15, 2)), np.zeros((5, 15, 2))], [holed, 2 * np.ones((4, 15, 2))])
+    source = open_skeleton(path)
+    spans = [(c.start / 30, c.stop / 30) for c in clips_of(path)]
+    assert source.span(*spans[0]).total == 3
+    with pytest.raises(ClipError, match="Frames 3 to 7: all joints are zero in all 5 frames"):
+        source.span(*spans[1])
+    with pytest.raises(ClipError, match="Frames 8 to 13: frame 12 holds a NaN"):
+        source.span(*spans[2])
+    last = source.span(*spans[3])
+    assert (last.begin, last.total, last.frames.tolist()) == (14, 4, [0, 1, 2, 3])
+    assert (last.joints[..., :2] == 2).all()
+
+
+def test_damaged_jhmdb(shared, tmp_path):
     with pytest.raises(SourceError, match="cannot be read"):
-        read_jhmdb(tmp_path / "none.npz")
+        open_skeleton(tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 not an archive")
     with pytest.raises(SourceError, match=r"bad\.npz: damaged or not JHMDB"):
-        read_jhmdb(tmp_path / "bad.npz")
-    np.savez(tmp_path / "short.npz", train_pose=np.ones((9, 15, 2)), train_length=[4, 4], train_label=["a", "b"])
-    with pytest.raises(SourceError, match="do not fit together"):
-        read_jhmdb(tmp_path / "short.npz")
-    np.savez(tmp_path / "zero.npz", train_pose=np.zeros((8, 15, 2)), train_length=[4, 4], train_label=["a", "b"])
-    with pytest.raises(SourceError, match=r"train clip 0.*zero"):
-        read_jhmdb(tmp_path / "zero.npz")
+        open_skeleton(tmp_path / "bad.npz")
+    np.savez(tmp_path / "half.npz", train_pose=np.ones((8, 15, 2)), train_length=[4, 4], train_label=["a", "b"])
+    with pytest.raises(SourceError, match="test_pose"):
+        open_skeleton(tmp_path / "half.npz")
+    clips = [np.ones((4, 15, 2)), np.ones((5, 15, 2))]
+    for lengths in ([4, 4], [9, 0], [9]):
+        with pytest.raises(SourceError, match="do not fit together"):
+            open_skeleton(save_jhmdb(tmp_path / "short.npz", clips, lengths=lengths))
     labels = np.array(["a", None], dtype=object)
     np.savez(tmp_path / "pickled.npz", train_pose=np.ones((8, 15, 2)), train_length=[4, 4], train_label=labels)
     with pytest.raises(SourceError, match="pickle"):
-        read_jhmdb(tmp_path / "pickled.npz")
+        open_skeleton(tmp_path / "pickled.npz")
+
+
+def test_span_of_msraction3d(shared):
+    whole = open_skeleton(shared / "data/skeletons/msraction3d/a01_s01_e01_skeleton3D.txt")
+    clip = whole.span(1.0, 2.0)  # 15 frames a second
+    np.testing.assert_array_equal(clip.joints, whole.joints[15:30])
+    assert (clip.begin, clip.total, clip.frames.tolist()) == (15, 15, list(range(15)))
+    np.testing.assert_array_equal(clip.observed(4).joints, whole.joints[15:19])
+    again = clip.span(0.2, float("nan"))
+    assert (again.begin, again.total) == (18, 12)
+    np.testing.assert_array_equal(whole.span(float("nan"), float("nan")).joints, whole.joints)
+    with pytest.raises(ClipError, match=r"starts at 60 s but the source ends at 3\.6"):
+        whole.span(60.0, 61.0)
+    with pytest.raises(ClipError, match=r"stops at 61 s"):
+        whole.span(0.0, 61.0)
 
 
 @pytest.mark.parametrize(
@@ -118,19 +173,19 @@ def test_damaged_msraction3d(tmp_path, text, message):
 
 def test_what_is_no_skeleton_file(tmp_path):
     with pytest.raises(SourceError, match="cannot be read"):
-        read_skeleton(tmp_path / "none.txt")
+        open_skeleton(tmp_path / "none.txt")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     with pytest.raises(SourceError, match="not a text file"):
-        read_skeleton(tmp_path / "binary.txt")
-    with pytest.raises(SourceError, match="not a skeleton file of one clip"):
-        read_skeleton(tmp_path / "clip.avi")
+        open_skeleton(tmp_path / "binary.txt")
+    with pytest.raises(SourceError, match="not a skeleton file; give"):
+        open_skeleton(tmp_path / "clip.avi")
 
 
 def test_ntu_one_body(tmp_path):
     body = person(np.random.default_rng(0), 6)
     frames = [{"72057594037931101": joints} for joints in body]
     frames.insert(2, {})  # a frame in which nobody was found
-    skeleton = read_skeleton(write_ntu(tmp_path / "S001C001P001R001A001.skeleton", frames))
+    skeleton = open_skeleton(write_ntu(tmp_path / "S001C001P001R001A001.skeleton", frames))
     np.testing.assert_allclose(skeleton.joints, body, rtol=1e-6)
     assert skeleton.frames.tolist() == [0, 1, 3, 4, 5, 6]
     assert (skeleton.total, skeleton.bodies, skeleton.centre) == (7, 1, 1)
@@ -198,6 +253,24 @@ def test_ntu_choice_sees_no_later_frame():
     after = Actors((Track(every, first), Track(every, changed)), every)
     np.testing.assert_array_equal(before(25)[0], after(25)[0])
     assert not np.array_equal(before(40)[0][:25], after(40)[0][:25])  # over the whole clip the two swap places
+
+
+def test_ntu_span_is_the_file_of_those_frames(tmp_path):
+    """A span's actors, chosen anew, are those of a file that holds nothing else."""
+    rng = np.random.default_rng(11)
+    first, second, late = person(rng, 60, 0.2), person(rng, 60, 0.1), person(rng, 20, 3.0)
+    frames = [{"1": first[t], "2": second[t], **({"3": late[t - 40]} if t >= 40 else {})} for t in range(60)]
+    frames[18] = {}
+    whole = open_skeleton(write_ntu(tmp_path / "whole.skeleton", frames))
+    for low, high in ((0, 30), (10, 45), (35, 60)):
+        alone = open_skeleton(write_ntu(tmp_path / "alone.skeleton", frames[low:high]))
+        clip = whole.span(low / 30, high / 30)
+        for stop in (3, 14, high - low):
+            np.testing.assert_array_equal(clip.observed(stop).joints, alone.observed(stop).joints)
+            assert clip.observed(stop).frames.tolist() == alone.observed(stop).frames.tolist()
+        assert (clip.begin, clip.total) == (low, high - low)
+    with pytest.raises(ClipError, match="Frames 18 to 18: all joints are zero"):
+        whole.span(18 / 30, 19 / 30)
 
 
 def test_ntu_body_with_nan_counts_as_unseen(tmp_path):

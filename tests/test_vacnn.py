@@ -30,8 +30,9 @@ from kdcache.backbones.skeleton_image import (
 )
 from kdcache.backbones.vacnn import VACNN, rotation, seen_from, start
 from kdcache.errors import OptionError, WeightsError
+from kdcache.sources.jhmdb import clips_of
 from kdcache.sources.ntu import Actors, Track
-from kdcache.sources.skeleton import Skeleton, read_jhmdb, read_skeleton
+from kdcache.sources.skeleton import Skeleton, open_skeleton
 
 
 @pytest.fixture(scope="module")
@@ -268,10 +269,11 @@ def test_nobody_and_only_the_second():
 
 def test_real_skeletons(shared):
     folder = shared / "data/skeletons"
-    msr = [read_skeleton(folder / f"msraction3d/a{a:02d}_s01_e01_skeleton3D.txt") for a in (1, 5, 18)]
+    msr = [open_skeleton(folder / f"msraction3d/a{a:02d}_s01_e01_skeleton3D.txt") for a in (1, 5, 18)]
     low, high = limits_of(msr)
     assert -3 < low < 0 < high < 3
-    flat = read_jhmdb(folder / "jhmdb/jhmdb_joints_split1.npz")[0][:3]
+    path = folder / "jhmdb/jhmdb_joints_split1.npz"
+    flat = [open_skeleton(path).span(c.start / 30, c.stop / 30) for c in clips_of(path)[:3]]
     for skeleton in (*msr, *flat):
         image = image_of(skeleton, (low, high))
         assert image.shape == (224, 224, 3)
@@ -280,14 +282,14 @@ def test_real_skeletons(shared):
         assert progress_images(skeleton, 10).shape == (10, 224, 224, 3)
         np.testing.assert_array_equal(progress_images(skeleton, 10)[-1], image_of(skeleton))
     assert np.ptp(image_of(flat[0])[..., 2]) == 0  # z of 2-D joints
-    late = read_skeleton(folder / "msraction3d/a07_s04_e01_skeleton3D.txt")  # nobody in the first 36 of 45 frames
+    late = open_skeleton(folder / "msraction3d/a07_s04_e01_skeleton3D.txt")  # nobody in the first 36 of 45 frames
     levels = progress_images(late, 10)
     assert not levels[:8].any()
     assert levels[8].any()
 
 
 def test_ten_levels_through_the_network(net, shared):
-    skeleton = read_skeleton(shared / "data/skeletons/msraction3d/a01_s01_e01_skeleton3D.txt")
+    skeleton = open_skeleton(shared / "data/skeletons/msraction3d/a01_s01_e01_skeleton3D.txt")
     batch = torch.from_numpy(progress_images(skeleton, 10))[None]
     with torch.inference_mode():
         features = net.features(net.prepare(batch), "params")

@@ -45,6 +45,11 @@ class Track:
         n = int(np.searchsorted(self.frames, stop))
         return Track(self.frames[:n], self.joints[:n])
 
+    def between(self, start: int, stop: int) -> Track:
+        """The track from frame ``start`` to before ``stop``, its frames counted from ``start``."""
+        a, b = np.searchsorted(self.frames, [start, stop])
+        return Track(self.frames[a:b] - np.int32(start), self.joints[a:b])
+
     @property
     def span(self) -> tuple[int, int]:
         """First and last row, both included, once gaps are closed."""
@@ -132,6 +137,12 @@ class Actors:
         """``choose_actors`` on the file's first ``stop`` frames."""
         rows = int(np.searchsorted(self.shown, stop))
         return choose_actors([t.until(rows) for t in self.tracks if t.frames[0] < rows], self.shown[:rows])
+
+    def span(self, low: int, high: int) -> Actors:
+        """The choice for the clip of frames ``low`` to before ``high``, which counts them from 0."""
+        first, last = (int(row) for row in np.searchsorted(self.shown, [low, high]))
+        tracks = (t.between(first, last) for t in self.tracks)
+        return Actors(tuple(t for t in tracks if len(t.frames)), self.shown[first:last] - np.int32(low))
 
 
 def choose_actors(tracks: list[Track], shown: NDArray[np.int32]) -> tuple[Joints, NDArray[np.int32]]:

@@ -1,7 +1,9 @@
 """Skeleton files → arrays: MSR Action3D text, JHMDB joints (npz) and NTU RGB+D ``.skeleton`` text.
 
-    >>> read_skeleton("a01_s01_e01_skeleton3D.txt").joints.shape     # float32 [frames, bodies × joints, 3]
+    >>> open_skeleton("a01_s01_e01_skeleton3D.txt").joints.shape     # float32 [frames, bodies × joints, 3]
     (54, 20, 3)
+    >>> open_skeleton("jhmdb_joints_split1.npz").span(1.2, 2.4).joints.shape     # 30 frames a second, many clips a file
+    (36, 15, 3)
 
 Joints are as in the file: uncentred, in the sensor's units (metres for Kinect). A joint or body that was not seen is
 at (0, 0, 0), as in the published files; ``kdcache.backbones.skeleton_image`` says what happens to it.
@@ -10,36 +12,47 @@ at (0, 0, 0), as in the published files; ``kdcache.backbones.skeleton_image`` sa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.errors import SourceError, unknown
+from kdcache.errors import ClipError, SourceError
+from kdcache.sampling import clip_range
 
 Joints = NDArray[np.float32]  # [T, bodies × joints, 3]
-Choose = Callable[[int], tuple[Joints, NDArray[np.int32]]]  # frames seen so far → chosen bodies and their frames
 
 MSR_JOINTS, MSR_SPINE, MSR_FPS = 20, 3, 15.0  # joint 4 (1-based) is the spine, between the hips and the shoulders
-JHMDB_JOINTS, JHMDB_BELLY, JHMDB_FPS = 15, 1, 30.0
+
+
+class Choose(Protocol):
+    """Chooses among the bodies of a file that holds more than two."""
+
+    def __call__(self, stop: int) -> tuple[Joints, NDArray[np.int32]]:
+        """The chosen bodies and their frames when the clip's first ``stop`` frames were seen."""
+        ...
+
+    def span(self, low: int, high: int) -> Choose:
+        """The choice for a clip that begins at frame ``low`` and ends before ``high``: it knows no other frames."""
+        ...
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """One sequence of joints.
+    """One sequence of joints: a file, or a clip cut from it by ``span``.
 
     Attributes:
         joints: float32 [T, bodies × per_body, 3]; zeros where nothing was seen.
         per_body: joints of one body.
         centre: index of the joint in the middle of a body, whose first position becomes the origin of images.
-        frames: int32 [T], the file's frame behind each row; frames in which NTU files hold no body have no row.
-        total: frames in the file.
-        fps: frame rate of the recording [general knowledge, in no file].
+        frames: int32 [T], the clip's frame behind each row; frames in which NTU files hold no body have no row.
+        total: frames in the clip.
+        fps: frame rate of the recording [general knowledge, in no file]. Frame k is shown from k / fps seconds on.
         kind: ``msraction3d``, ``jhmdb`` or ``ntu``.
         choose: for files with spare bodies, which are chosen when only the first so many frames were seen.
+        begin: the file's frame at which the clip begins.
     """
 
     joints: Joints
@@ -50,6 +63,7 @@ class Skeleton:
     fps: float
     kind: str
     choose: Choose | None = None
+    begin: int = 0
 
     @property
     def bodies(self) -> int:
@@ -62,7 +76,7 @@ class Skeleton:
         return np.asarray(self.joints.any(axis=(1, 2)))
 
     def observed(self, stop: int) -> Skeleton:
-        """The sequence as the file's first ``stop`` frames show it; NTU's actors are chosen from those alone."""
+        """The sequence as the clip's first ``stop`` frames show it; NTU's actors are chosen from those alone."""
         if self.choose is not None:
             joints, frames = self.choose(stop)
         else:
@@ -70,9 +84,43 @@ class Skeleton:
             joints, frames = self.joints[:rows], self.frames[:rows]
         return replace(self, joints=joints, frames=frames)
 
+    def span(self, start_s: float, stop_s: float) -> Skeleton:
+        """The clip ``[start_s, stop_s)``, seconds from the start of this one; NaN stands for its start or end.
 
-def read_skeleton(path: str | os.PathLike[str]) -> Skeleton:
-    """Read a file that holds one clip: ``.txt`` as MSR Action3D, ``.skeleton`` as NTU RGB+D.
+        Its frames count from 0, and nothing in it depends on frames outside the span.
+
+        Raises:
+            ClipError: a span outside the sequence, a NaN or infinite joint in it, or nothing but zeros.
+        """
+        low, high = clip_range(np.arange(self.total) / self.fps, start_s, stop_s)
+        clip = replace(self, total=high - low, begin=self.begin + low)
+        if self.choose is not None:
+            choose = self.choose.span(low, high)
+            joints, frames = choose(high - low)
+            clip = replace(clip, joints=joints, frames=frames, choose=choose)
+        else:
+            first, last = np.searchsorted(self.frames, [low, high])
+            clip = replace(clip, joints=self.joints[first:last], frames=self.frames[first:last] - np.int32(low))
+        if (problem := clip.problem()) is not None:
+            raise ClipError(f"Frames {clip.begin} to {clip.begin + clip.total - 1}: {problem}")
+        return clip
+
+    def problem(self) -> str | None:
+        """What makes the sequence useless, and what to do; ``None`` for a good one."""
+        finite = np.isfinite(self.joints).all(axis=(1, 2))
+        if not finite.all():
+            frame = self.begin + int(self.frames[int(np.argmin(finite))])
+            return f"frame {frame} holds a NaN or infinite joint; copy the file again."
+        if not self.joints.any():
+            return f"all joints are zero in all {self.total} frames; take it out of the manifest."
+        return None
+
+
+def open_skeleton(path: str | os.PathLike[str]) -> Skeleton:
+    """Open a skeleton file: ``.txt`` is MSR Action3D, ``.skeleton`` NTU RGB+D, ``.npz`` JHMDB's joints.
+
+    JHMDB's files hold many clips: they lie end to end, those of training first, and are cut out by ``span``; damage
+    in one of them is found there.
 
     Raises ``SourceError``, naming the file and where it is wrong: missing, empty, damaged, or without any joint.
     """
@@ -81,11 +129,15 @@ def read_skeleton(path: str | os.PathLike[str]) -> Skeleton:
         from kdcache.sources.ntu import read_ntu
 
         return read_ntu(path)
+    if suffix == ".npz":
+        from kdcache.sources.jhmdb import open_jhmdb
+
+        return open_jhmdb(path)
     if suffix == ".txt":
         return read_msraction3d(path)
     raise SourceError(
-        f"{path}: not a skeleton file of one clip; give MSR Action3D text (.txt) or NTU RGB+D text (.skeleton), "
-        f"and read JHMDB joints (.npz, many clips a file) with read_jhmdb."
+        f"{path}: not a skeleton file; give MSR Action3D text (.txt), NTU RGB+D text (.skeleton) or JHMDB's joints "
+        f"(.npz)."
     )
 
 
@@ -125,51 +177,11 @@ def read_msraction3d(path: str | os.PathLike[str]) -> Skeleton:
             f"copy it again."
         )
     joints = np.ascontiguousarray(values[:, :3].reshape(-1, MSR_JOINTS, 3))
-    return whole(path, joints, MSR_JOINTS, MSR_SPINE, MSR_FPS, "msraction3d")
-
-
-def read_jhmdb(
-    path: str | os.PathLike[str], part: Literal["train", "test"] = "train"
-) -> tuple[list[Skeleton], list[str]]:
-    """JHMDB's 2-D joints as distributed for one split: every clip of ``part`` and its label.
-
-    The file holds ``{part}_pose`` float32 [ΣT, 15, 2], ``{part}_length`` and ``{part}_label``; z is padded with 0.
-
-    Raises:
-        SourceError: missing, damaged, arrays that do not fit together, not finite, or a clip of zeros only.
-        OptionError: a part other than train and test.
-    """
-    if part not in ("train", "test"):
-        raise unknown("part", part, ("train", "test"))
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            pose, length, label = (file[f"{part}_{name}"] for name in ("pose", "length", "label"))
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error}); check the path.") from error
-    except Exception as error:  # a damaged archive fails in zipfile, zlib or numpy, each in its own way
-        raise SourceError(f"{path}: damaged or not JHMDB joints ({error}); copy the file again.") from error
-    if pose.ndim != 3 or pose.shape[1:] != (JHMDB_JOINTS, 2) or len(length) != len(label) or length.sum() != len(pose):
-        raise SourceError(
-            f"{path}: {part}_pose {list(pose.shape)}, {part}_length (sum {length.sum()}) and {part}_label "
-            f"({len(label)}) do not fit together; expected [ΣT, {JHMDB_JOINTS}, 2]; copy the file again."
-        )
-    padded = np.pad(pose.astype(np.float32), ((0, 0), (0, 0), (0, 1)))
-    clips = np.split(padded, np.cumsum(length)[:-1])
-    skeletons = [
-        whole(f"{path} ({part} clip {i})", clip, JHMDB_JOINTS, JHMDB_BELLY, JHMDB_FPS, "jhmdb")
-        for i, clip in enumerate(clips)
-    ]
-    return skeletons, [str(name) for name in label]
-
-
-def whole(path: str | os.PathLike[str], joints: Joints, per_body: int, centre: int, fps: float, kind: str) -> Skeleton:
-    """A skeleton with a row for every frame; ``SourceError`` when joints are not finite or nothing was ever seen."""
-    if not np.isfinite(joints).all():
-        frame = int(np.flatnonzero(~np.isfinite(joints).all(axis=(1, 2)))[0])
-        raise SourceError(f"{path}: frame {frame} holds a NaN or infinite joint; copy the file again.")
-    if not joints.any():
-        raise SourceError(f"{path}: all joints are zero in all {len(joints)} frames; take it out of the manifest.")
-    return Skeleton(joints, per_body, centre, np.arange(len(joints), dtype=np.int32), len(joints), fps, kind)
+    frames = np.arange(len(joints), dtype=np.int32)
+    skeleton = Skeleton(joints, MSR_JOINTS, MSR_SPINE, frames, len(joints), MSR_FPS, "msraction3d")
+    if (problem := skeleton.problem()) is not None:
+        raise SourceError(f"{path}: {problem}")
+    return skeleton
 
 
 def _number(text: str) -> bool:
