@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def joined(table, cached=None, tau=None):
     notes: list[str] = []
     cached = np.ones(len(table), bool) if cached is None else cached
-    return pairs(table, cached, tau, notes.append), notes
+    return pairs(table, cached, tau, 0.2, notes.append), notes
 
 
 def test_pairs_are_tied_with_their_labels_and_splits():
@@ -91,9 +91,9 @@ def test_caches_without_usable_pairs_are_refused_with_what_to_do():
         joined(table.drop(columns="pair"))
     with pytest.raises(OptionError, match="no pairs"):
         joined(table.assign(role=""))
-    with pytest.raises(OptionError, match="No pair has a label"):
+    with pytest.raises(OptionError, match="No example has a label"):
         joined(table.assign(label=None, verb=None))
-    with pytest.raises(OptionError, match="No complete pair of split validation"):
+    with pytest.raises(OptionError, match="No complete example of split validation"):
         joined(table, (table["split"] == "train").to_numpy())
     with pytest.raises(OptionError, match="No pair has split train"):
         joined(table.assign(split="test"))

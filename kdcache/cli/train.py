@@ -22,22 +22,32 @@ from kdcache.errors import OptionError
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
 @click.option("--stream", help="Which cached features to train on, if there are several.")
+@click.option("--preset", help="The paper's settings for a dataset, such as epic or ucf101.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the method; repeatable.")
-def train(method: str | None, shards: Path | None, config: Path | None, sets: tuple[str, ...], **options: Any) -> None:
-    """Train a head on cached features; METHOD is anticipation.
+def train(
+    method: str | None,
+    shards: Path | None,
+    config: Path | None,
+    preset: str | None,
+    sets: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Train a head on cached features; METHOD is anticipation or early.
 
     \b
     Example:
       kdcache train anticipation --shards out/
       kdcache train anticipation --shards out/ --set loss_d=none --set head=light --seed 1
+      kdcache train early --shards out/ --preset ntu
       kdcache train --config runs/anticipation-0/config.toml --seed 1
     """
     import kdcache
-    from kdcache.training import load_config, parse_set
+    from kdcache.training import load_config, parse_set, presets
 
     if (method is None) == (config is None):
         raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")
     chosen: dict[str, Any] = load_config(config) if config else {"method": method, "shards": "out"}
+    chosen |= presets.preset(chosen["method"], preset) if preset else {}
     chosen |= given({"shards": shards, **options})
     click.echo(kdcache.train(**chosen | parse_set(chosen["method"], sets)))
 

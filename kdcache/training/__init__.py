@@ -13,7 +13,7 @@ from kdcache.errors import OptionError
 from kdcache.files import PARTIAL, atomic
 from kdcache.methods import method as method_module
 from kdcache.methods.contract import Stage
-from kdcache.recipe import differences
+from kdcache.recipe import differences, digest
 from kdcache.training.checkpoint import STATE, SUMMARY
 from kdcache.training.config import (
     SETTABLE,
@@ -27,12 +27,13 @@ from kdcache.training.config import (
 )
 from kdcache.training.device import reproducible
 from kdcache.training.environment import environment
-from kdcache.training.log import Log, say
+from kdcache.training.log import Log
 from kdcache.training.loop import Interrupts, fit
-from kdcache.training.prepare import Prepared, absolute, prepare
+from kdcache.training.prepare import Prepared, absolute
 from kdcache.training.run import CONFIG, METRICS, PREDICTIONS, Run
+from kdcache.training.session import Session
 
-__all__ = ["Run", "load_config", "parse_set", "train"]
+__all__ = ["Run", "Session", "load_config", "parse_set", "train"]
 
 
 def train(
@@ -43,6 +44,7 @@ def train(
     device: str = "auto",
     precision: str = "auto",
     stream: str | None = None,
+    session: Session | None = None,
     **options: Any,
 ) -> Run:
     """Train a method on a cache, or go on with a training that was interrupted.
@@ -55,20 +57,23 @@ def train(
             settings lies, it is continued, or returned as it is when it has finished.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
         precision: ``auto`` (fp32 on a CPU, bf16 on a GPU), ``fp32``, ``bf16``, ``fp16``.
-        stream: which cached features, if there are several.
+        stream: which cached features, if there are several; ``a,b`` joins the vectors of two.
+        session: shared by several calls, keeps what they have in common.
         options: fields of the method's ``Options``, and of ``Settings``: ``weights``, ``recipe``, ``hold``,
-            ``save_every``.
+            ``validation``, ``save_every``.
 
     Returns:
         The finished run: ``.metrics``, ``.predict(...)``, ``.history``, ``.path``, ``.config``.
 
     Raises:
-        OptionError: an unknown or unusable option, no pairs, a folder with another run, a loss that is not finite.
+        OptionError: an unknown or unusable option, nothing to train on, a folder with another run, a loss that is not
+            finite.
         DeviceError: a device that is not there or too small.
         StoreError: a damaged cache, or one that mixes recipes.
         WeightsError: the checkpoint to start from cannot be found.
         KeyboardInterrupt, SystemExit: interrupted by a signal; the same call goes on.
     """
+    session = session or Session()
     module = method_module(method)
     given = {name: options.pop(name) for name in SETTABLE if name in options}
     given |= {"device": device, "precision": precision, "stream": stream}
@@ -77,10 +82,10 @@ def train(
     folder = Path(out) if out is not None else _free_folder(method)
     before = _earlier(folder, settings, wanted)
     if (folder / METRICS).exists():
-        say(f"{folder}: this run has finished; delete the folder to train it anew")
+        session.say(f"{folder}: this run has finished; delete the folder to train it anew")
         return Run(folder)
 
-    prepared = prepare(settings, wanted.tau, say, before)
+    prepared = session.prepare(settings, wanted, before)
     resolved = module.resolve(wanted, prepared.data)
     facts = {**prepared.facts, "options": to_table(resolved)}
     changed = differences(before, facts) if before else []
@@ -91,22 +96,26 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder / CONFIG, settings, wanted, facts)
     _write_json(folder / "environment.json", environment(prepared.data.device))
-    recipe = {"digest": prepared.facts["recipe"], "recipe": prepared.recipe}
-    _write_json(folder / "recipes.json", {prepared.stream: recipe})
-    last_rows = _fit_all(folder, chain([first], stages), prepared, settings.save_every)
+    recipes = {name: {"digest": digest(recipe), "recipe": recipe} for name, recipe in prepared.recipes.items()}
+    _write_json(folder / "recipes.json", recipes)
+    last_rows = _fit_all(folder, chain([first], stages), prepared, settings.save_every, session)
     return _conclude(folder, prepared, last_rows)
 
 
-def _fit_all(folder: Path, stages: Iterable[Stage], prepared: Prepared, save_every: float) -> dict[str, Any]:
+def _fit_all(
+    folder: Path, stages: Iterable[Stage], prepared: Prepared, save_every: float, session: Session
+) -> dict[str, Any]:
     """Train every stage in turn; the last row of each stage's log."""
-    log, interrupts = Log(folder), Interrupts()
+    log, interrupts = Log(folder, session.bars), Interrupts()
     last_rows: dict[str, Any] = {}
     scale = prepared.facts["precision"] == "fp16"
     with reproducible(prepared.data.device), interrupts.watch():
         for stage in stages:
+            session.take(stage, prepared, folder / stage.name)
             summary = fit(stage, prepared.data, folder / stage.name, log, interrupts, save_every, scale)
+            session.keep(stage, prepared, folder / stage.name)
             log.done += summary["rows"]
-            last_rows[stage.name] = summary["rows"][-1]
+            last_rows[stage.name] = summary["rows"][-1] if summary["rows"] else {}
     log.show([])
     return last_rows
 

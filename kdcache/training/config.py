@@ -32,22 +32,27 @@ class Settings:
     precision: str = "auto"
     """fp32, bf16 or fp16; ``auto``: fp32 on a CPU, bf16 on a GPU."""
     stream: str | None = None
-    """Which cached features; needed where there are several."""
+    """Which cached features; needed where there are several. ``a,b`` joins vectors of two streams."""
     recipe: str | None = None
     """Digest of the recipe to read, where clips of a stream were extracted under more than one."""
     weights: str | None = None
     """Checkpoint of the backbone that made the stream, where it is not found by the recipe."""
     hold: float = 0.6
     """Share of the free memory that the stream may fill; 0 reads every batch from the shards."""
+    validation: float = 0.2
+    """Share of the labelled training clips to hold out where the manifest has none; 0 holds nothing out."""
     save_every: float = 30.0
     """Seconds between checkpoints, taken at the end of an epoch; 0 takes one after every epoch."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.hold <= 1:
             raise OptionError(f"hold={self.hold}: give a share of the free memory, 0 to 1.")
+        if not 0 <= self.validation < 1:
+            raise OptionError(f"validation={self.validation}: give a share of the training clips, 0 to below 1.")
 
 
-SETTABLE = ("recipe", "weights", "hold", "save_every")  # settings that parse_set takes beside a method's options
+SETTABLE = ("recipe", "weights", "hold", "validation", "save_every")
+"""Settings that parse_set takes beside a method's options."""
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -62,7 +67,7 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
 def parse_set(method: str, sets: Sequence[str]) -> dict[str, Any]:
     """``["lam=0.1", "loss_d=both"]`` → ``{"lam": 0.1, "loss_d": "both"}``, typed by the method's ``Options``.
 
-    Besides these, ``weights``, ``recipe``, ``hold`` and ``save_every`` can be set. Sequences are written ``15,25``,
+    Besides these, those in ``SETTABLE`` can be set. Sequences are written ``15,25``,
     absence ``none``.
     """
     options = get_type_hints(method_module(method).Options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdcache.ahead import ahead
+from kdcache.errors import OptionError
 from kdcache.methods.contract import Batch, Items
 
 AHEAD = 3  # batches that wait ready while the device computes
@@ -107,6 +109,59 @@ class CachedStream:
             for place, array in zip(places.tolist(), read, strict=True):  # one by one: pieces stay in the CPU's cache
                 out[place] = array if self.reduce is None else self.reduce(array.float())
         return out
+
+
+class JoinedStream:
+    """Several streams of the same clips as one: their vectors ``[N, d_i]`` side by side, ``[N, Σ d_i]``."""
+
+    def __init__(self, parts: Sequence[CachedStream]) -> None:
+        self.parts = list(parts)
+        first = self.parts[0]
+        for part in self.parts[1:]:
+            if part.shape[:-1] != first.shape[:-1] or part.views != first.views:
+                raise OptionError(
+                    f"stream={first.name},{part.name}: {first.views} views of {list(first.shape)} and {part.views} of "
+                    f"{list(part.shape)} cannot be joined; extract both with the same levels and number of views."
+                )
+        self.shape = (*first.shape[:-1], sum(part.shape[-1] for part in self.parts))
+        self.views = first.views
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the whole."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def held(self) -> bool:
+        """Whether all of it lies in the device's memory."""
+        return all(part.held for part in self.parts)
+
+    @property
+    def room(self) -> int:
+        """Bytes of the budget that it leaves."""
+        return sum(part.room for part in self.parts)
+
+    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> JoinedStream:
+        """Each part with its maps passed through a fixed function."""
+        return JoinedStream([part.reduced(reduce) for part in self.parts])
+
+    def fetch(self, rows: Tensor, views: Tensor) -> Tensor:
+        """As of one stream; stored types are widened to the widest."""
+        fetched = [part.fetch(rows, views) for part in self.parts]
+        dtype = functools.reduce(torch.promote_types, (f.dtype for f in fetched))
+        return torch.cat([f.to(dtype) for f in fetched], dim=-1)
+
+    def place(self, fetched: Tensor) -> Tensor:
+        """On the device, float32."""
+        return self.parts[0].place(fetched)
+
+
+def cached_stream(
+    cache: Reader, names: Sequence[str], clip_ids: Sequence[str], device: torch.device, budget: float
+) -> CachedStream | JoinedStream:
+    """One stream, or several as one; each may take an equal part of the budget."""
+    parts = [CachedStream(cache, name, clip_ids, device, budget / len(names)) for name in names]
+    return parts[0] if len(parts) == 1 else JoinedStream(parts)
 
 
 def in_order(items: Items, batch_size: int, view: int = 0) -> Plan:

@@ -24,8 +24,8 @@ def say(text: str) -> None:
 class Log:
     """The rows of a run, in ``metrics.csv`` and as TensorBoard curves."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, bars: bool = True) -> None:
+        self.folder, self.bars = folder, bars
         self.done: list[Row] = []  # of finished stages
         self._writer: Any = None
 
@@ -56,9 +56,9 @@ class Log:
                 self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
 
+    def bar(self, label: str, total: int, done: int) -> Any:
+        """Samples of one epoch with rate and time left; silent where nobody watches."""
+        from tqdm import tqdm
 
-def progress_bar(label: str, total: int, done: int) -> Any:
-    """Samples of one epoch with rate and time left; silent where nobody watches."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, initial=done, desc=label, unit=" clips", disable=None, leave=False, file=sys.stderr)
+        disable = None if self.bars else True
+        return tqdm(total=total, initial=done, desc=label, unit=" clips", disable=disable, leave=False, file=sys.stderr)

@@ -25,7 +25,7 @@ from kdcache.methods.contract import Batch, Data, Stage, reseed
 from kdcache.training import checkpoint
 from kdcache.training.checkpoint import Progress
 from kdcache.training.feed import Plan, feed, shuffled
-from kdcache.training.log import Log, progress_bar
+from kdcache.training.log import Log
 
 CHECK = 25  # steps between looks at whether the loss is still finite (each makes a GPU wait)
 
@@ -141,7 +141,7 @@ def _epoch(run: _Run) -> None:
     plan = shuffled(stage.train, stage.batch_size, views, rng)
     stage.module.train()
     label = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
-    with progress_bar(label, sum(len(index) for index, _ in plan), progress.seen) as bar:
+    with run.log.bar(label, sum(len(index) for index, _ in plan), progress.seen) as bar:
         for batch in feed(stage.train, plan[progress.step :], run.data.device):
             _step(run, batch)
             bar.update(len(batch["view"]))

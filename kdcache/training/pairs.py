@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from kdcache.errors import ManifestError, OptionError
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, Samples
+from kdcache.methods.contract import HELD_OUT
+from kdcache.training.splits import TARGETS, Clips, hold_out, named_splits, number
 
 SIDES = ("observed", "action")
-TARGETS = ("label", "verb", "noun")
-SPLITS = {"val": "validation", "valid": "validation"}  # other names for a split
-SHARE = 0.2  # of the labelled pairs, held out where a manifest has no split
+TOGETHER = ("group", "subject", "source")  # what pairs may have in common; held out whole
 HOW = (
     "it needs clips tied by `pair`, one with `role` observed and one with action; "
     "`kdcache manifest DATASET --set tau=1` makes them."
 )
 
 
-@dataclass(frozen=True)
-class Clips:
-    """The examples of each split, the clips that their rows number, and the manifest's label of every class."""
-
-    splits: dict[str, Samples]
-    clip_ids: list[str]
-    classes: dict[str, list[int]]
-
-
-def pairs(clips: pd.DataFrame, cached: NDArray[np.bool_], tau: float | None, say: Callable[[str], None]) -> Clips:
+def pairs(
+    clips: pd.DataFrame, cached: NDArray[np.bool_], tau: float | None, share: float, say: Callable[[str], None]
+) -> Clips:
     """Join the rows of each pair.
 
     A pair takes part in training if both its clips are cached, in testing if the observed one is; the others are
     counted, reported and left out. A pair without a label is unlabelled. Splits are those of the manifest
-    (``train``; ``validation`` or ``val``; ``test``); where it has none, a fifth of the labelled pairs is held out by
-    group, subject or source, always the same one.
+    (``train``; ``validation`` or ``val``; ``test``); where it holds nothing out, ``share`` of the labelled pairs is,
+    by group, subject or source, always the same ones.
 
     Args:
         clips: manifest rows of the cache.
         cached: for each row whether its arrays are there.
         tau: which anticipation time to use where the manifest has several (column ``tau``).
+        share: 0 to 1.
         say: takes a sentence for each thing worth knowing.
 
     Raises:
@@ -52,14 +42,14 @@ def pairs(clips: pd.DataFrame, cached: NDArray[np.bool_], tau: float | None, say
         ManifestError: two clips with one role in a pair, or a pair whose clips disagree on label or split.
     """
     table = _join(_of_tau(_with_roles(clips, cached), tau))
-    table["split"] = _splits(table, say)
+    table["split"] = _splits(table, share, say)
     both = table["observed"].notna() & table["action"].notna()
     usable = both | (table["observed"].notna() & (table["split"] != "train"))
     if not usable.all():
         lost = table.index[~usable]
         shown = ", ".join(map(str, lost[:3])) + ("…" if len(lost) > 3 else "")
         say(f"left out: {len(lost)} of {len(table)} pairs have a clip that is not cached ({shown})")
-    return _number(table[usable])
+    return number(table[usable], SIDES)
 
 
 def _with_roles(clips: pd.DataFrame, cached: NDArray[np.bool_]) -> pd.DataFrame:
@@ -109,64 +99,14 @@ def _join(rows: pd.DataFrame) -> pd.DataFrame:
     return table.sort_index(kind="stable")
 
 
-def _splits(table: pd.DataFrame, say: Callable[[str], None]) -> pd.Series[str]:
+def _splits(table: pd.DataFrame, share: float, say: Callable[[str], None]) -> pd.Series[str]:
     """The split of each pair, from the manifest or by holding out groups."""
-    if "split" in table and table["split"].notna().any():
-        split = pd.Series([SPLITS.get(s, s) for s in table["split"].fillna("")], index=table.index, dtype=str)
-        if split.isin(HELD_OUT).any():
-            if not (split == "train").any():
-                raise OptionError("No pair has split train: mark the ones to train on in the manifest's split column.")
-            return split
-    labelled = table[[t for t in TARGETS if t in table]].notna().any(axis=1)
-    by = next((c for c in ("group", "subject", "source") if c in table and table[c][labelled].nunique() > 1), None)
-    if by is None:
-        raise OptionError(
-            "The cache's pairs name no split and come from one source: add a split column to the manifest."
-        )
-    groups = sorted(table[by][labelled].dropna().unique(), key=lambda g: (zlib.crc32(str(g).encode()), str(g)))
-    sizes = np.cumsum([int((labelled & (table[by] == g)).sum()) for g in groups])
-    count = min(int(np.searchsorted(sizes, SHARE * sizes[-1])) + 1, len(groups) - 1)
-    out = table[by].isin(groups[:count])
-    shown = ", ".join(map(str, groups[: min(count, 3)])) + ("…" if count > 3 else "")
-    held, total = int((out & labelled).sum()), int(labelled.sum())
-    say(f"validation: the manifest holds nothing out, so {held} of {total} labelled pairs are ({by} {shown})")
+    split = named_splits(table)
+    if split is not None and split.isin(HELD_OUT).any():
+        if not (split == "train").any():
+            raise OptionError("No pair has split train: mark the ones to train on in the manifest's split column.")
+        return split
+    if not share:
+        raise OptionError("validation=0 leaves nothing to test on: the manifest has neither validation nor test pairs.")
+    out = hold_out(table, pd.Series(True, index=table.index), share, TOGETHER, say)
     return pd.Series(np.where(out, "validation", "train"), index=table.index, dtype=str)
-
-
-def _number(table: pd.DataFrame) -> Clips:
-    """Clips as rows and labels as class indices."""
-    classes = {
-        t: sorted(int(v) for v in table[t].dropna().unique()) for t in TARGETS if t in table and table[t].notna().any()
-    }
-    if not classes:
-        raise OptionError("No pair has a label: anticipation needs a label, verb or noun column in the manifest.")
-    clip_ids = sorted({str(c) for side in SIDES for c in table[side].dropna()})
-    row_of = {clip: row for row, clip in enumerate(clip_ids)}
-    splits: dict[str, Samples] = {}
-    for split, part in table.groupby("split", sort=True):
-        rows = {s: torch.tensor([row_of.get(c, -1) if isinstance(c, str) else -1 for c in part[s]]) for s in SIDES}
-        labels = {t: _indices(part[t], classes[t]) for t in classes}
-        splits[str(split)] = Samples([str(name) for name in part.index], rows, labels)
-    _check(splits, classes)
-    return Clips(splits, clip_ids, classes)
-
-
-def _indices(values: pd.Series[int], classes: list[int]) -> torch.Tensor:
-    there = values.notna().to_numpy()
-    index = np.full(len(values), UNLABELLED)
-    index[there] = np.searchsorted(classes, values[there].to_numpy(np.int64))
-    return torch.from_numpy(index)
-
-
-def _check(splits: dict[str, Samples], classes: dict[str, list[int]]) -> None:
-    """There must be labelled pairs to train on, and labelled pairs to test on."""
-    labelled = {split for split, s in splits.items() if any((s.labels[t] != UNLABELLED).any() for t in classes)}
-    for wanted in (("train",), HELD_OUT):
-        if not labelled.intersection(wanted):
-            name = " or ".join(wanted)
-            raise OptionError(f"No complete pair of split {name} has a label: extract its clips or check the manifest.")
-
-
-def held_out(splits: dict[str, Samples]) -> str:
-    """The split on which a run is judged: validation, or test where there is none."""
-    return next((s for s in HELD_OUT if s in splits), HELD_OUT[0])

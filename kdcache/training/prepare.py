@@ -10,20 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from kdcache.device import resolve_device
 from kdcache.errors import OptionError, WeightsError
+from kdcache.methods import method as method_module
 from kdcache.methods.contract import Data, Items
 from kdcache.recipe import Recipe, digest
 from kdcache.store import Cache
 from kdcache.training import device as devices
+from kdcache.training.clips import clips
 from kdcache.training.config import Settings
-from kdcache.training.feed import CachedStream, feed, in_order
-from kdcache.training.pairs import Clips, pairs
+from kdcache.training.feed import cached_stream, feed, in_order
+from kdcache.training.pairs import pairs
+from kdcache.training.splits import Clips
 
 Say = Callable[[str], None]
-MAP = 5  # dimensions of a cached map: views, channels, time, height, width
+DIMENSIONS = {
+    "pairs": (5, "feature maps [V, C, T, H, W]", "i3d-rgb/mixed4a"),
+    "clips": (3, "a vector for each degree of progress [V, N, d]", "tsm/clip with --levels 10"),
+}
+"""What a method's examples are → dimensions of a usable stream, in words, and one to extract."""
 
 
 @dataclass(frozen=True)
@@ -32,44 +40,51 @@ class Prepared:
 
     data: Data
     clips: Clips
-    stream: str
-    recipe: Recipe
+    recipes: dict[str, Recipe]
+    """Of each stream that is read."""
     facts: dict[str, Any]
     """What was resolved, as ``config.toml`` keeps it; a run is only continued where it is the same."""
 
 
-def prepare(settings: Settings, tau: float | None, say: Say, before: dict[str, Any] | None = None) -> Prepared:
-    """Open the cache, join its pairs, decide device, precision and where the stream is held.
+def prepare(settings: Settings, options: Any, say: Say, before: dict[str, Any] | None = None) -> Prepared:
+    """Open the cache, join its examples, decide device, precision and where the streams are held.
 
     ``before`` is what an earlier call resolved (``facts``): the same is then used again, so that the numbers of a
     continued run do not depend on how much memory happens to be free.
 
     Raises:
-        OptionError: no usable stream or pairs, or settings that contradict each other.
+        OptionError: no usable stream or examples, or settings that contradict each other.
         DeviceError: the device is not there.
         StoreError: the cache is damaged or mixes recipes.
     """
     before = before or {}
+    kind = method_module(settings.method).SAMPLES
     device = resolve_device(before.get("device", settings.device))
     precision = devices.resolve_precision(before.get("precision", settings.precision), device)
     cache = Cache(settings.shards, settings.recipe or ())
-    name = choose_stream(cache, settings.stream)
-    recipe = cache.recipe(name)
-    clips = pairs(cache.clips, cache.has(name), tau, say)
+    names = choose_streams(cache, settings.stream, kind)
+    recipes = {name: cache.recipe(name) for name in names}
+    cached = np.logical_and.reduce([cache.has(name) for name in names])
+    if kind == "pairs":
+        examples = pairs(cache.clips, cached, options.tau, settings.validation, say)
+    else:
+        examples = clips(cache.clips, cached, settings.validation, say)
     free = int(settings.hold * devices.free_bytes(device))
     budget = int(before.get("budget", free))
-    stream = CachedStream(cache, name, clips.clip_ids, device, min(budget, free))
-    say(f"{name}: {len(clips.clip_ids)} clips, {stream.nbytes / 1e9:.2f} GB")
-    say("pairs: " + ", ".join(f"{split} {len(samples)}" for split, samples in clips.splits.items()))
+    stream = cached_stream(cache, names, examples.clip_ids, device, min(budget, free))
+    say(f"{'+'.join(names)}: {len(examples.clip_ids)} clips, {stream.nbytes / 1e9:.2f} GB")
+    say(f"{kind}: " + ", ".join(f"{split} {len(samples)}" for split, samples in examples.splits.items()))
 
     def batches(items: Items, size: int, view: int) -> Any:
         return feed(items, in_order(items, size, view), device)
 
+    recipe = recipes[names[0]]
     data = Data(
-        splits=clips.splits,
-        classes=clips.classes,
+        splits=examples.splits,
+        classes=examples.classes,
         stream=stream,
         layer=str(recipe.get("backbone", {}).get("layer", "")),
+        fitted=frozenset().union(*(_fitted_on(cache.path, r) for r in recipes.values())),
         seed=settings.seed,
         device=device,
         autocast=devices.autocast(device, precision),
@@ -80,34 +95,46 @@ def prepare(settings: Settings, tau: float | None, say: Say, before: dict[str, A
     facts = {
         "device": str(device),
         "precision": precision,
-        "stream": name,
-        "recipe": digest(recipe),
-        "samples": _fingerprint(clips),
+        "stream": ",".join(names),
+        "recipe": digest(recipe) if len(names) == 1 else digest(recipes),
+        "samples": _fingerprint(examples),
         "budget": budget,
     }
-    return Prepared(data, clips, name, recipe, facts)
+    return Prepared(data, examples, recipes, facts)
 
 
-def choose_stream(cache: Cache, wanted: str | None) -> str:
-    """The stream of maps to train on: the one named, or the only one."""
-    usable = [s for s in cache.streams if cache.recipe(s)["layout"] == "fixed" and len(cache.shape(s)) == MAP]
+def choose_streams(cache: Cache, wanted: str | None, kind: str) -> list[str]:
+    """The streams to train on: those named (joined by commas), or the only one that will do."""
+    dimensions, what, example = DIMENSIONS[kind]
+    usable = [s for s in cache.streams if cache.recipe(s)["layout"] == "fixed" and len(cache.shape(s)) == dimensions]
     if wanted is not None:
-        if wanted in cache.streams and wanted not in usable:
-            raise OptionError(
-                f"stream={wanted}: it holds no maps to train on; choose from {', '.join(usable) or 'none'}."
-            )
-        cache.recipe(wanted)  # refuses an unknown one, with the nearest name
-        return wanted
+        names = [name.strip() for name in wanted.split(",")]
+        for name in names:
+            if name in cache.streams and name not in usable:
+                raise OptionError(f"stream={name}: it does not hold {what}; choose from {', '.join(usable) or 'none'}.")
+            cache.recipe(name)  # refuses an unknown one, with the nearest name
+        if len(names) > 1 and kind == "pairs":
+            raise OptionError(f"stream={wanted}: maps of several streams cannot be joined; name one.")
+        return names
     if not usable:
         raise OptionError(
-            f"{cache.path} holds no feature maps (it has {', '.join(cache.streams) or 'nothing'}): "
-            "run `kdcache extract` with a stream such as i3d-rgb/mixed4a."
+            f"{cache.path} does not hold {what} (it has {', '.join(cache.streams) or 'nothing'}): "
+            f"run `kdcache extract` with a stream such as {example}."
         )
     if len(usable) > 1:
         raise OptionError(
             f"{cache.path} holds several feature streams: choose with stream={' or stream='.join(usable)}."
         )
-    return usable[0]
+    return usable
+
+
+def _fitted_on(cache: Path, recipe: Recipe) -> list[str]:
+    """Clips whose labels the stream's backbone has seen, by what extraction kept of the facts of its weights."""
+    sha256 = recipe.get("backbone", {}).get("weights", {}).get("sha256")
+    path = cache / "fitted" / f"{sha256}.json"
+    if not path.exists():
+        return []
+    return [str(clip) for clip in json.loads(path.read_text())["fitted_on"]]
 
 
 def backbone_state(recipe: Recipe, weights: str | None) -> dict[str, Tensor]:
@@ -133,7 +160,7 @@ def backbone_state(recipe: Recipe, weights: str | None) -> dict[str, Tensor]:
 
 
 def _fingerprint(clips: Clips) -> str:
-    """Digest of which pairs, clips and labels there are in each split."""
+    """Digest of which examples, clips and labels there are in each split."""
     content = {
         split: [s.names, *(v.tolist() for v in (*s.rows.values(), *s.labels.values()))]
         for split, s in clips.splits.items()

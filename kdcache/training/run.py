@@ -18,8 +18,8 @@ from kdcache.methods import method as method_module
 from kdcache.methods.contract import HELD_OUT, UNLABELLED, Items, Predictor, Samples
 from kdcache.training import checkpoint
 from kdcache.training.config import build, read_config, to_table
-from kdcache.training.pairs import held_out
 from kdcache.training.prepare import Prepared, prepare
+from kdcache.training.splits import held_out
 
 CONFIG, METRICS, PREDICTIONS = "config.toml", "metrics.json", "predictions.csv"
 BATCH = 64  # clips scored at once when predicting
@@ -84,10 +84,12 @@ class Run:
     @cached_property
     def prepared(self) -> Prepared:
         """The cache that the run was trained on; its arrays stay in the shards."""
-        return prepare(self.settings, self.options.tau, lambda _: None, {"budget": 0})
+        return prepare(self.settings, self.options, lambda _: None, {"budget": 0})
 
     def predict(self, clips: str | Sequence[str] | None = None, which: str = "last") -> pd.DataFrame:
         """Class probabilities, one row a clip (index ``clip_id``), one column a class (the manifest's labels).
+
+        Early recognition gives a row for each clip and degree of progress (index ``clip_id``, ``observed`` in %).
 
         Args:
             clips: clip ids of the cache, or a split ("validation", "test", "train"; None: the one the run was judged
@@ -105,26 +107,36 @@ class Run:
             row_of = {clip: row for row, clip in enumerate(clip_ids)}
             missing = [clip for clip in clips if clip not in row_of]
             if missing:
-                raise OptionError(f"Clip {missing[0]!r} is not among the run's pairs in {self.settings.shards}.")
+                raise OptionError(f"Clip {missing[0]!r} is not among the run's clips in {self.settings.shards}.")
             rows = torch.tensor([row_of[clip] for clip in clips], dtype=torch.int64)
+        probs = self._probabilities(rows, which)
         index = pd.Index([clip_ids[row] for row in rows.tolist()], name="clip_id")
-        return pd.DataFrame(self._probabilities(rows, which), index=index, columns=data.classes[self.target])
+        if probs.ndim == 3:
+            index = pd.MultiIndex.from_product([index, percent(probs.shape[1])], names=["clip_id", "observed"])
+        return pd.DataFrame(probs.reshape(-1, probs.shape[-1]), index=index, columns=data.classes[self.target])
 
     def predictions(self, which: str = "last") -> pd.DataFrame:
-        """Class probabilities of all held-out pairs: ``pair``, ``clip_id``, ``split``, the label, a column a class."""
+        """Class probabilities of all held-out examples.
+
+        Columns: ``pair`` (where clips come in pairs), ``clip_id``, ``observed`` (where there are degrees of progress),
+        ``split``, the label, and one for each class.
+        """
         data, side = self.prepared.data, self._predictor(which).side
         parts = []
         for split in (s for s in HELD_OUT if s in data.splits):
             samples = data.splits[split]
             seen = samples.rows[side] >= 0
-            frame = self.predict(split, which).reset_index()
+            frame = self.predict(split, which)
+            known, repeats = frame.index.nlevels, len(frame) // max(1, int(seen.sum()))
+            frame = frame.reset_index()
             names = [name for name, there in zip(samples.names, seen.tolist(), strict=True) if there]
             labels = [
                 data.classes[self.target][i] if i >= 0 else pd.NA for i in samples.labels[self.target][seen].tolist()
             ]
-            frame.insert(0, "pair", names)
-            frame.insert(2, "split", split)
-            frame.insert(3, self.target, pd.Series(labels, dtype="Int64"))
+            frame.insert(known, "split", split)
+            frame.insert(known + 1, self.target, pd.Series(labels, dtype="Int64").repeat(repeats).to_numpy())
+            if side != "clip":
+                frame.insert(0, "pair", names)
             parts.append(frame)
         return pd.concat(parts, ignore_index=True)
 
@@ -174,13 +186,21 @@ class Run:
         return probabilities(predictor.module, self.prepared.data, Items({"x": (predictor.stream, rows)}), BATCH)
 
     def _usable(self, samples: Samples) -> Tensor:
-        """Which samples have a label and the clip that the network sees."""
+        """Which examples have a label and the clip that the network sees."""
         return (samples.rows[self._predictor("last").side] >= 0) & (samples.labels[self.target] != UNLABELLED)
 
     def _measure(self, samples: Samples, which: str, many_shot: int | None) -> dict[str, dict[str, float]]:
         usable = self._usable(samples)
         if not usable.any():
-            raise OptionError("No pair of this split has a label to evaluate against: choose another split.")
+            raise OptionError("No example of this split has a label to evaluate against: choose another split.")
         seen = samples.rows[self._predictor(which).side]
         labels = {target: y[usable] for target, y in samples.labels.items()}
-        return measure_all(self._probabilities(seen[usable], which), labels, self.prepared.data, self.target, many_shot)
+        probs = self._probabilities(seen[usable], which)
+        if probs.ndim == 3:
+            return {self.target: dict(self._predictor(which).measure(probs, labels[self.target].numpy()))}
+        return measure_all(probs, labels, self.prepared.data, self.target, many_shot)
+
+
+def percent(levels: int) -> list[int]:
+    """How much of a clip has been observed at each of N degrees of progress, in per cent."""
+    return [round(100 * n / levels) for n in range(1, levels + 1)]
