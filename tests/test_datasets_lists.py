@@ -189,6 +189,45 @@ def test_msraction3d_used_files_and_split(shared):
     assert len(manifest_for("msraction3d", shared / "data" / "skeletons", files="all")) == 567
 
 
+def test_msraction3d_validation_subjects(shared):
+    rows = manifest_for("msraction3d", shared / "data", validation="s09")
+    assert counts(rows) == {"train": 227, "validation": 57, "test": 273}
+    assert set(rows.loc[rows["split"] == "validation", "subject"]) == {"s09"}
+    two = manifest_for("msraction3d", shared / "data", validation="7,9")
+    assert set(two.loc[two["split"] == "validation", "subject"]) == {"s07", "s09"}
+    for wrong in ("2", "nine", "1,3,5,7,9"):
+        with pytest.raises(OptionError, match=f"validation is {wrong}: name some, not all, of the training subjects"):
+            manifest_for("msraction3d", shared / "data", validation=wrong)
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_jhmdb_joints_spans_are_the_clips(shared, split):
+    rows = manifest_for("jhmdb-joints", shared / "data", split=split)
+    assert counts(rows) == {"train": 433, "test": 176}
+    assert rows["source"].unique().tolist() == [f"skeletons/jhmdb/jhmdb_joints_split{split}.npz"]
+    assert rows["clip_id"].tolist()[432:434] == [f"split{split}_train_432", f"split{split}_test_000"]
+    with np.load(shared / "data" / rows["source"][0]) as file:
+        lengths = np.concatenate([file["train_length"], file["test_length"]])
+        names = np.concatenate([file["train_label"], file["test_label"]])
+    np.testing.assert_array_equal(np.rint((rows["stop_s"] - rows["start_s"]) * 30), lengths)
+    np.testing.assert_array_equal(np.rint(rows["stop_s"] * 30), np.cumsum(lengths))
+    assert rows["class"].tolist() == names.tolist()
+    assert rows["label"].tolist() == [sorted(set(names)).index(name) for name in names]
+
+
+def test_jhmdb_joints_validation_share(shared):
+    rows = manifest_for("jhmdb-joints", shared / "data", validation=0.2)
+    before = manifest_for("jhmdb-joints", shared / "data")
+    drawn = rows["split"] == "validation"
+    assert set(before.loc[drawn, "split"]) == {"train"}
+    share = drawn.groupby(rows["label"]).sum() / (before["split"] == "train").groupby(rows["label"]).sum()
+    assert share.between(0.17, 0.23).all()
+    assert manifest_for("jhmdb-joints", shared / "data", validation=0.2)["split"].equals(rows["split"])
+    assert not manifest_for("jhmdb-joints", shared / "data", validation=0.2, seed=1)["split"].equals(rows["split"])
+    with pytest.raises(OptionError, match="validation is 1"):
+        manifest_for("jhmdb-joints", shared / "data", validation=1)
+
+
 def test_egtea_splits_and_classes_from_zero(tmp_path):
     clip = "P07-R01-PastaSalad-91700-93600-F002751-F002808"
     other = "OP03-R02-TurkeySandwich-1-2-F000001-F000002"
@@ -334,6 +373,18 @@ def test_manifests_survive_the_file_and_status_sums_them_up(lists, tmp_path):
 
 def test_annotations_elsewhere_and_nowhere(lists, tmp_path):
     assert len(manifest_for("ucf101", tmp_path, annotations=lists / "ucf101")) == 13320
-    for name in ("ucf101", "hmdb51", "jhmdb", "thumos14", "ntu", "egtea", "sysu", "kinetics", "gtea", "msraction3d"):
+    for name in (
+        "ucf101",
+        "hmdb51",
+        "jhmdb",
+        "thumos14",
+        "ntu",
+        "egtea",
+        "sysu",
+        "kinetics",
+        "gtea",
+        "msraction3d",
+        "jhmdb-joints",
+    ):
         with pytest.raises(OptionError, match=f"^{name}: no "):
             manifest_for(name, tmp_path)

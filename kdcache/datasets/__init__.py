@@ -25,6 +25,7 @@ _MODULES = {
     "epic100": "epic100",
     "rulstm": "rulstm",
     "jhmdb": "jhmdb",
+    "jhmdb-joints": "jhmdb_joints",
     "thumos14": "thumos14",
     "ucf101": "ucf101",
     "hmdb51": "hmdb51",

@@ -21,13 +21,17 @@ SUFFIX = "_skeleton3D.txt"
 TRAINING_SUBJECTS = frozenset((1, 3, 5, 7, 9))
 
 
-def manifest(root: Path, *, files: Literal["used", "all"] = "used") -> tuple[pd.DataFrame, Report]:
+def manifest(
+    root: Path, *, files: Literal["used", "all"] = "used", validation: tuple[str, ...] = ()
+) -> tuple[pd.DataFrame, Report]:
     """One row a sequence, ``aAA_sSS_eEE``; subjects 1, 3, 5, 7, 9 train.
 
     Args:
         root: the data root; see ``LAYOUT``.
         files: the usual 557, or all; the others are noisy (one holds only zeros).
+        validation: subjects out of the training five that validate instead, such as 9 or 7,9.
     """
+    held_out = _subjects(validation)
     folders = Folders(root)
     everything = {f: {n for n, _ in folders.entries(f).values() if n.endswith(SUFFIX)} for f in FOLDERS}
     folder = next((f for f in FOLDERS if everything[f]), None)
@@ -48,10 +52,22 @@ def manifest(root: Path, *, files: Literal["used", "all"] = "used") -> tuple[pd.
         raise ManifestError(str(root / folder), [f"{name!r} is not a name like a01_s01_e01" for name in bad])
     clips["label"] = (parts["action"].astype(int) - 1).astype("Int64")
     clips["subject"] = "s" + parts["subject"]
-    clips["split"] = parts["subject"].astype(int).isin(TRAINING_SUBJECTS).map({True: "train", False: "test"})
+    number = parts["subject"].astype(int)
+    clips["split"] = number.isin(TRAINING_SUBJECTS).map({True: "train", False: "test"})
+    clips.loc[number.isin(held_out), "split"] = "validation"
     template = f"{folder}/{{n}}{SUFFIX}" if folder else f"{{n}}{SUFFIX}"
     unused = {name + SUFFIX.removesuffix(".txt") for name in on_disk - names} | {Path(name).stem for name in LISTS}
     located = locate(root, {"skeleton": [template]}, {n: {"n": n} for n in clips["name"]}, others=unused)
     return whole_clips(clips, located), located.report.dropping(
         {"they are not among the files used": sorted(on_disk - names)}
     )
+
+
+def _subjects(names: tuple[str, ...]) -> set[int]:
+    """Subjects to hold out, written 9, 09 or s09."""
+    numbers = {int(name) if (name := n.removeprefix("s")).isdecimal() else 0 for n in names}
+    if not numbers < TRAINING_SUBJECTS:
+        raise OptionError(
+            f"validation is {','.join(names)}: name some, not all, of the training subjects 1, 3, 5, 7, 9."
+        )
+    return numbers
