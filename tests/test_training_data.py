@@ -59,7 +59,7 @@ def test_without_splits_a_fifth_is_held_out_by_source_and_always_the_same():
     assert not train & held
     labelled = (clips.splits["validation"].labels["label"] != UNLABELLED).sum()
     assert 0.2 * 80 <= labelled < 0.4 * 80
-    assert notes[0].startswith(f"validation: the manifest holds nothing out, so {labelled} of 80 labelled pairs")
+    assert notes[0].startswith(f"validation: the manifest names none, so {labelled} of 80 labelled ones")
 
 
 def test_groups_and_subjects_are_held_out_before_sources():

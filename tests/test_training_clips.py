@@ -1,0 +1,184 @@
+"""Examples of one clip each: splits, hold-out, joined streams, what runs share, early stopping."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import clips_cache
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from kdcache.errors import OptionError
+from kdcache.methods.contract import Data, Items, Stage
+from kdcache.store import Cache
+from kdcache.training.clips import clips
+from kdcache.training.feed import cached_stream
+from kdcache.training.log import Log
+from kdcache.training.loop import Interrupts, fit
+from kdcache.training.prepare import choose_streams
+
+CPU = torch.device("cpu")
+
+
+def joined(table, share=0.2, usable=None):
+    notes: list[str] = []
+    usable = np.ones(len(table), bool) if usable is None else usable
+    return clips(table, usable, share, notes.append), notes
+
+
+def test_clips_keep_the_manifests_splits_and_are_sorted_by_id():
+    made, notes = joined(clips_cache.rows(6, 3, validation=3).sample(frac=1, random_state=0))
+    assert {split: len(samples) for split, samples in made.splits.items()} == {"train": 6, "validation": 3, "test": 3}
+    assert made.splits["train"].names == [f"train-0-{i:03d}" for i in range(6)]
+    assert [made.clip_ids[r] for r in made.splits["test"].rows["clip"]] == made.splits["test"].names
+    assert made.classes == {"label": [0, 10, 20]}
+    assert made.splits["train"].labels["label"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert notes == []
+
+
+def test_where_nobody_is_held_out_subjects_of_the_training_clips_are_never_of_the_test_clips():
+    table = clips_cache.rows(40, 12, unlabelled=8)
+    made, notes = joined(table)
+    again, _ = joined(table.sample(frac=1, random_state=3))
+    assert made.splits["validation"].names == again.splits["validation"].names
+    subject = table.set_index("clip_id")["subject"]
+    held = set(subject[made.splits["validation"].names])
+    assert not held & set(subject[made.splits["train"].names])
+    assert len(made.splits["test"]) == 12
+    assert notes[0].startswith("validation: the manifest names none, so 10 of 40 labelled ones are held out (subject")
+    whole, _ = joined(table, share=0)
+    assert set(whole.splits) == {"train", "test"}
+
+
+def test_hold_out_needs_something_to_hold_out_from():
+    with pytest.raises(OptionError, match="validation=0 leaves nothing to test on"):
+        joined(clips_cache.rows(6, 0), share=0)
+    assert len(joined(clips_cache.rows(12, 0))[0].splits["validation"]) > 0
+
+
+def test_clips_that_are_not_there_are_counted_and_change_no_split():
+    table = clips_cache.rows(40, 12)
+    before = set(joined(table)[0].splits["validation"].names)
+    usable = ~table["clip_id"].isin(["train-0-000", "test-2-001"]).to_numpy()
+    made, notes = joined(table, usable=usable)
+    assert set(made.splits["validation"].names) == before - {"train-0-000"}
+    assert notes[-1] == "left out: 2 of 52 clips are not there (test-2-001, train-0-000)"
+
+
+def test_two_streams_join_side_by_side(tmp_path):
+    table = clips_cache.rows(4, 2)
+    first, second = clips_cache.arrays(table, views=2, width=3), clips_cache.arrays(table, views=2, width=4, seed=1)
+    folder = clips_cache.write(tmp_path, table, {"tsm/clip": first, "vacnn/pool": second})
+    cache, ids = Cache(folder), list(table["clip_id"])
+    names = choose_streams(cache, "tsm/clip, vacnn/pool", "clips")
+    stream = cached_stream(cache, names, ids, CPU, 1e9)
+    assert (stream.shape, stream.views, stream.held) == ((5, 7), 2, True)
+    got = stream.place(stream.fetch(torch.tensor([3, 0]), torch.tensor([1, 0]))).numpy()
+    want = [np.concatenate([first[i][v], second[i][v]], axis=-1) for i, v in ((3, 1), (0, 0))]
+    assert np.array_equal(got, np.stack(want).astype(np.float32))
+    with pytest.raises(OptionError, match="choose with stream=tsm/clip or stream=vacnn/pool"):
+        choose_streams(cache, None, "clips")
+    with pytest.raises(OptionError, match="does not hold feature maps"):
+        choose_streams(cache, None, "pairs")
+
+
+def test_streams_of_other_lengths_cannot_be_joined(tmp_path):
+    table = clips_cache.rows(4, 2)
+    vectors = {"tsm/clip": clips_cache.arrays(table, levels=4), "vacnn/pool": clips_cache.arrays(table, levels=5)}
+    folder = clips_cache.write(tmp_path, table, vectors)
+    with pytest.raises(OptionError, match="same levels"):
+        cached_stream(Cache(folder), ["tsm/clip", "vacnn/pool"], list(table["clip_id"]), CPU, 1e9)
+
+
+class Memory:
+    """A stream in memory."""
+
+    shape, views, held, room = (2,), 1, True, 0
+
+    def __init__(self, data):
+        self.data = data
+
+    def fetch(self, rows, views):
+        return self.data[rows]
+
+    def place(self, fetched):
+        return fetched
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.layer(x), x
+
+
+def stage_that_measures(values, **settings):
+    """A stage whose held-out metric is what a list says."""
+    values = iter(values)
+    module = Linear()
+    stream = Memory(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
+    items = Items({"x": (stream, torch.arange(8))}, {"y": torch.zeros(8, dtype=torch.int64)})
+    optimizer = SGD(module.parameters(), 1.0)
+    return Stage(
+        name="s",
+        module=module,
+        train=items,
+        losses=lambda batch: {"L": module(batch["x"])[0].square().mean()},
+        optimizer=optimizer,
+        scheduler=ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=0),
+        epochs=9,
+        batch_size=4,
+        tests={"validation": items},
+        measure=lambda scores, y: {"auc": next(values)},
+        select="auc",
+        **settings,
+    )
+
+
+def data():
+    from contextlib import nullcontext
+
+    from kdcache.training.feed import feed, in_order
+
+    return Data(
+        splits={},
+        classes={},
+        stream=Memory(torch.zeros(1, 2)),
+        layer="",
+        seed=0,
+        device=CPU,
+        autocast=nullcontext,
+        batches=lambda items, size, view: feed(items, in_order(items, size, view), CPU),
+        backbone=dict,
+        say=lambda text: None,
+    )
+
+
+def train(tmp_path, stage):
+    return fit(stage, data(), tmp_path / "s", Log(tmp_path, bars=False), Interrupts(), 0.0, False)
+
+
+def test_training_stops_when_nothing_gets_better_and_the_rate_follows_the_plateau(tmp_path):
+    summary = train(tmp_path, stage_that_measures([1, 5, 4, 5, 3, 9, 9], patience=3))
+    assert (summary["epochs"], summary["best_epoch"], summary["best"], summary["select"]) == (5, 2, 5, "auc")
+    assert [row["lr"] for row in summary["rows"]] == [1.0, 1.0, 1.0, 0.5, 0.25]
+
+
+def test_without_patience_all_epochs_are_trained(tmp_path):
+    summary = train(tmp_path, stage_that_measures(range(9, 0, -1)))
+    assert (summary["epochs"], summary["best_epoch"]) == (9, 1)
+
+
+def test_a_module_that_needs_no_training_is_saved_as_it_is(tmp_path):
+    stage = replace(stage_that_measures([]), epochs=0, optimizer=None, scheduler=None)
+    summary = train(tmp_path, stage)
+    assert (summary["epochs"], summary["rows"]) == (0, [])
+    assert json.loads((tmp_path / "s" / "summary.json").read_text())["best"] is None
+    assert (tmp_path / "s" / "last.safetensors").exists()
