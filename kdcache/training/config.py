@@ -71,12 +71,16 @@ def parse_set(method: str, sets: Sequence[str]) -> dict[str, Any]:
     absence ``none``.
     """
     options = get_type_hints(method_module(method).Options)
-    hints = {name: get_type_hints(Settings)[name] for name in SETTABLE} | options
+    return parse_texts({name: get_type_hints(Settings)[name] for name in SETTABLE} | options, sets)
+
+
+def parse_texts(hints: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` texts as values of the annotated types; ``OptionError`` for an unknown name or a wrong value."""
     parsed: dict[str, Any] = {}
     for text in sets:
         name, equals, value = text.partition("=")
         if not equals:
-            raise OptionError(f"--set {text}: write name=value, for example --set {next(iter(options))}=….")
+            raise OptionError(f"--set {text}: write name=value, for example --set {list(hints)[-1]}=….")
         if name not in hints:
             raise unknown("option", name, list(hints))
         parsed[name] = _parsed(name, value, hints[name])

@@ -97,7 +97,7 @@ def prepare(settings: Settings, options: Any, say: Say, before: dict[str, Any] |
         "precision": precision,
         "stream": ",".join(names),
         "recipe": digest(recipe) if len(names) == 1 else digest(recipes),
-        "samples": _fingerprint(examples),
+        "samples": fingerprint(examples),
         "budget": budget,
     }
     return Prepared(data, examples, recipes, facts)
@@ -159,7 +159,7 @@ def backbone_state(recipe: Recipe, weights: str | None) -> dict[str, Tensor]:
     return dict(backbones.build(name, file).state_dict())
 
 
-def _fingerprint(clips: Clips) -> str:
+def fingerprint(clips: Clips) -> str:
     """Digest of which examples, clips and labels there are in each split."""
     content = {
         split: [s.names, *(v.tolist() for v in (*s.rows.values(), *s.labels.values()))]
