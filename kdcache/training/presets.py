@@ -21,6 +21,8 @@ class Row:
     """Of the method, on top of the table's preset; ``train(method, ..., **row.options)`` runs it."""
     paper: dict[str, float]
     """Column → the paper's number, per cent."""
+    quoted: bool = False
+    """A method that is not there to be run: the file gives the row no ``options``, the paper only quotes it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def tables(method: str) -> dict[str, Table]:
     found = {}
     for name, table in content["tables"].items():
         base = dict(content["presets"][table["preset"]])
-        rows = [Row(r["name"], base | r.get("options", {}), r["paper"]) for r in table["rows"]]
+        rows = [Row(r["name"], base | r.get("options", {}), r["paper"], "options" not in r) for r in table["rows"]]
         for row in rows:
             build(kind, row.options)
         found[name] = Table(name, table["caption"], rows)
