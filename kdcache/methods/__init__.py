@@ -11,7 +11,7 @@ from types import ModuleType
 
 from kdcache.errors import unknown
 
-METHODS = {"anticipation": "kdcache.methods.anticipation"}
+METHODS = {"anticipation": "kdcache.methods.anticipation", "early": "kdcache.methods.early"}
 """Name of each method and the module that holds it (imported only when asked for: it needs torch)."""
 
 

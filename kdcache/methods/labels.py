@@ -1,11 +1,14 @@
-"""Which samples keep their labels when only a part of a training set is labelled."""
+"""Which samples keep their labels when only a part of a training set is labelled, and that no other label is used."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from kdcache.methods.contract import UNLABELLED
+from kdcache.errors import OptionError
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, Data
 
 
 def keep_fraction(y: Tensor, fraction: float, seed: int) -> Tensor:
@@ -23,3 +26,26 @@ def keep_fraction(y: Tensor, fraction: float, seed: int) -> Tensor:
         chosen = members[: max(1, round(fraction * len(members)))]
         kept[chosen] = c
     return kept
+
+
+def check_leak(data: Data, unlabelled: Iterable[str], fraction: float, allow: bool) -> None:
+    """Refuse features whose backbone was fitted with labels that the method must not know.
+
+    These are labels of test clips and of clips that the method treats as ``unlabelled``; where only a ``fraction`` of
+    the labels is kept, those of validation clips too (else this is only said: it flatters the choice of the epoch).
+
+    Raises:
+        OptionError: there are such clips, unless ``allow``; then it is said.
+    """
+    clips = {"unlabelled": set(unlabelled)} | {s: set(data.splits[s].names) for s in HELD_OUT if s in data.splits}
+    seen = {kind: len(data.fitted & names) for kind, names in clips.items() if data.fitted & names}
+    if not seen:
+        return
+    shown = ", ".join(f"{count} {kind}" for kind, count in seen.items())
+    if not allow and (fraction < 1 or set(seen) - {"validation"}):
+        how = f" --set label_fraction={fraction:g}" if fraction < 1 else ""
+        raise OptionError(
+            f"The backbone of these features was fitted with labels of {shown} clips: fit it on the labelled training "
+            f"clips alone (kdcache fit …{how}) and extract anew, or set allow_leak=true."
+        )
+    data.say(f"careful: the backbone of these features was fitted with labels of {shown} clips")

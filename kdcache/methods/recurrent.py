@@ -1,0 +1,55 @@
+"""One-layer recurrent networks over degrees of progress: the student looks back, the teacher also ahead (§2.1)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Cell = Literal["gru", "lstm"]
+State = Tensor | tuple[Tensor, Tensor]
+"""What a network remembers of the levels so far: h ``[1, B, D]`` of a GRU, (h, c) of an LSTM."""
+
+
+class Recurrent(nn.Module):
+    """A classifier of each prefix x_1 … x_n: one recurrent layer and a linear classifier of its latent at every n.
+
+    With ``ahead`` the layer is bidirectional, so that the latent at n also knows x_{n+1} … x_N. The number of levels
+    may differ from call to call. ``dropout`` is applied to the input and to the latent before the classifier.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        num_classes: int,
+        hidden: int,
+        cell: Cell = "gru",
+        dropout: float = 0.0,
+        ahead: bool = False,
+    ) -> None:
+        super().__init__()
+        layer = nn.GRU if cell == "gru" else nn.LSTM
+        self.layer = layer(features, hidden, batch_first=True, bidirectional=ahead)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(hidden * (2 if ahead else 1), num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, N, d]`` → logits ``[B, N, num_classes]``, latents ``[B, N, D]``; ``ahead`` doubles D."""
+        latents, _ = self.layer(self.dropout(x))
+        return self.classify(self.dropout(latents)), latents
+
+    @torch.no_grad()
+    def step(self, x_n: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """The next level of B streams: x_n ``[B, d]`` and the state that the last call left (None: the beginning).
+
+        Returns:
+            logits ``[B, num_classes]``, those that ``forward`` has at this level, and the new state.
+
+        Raises:
+            ValueError: a network that looks ahead.
+        """
+        if self.layer.bidirectional:
+            raise ValueError("a network that looks ahead cannot go step by step")
+        latent, state = self.layer(self.dropout(x_n[:, None]), state)
+        return self.classify(self.dropout(latent))[:, 0], state
