@@ -67,7 +67,7 @@ def _peak_mb(folder: Path, clips_per_class: int) -> float:
     code = (
         "import sys, json, resource, kdcache\n"
         f"kdcache.extract({str(folder / 'clips.csv')!r}, {str(folder)!r}, {str(folder / f'out{clips_per_class}')!r},"
-        f" [{STREAM!r}], {WEIGHTS!r}, size=112, progress=False)\n"
+        f" [{STREAM!r}], {WEIGHTS!r}, size=112, bar=False)\n"
         "print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

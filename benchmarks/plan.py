@@ -60,7 +60,7 @@ def measure() -> dict[str, Any]:
         taken = []
         for _ in range(3):
             begin = time.perf_counter()
-            report = extract(Path(folder) / "clips.csv", root, out, STREAMS, WEIGHTS, progress=False)
+            report = extract(Path(folder) / "clips.csv", root, out, STREAMS, WEIGHTS, bar=False)
             taken.append(time.perf_counter() - begin)
             assert report.cached == CLIPS, report
     return {"clips": CLIPS, "streams": len(STREAMS), "seconds": sorted(taken)[1], "target": 3.0}

@@ -86,6 +86,13 @@ def sample(times: NDArray[np.float64], start_s: float, stop_s: float, rule: Samp
         ClipError: as ``clip_range``.
     """
     low, high = clip_range(times, start_s, stop_s)
+    return within(times, low, high, start_s, stop_s, rule)
+
+
+def within(
+    times: NDArray[np.float64], low: int, high: int, start_s: float, stop_s: float, rule: Sampling
+) -> NDArray[np.int32]:
+    """``sample`` where the frames ``low`` to before ``high`` of the span are known: int32 [T], none outside them."""
     n = high - low
     if rule.fps is None:
         if rule.frames is None:

@@ -24,7 +24,7 @@ from kdcache.store import load_index
 from kdcache.views import Views, cut, resize_short_side
 
 STREAM = "i3d-rgb/mixed4a"
-SMALL = {"size": 32, "frames": 8, "weights": {"i3d-rgb": "random:0", "i3d-flow": "random:0"}, "progress": False}
+SMALL = {"size": 32, "frames": 8, "weights": {"i3d-rgb": "random:0", "i3d-flow": "random:0"}, "bar": False}
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from kdcache.store.shard import Committed
 
 FEATURE = "i3d-rgb/mixed4a"
 STREAMS = ["rgb", FEATURE]
-SMALL = {"size": 32, "frames": 8, "short_side": 32, "weights": {"i3d-rgb": "random:0"}, "progress": False}
+SMALL = {"size": 32, "frames": 8, "short_side": 32, "weights": {"i3d-rgb": "random:0"}, "bar": False}
 OPTIONS = ["--stream", "rgb", "--stream", FEATURE, "--size", "32", "--frames", "8", "--short-side", "32"]
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")

@@ -18,7 +18,7 @@ from kdcache.sheet import COLUMNS, GAP, LEFT, THUMB, sheet
 
 CLIP = "push-left-00-action"
 FEATURE = "i3d-rgb/mixed4a"
-SMALL = {"size": 32, "frames": 8, "short_side": 96, "weights": {"i3d-rgb": "random:0"}, "progress": False}
+SMALL = {"size": 32, "frames": 8, "short_side": 96, "weights": {"i3d-rgb": "random:0"}, "bar": False}
 TITLE, STRIP, CURVES = 64, round(96 / 128 * THUMB) + 24, 160
 ENERGY = THUMB + 24  # features of a square crop
 

@@ -67,6 +67,7 @@ REGISTRY = {
     "resnext101": _Entry("resnext3d", InputSpec("rgb", **_MARS)),
     "resnext101-flow": _Entry("resnext3d", InputSpec("flow", **_MARS)),
 }
+ALIASES = {"tsm": "tsm-resnet50"}
 
 
 def names() -> list[str]:
@@ -74,10 +75,15 @@ def names() -> list[str]:
     return list(REGISTRY)
 
 
+def canonical(name: str) -> str:
+    """The name behind an alias (``tsm``), as recipes have it; any other name is returned as it is."""
+    return ALIASES.get(name, name)
+
+
 def _entry(name: str) -> _Entry:
-    if name not in REGISTRY:
-        raise unknown("backbone", name, names())
-    return REGISTRY[name]
+    if canonical(name) not in REGISTRY:
+        raise unknown("backbone", name, [*names(), *ALIASES])
+    return REGISTRY[canonical(name)]
 
 
 def input_spec(name: str) -> InputSpec:
@@ -103,14 +109,14 @@ def weights_id(name: str, weights: Weights = None) -> dict[str, Any]:
     from kdcache.backbones.weights import resolve
 
     _entry(name)
-    return resolve(name, weights).identity()
+    return resolve(canonical(name), weights).identity()
 
 
 def build(name: str, weights: Weights = None, num_classes: int | None = None) -> Backbone:
     """Backbone ``name`` with its weights, in evaluation mode, on the CPU in float32.
 
     Args:
-        name: one of ``names()``.
+        name: one of ``names()`` or of ``ALIASES``.
         weights: a checkpoint file as published, ``"random:SEED"``, or None for the published one found by
             ``kdcache.backbones.weights.find``.
         num_classes: width of the classifier; default: the checkpoint's, or the published network's for random weights.
@@ -124,7 +130,7 @@ def build(name: str, weights: Weights = None, num_classes: int | None = None) ->
 
     entry = _entry(name)
     make = importlib.import_module(f"kdcache.backbones.{entry.module}").make
-    return load(name, lambda classes: make(entry.input, classes, **entry.options), weights, num_classes)
+    return load(canonical(name), lambda classes: make(entry.input, classes, **entry.options), weights, num_classes)
 
 
 def frozen(net: Backbone, layer: str, precision: str = "fp32", device: str = "cpu") -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,8 @@ empty because F < N, the last observed frame stands in; before any is observed, 
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,29 @@ from numpy.typing import NDArray
 from kdcache.errors import OptionError, unknown
 
 Mode = Literal["segment", "prefix"]
+MODES: tuple[Mode, ...] = ("segment", "prefix")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``levels`` degrees of progress; ``mode`` says what of a clip each shows, see ``progress_spans``."""
+
+    levels: int = 10
+    mode: Mode = "segment"
+
+    def __post_init__(self) -> None:
+        if self.levels < 1:
+            raise OptionError(f"levels is {self.levels}: a clip is cut into at least 1 part.")
+        if self.mode not in MODES:
+            raise unknown("progress", self.mode, MODES)
+
+    def spans(self, frames: int) -> NDArray[np.int32]:
+        """``progress_spans`` of a clip of so many frames, int32 [levels, 2]."""
+        return progress_spans(frames, self.levels, self.mode)
+
+    def to_recipe(self) -> dict[str, Any]:
+        """As it stands in a recipe."""
+        return asdict(self)
 
 
 def progress_spans(frames: int, levels: int = 10, mode: Mode = "segment") -> NDArray[np.int32]:
@@ -23,8 +47,8 @@ def progress_spans(frames: int, levels: int = 10, mode: Mode = "segment") -> NDA
     ⌊nF/N⌋ except that the very first frame is always seen. Raises ``OptionError`` for no frames, no levels or an
     unknown mode.
     """
-    if mode not in ("segment", "prefix"):
-        raise unknown("mode", mode, ("segment", "prefix"))
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
     if frames < 1 or levels < 1:
         raise OptionError(f"{frames} frame(s) in {levels} level(s): give at least one of each.")
     ends = np.arange(levels + 1) * frames // levels

@@ -17,6 +17,7 @@ What that code does with people and joints that are missing, and so does this:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdcache.backbones.progress import Mode, progress_spans
+from kdcache.backbones.progress import Mode, Progress, progress_spans
 from kdcache.errors import OptionError, unknown
 from kdcache.sources.skeleton import Joints, Skeleton
 
@@ -33,6 +34,50 @@ RESIZES: tuple[Resize, ...] = ("scipy_bytescale", "float_bilinear")
 
 NTU_LIMITS = (-5.28981208801, 5.18858098984)  # smallest and largest coordinate over NTU RGB+D after centring [code]
 SIDE = 224
+TURN = 0.3  # radians: the largest turn of the training augmentation, about each axis [code]
+
+
+@dataclass(frozen=True)
+class Imaging:
+    """How a clip's joints become images: one for each degree of progress, seen straight and from turned views."""
+
+    progress: Progress
+    limits: tuple[float, float] = NTU_LIMITS
+    resize: Resize = "scipy_bytescale"
+    rotations: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise unknown("skeleton", self.resize, RESIZES)
+        if self.rotations < 0:
+            raise OptionError(f"rotations is {self.rotations}: give the number of turned views, or 0.")
+
+    def images(self, skeleton: Skeleton, seed: int) -> NDArray[Any]:
+        """Images of one clip, uint8 or float32 [1 + rotations, levels, 224, 224, 3]; the first view is not turned.
+
+        View v is turned by angles drawn from (``seed``, v), the same at every level: U(-0.3, 0.3) rad about each axis,
+        about z alone for joints in the plane [reconstructed: the paper turns anew in every epoch].
+        """
+        angles = [None, *(turn(seed, v, planar=skeleton.planar) for v in range(1, 1 + self.rotations))]
+        levels, mode = self.progress.levels, self.progress.mode
+        return np.stack([progress_images(skeleton, levels, mode, self.limits, self.resize, a) for a in angles])
+
+    def to_recipe(self) -> dict[str, Any]:
+        """As it stands in a recipe."""
+        return {
+            **self.progress.to_recipe(),
+            "limits": list(self.limits),
+            "resize": self.resize,
+            "rotations": self.rotations,
+        }
+
+
+def turn(seed: int, view: int, *, planar: bool = False) -> NDArray[np.float32]:
+    """The angles of a turned view, float32 [3], radians about x, y and z: a function of ``seed`` and ``view`` alone."""
+    angles = np.random.default_rng([seed, view]).uniform(-TURN, TURN, 3)
+    if planar:
+        angles[:2] = 0
+    return angles.astype(np.float32)
 
 
 def centred(joints: Joints, per_body: int, centre: int) -> Joints:
@@ -139,6 +184,7 @@ def progress_images(
     mode: Mode = "prefix",
     limits: tuple[float, float] = NTU_LIMITS,
     resize: Resize = "scipy_bytescale",
+    angles: NDArray[np.float32] | None = None,
 ) -> NDArray[Any]:
     """One image for each degree of progress; image n knows nothing of what follows part n.
 
@@ -149,6 +195,7 @@ def progress_images(
         levels: N.
         mode: ``prefix``: all frames up to the end of part n; ``segment``: those of part n alone.
         limits, resize: as in ``skeleton_image``.
+        angles: turn the centred joints first, see ``rotated``.
 
     Returns:
         uint8 or float32 [levels, 224, 224, 3].
@@ -157,6 +204,8 @@ def progress_images(
     for start, stop in progress_spans(skeleton.total, levels, mode):
         known = skeleton.observed(int(stop))
         joints = centred(known.joints, known.per_body, known.centre)[known.frames >= start]
+        if angles is not None:
+            joints = rotated(joints, angles)
         images.append(skeleton_image(joints, known.per_body, limits, resize))
     return np.stack(images)
 

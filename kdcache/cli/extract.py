@@ -37,6 +37,19 @@ def _settings(command: Command) -> Command:
         click.option(
             "--decoder", type=click.Choice(["auto", "decord", "pyav"]), help="Video decoder.  [default: auto]"
         ),
+        click.option("--levels", type=int, help="Degrees of progress.  [default: 10 for skeletons, none for videos]"),
+        click.option(
+            "--progress",
+            type=click.Choice(["segment", "prefix"]),
+            help="What a level shows: its part of the clip, or all up to its end.  "
+            "[default: segment for videos, prefix for skeletons]",
+        ),
+        click.option("--rotations", type=int, help="Turned views of skeletons beside the straight one.  [default: 0]"),
+        click.option(
+            "--skeleton",
+            type=click.Choice(["scipy_bytescale", "float_bilinear"]),
+            help="How skeletons become images.  [default: scipy_bytescale]",
+        ),
     ]
     for option in reversed(options):
         command = option(command)

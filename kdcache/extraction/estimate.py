@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 
-from kdcache.extraction.features import Backbones
 from kdcache.extraction.motion import Prepared
 from kdcache.extraction.plan import Plan, Unit
 from kdcache.extraction.worker import Workplace, decoded, prepared
@@ -13,6 +12,8 @@ from kdcache.extraction.worker import Workplace, decoded, prepared
 
 def estimate_seconds(plan: Plan, place: Workplace) -> float:
     """Seconds that one worker would take; nothing is written. Sources that cannot be read cost nothing here."""
+    from kdcache.extraction.features import Backbones
+
     total = 0.0
     nets = Backbones(place.streams, place.weights, place.device, place.batch) if plan.units else None
     for names in {unit.streams for unit in plan.units}:

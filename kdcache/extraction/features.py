@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kdcache import backbones
 from kdcache.errors import ClipError
 from kdcache.extraction.motion import Prepared
-from kdcache.streams import Stream
+from kdcache.streams import Stream, level_shape
 
 log = logging.getLogger("kdcache")
 
@@ -43,18 +43,20 @@ class Backbones:
         }
 
     def features(self, clips: Sequence[Prepared], stream: Stream) -> list[NDArray[Any] | ClipError]:
-        """Features [V, …] of each clip in the stream's dtype, or why a clip has none."""
+        """Features [V, …] (with levels [V, N, …]) of each clip in the stream's dtype, or why a clip has none."""
         segments = np.concatenate([clip.inputs[stream.name] for clip in clips])
         out = self._run(segments, self._compute[stream.name])
+        if stream.progress is not None:  # each level was a segment
+            out = out.reshape(-1, stream.progress.levels, *level_shape(out.shape[1:]))
         views = len(out) // len(clips)
         return [_checked(out[i * views : (i + 1) * views], stream) for i in range(len(clips))]
 
-    def _run(self, segments: NDArray[np.uint8], compute: Compute) -> NDArray[np.float32]:
+    def _run(self, segments: NDArray[Any], compute: Compute) -> NDArray[np.float32]:
         done: list[NDArray[np.float32]] = []
         position = 0
         while position < len(segments):
             part = segments[position : position + self.batch]
-            filled = np.zeros((self.batch, *part.shape[1:]), np.uint8)
+            filled = np.zeros((self.batch, *part.shape[1:]), part.dtype)
             filled[: len(part)] = part
             try:
                 result = compute(torch.from_numpy(filled).to(self.device))

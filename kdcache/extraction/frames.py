@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ClipError
 from kdcache.extraction.plan import Task
-from kdcache.sampling import clip_range, sample
+from kdcache.sampling import clip_range, within
 from kdcache.sources import Source
 from kdcache.streams import DENSE, Stream
 from kdcache.views import resize_short_side
@@ -24,7 +25,7 @@ class Need:
     """Which source frames one clip takes."""
 
     task: Task
-    indices: dict[str, NDArray[np.int32]]  # stream → sampled frames [T]
+    indices: dict[str, NDArray[np.int32]]  # stream → sampled frames [T], with levels [N × T], one after the other
     pairs: dict[str, NDArray[np.int32]]  # stream → frame pairs [n, 2] between which flow is computed
     first: int
     last: int
@@ -46,7 +47,9 @@ class ClipFrames:
         return np.stack([self.pixels[int(i), stream.short_side] for i in self.indices[stream.name]])
 
 
-def flow_pairs(indices: NDArray[np.int32], low: int, high: int, *, dense: bool, fps: float | None) -> NDArray[np.int32]:
+def flow_pairs(
+    indices: NDArray[np.int32], low: int, high: int, *, dense: bool, fps: float | None, stack: int = 1
+) -> NDArray[np.int32]:
     """Frame pairs between which a stream's flow is computed; never a frame outside ``[low, high)``.
 
     Args:
@@ -54,11 +57,18 @@ def flow_pairs(indices: NDArray[np.int32], low: int, high: int, *, dense: bool, 
         dense: a whole-clip stream: T − 1 fields, each from a frame to the next sampled one. Otherwise a backbone's
             segment: T fields, one a frame.
         fps: the sampling rate; ``None`` pairs a segment's frame with the source's next frame [reconstructed].
+        stack: fields of a segment's frame. More than one are consecutive in the source whatever ``fps`` is, centred on
+            the frame and clamped at the clip's ends; see ``kdcache.backbones.resnet.flow_stacks``.
 
     Returns:
-        int32 [T − 1, 2] (dense) or [T, 2]. The last frame of a segment has no successor in the clip: it gets the
-        field that leads to it, so that nothing beyond the clip is seen.
+        int32 [T − 1, 2] (dense) or [T × stack, 2]. The last frame of a segment has no successor in the clip: it gets
+        the field that leads to it, so that nothing beyond the clip is seen.
     """
+    if stack > 1:
+        from kdcache.backbones.resnet import flow_stacks
+
+        first = low + flow_stacks(max(1, high - low - 1), indices - low, stack).ravel()
+        return np.stack([first, np.minimum(first + 1, high - 1)], axis=1).astype(np.int32)
     if dense:
         return np.stack([indices[:-1], indices[1:]], axis=1).astype(np.int32)
     if fps is None:
@@ -76,15 +86,29 @@ def find_need(task: Task, streams: Sequence[Stream], times: NDArray[np.float64])
     Raises:
         ClipError: the span does not lie within the source.
     """
-    low, high = clip_range(times, task.start_s, task.stop_s)
-    indices = {s.name: sample(times, task.start_s, task.stop_s, s.sampling) for s in streams}
-    pairs = {
-        s.name: flow_pairs(indices[s.name], low, high, dense=s.kind in DENSE, fps=s.sampling.fps)
-        for s in streams
-        if s.needs_flow
-    }
+    whole = clip_range(times, task.start_s, task.stop_s)
+    indices: dict[str, NDArray[np.int32]] = {}
+    pairs: dict[str, NDArray[np.int32]] = {}
+    for stream in streams:
+        parts = [(*whole, task.start_s, task.stop_s)] if stream.progress is None else _levels(stream, times, *whole)
+        sampled = [within(times, *part, stream.sampling) for part in parts]
+        indices[stream.name] = np.concatenate(sampled)
+        if stream.needs_flow:
+            dense, fps = stream.kind in DENSE, stream.sampling.fps
+            fields = [
+                flow_pairs(i, low, high, dense=dense, fps=fps, stack=stream.stack)
+                for i, (low, high, *_) in zip(sampled, parts, strict=True)
+            ]
+            pairs[stream.name] = np.concatenate(fields)
     used = np.concatenate([*indices.values(), *(p.ravel() for p in pairs.values())])
     return Need(task, indices, pairs, int(used.min()), int(used.max()))
+
+
+def _levels(stream: Stream, times: NDArray[np.float64], low: int, high: int) -> list[tuple[int, int, float, float]]:
+    """What each degree of progress may look at, as ``within`` takes it; no level sees a frame after its end."""
+    assert stream.progress is not None
+    spans = (low + stream.progress.spans(high - low)).tolist()
+    return [(a, b, float(times[a]), float(times[b]) if b < len(times) else math.nan) for a, b in spans]
 
 
 def read_clips(

@@ -6,10 +6,8 @@ import contextlib
 import itertools
 import multiprocessing
 import signal
-import sys
-import types
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -17,6 +15,7 @@ from kdcache.errors import KdcacheError
 from kdcache.extraction.failures import Failure
 from kdcache.extraction.plan import Task, Unit
 from kdcache.extraction.worker import Done, Event, Flag, Started, Workplace, run_unit
+from kdcache.processes import without_main
 
 Listener = Callable[[Event], None]
 
@@ -57,17 +56,6 @@ def _worker(pipe: Connection, place: Workplace, stop: Any) -> None:
         pipe.send(error)
 
 
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep a spawned process from running the user's script again: it needs nothing of it."""
-    script = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-
-
 class _Worker:
     """The parent's end of one worker process."""
 
@@ -75,7 +63,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, child = context.Pipe()
         self.process = context.Process(target=_worker, args=(child, place, stop), daemon=True)
-        with _without_main():
+        with without_main():
             self.process.start()
         child.close()
         self.left: dict[str, Task] = {}  # clips of the unit at hand that are neither committed nor failed

@@ -26,7 +26,7 @@ class Prepared:
     origin: dict[str, Any]
     frames: dict[str, NDArray[np.int32]]
     arrays: dict[str, Array | list[bytes]] = field(default_factory=dict)  # finished streams
-    inputs: dict[str, NDArray[np.uint8]] = field(default_factory=dict)  # stream → [V, T, size, size, C]
+    inputs: dict[str, Array] = field(default_factory=dict)  # stream → [V, T, size, size, C], with levels [V × N, …]
 
 
 class FlowMemory:
@@ -109,10 +109,25 @@ def _flow(clip: ClipFrames, stream: Stream, memory: FlowMemory) -> Array:
 
 
 def _backbone_input(clip: ClipFrames, stream: Stream, memory: FlowMemory) -> NDArray[np.uint8]:
+    """Segments uint8 [V × N, T, size, size, C]; N is 1 without levels."""
     assert stream.views is not None
-    if not stream.needs_flow:
-        return cut(clip.stack(stream), stream.views)
+    frames = cut(clip.stack(stream), stream.views) if not stream.needs_flow else _flow_input(clip, stream, memory)
+    if stream.progress is None:
+        return frames
+    return frames.reshape(len(frames) * stream.progress.levels, -1, *frames.shape[2:])
+
+
+def _flow_input(clip: ClipFrames, stream: Stream, memory: FlowMemory) -> NDArray[np.uint8]:
+    """Flow of all views as bytes, [V, T, size, size, 2 × stack]; a field that is used several times is cut once."""
     from kdcache.motion.flow_image import quantise
 
-    flow = memory.get(clip, clip.pairs[stream.name], stream.short_side)
-    return quantise(cut(flow, stream.views, flow=True), stream.recipe["bound"])
+    assert stream.views is not None
+    pairs, at = np.unique(clip.pairs[stream.name], axis=0, return_inverse=True)
+    at = at.reshape(-1, stream.stack)
+    flow = memory.get(clip, pairs, stream.short_side)
+    fields = quantise(cut(flow, stream.views, flow=True), stream.recipe["bound"])
+    if stream.stack == 1:
+        return fields[:, at[:, 0]]
+    from kdcache.backbones.resnet import stacked
+
+    return np.stack([stacked(view, at.astype(np.int32)) for view in fields])

@@ -26,7 +26,7 @@ from kdcache.extraction.failures import FILE, Failure, load_failures, save_failu
 from kdcache.extraction.plan import Plan, Unit, fingerprint_sources, make_plan
 from kdcache.extraction.worker import Done, Event, Workplace
 from kdcache.manifest import read_manifest, validate
-from kdcache.streams import Settings, Stream, resolve
+from kdcache.streams import Settings, Stream, named, resolve
 
 SPARE_BYTES = 64 * 2**20  # left free on the disk beyond the estimate
 
@@ -81,7 +81,7 @@ def extract(
     dry_run: bool = False,
     retry_failed: bool = False,
     part: tuple[int, int] = (1, 1),
-    progress: bool = True,
+    bar: bool = True,
     **settings: Any,
 ) -> Report:
     """Compute what the cache in ``out`` lacks of the manifest's clips and streams.
@@ -99,7 +99,7 @@ def extract(
         dry_run: only plan.
         retry_failed: try clips again that failed before.
         part: ``(i, n)``: do the i-th of n parts of the plan, for job arrays.
-        progress: show a bar with clips/s and the time left.
+        bar: show progress with clips/s and the time left.
         settings: sampling, views, precision and storage: the fields of ``kdcache.streams.Settings``.
 
     Returns:
@@ -117,19 +117,19 @@ def extract(
     if device not in ("auto", "cpu"):
         resolve_device(device)  # a GPU that is not there is told of before any work
     chosen = Settings.of(settings)
-    wanted = resolve(streams, chosen, weights)
+    wanted = resolve(streams, chosen, weights := named(weights))
     plan = _plan(rows, wanted, root, out, workers, retry_failed=retry_failed, dry_run=dry_run)
     report = Report(out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes)
     device = str(resolve_device(device)) if plan.units else "cpu"  # an unchanged call needs no torch
     threads = max(1, (os.cpu_count() or 1) // workers)
-    place = Workplace(out, tuple(wanted), dict(weights or {}), device, batch, threads, chosen.decoder, codec)
+    place = Workplace(out, tuple(wanted), weights, device, batch, threads, chosen.decoder, codec)
     if dry_run:
         report.failures = plan.unreadable + plan.skipped
         report.planned = plan.tasks
         report.seconds = estimate_seconds(plan, place) / workers
         return report
     _check_disk(out, plan.bytes, codec)
-    _Run(rows, plan, report, progress).go(plan.units, place, workers)
+    _Run(rows, plan, report, bar).go(plan.units, place, workers)
     return report
 
 
@@ -188,13 +188,13 @@ def _check_disk(out: Path, needed: int, codec: str | None) -> None:
 class _Run:
     """One run: listens to the workers, keeps ledger and index up to date."""
 
-    def __init__(self, rows: pd.DataFrame, plan: Plan, report: Report, progress: bool) -> None:
+    def __init__(self, rows: pd.DataFrame, plan: Plan, report: Report, bar: bool) -> None:
         self._rows, self._plan, self._report = rows, plan, report
         self._located = plan.located
         self._here = set(rows["clip_id"])
         self._ledger = {f.clip_id: f for f in load_failures(report.out) if f.clip_id not in self._here}
         self._ledger |= {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
-        self._bar = tqdm(total=plan.tasks, unit="clip", disable=None if progress else True, dynamic_ncols=True)
+        self._bar = tqdm(total=plan.tasks, unit="clip", disable=None if bar else True, dynamic_ncols=True)
 
     def go(self, units: list[Unit], place: Workplace, workers: int) -> None:
         """Run the units; whatever ends the run, ledger and index are saved."""

@@ -7,18 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kdcache.ahead import ahead
 from kdcache.errors import ClipError, KdcacheError
 from kdcache.extraction.failures import Failure
-from kdcache.extraction.features import Backbones
 from kdcache.extraction.frames import ClipFrames, read_clips
 from kdcache.extraction.motion import FlowMemory, Prepared, prepare
 from kdcache.extraction.plan import SHARD_BYTES, SHARD_SECONDS, Task, Unit
+from kdcache.extraction.skeletons import ClipJoints, draw, read_joints
 from kdcache.sources import open_source
 from kdcache.store.shard import Committed, Record, commit_shard
 from kdcache.streams import Stream
+
+if TYPE_CHECKING:
+    from kdcache.extraction.features import Backbones
 
 AHEAD = 2  # clips held between two steps of the pipeline
 
@@ -130,31 +133,43 @@ def _size(clip: Prepared) -> int:
 
 def decoded(
     unit: Unit, streams: list[Stream], place: Workplace, stop: Flag
-) -> Iterator[ClipFrames | Failure | Started]:
+) -> Iterator[ClipFrames | ClipJoints | Failure | Started]:
     for path, group in itertools.groupby(unit.tasks, key=lambda t: t.path):
         if stop.is_set():
             return
         yield Started(path)
         left = {task.clip_id: task for task in group}
-        fps = next(iter(left.values())).row.get("fps")
         try:
-            with open_source(path, decoder=place.decoder, fps=float(fps) if fps else None) as source:
-                for item in read_clips(source, list(left.values()), streams):
-                    task = item.task if isinstance(item, ClipFrames) else item[0]
-                    del left[task.clip_id]
-                    yield item if isinstance(item, ClipFrames) else _failure(task, "sample", item[1])
-                    if stop.is_set():
-                        return
+            for item in _clips(path, list(left.values()), streams, place):
+                task = item[0] if isinstance(item, tuple) else item.task
+                del left[task.clip_id]
+                yield _failure(task, "sample", item[1]) if isinstance(item, tuple) else item
+                if stop.is_set():
+                    return
         except KdcacheError as error:
             for task in left.values():
                 yield _failure(task, "decode", error)
 
 
+def _clips(
+    path: str, tasks: list[Task], streams: list[Stream], place: Workplace
+) -> Iterator[ClipFrames | ClipJoints | tuple[Task, ClipError]]:
+    if any(s.imaging is not None for s in streams):  # then all of them: ``resolve`` sees to it
+        yield from read_joints(path, tasks)
+        return
+    fps = tasks[0].row.get("fps")
+    with open_source(path, decoder=place.decoder, fps=float(fps) if fps else None) as source:
+        yield from read_clips(source, tasks, streams)
+
+
 def prepared(
-    items: Iterator[ClipFrames | Failure | Started], streams: list[Stream], place: Workplace
+    items: Iterator[ClipFrames | ClipJoints | Failure | Started], streams: list[Stream], place: Workplace
 ) -> Iterator[Prepared | Failure | Started]:
     memory = FlowMemory(place.threads)
     for item in items:
+        if isinstance(item, ClipJoints):
+            yield draw(item, streams)
+            continue
         if not isinstance(item, ClipFrames):
             if isinstance(item, Started):
                 memory = FlowMemory(place.threads)

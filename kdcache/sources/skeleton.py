@@ -71,6 +71,11 @@ class Skeleton:
         return int(self.joints.shape[1]) // self.per_body
 
     @property
+    def planar(self) -> bool:
+        """Whether the joints lie in the picture's plane: z is 0 everywhere."""
+        return self.kind == "jhmdb"
+
+    @property
     def seen(self) -> NDArray[np.bool_]:
         """bool [T]: frames in which any joint is away from (0, 0, 0)."""
         return np.asarray(self.joints.any(axis=(1, 2)))
