@@ -103,7 +103,7 @@ def extract(
     """
     import kdcache
 
-    rows, defaults = _clips(manifest, dataset, root, sets)
+    rows, defaults = clip_rows(manifest, dataset, root, sets)
     names = [*streams, *(f"{backbone}/{layer}" for layer in layers)] or ["i3d-rgb/mixed4a"]
     settings = {**defaults, **given(options), **given({"views": views.split(",") if views else None})}
     report = kdcache.extract(
@@ -116,10 +116,10 @@ def extract(
         sys.exit(SOME_FAILED)
 
 
-def _clips(
+def clip_rows(
     manifest: Path | None, dataset: str | None, root: Path | None, sets: tuple[str, ...]
 ) -> tuple[Any, dict[str, Any]]:
-    """The rows to extract, and the settings that their dataset asks for."""
+    """The rows to extract or to fit on, and the settings that their dataset asks for."""
     if (manifest is None) == (dataset is None):
         raise OptionError("Say which clips: either --manifest clips.csv or --dataset NAME (see `kdcache datasets`).")
     from kdcache import datasets
@@ -171,6 +171,6 @@ def make_manifest(dataset: str, root: Path | None, sets: tuple[str, ...], output
     """
     import kdcache
 
-    rows, _ = _clips(None, dataset, root, sets)
+    rows, _ = clip_rows(None, dataset, root, sets)
     kdcache.write_manifest(rows, output)
     click.echo(f"{output}: {len(rows)} clips of {rows['source'].nunique()} sources")
