@@ -126,8 +126,9 @@ def _strip(
     for column, (i, thumb) in enumerate(zip(picked, thumbs, strict=True)):
         x = LEFT + column * (THUMB + GAP)
         band[: thumb.shape[0], x : x + THUMB] = thumb
-        number = frames[min(int(i), len(frames) - 1)]
-        band = _text(band, (x, thumb.shape[0] + 3), f"frame {number}", _FAINT, 11)
+        if len(frames):  # imported features may not tell
+            number = frames[min(int(i), len(frames) - 1)]
+            band = _text(band, (x, thumb.shape[0] + 3), f"frame {number}", _FAINT, 11)
     if extra is not None:
         x = LEFT + COLUMNS * (THUMB + GAP)
         band[: extra.shape[0], x : x + extra.shape[1]] = extra[: band.shape[0]]
@@ -148,7 +149,7 @@ def _energy_strip(name: str, features: NDArray[np.float32], frames: NDArray[np.i
     energy = _energy(features)
     scaled = (255 * np.clip(energy / (np.percentile(energy, 99.5) + 1e-12), 0, 1)).astype(np.uint8)
     images = np.stack([cv2.cvtColor(cv2.applyColorMap(e, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB) for e in scaled])
-    at = frames[np.linspace(0, len(frames) - 1, len(images)).round().astype(int)]
+    at = frames[np.linspace(0, len(frames) - 1, len(images)).round().astype(int)] if len(frames) else frames
     return _strip("energy", images, at, name)
 
 
@@ -179,7 +180,8 @@ def _title(row: dict[str, Any], origin: dict[str, Any]) -> Picture:
         for k in ("class", "label", "verb", "noun", "role", "split")
         if row.get(k) not in (None, "") and row[k] == row[k]
     ]
-    facts.append(f"{origin.get('width')} x {origin.get('height')} px, {origin.get('decoder')}")
+    facts += [f"{origin['width']} x {origin['height']} px"] if "width" in origin else []
+    facts += [str(origin["decoder"])] if "decoder" in origin else []
     band = _text(_blank(64), (10, 8), str(row["clip_id"]), _INK, 20)
     return _text(band, (10, 38), "   ".join(facts), _FAINT, 12)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,20 +18,27 @@ STOPPED = 143  # exit status after SIGTERM or Ctrl-C: what was finished is kept
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Print what goes wrong as one sentence and exit with 1."""
+    try:
+        yield
+    except KdcacheError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        if error.errno in (None, errno.EPIPE):  # click ends quietly when whoever reads standard output has left
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"{where}{error.strerror}.") from error
+
+
 class Group(click.Group):
     """A group whose commands print what went wrong as one sentence and exit with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        try:
+        with sentences():
             return super().invoke(ctx)
-        except KdcacheError as error:
-            raise click.ClickException(str(error)) from error
-        except OSError as error:
-            if error.errno in (None, errno.EPIPE):  # click ends quietly when whoever reads standard output has left
-                raise
-            where = f"{error.filename}: " if error.filename else ""
-            raise click.ClickException(f"{where}{error.strerror}.") from error
 
 
 def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:

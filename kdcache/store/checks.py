@@ -22,7 +22,7 @@ def check_records(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> N
     """
     if not records or not recipes:
         raise StoreError("A shard needs at least one clip and one stream: hand in records and their recipes.")
-    _check_streams(recipes)
+    check_streams(recipes)
     ids = [r.clip_id for r in records]
     if len(set(ids)) != len(ids) or not all(i and not i.endswith("\0") for i in ids):
         raise StoreError("The clip ids of a shard must be unique and not empty: check the manifest.")
@@ -69,7 +69,7 @@ def _problem(record: Record, stream: str, recipe: Recipe) -> str | None:
     return None
 
 
-def _check_streams(names: Iterable[str]) -> None:
+def check_streams(names: Iterable[str]) -> None:
     """Refuse stream names that a shard cannot hold.
 
     Raises:

@@ -149,6 +149,10 @@ def backbone_state(recipe: Recipe, weights: str | None) -> dict[str, Tensor]:
     from kdcache import backbones
     from kdcache.backbones.weights import find_digest
 
+    if "backbone" not in recipe:
+        raise WeightsError(
+            f"{recipe['stream']} was imported, so the weights of its backbone are not known here: set init=random."
+        )
     name, known = recipe["backbone"]["name"], recipe["backbone"]["weights"]
     file = weights or (find_digest(known["sha256"]) if "sha256" in known else known["spec"])
     advice = f"pass weights=PATH of the checkpoint with which {recipe['stream']} was computed, or set init=random."
