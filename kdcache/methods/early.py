@@ -116,10 +116,20 @@ class Options:
             raise OptionError(f"label_fraction={self.label_fraction}: give the share of labels to keep, in (0, 1].")
         if min(self.alpha, self.beta, self.lam_mse, self.lam_mmd, self.lam_rank, self.w_cls or 0) < 0:
             raise OptionError("alpha, beta, w_cls, lam_mse, lam_mmd and lam_rank are weights: none can be negative.")
-        if min(self.hidden, self.teacher_hidden, self.batch_size, self.epochs, self.lr, self.k, self.tau) <= 0:
-            raise OptionError("hidden, teacher_hidden, batch_size, epochs, lr, k and tau must be positive.")
-        if min(self.teacher_lr or self.lr, self.teacher_epochs or self.epochs) <= 0:
-            raise OptionError("teacher_lr and teacher_epochs must be positive, or none.")
+        for name in (
+            "hidden",
+            "teacher_hidden",
+            "batch_size",
+            "epochs",
+            "lr",
+            "k",
+            "tau",
+            "teacher_lr",
+            "teacher_epochs",
+        ):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise OptionError(f"{name}={value}: give a positive number.")
         if not 0 <= self.dropout < 1:
             raise OptionError(f"dropout={self.dropout}: give a share below 1.")
         if self.model == "ts-lstm" and self.hidden != 2 * self.teacher_hidden:
