@@ -1,0 +1,68 @@
+"""Names of single frames, such as RULSTM's ``P01_01_frame_0000000001.jpg``, from manifest rows and frame numbers."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+from kdcache.errors import ClipError, OptionError
+
+LONGEST = 511  # bytes of an LMDB key, unless it is built otherwise
+
+
+class FrameKeys:
+    """A template such as ``{group}_frame_{frame:010d}.jpg``: manifest columns in braces, and the frame's number.
+
+    Args:
+        template: must hold ``{frame}`` once.
+        columns: of the manifest.
+        first: the number of a source's first frame; indices count from 0.
+
+    Raises:
+        OptionError: a template with an unknown column, or without ``{frame}``.
+    """
+
+    def __init__(self, template: str, columns: Sequence[str], first: int) -> None:
+        self.first = first
+        try:
+            self._parts = [(text, name, spec or "") for text, name, spec, _ in string.Formatter().parse(template)]
+            [format(1, spec) for _, name, spec in self._parts if name == "frame"]
+        except ValueError as error:
+            raise OptionError(
+                f"--key {template!r} is not a template ({error}); write like {{clip_id}}_{{frame}}."
+            ) from error
+        names = [name for _, name, _ in self._parts if name is not None]
+        if names.count("frame") != 1:
+            raise OptionError(f"--key {template!r} must hold {{frame}} once, for example frame_{{frame:010d}}.jpg.")
+        for name in names:
+            if name != "frame" and name not in columns:
+                raise OptionError(
+                    f"--key {template!r}: the manifest has no column {name!r}; it has {', '.join(columns)}."
+                )
+
+    def affixes(self, row: dict[str, Any]) -> tuple[bytes, bytes]:
+        """What stands before and after the frame's number in every key of a clip."""
+        sides = [""]
+        for text, name, _ in self._parts:
+            sides[-1] += text
+            if name == "frame":
+                sides.append("")
+            elif name is not None:
+                sides[-1] += "" if row.get(name) is None else str(row[name])
+        return sides[0].encode(), sides[1].encode()
+
+    def of(self, row: dict[str, Any], index: int) -> bytes:
+        """The key of frame ``index`` (from 0) of a clip.
+
+        Raises:
+            ClipError: it is longer than LMDB allows.
+        """
+        spec = next(spec for _, name, spec in self._parts if name == "frame")
+        before, after = self.affixes(row)
+        key = before + format(index + self.first, spec).encode() + after
+        if len(key) > LONGEST:
+            raise ClipError(
+                f"the key {key[:40].decode(errors='replace')!r}… is {len(key)} bytes long; LMDB takes {LONGEST}."
+            )
+        return key
