@@ -18,8 +18,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kdcache import backbones, datasets, motion
+    from kdcache.ablation import ablate
     from kdcache.evaluation import evaluate
     from kdcache.extraction.run import extract
+    from kdcache.fitting import fit
     from kdcache.manifest import read_manifest, write_manifest
     from kdcache.sheet import show
     from kdcache.store import Cache
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Cache": "kdcache.store",
+    "ablate": "kdcache.ablation",
     "evaluate": "kdcache.evaluation",
     "extract": "kdcache.extraction.run",
+    "fit": "kdcache.fitting",
     "read_manifest": "kdcache.manifest",
     "show": "kdcache.sheet",
     "train": "kdcache.training",
@@ -39,10 +43,12 @@ _SUBPACKAGES = ("backbones", "datasets", "motion")
 __all__ = [
     "Cache",
     "__version__",
+    "ablate",
     "backbones",
     "datasets",
     "evaluate",
     "extract",
+    "fit",
     "motion",
     "read_manifest",
     "show",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.backbones import InputSpec, Shape
+from kdcache.backbones.fitted import Facts
 from kdcache.errors import OptionError
 
 
@@ -49,6 +50,10 @@ class Backbone(nn.Module):
     def truncate(self, layer: str) -> None:
         """Drop, in place, the modules that ``layer`` does not need."""
         raise NotImplementedError
+
+    def adopt(self, facts: Facts) -> None:
+        """Take over what a fitted weights file says of the network beside its parameters; most need nothing."""
+        return
 
 
 def scaled_video(x: Tensor, spec: InputSpec) -> Tensor:

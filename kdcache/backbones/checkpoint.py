@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kdcache.backbones import Weights
 from kdcache.backbones.base import Backbone
+from kdcache.backbones.fitted import read_facts
 from kdcache.backbones.weights import resolve
 from kdcache.errors import WeightsError
 
@@ -36,10 +37,18 @@ def load(
         fill(net, draw(net, choice.seed or 0), choice.identity()["spec"])
     else:
         state = load_state_dict(choice.path)
+        facts = read_facts(choice.path)
+        if facts is not None and facts.backbone != name:
+            raise WeightsError(
+                f"{choice.path} was fitted as {facts.backbone}, not as {name}: give it to {facts.backbone}, or fit "
+                f"{name} with `kdcache fit {name}`."
+            )
         if num_classes is None and net.classifier and net.classifier[-1] in state:
             with torch.device("meta"):
                 net = make(int(state[net.classifier[-1]].shape[0]))
         fill(net, state, choice.path, classifier=net.classifier if num_classes else ())
+        if facts is not None:
+            net.adopt(facts)
     net.weights_id = choice.identity()
     return net.eval()
 

@@ -70,13 +70,13 @@ class Facts:
 
 def write(path: str | os.PathLike[str], state: Mapping[str, Tensor], facts: Facts) -> None:
     """Write a state dict and its facts, atomically; the name must end in ``.safetensors``."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if Path(path).suffix != SUFFIX:
         raise WeightsError(f"{os.fspath(path)}: fitted weights are safetensors; give a name that ends in {SUFFIX}.")
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with atomic(path) as temporary:
-        save_file(tensors, temporary, {_KEY: json.dumps(facts.to_json(), sort_keys=True)})
+        temporary.write_bytes(save(tensors, {_KEY: json.dumps(facts.to_json(), sort_keys=True)}))
 
 
 def read_facts(path: str | os.PathLike[str]) -> Facts | None:

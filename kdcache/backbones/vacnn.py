@@ -15,6 +15,7 @@ from torchvision.models import resnet50
 
 from kdcache.backbones import InputSpec, Shape
 from kdcache.backbones import vacnn_layers as plan
+from kdcache.backbones.fitted import Facts
 from kdcache.backbones.framewise import Framewise, trunk
 from kdcache.backbones.resnet_layers import STAGES
 from kdcache.backbones.skeleton_image import NTU_LIMITS
@@ -32,8 +33,8 @@ class VACNN(Framewise):
     Layers, for each image: ``params`` [6] (three angles, three shifts), ``image`` [3, 224, 224] (seen from there),
     ``layer1`` … ``layer4``, ``pool`` [2048], ``logits``.
 
-    ``limits`` are the c_min and c_max that scaled the images. Set them where they are not NTU's: they are no parameter
-    of the network and in no checkpoint.
+    ``limits`` are the c_min and c_max that scaled the images. Weights that ``kdcache fit`` wrote bring their own; set
+    them where other weights are not for NTU's: they are no parameter of the network and in no published checkpoint.
     """
 
     classifier = ("classifier.fc.weight", "classifier.fc.bias")
@@ -62,6 +63,11 @@ class VACNN(Framewise):
     def drawn_as(self, name: str) -> float | None:
         """The identity view, as in training's start; else as in any ResNet."""
         return 0.0 if name in ("fc.weight", "fc.bias") else super().drawn_as(name)
+
+    def adopt(self, facts: Facts) -> None:
+        """Take over the limits of the skeletons that the network was fitted on."""
+        if facts.limits is not None:
+            self.limits = facts.limits
 
     @property
     def resnet(self) -> nn.Module:
@@ -140,12 +146,13 @@ def seen_from(images: Tensor, params: Tensor, limits: Tensor) -> Tensor:
     Returns:
         Same shape and dtype as ``images``; computed in float32.
     """
-    params, limits = params.float(), limits.float()
-    turn = rotation(params[:, :3])
-    low, span = limits[:, :1], limits[:, 1:] - limits[:, :1]
-    moved = (turn @ (low + params[:, 3:]).unsqueeze(-1)).squeeze(-1)
-    shift = 255 * (moved - low) / span
-    turned = torch.einsum("nij,njhw->nihw", turn, images.float()) + shift[:, :, None, None]
+    with torch.autocast(images.device.type, enabled=False):  # mixed precision would round angles and pixels
+        params, limits = params.float(), limits.float()
+        turn = rotation(params[:, :3])
+        low, span = limits[:, :1], limits[:, 1:] - limits[:, :1]
+        moved = (turn @ (low + params[:, 3:]).unsqueeze(-1)).squeeze(-1)
+        shift = 255 * (moved - low) / span
+        turned = torch.einsum("nij,njhw->nihw", turn, images.float()) + shift[:, :, None, None]
     return turned.to(images.dtype)
 
 

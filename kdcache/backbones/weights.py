@@ -55,15 +55,23 @@ def resolve(name: str, weights: Weights = None) -> Choice:
     if weights is None and row is not None and not any((folder / row.file).is_file() for folder in folders()):
         log.info("Fetching the published weights of %s from %s.", name, row.url)
         return Choice(path=fetch(name))
-    if not text.startswith(RANDOM):
+    seed = random_seed(text)
+    if seed is None:
         return Choice(path=find(name, weights))
-    seed = text.removeprefix(RANDOM)
-    if not (seed.isascii() and seed.isdigit()):
-        raise OptionError(f"Weights {text!r}: write random: and a whole number, for example random:0.")
     if (name, text) not in _announced:
         _announced.add((name, text))
         log.warning("%s runs on RANDOM weights (%s): its features carry no learned meaning.", name, text)
-    return Choice(seed=int(seed))
+    return Choice(seed=seed)
+
+
+def random_seed(text: str) -> int | None:
+    """The seed in ``random:SEED``, None for any other text; ``OptionError`` where it is no number."""
+    if not text.startswith(RANDOM):
+        return None
+    seed = text.removeprefix(RANDOM)
+    if not (seed.isascii() and seed.isdigit()):
+        raise OptionError(f"Weights {text!r}: write random: and a whole number, for example random:0.")
+    return int(seed)
 
 
 def folders() -> list[Path]:

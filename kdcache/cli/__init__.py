@@ -8,7 +8,7 @@ import sys
 import click
 
 from kdcache import __version__
-from kdcache.cli import cache, extract, sources, train
+from kdcache.cli import ablate, cache, extract, fit, sources, train
 from kdcache.cli.common import Group
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -39,8 +39,10 @@ for command in (
     sources.idt,
     sources.list_datasets,
     sources.weights,
+    fit.fit,
     train.train,
     train.evaluate,
+    ablate.ablate,
     train.demo,
 ):
     main.add_command(command)

@@ -142,7 +142,7 @@ def to_table(instance: Any) -> dict[str, Any]:
     return {k: NONE if v is None else list(v) if isinstance(v, tuple) else v for k, v in asdict(instance).items()}
 
 
-def write_config(path: Path, settings: Settings, options: Any, resolved: Mapping[str, Any]) -> None:
+def write_config(path: Path, settings: Any, options: Any, resolved: Mapping[str, Any]) -> None:
     """``config.toml``: the settings, ``[options]`` as given or by default, ``[resolved]`` what ``auto`` came to."""
     import tomli_w
 

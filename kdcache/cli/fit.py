@@ -1,0 +1,73 @@
+"""``kdcache fit``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache.cli.common import SOME_FAILED, given, root_option
+from kdcache.cli.extract import clip_rows
+from kdcache.errors import OptionError
+
+
+@click.command()
+@click.argument("backbone", required=False)
+@click.option("--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV of clips.")
+@click.option("--dataset", help="Make the manifest from a dataset's annotations; see `kdcache datasets`.")
+@root_option
+@click.option("--out", type=click.Path(path_type=Path), help="The fit's folder.  [default: fits/BACKBONE-N]")
+@click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Repeat a fit's config.toml."
+)
+@click.option("--seed", type=int, help="Seed of first weights, order and augmentation.  [default: 0]")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the fit, or of the dataset (dataset.KEY where both have it); repeatable.",
+)
+def fit(
+    backbone: str | None,
+    manifest: Path | None,
+    dataset: str | None,
+    root: Path | None,
+    config: Path | None,
+    sets: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Train BACKBONE on your own clips, where nobody publishes weights.
+
+    Writes a weights file that `kdcache extract --weights BACKBONE=FILE` takes. Only clips of split train are trained
+    on; validation clips choose the epoch, test clips are looked at once, at the end. The same command goes on after an
+    interruption. Exit status 3 says that some clips failed: the fit's failures.csv lists them.
+
+    \b
+    Example:
+      kdcache fit vacnn --dataset ntu --root /data/ntu
+      kdcache fit vacnn --dataset msraction3d --root skeletons/ --set epochs=30 --set lr=0.001 --precision bf16
+      kdcache fit tsm-resnet50 --manifest clips.csv --root videos/ --set label_fraction=0.1
+    """
+    import kdcache
+    from kdcache.fitting.options import Options, load_config, parse_set
+
+    own, others = parse_set(sets, dataset is not None)
+    if config is not None:
+        if backbone is not None or manifest is not None or dataset is not None:
+            raise OptionError("--config says what is fitted on what: leave BACKBONE, --manifest and --dataset out.")
+        chosen: dict[str, Any] = load_config(config)
+    elif backbone is None:
+        raise OptionError("Say what to fit: a BACKBONE such as vacnn, or --config FILE of an earlier fit.")
+    else:
+        rows, defaults = clip_rows(manifest, dataset, root, others)
+        protocol = {name: value for name, value in defaults.items() if hasattr(Options, name)}
+        chosen = {"backbone": backbone, "manifest": rows} | protocol
+    result = kdcache.fit(**chosen | given({"root": root, **options}) | own)
+    click.echo(result)
+    if result.failures:
+        sys.exit(SOME_FAILED)

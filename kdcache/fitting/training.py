@@ -1,0 +1,59 @@
+"""The one stage of a fit: cross-entropy on the labelled training clips, judged on the validation clips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
+
+from kdcache.errors import OptionError
+from kdcache.fitting.examples import Examples
+from kdcache.fitting.networks import Classifier
+from kdcache.fitting.options import Options
+from kdcache.methods.contract import Batch, Stage
+
+NAME = "fit"
+JUDGE = "validation"
+
+
+def stage(module: Classifier, examples: Examples, options: Options) -> Stage:
+    """The stage with resolved options; ``OptionError`` where they need validation clips and there are none."""
+    tests = {JUDGE: examples.items(JUDGE)} if len(examples.used.get(JUDGE, ())) else {}
+    if options.schedule == "plateau" and not tests:
+        raise OptionError(
+            "schedule=plateau follows the accuracy on validation clips, and there are none: set "
+            "validation=0.2, or schedule=steps."
+        )
+    parameters: Any = module.parameters()
+    lr, decay = float(options.lr or 0), float(options.weight_decay or 0)
+    optimizer = (
+        Adam(parameters, lr, weight_decay=decay)
+        if options.optimizer == "adam"
+        else SGD(parameters, lr, momentum=options.momentum, weight_decay=decay)
+    )
+    scheduler = (
+        ReduceLROnPlateau(optimizer, "max", options.gamma, options.plateau, cooldown=options.plateau)
+        if options.schedule == "plateau"
+        else MultiStepLR(optimizer, list(options.milestones or ()), options.gamma)
+    )
+
+    def losses(batch: Batch) -> dict[str, Tensor]:
+        scores, _ = module(batch["x"])
+        return {"loss": F.cross_entropy(scores.float(), batch["y"])}
+
+    return Stage(
+        name=NAME,
+        module=module,
+        train=examples.items("train"),
+        losses=losses,
+        epochs=int(options.epochs or 0),
+        batch_size=int(options.batch_size or 0),
+        tests=tests,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        grad_clip=float(options.grad_clip or 0),
+        patience=int(options.patience or 0),
+    )
