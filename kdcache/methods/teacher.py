@@ -9,7 +9,7 @@ from kdcache.methods.contract import Batch, Data, Items, Stream
 
 
 class Teacher:
-    """R(x_t) and R̄(x_t) of numbered examples.
+    """R(x_t) and R̄(x_t) of numbered examples: scores and feature maps, or logits and latents at every level.
 
     The targets of a frozen network never change, so all of them are computed once, for every view, and kept on the
     device if they fit into ``data.stream.room``; a batch then only looks its own up by the field ``target``. Otherwise
@@ -20,7 +20,7 @@ class Teacher:
         """Freeze ``network``; its targets are those of ``rows``, int64 ``[n]``; without ``maps`` the scores alone."""
         self.network = network.eval().requires_grad_(False)
         self.data, self.rows, self.maps = data, rows, maps
-        self.kept: list[Tensor] | None = None  # scores [n, V, C] and, with maps, [n, V, d, l, h, w]
+        self.kept: list[Tensor] | None = None  # scores [n, V, …, C] and, with maps, [n, V, …]
         self._compute_all(batch_size)
 
     def _compute_all(self, batch_size: int) -> None:
@@ -50,7 +50,7 @@ class Teacher:
         return inputs, {"target": torch.arange(len(self.rows))}
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Scores ``[B, C]`` and feature maps ``[B, d, l, h, w]`` of a batch (without ``maps`` the scores twice)."""
+        """Scores ``[B, …, C]`` and feature maps or latents of a batch (without ``maps`` the scores twice)."""
         if self.kept is not None:
             outputs = [store[batch["target"], batch["view"]] for store in self.kept]
         else:

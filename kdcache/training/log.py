@@ -32,7 +32,7 @@ class Log:
     def show(self, rows: list[Row]) -> None:
         """Replace ``metrics.csv`` by the finished stages' rows and these."""
         every = [*self.done, *rows]
-        columns = list(dict.fromkeys(name for row in every for name in row))
+        columns = list(dict.fromkeys(["stage", "epoch", *(name for row in every for name in row)]))
         with atomic(self.folder / "metrics.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()

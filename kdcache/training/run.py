@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcache.errors import OptionError, unknown
 from kdcache.evaluation.predictions import Probabilities, measure_all, probabilities
@@ -78,7 +78,10 @@ class Run:
 
     @property
     def history(self) -> pd.DataFrame:
-        """``metrics.csv``: one row an epoch of each stage, with losses, learning rate and held-out metrics."""
+        """``metrics.csv``: one row an epoch of each stage, with losses, learning rate and held-out metrics.
+
+        Without rows where there was nothing to train.
+        """
         return pd.read_csv(self.path / "metrics.csv")
 
     @cached_property
@@ -139,6 +142,14 @@ class Run:
                 frame.insert(0, "pair", names)
             parts.append(frame)
         return pd.concat(parts, ignore_index=True)
+
+    def network(self, which: str = "last") -> nn.Module:
+        """The network that answers, with its ``last`` or ``best`` weights, in evaluation mode on the run's device.
+
+        Raises:
+            OptionError: a run that has not finished.
+        """
+        return self._predictor(which).module.eval()
 
     def evaluate(self, split: str | None = None, many_shot: int | None = None) -> dict[str, Any]:
         """``metrics`` computed anew from the weights, on ``split`` or on every held-out split.
