@@ -200,14 +200,24 @@ def progress_images(
     Returns:
         uint8 or float32 [levels, 224, 224, 3].
     """
-    images = []
-    for start, stop in progress_spans(skeleton.total, levels, mode):
-        known = skeleton.observed(int(stop))
-        joints = centred(known.joints, known.per_body, known.centre)[known.frames >= start]
-        if angles is not None:
-            joints = rotated(joints, angles)
-        images.append(skeleton_image(joints, known.per_body, limits, resize))
-    return np.stack(images)
+    spans = progress_spans(skeleton.total, levels, mode).tolist()
+    return np.stack([level_image(skeleton, start, stop, limits, resize, angles) for start, stop in spans])
+
+
+def level_image(
+    skeleton: Skeleton,
+    start: int,
+    stop: int,
+    limits: tuple[float, float],
+    resize: Resize,
+    angles: NDArray[np.float32] | None = None,
+) -> NDArray[Any]:
+    """The image of one degree of progress: frames ``start`` to before ``stop``; what follows is not looked at."""
+    known = skeleton.observed(stop)
+    joints = centred(known.joints, known.per_body, known.centre)[known.frames >= start]
+    if angles is not None:
+        joints = rotated(joints, angles)
+    return skeleton_image(joints, known.per_body, limits, resize)
 
 
 def rotated(joints: Joints, angles: NDArray[np.float32]) -> Joints:

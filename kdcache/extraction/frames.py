@@ -119,7 +119,7 @@ def read_clips(
     Memory holds only the frames that a clip still to come needs.
 
     Yields:
-        A ``ClipFrames``, or a task with the ``ClipError`` that its span gave.
+        A ``ClipFrames``, or a task with the ``ClipError`` that its span gave; in the order in which clips end.
 
     Raises:
         SourceError: the source is damaged; clips yielded before are whole.
@@ -130,7 +130,14 @@ def read_clips(
             needs.append(find_need(task, streams, source.times))
         except ClipError as error:
             yield task, error
-    needs.sort(key=lambda n: (n.last, n.first))
+    yield from read_needs(source, sorted(needs, key=lambda n: (n.last, n.first)), streams)
+
+
+def read_needs(source: Source, needs: Sequence[Need], streams: Sequence[Stream]) -> Iterator[ClipFrames]:
+    """Decode forward once and yield what was asked for in that order; nothing after a need's last frame is read before.
+
+    ``needs`` ascend by their last frame. Raises ``SourceError`` as ``read_clips``.
+    """
     if not needs:
         return
     wanted = np.unique(np.concatenate([a.ravel() for n in needs for a in (*n.indices.values(), *n.pairs.values())]))
