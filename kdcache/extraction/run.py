@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import shutil
@@ -23,10 +24,13 @@ from kdcache.device import resolve_device
 from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import estimate_seconds
 from kdcache.extraction.failures import FILE, Failure, load_failures, save_failures
+from kdcache.extraction.fitted import fitted_weights, keep_facts, leaks
 from kdcache.extraction.plan import Plan, Unit, fingerprint_sources, make_plan
 from kdcache.extraction.worker import Done, Event, Workplace
 from kdcache.manifest import read_manifest, validate
 from kdcache.streams import Settings, Stream, named, resolve
+
+log = logging.getLogger("kdcache")
 
 SPARE_BYTES = 64 * 2**20  # left free on the disk beyond the estimate
 
@@ -52,8 +56,13 @@ class Report:
     """Of a dry run: clips that would be extracted."""
     seconds: float = 0.0
     """Of a dry run: estimated time, from computing two clips."""
+    warnings: list[str] = field(default_factory=list)
+    """Weights that were fitted on clips which the manifest holds out."""
 
     def __str__(self) -> str:
+        return "\n".join([self._told(), *(f"Warning: {sentence}" for sentence in self.warnings)])
+
+    def _told(self) -> str:
         if self.planned is not None:
             return (
                 f"{self.clips} clips: {self.cached} cached already, {len(self.failures)} unreadable or failed before, "
@@ -119,7 +128,10 @@ def extract(
     chosen = Settings.of(settings)
     wanted = resolve(streams, chosen, weights := named(weights))
     plan = _plan(rows, wanted, root, out, workers, retry_failed=retry_failed, dry_run=dry_run)
-    report = Report(out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes)
+    fitted = fitted_weights(wanted, weights)
+    report = Report(out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes, warnings=leaks(rows, fitted))
+    for sentence in report.warnings:
+        log.warning("%s", sentence)
     device = str(resolve_device(device)) if plan.units else "cpu"  # an unchanged call needs no torch
     threads = max(1, (os.cpu_count() or 1) // workers)
     place = Workplace(out, tuple(wanted), weights, device, batch, threads, chosen.decoder, codec)
@@ -129,6 +141,7 @@ def extract(
         report.seconds = estimate_seconds(plan, place) / workers
         return report
     _check_disk(out, plan.bytes, codec)
+    keep_facts(out, fitted)
     _Run(rows, plan, report, bar).go(plan.units, place, workers)
     return report
 

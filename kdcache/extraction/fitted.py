@@ -1,0 +1,61 @@
+"""Weights that were fitted on labelled clips: their facts are kept beside the shards, and leaks are told of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdcache.files import atomic
+from kdcache.streams import Stream, facts_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kdcache.backbones.fitted import Facts
+
+FOLDER = "fitted"  # of a cache: <sha256 of the weights file>.json
+HELD_OUT = ("validation", "val", "test")
+
+
+def fitted_weights(streams: Sequence[Stream], weights: Mapping[str, Any]) -> dict[str, Facts]:
+    """SHA-256 → facts of every fitted weights file that the streams use."""
+    found: dict[str, Facts] = {}
+    for stream in streams:
+        sha256 = stream.recipe.get("backbone", {}).get("weights", {}).get("sha256")
+        if sha256 is None or sha256 in found or stream.backbone is None:
+            continue
+        facts = facts_of(stream.backbone, weights.get(stream.backbone))
+        if facts is not None:
+            found[sha256] = facts
+    return found
+
+
+def keep_facts(out: Path, fitted: Mapping[str, Facts]) -> None:
+    """Write ``out/fitted/<sha256>.json`` for each file, so that training can tell of leaks without the weights."""
+    from kdcache.store import clean
+
+    clean(out / FOLDER)
+    for sha256, facts in fitted.items():
+        path = out / FOLDER / f"{sha256}.json"
+        if path.exists():  # of the same bytes, so with the same facts
+            continue
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(facts.to_json(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def leaks(rows: pd.DataFrame, fitted: Mapping[str, Facts]) -> list[str]:
+    """One sentence for each weights file that saw labels of clips which this manifest holds out."""
+    if "split" not in rows:
+        return []
+    held_out = set(rows.loc[rows["split"].isin(HELD_OUT), "clip_id"])
+    sentences = []
+    for facts in fitted.values():
+        seen = sorted(held_out.intersection(facts.fitted_on))
+        if seen:
+            sentences.append(
+                f"{facts.backbone} was fitted on the labels of {len(seen)} clips that this manifest holds out, such as "
+                f"{seen[0]}: accuracy on them would be too good; fit it again on the training clips of this manifest."
+            )
+    return sentences
