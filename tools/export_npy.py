@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from exchange import Export
 from kdcache.cli.common import sentences
-from kdcache.files import atomic
+from kdcache.files import temporary_name
 from npy_files import file_name
 
 
@@ -31,8 +32,14 @@ def save(path: Path, array: NDArray[Any]) -> bool:
         same = isinstance(old, np.ndarray) and (old.dtype, old.shape) == (array.dtype, array.shape)
         if same and old.tobytes() == array.tobytes():
             return False
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)
+    # Not flushed to the disk one by one, which would take ten times as long: the same call again compares every byte.
+    temporary = path.with_name(temporary_name("clip"))
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return True
 
 
