@@ -74,6 +74,9 @@ def test_cases_without_a_test() -> None:
     assert (one.mean, one.wins, one.p_permutation) == (2.0, 1, 1.0)
     assert math.isnan(one.std)
     assert math.isnan(one.p_t)
+    shifted = paired([0.1, 0.7, 0.3], [0.4, 1.0, 0.6])  # equal differences, but for rounding
+    assert math.isnan(shifted.t)
+    assert shifted.p_permutation == 2 / 8
     same = paired([1.0, 2.0], [1.0, 2.0])
     assert (same.mean, same.ties, same.p_permutation) == (0.0, 2, 1.0)
     assert math.isnan(same.p_t)

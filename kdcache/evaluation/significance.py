@@ -61,7 +61,8 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     if not np.isfinite(d).all():
         raise ValueError("a paired test needs finite numbers")
     mean, std = mean_std(d.tolist())
-    t = mean / (std / math.sqrt(len(d))) if len(d) > 1 and std > 0 else math.nan
+    varies = len(d) > 1 and std > 1e-9 * float(np.abs(d).max())  # more than by rounding
+    t = mean / (std / math.sqrt(len(d))) if varies else math.nan
     p_t = student_p(t, len(d) - 1) if math.isfinite(t) else math.nan
     return Paired(len(d), mean, std, int((d > 0).sum()), int((d == 0).sum()), t, p_t, permutation_p(d))
 

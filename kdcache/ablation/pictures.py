@@ -1,0 +1,99 @@
+"""The pictures of a comparison, from its finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kdcache.ablation.results import run_folder, summary, values
+from kdcache.ablation.rows import Plan, Row
+from kdcache.evaluation import figures
+from kdcache.evaluation.observation import confusion, per_class_gain, percent
+from kdcache.evaluation.significance import mean_std
+from kdcache.methods.contract import HELD_OUT
+from kdcache.training import Session
+from kdcache.training.run import Run
+
+Scored = tuple[NDArray[np.float64], NDArray[np.int64], list[int]]
+
+
+def draw(
+    plan: Plan,
+    out: Path,
+    seeds: Sequence[int],
+    results: pd.DataFrame,
+    against: str,
+    metric: str,
+    split: str,
+    weights: str,
+) -> None:
+    """Write ``curve.png``, ``training.png``, ``gain.png`` and ``confusion.png``.
+
+    There is no curve without degrees of progress, and no gain without a second row. The row whose gain and confusion
+    are shown is the best other one by its mean on validation clips, where there are any.
+    """
+    levels = [m for m in dict.fromkeys(results["metric"]) if m.startswith("acc")]
+    if len(levels) > 1:
+        curves = {
+            row.name: np.array([values(results, row.name, weights, split, m) for m in levels]).T
+            for row in plan.runnable
+        }
+        figures.observed_curves(out / "curve.png", curves, f"{split}, {len(seeds)} seeds")
+    _draw_training(plan, out, seeds, metric)
+
+    chosen = _best_other(plan, results, against, metric, weights)
+    session = Session(say=lambda _: None)
+    scored = [scores(_open(out, chosen, seed, session), weights, split) for seed in seeds]
+    classes = scored[0][2]
+    if chosen.name != against:
+        base = [scores(_open(out, plan.row(against), seed, session), weights, split)[0] for seed in seeds]
+        gains = [per_class_gain(b, probs, y)[0] for b, (probs, y, _) in zip(base, scored, strict=True)]
+        title = f"{chosen.name} over {against}, {split}"
+        figures.class_gains(out / "gain.png", np.array(gains), classes, title)
+    observed = percent(scored[0][0].shape[1])
+    several = sorted({0, len(observed) // 2 - 1 if len(observed) > 2 else 0, len(observed) - 1})
+    tables = {
+        f"{observed[n]} % observed": np.sum([confusion(probs, y, n + 1) for probs, y, _ in scored], axis=0)
+        for n in several
+    }
+    figures.confusions(out / "confusion.png", tables, classes, f"{chosen.name}, {split}")
+
+
+def scores(run: Run, weights: str, split: str) -> Scored:
+    """Probabilities ``[n, N, C]`` of labelled examples (N = 1 without degrees of progress), class indices, classes."""
+    frame = run.predictions(weights)
+    frame = frame[(frame["split"] == split) & frame[run.target].notna()]
+    classes = [c for c in list[Any](frame.columns) if isinstance(c, int)]
+    levels = frame["observed"].nunique() if "observed" in frame else 1
+    y = np.searchsorted(np.array(classes), frame[run.target].to_numpy(np.int64)[::levels]).astype(np.int64)
+    return frame[classes].to_numpy(np.float64).reshape(-1, levels, len(classes)), y, classes
+
+
+def _draw_training(plan: Plan, out: Path, seeds: Sequence[int], metric: str) -> None:
+    panels: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
+    for row in plan.runnable:
+        for seed in seeds:
+            epochs = summary(Run(run_folder(out, row.slug, seed)))["rows"]  # none for nearest neighbours
+            for split in (s for s in HELD_OUT if epochs and f"{s}/{metric}" in epochs[0]):
+                curve = np.array([epoch[f"{split}/{metric}"] for epoch in epochs])
+                panels.setdefault(split, {}).setdefault(row.name, []).append(curve)
+    if panels:
+        figures.training_curves(out / "training.png", panels, metric)
+
+
+def _best_other(plan: Plan, results: pd.DataFrame, against: str, metric: str, weights: str) -> Row:
+    """The best row besides ``against``, which alone is its own."""
+    split = next(s for s in HELD_OUT if (results["split"] == s).any())
+    others = [row for row in plan.runnable if row.name != against] or [plan.row(against)]
+    return max(others, key=lambda row: mean_std(values(results, row.name, weights, split, metric))[0])
+
+
+def _open(out: Path, row: Row, seed: int, session: Session) -> Run:
+    """A run on the session's opened cache."""
+    run = Run(run_folder(out, row.slug, seed))
+    return Run(run.path, session.prepare(run.settings, run.options, {}))

@@ -1,0 +1,49 @@
+"""The command that compares: every row of a table or grid, with every seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache.cli.common import given
+
+
+@click.command()
+@click.argument("method")
+@click.argument("table", required=False)
+@click.option("--shards", default="out", show_default=True, type=click.Path(path_type=Path), help="The cache.")
+@click.option("--seeds", default=5, show_default=True, help="How many runs of each row.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for runs and tables.  [default: ablations/…]")
+@click.option("--row", "rows", multiple=True, metavar="NAME:KEY=VALUE,…", help="A row of your own; repeatable.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE[,VALUE…]", help="For all rows; several values make a grid."
+)
+@click.option("--preset", help="The paper's settings for a dataset, below those of the rows.")
+@click.option("--tune", default=0, show_default=True, help="Trials of learning rate and length that each row gets.")
+@click.option("--tune-seeds", default=1, show_default=True, help="Trainings a trial.")
+@click.option("--against", help="Row that the others are tested against.  [default: the first]")
+@click.option("--workers", default=1, show_default=True, help="Processes that share the cores.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
+@click.option("--stream", help="Which cached features to train on, if there are several.")
+def ablate(method: str, rows: tuple[str, ...], sets: tuple[str, ...], **options: Any) -> None:
+    """Run every row of a paper's TABLE, or rows of your own, with several seeds, and compare them.
+
+    Trials choose on validation clips alone. What has been trained before is not trained again.
+
+    \b
+    Example:
+      kdcache ablate anticipation table3 --shards out/ --seeds 5
+      kdcache ablate early --shards out/ --set alpha=0,0.5 --set beta=0,1 --tune 8 --workers 2
+      kdcache ablate early --row "neither:alpha=0,beta=0" --row "both:alpha=0.5,beta=1" --seeds 10
+    """
+    import kdcache
+    from kdcache.ablation import parse_grid, parse_row
+
+    common, grid = parse_grid(method, sets)
+    named = dict(parse_row(method, text) for text in rows)
+    result = kdcache.ablate(method, rows=named, grid=grid, **given(options), **common)
+    click.echo(result)
+    click.echo(f"{result.path}/")

@@ -1,0 +1,128 @@
+"""Pictures of comparisons as PNG: curves over observed fractions and over training, gains by class, confusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache.files import atomic
+
+Array = NDArray[Any]
+_WIDTH, _HEIGHT = 6.4, 4.2  # inches of one panel
+
+
+def observed_curves(path: Path, curves: Mapping[str, Array], title: str) -> None:
+    """Accuracy against the observed fraction, one line a row.
+
+    Args:
+        path: PNG to write.
+        curves: row → accuracies ``[seeds, N]`` in per cent, of N equal steps up to the whole clip. The line is the
+            mean over seeds, the band one standard deviation to either side.
+        title: of the picture.
+    """
+    figure, (axes,) = _panels(1)
+    for number, (name, values) in enumerate(curves.items()):
+        x = 100 * np.arange(1, values.shape[1] + 1) / values.shape[1]
+        _line(axes, x, values, name, number)
+    axes.set(xlabel="observed, %", ylabel="accuracy, %", title=title)
+    axes.legend()
+    _save(figure, path)
+
+
+def training_curves(path: Path, panels: Mapping[str, Mapping[str, Sequence[Array]]], label: str) -> None:
+    """A held-out metric over epochs, a panel a split and a line a row: the mean over the seeds that got so far.
+
+    Args:
+        path: PNG to write.
+        panels: split → row → one array a seed, ``[epochs]``, which may differ in length.
+        label: of the vertical axis.
+    """
+    figure, all_axes = _panels(len(panels))
+    for axes, (split, rows) in zip(all_axes, panels.items(), strict=True):
+        for number, (name, runs) in enumerate(rows.items()):
+            longest = max(len(run) for run in runs)
+            values = np.full((len(runs), longest), np.nan)
+            for run, line in zip(runs, values, strict=True):
+                line[: len(run)] = run
+            _line(axes, np.arange(1, longest + 1), values, name, number)
+        axes.set(xlabel="epoch", ylabel=f"{label}, %", title=split)
+        axes.legend()
+    _save(figure, path)
+
+
+def class_gains(path: Path, gains: Array, classes: Sequence[object], title: str) -> None:
+    """Points gained on each class, sorted: the mean over seeds, with one standard deviation to either side.
+
+    Args:
+        path: PNG to write.
+        gains: ``[seeds, C]``, NaN for classes without samples, which are left out.
+        classes: name of each class.
+        title: of the picture.
+    """
+    there = np.asarray(~np.isnan(gains).any(axis=0))
+    mean = gains[:, there].mean(axis=0)
+    names = [str(classes[int(i)]) for i in there.nonzero()[0]]
+    order = np.argsort(-mean, kind="stable")
+    figure, (axes,) = _panels(1, width=max(_WIDTH, 0.22 * len(names)))
+    colours = np.where(mean[order] >= 0, "tab:blue", "tab:red").tolist()
+    error = gains[:, there].std(axis=0, ddof=1)[order] if len(gains) > 1 else None
+    axes.bar(np.arange(len(names)), mean[order], yerr=error, color=colours, ecolor="0.4", error_kw={"lw": 0.8})
+    axes.set_xticks(np.arange(len(names)), [names[i] for i in order], rotation=90 if len(names) > 12 else 0)
+    axes.axhline(0, color="0.2", lw=0.8)
+    axes.set(xlabel="class", ylabel="gain, points", title=title)
+    _save(figure, path)
+
+
+def confusions(path: Path, tables: Mapping[str, Array], classes: Sequence[object], title: str) -> None:
+    """Confusion matrices side by side.
+
+    Args:
+        path: PNG to write.
+        tables: caption → counts ``[C, C]``, true class by row; shown as a share of the row.
+        classes: name of each class.
+        title: of the picture.
+    """
+    figure, all_axes = _panels(len(tables), width=_HEIGHT)
+    for axes, (caption, counts) in zip(all_axes, tables.items(), strict=True):
+        shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        image = axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
+        ticks = list(range(0, len(classes), -(-len(classes) // 20)))
+        names = [str(classes[i]) for i in ticks]
+        axes.set_xticks(ticks, names, rotation=90)
+        axes.set_yticks(ticks, names)
+        axes.set(xlabel="answered", ylabel="true class", title=caption)
+    figure.colorbar(image, ax=all_axes, label="% of the class", shrink=0.8)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _panels(count: int, width: float = _WIDTH) -> tuple[Any, list[Any]]:
+    """A figure that no global state knows, and its axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count, _HEIGHT), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(np.ravel(figure.subplots(1, count)))
+
+
+def _line(axes: Any, x: Array, values: Array, name: str, number: int) -> None:
+    """Mean of ``[runs, x]`` with a band of one standard deviation; NaN where a run has ended."""
+    colour, style = f"C{number % 10}", ("-", "--", ":", "-.")[number // 10 % 4]
+    mean = np.nanmean(values, axis=0)
+    axes.plot(x, mean, style, color=colour, label=name, marker="o" if len(x) <= 20 else None, markersize=3)
+    still = (~np.isnan(values)).sum(axis=0) > 1
+    if still.any():
+        spread = np.zeros_like(mean)
+        spread[still] = np.nanstd(values[:, still], axis=0, ddof=1)
+        axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
+    axes.grid(visible=True, color="0.9")
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
