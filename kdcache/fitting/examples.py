@@ -79,8 +79,11 @@ def gather(
     loaded: Loaded[Any] = Loaded()
 
     def load(some: list[Clip]) -> None:
-        left = budget - sum(s.nbytes for s in loaded.clips.values()) if not is_skeleton else 0.0
-        new: Loaded[Any] = skeletons.load(some) if is_skeleton else videos.load(some, shown, left)
+        new: Loaded[Any]
+        if is_skeleton:
+            new = skeletons.load(some)
+        else:
+            new = videos.load(some, shown, budget - sum(shot.nbytes for shot in loaded.clips.values()))
         loaded.clips.update(new.clips)
         loaded.failures.extend(new.failures)
 

@@ -33,6 +33,11 @@ class Shot:
     frames: NDArray[np.uint8] | None
     """[n, H, W, 3], those of ``np.unique(indices)``; None: decode them again."""
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that its pixels fill."""
+        return 0 if self.frames is None else self.frames.nbytes
+
 
 @dataclass(frozen=True)
 class Input:
@@ -64,9 +69,11 @@ def load(clips: Sequence[Clip], shown: Input, budget: float) -> Loaded[Shot]:
     def read(source: Source, clip: Clip) -> Shot:
         nonlocal left
         indices = shown.indices(source, clip)
-        frames = shown.read(source, np.unique(indices))
-        left -= frames.nbytes
-        return Shot(clip, indices, frames if left >= 0 else None)
+        shot = Shot(clip, indices, shown.read(source, np.unique(indices)))
+        if shot.nbytes > left:
+            return Shot(clip, indices, None)
+        left -= shot.nbytes
+        return shot
 
     return read_each(clips, shown.open, read)
 

@@ -103,7 +103,7 @@ def fit(
     reseed(data, f"{stage.name}/training")
     progress, best = checkpoint.load_state(folder, stage, scaler) or (Progress(), {})
     for stream in {id(s): s for s, _ in stage.train.inputs.values()}.values():
-        how = "held on the device" if stream.held else "read from the shards"
+        how = "held on the device" if stream.held else "read ahead"
         data.say(f"{stage.name}: {len(stage.train)} samples, maps {list(stream.shape)} {how}")
     if progress.epoch or progress.step:
         data.say(f"{stage.name}: going on from epoch {progress.epoch + 1}, step {progress.step + 1}")
