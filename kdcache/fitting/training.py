@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
+from kdcache.backbones.vacnn import VACNN
 from kdcache.errors import OptionError
 from kdcache.fitting.examples import Examples
 from kdcache.fitting.networks import Classifier
@@ -19,6 +20,16 @@ NAME = "fit"
 JUDGE = "validation"
 
 
+def groups(module: Classifier, options: Options) -> list[dict[str, Any]]:
+    """What the optimiser moves; VA-CNN's view network at a rate of its own."""
+    net = module.net
+    if not isinstance(net, VACNN):
+        return [{"params": list(module.parameters())}]
+    seen = {id(p) for p in net.resnet.parameters()}
+    view = [p for p in module.parameters() if id(p) not in seen]
+    return [{"params": list(net.resnet.parameters())}, {"params": view, "lr": options.view_lr}]
+
+
 def stage(module: Classifier, examples: Examples, options: Options) -> Stage:
     """The stage with resolved options; ``OptionError`` where they need validation clips and there are none."""
     tests = {JUDGE: examples.items(JUDGE)} if len(examples.used.get(JUDGE, ())) else {}
@@ -27,7 +38,7 @@ def stage(module: Classifier, examples: Examples, options: Options) -> Stage:
             "schedule=plateau follows the accuracy on validation clips, and there are none: set "
             "validation=0.2, or schedule=steps."
         )
-    parameters: Any = module.parameters()
+    parameters = groups(module, options)
     lr, decay = float(options.lr or 0), float(options.weight_decay or 0)
     optimizer = (
         Adam(parameters, lr, weight_decay=decay)
