@@ -1,0 +1,366 @@
+"""Comparisons of rows: which rows there are, fair tuning that never sees test clips, tables, tests, pictures."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from typing import Any
+
+import clips_cache
+import numpy as np
+import pairs_cache
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import kdcache
+from kdcache.ablation import parse_grid, parse_row, pictures, pool, results, tuning
+from kdcache.ablation.pool import Job, run_jobs
+from kdcache.ablation.rows import Plan, Row, plan
+from kdcache.cli import main
+from kdcache.errors import KdcacheError, OptionError
+from kdcache.evaluation.observation import measure_levels
+from kdcache.evaluation.significance import paired
+from kdcache.training import Run, loop
+
+QUICK = {"epochs": 3, "milestones": (2,), "batch_size": 8, "hidden": 8, "teacher_hidden": 4, "device": "cpu"}
+ROWS: dict[str, dict[str, Any]] = {"neither": {"alpha": 0, "beta": 0}, "both": {}, "knn": {"model": "knn"}}
+NOISE = 4.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors are tiny here: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Clips of five levels with validation and test clips."""
+    return clips_cache.cache(tmp_path_factory.mktemp("cache"), train=24, validation=18, test=12, noise=NOISE)
+
+
+@pytest.fixture(scope="module")
+def compared(shards, tmp_path_factory):
+    """Three rows, two seeds, two trials each."""
+    out = tmp_path_factory.mktemp("ablations") / "early"
+    return kdcache.ablate("early", shards=shards, rows=ROWS, seeds=2, tune=2, out=out, **QUICK)
+
+
+# Which rows there are
+
+
+def test_rows_of_a_table_carry_preset_options_and_the_papers_numbers():
+    table = plan("early", "table1-sysu", {}, {}, None, {"epochs": 2})
+    assert table.columns == ["20", "40", "60", "80", "100", "AUC"]
+    by_name = {row.name: row for row in table.rows}
+    ours = by_name["With distillation"]
+    assert ours.options == {"beta": 1.0, "batch_size": 32, "epochs": 2}
+    assert ours.paper["AUC"] == 78.8
+    assert by_name["Without distillation"].options["alpha"] == 0
+    assert by_name["TS-LSTM"].quoted
+    assert by_name["TS-LSTM"] not in table.runnable
+    assert len({row.slug for row in table.runnable}) == len(table.runnable)
+
+
+def test_a_grid_is_the_product_of_its_values_on_every_row():
+    common, grid = parse_grid("early", ["alpha=0,0.5", "beta=0,1", "epochs=4", "milestones=2,3"])
+    assert common == {"epochs": 4, "milestones": (2, 3)}
+    assert grid == {"alpha": [0.0, 0.5], "beta": [0.0, 1.0]}
+    rows = plan("early", None, {}, grid, None, common).rows
+    assert [row.name for row in rows] == [f"alpha={a}, beta={b}" for a in ("0", "0.5") for b in ("0", "1")]
+    assert rows[1].options == {"alpha": 0.0, "beta": 1.0, "epochs": 4, "milestones": (2, 3)}
+    two = plan("early", None, {"a": {}, "b": {"tau": 2}}, {"beta": [0.0, 1.0]}, "sysu", {})
+    assert [row.name for row in two.rows] == ["a, beta=0", "a, beta=1", "b, beta=0", "b, beta=1"]
+    assert two.rows[3].options == {"batch_size": 32, "beta": 1.0, "tau": 2}
+
+
+def test_a_row_in_words():
+    assert parse_row("early", "L_ts: alpha=0.5, beta=0") == ("L_ts", {"alpha": 0.5, "beta": 0.0})
+    assert parse_row("early", "slow:milestones=15,25,epochs=30") == ("slow", {"milestones": (15, 25), "epochs": 30})
+    assert parse_row("early", "defaults:") == ("defaults", {})
+
+
+def test_rows_with_like_names_have_folders_of_their_own():
+    rows = plan("anticipation", "table1", {}, {}, None, {}).runnable
+    assert len({row.slug for row in rows}) == len(rows) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"table": "table9"}, "did you mean 'table"),
+        ({"rows": {"a": {"alfa": 1.0}}}, "Row 'a': .*did you mean 'alpha'"),
+        ({"rows": {"a": {"alpha": "much"}}}, "Row 'a': alpha='much'"),
+        ({"table": "table2", "rows": {"a": {}}}, "give either TABLE"),
+        ({"rows": {"a": {}}, "against": "b"}, "Unknown row 'b'"),
+        ({"rows": {"a": {}}, "grid": {"hold": [7.0]}}, "hold=7.0"),
+        ({"seeds": 0}, "seeds=0: give 1 or more"),
+        ({"grid": {"lr": [0.1, 0.2]}, "tune": 2}, "lr differs between rows, but tune chooses it"),
+        ({"grid": {"alpha": [0.5, 0.5]}}, "Two rows are called"),
+    ],
+)
+def test_wrong_calls_are_refused_before_anything_is_trained(tmp_path, arguments, message):
+    with pytest.raises(OptionError, match=message):
+        kdcache.ablate("early", shards=tmp_path / "nothing", out=tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+# Tuning
+
+
+def test_every_row_gets_the_same_trials_around_the_common_settings():
+    table = plan("early", "table2", {}, {}, None, {"lr": 0.02})
+    found = tuning.trials(table, 40)
+    by_row = {row.name: [t.settings for t in found if t.row is row] for row in table.runnable}
+    first = by_row["RankLSTM"]
+    assert all(settings == first for settings in by_row.values())
+    assert first[0] == {}
+    lengths = [s["epochs"] for s in first[1:]]
+    assert {length: lengths.count(length) for length in set(lengths)} == {50: 13, 100: 13, 200: 13}
+    assert all(s["milestones"] == (s["epochs"] * 60 // 100, s["epochs"] * 80 // 100) for s in first[1:])
+    rates = np.sort(np.log10([s["lr"] / 0.02 for s in first[1:]]))
+    np.testing.assert_allclose(rates, np.linspace(-1, 1, 39), atol=0.1)  # evenly over two decades
+    fewer = [t.settings for t in tuning.trials(table, 5) if t.row.name == "Ours"]
+    assert fewer == first[:5]
+
+
+def test_the_best_trial_is_the_first_of_the_highest_and_never_a_failed_one():
+    assert tuning.best({0: 50.0, 1: 60.0, 2: 60.0}) == 1
+    assert tuning.best({0: float("nan"), 1: 3.0}) == 1
+    with pytest.raises(OptionError, match="failed"):
+        tuning.best({0: float("nan")})
+
+
+def test_final_runs_use_what_the_trials_chose_on_validation_clips(compared):
+    tuned = compared.tuning
+    assert list(tuned["row"]) == ["neither"] * 2 + ["both"] * 2 + ["knn"] * 2
+    assert tuned.groupby("row")["chosen"].sum().eq(1).all()
+    for row in tuned.to_dict("records"):
+        trial = Run(compared.path / row["row"] / "tuning" / f"trial-{row['trial']}" / "seed-1000")
+        assert row["score"] == trial.metrics["best@validation"]["validation"]["label"]["auc"]
+        assert row["lr"] == trial.options.lr
+        if row["chosen"]:
+            assert row["score"] == tuned[tuned["row"] == row["row"]]["score"].max()
+            for seed in (0, 1):
+                final = Run(compared.path / row["row"] / f"seed-{seed}")
+                assert final.options == trial.options
+                assert final.settings.seed == seed
+
+
+def test_labels_of_test_clips_cannot_change_what_is_chosen(compared, tmp_path):
+    """The same features with the labels of test clips turned round: every choice stays, every test number moves."""
+    table = clips_cache.rows(24, 12, 18)
+    turned = table.copy()
+    test = turned["split"] == "test"
+    turned.loc[test, "label"] = (turned.loc[test, "label"] + 10) % 30
+    vectors = {clips_cache.STREAM: clips_cache.arrays(table, noise=NOISE)}
+    folder = clips_cache.write(tmp_path / "cache", turned, vectors)
+    again = kdcache.ablate("early", shards=folder, rows=ROWS, seeds=2, tune=2, out=tmp_path / "out", **QUICK)
+    pd.testing.assert_frame_equal(again.tuning, compared.tuning)
+    mine, theirs = (a.results.set_index([*a.results.columns[:-1]])["value"] for a in (again, compared))
+    on_validation = mine.index.get_level_values("split") == "validation"
+    pd.testing.assert_series_equal(mine[on_validation], theirs[on_validation])  # epochs are in the index
+    assert not np.allclose(mine[~on_validation], theirs[~on_validation])
+
+
+def test_a_cache_without_validation_clips_cannot_be_tuned_on(tmp_path):
+    folder = clips_cache.cache(tmp_path / "cache", train=12, test=6)
+    call = {"shards": folder, "rows": {"neither": ROWS["neither"]}, "validation": 0.0, **QUICK, "epochs": 1}
+    with pytest.raises(OptionError, match="tune chooses on validation clips, and this cache has none"):
+        kdcache.ablate("early", tune=2, out=tmp_path / "tuned", **call)
+    result = kdcache.ablate("early", seeds=1, out=tmp_path / "plain", **call)
+    assert set(result.results["weights"]) == {"last"}  # an epoch chosen on test clips is no result
+    assert "no validation clips" in result.text
+
+
+def test_a_trial_that_diverges_is_not_chosen_and_all_of_them_are_an_error(shards, tmp_path, monkeypatch):
+    original = loop._still_finite
+
+    def diverge(run):
+        original(run)
+        if run.stage.optimizer.param_groups[0]["initial_lr"] < limit:
+            raise OptionError("L_cls is nan: lower lr")
+
+    monkeypatch.setattr(loop, "_still_finite", diverge)
+    call = {"shards": shards, "rows": {"neither": ROWS["neither"]}, "seeds": 1, "tune": 2, **QUICK, "epochs": 1}
+    limit = 0.005
+    result = kdcache.ablate("early", out=tmp_path / "one", **call)
+    assert list(result.tuning["score"].isna()) == [False, True]
+    assert "lower lr" in result.tuning["problem"][1]
+    limit = 1.0
+    with pytest.raises(OptionError, match="neither: every trial failed, the first with: L_cls is nan"):
+        kdcache.ablate("early", out=tmp_path / "all", **call)
+
+
+# Results
+
+
+def test_results_are_those_of_the_runs(compared):
+    stored = pd.read_csv(compared.path / "results.csv")
+    assert list(stored.columns) == ["row", "seed", "weights", "epoch", "split", "metric", "value"]
+    assert len(stored) == 3 * 2 * 2 * 2 * 7  # rows, seeds, weights, splits, metrics
+    for row in compared.results.to_dict("records"):
+        metrics = Run(compared.path / row["row"] / f"seed-{row['seed']}").metrics
+        key = {"last": "last", "best": "best@validation"}[row["weights"]]
+        assert metrics[key][row["split"]]["label"][row["metric"]] == row["value"]
+        assert metrics["epochs"][row["weights"]] == row["epoch"]
+
+
+def test_tests_are_paired_by_seed(compared):
+    found = compared.tests.set_index(["row", "weights"])
+    assert set(found.index) == {(r, w) for r in ("both", "knn") for w in ("best", "last")}
+    r = compared.results
+    for (row, weights), test in found.iterrows():
+        kept = r[(r["weights"] == weights) & (r["split"] == "test") & (r["metric"] == "auc")]
+        a, b = (kept[kept["row"] == name].sort_values("seed")["value"].tolist() for name in ("neither", row))
+        expected = paired(a, b)
+        assert (test["mean"], test["wins"]) == (expected.mean, expected.wins)
+        assert test["p_permutation"] == expected.p_permutation
+
+
+def test_scores_are_those_that_the_metrics_came_from(compared):
+    run = Run(compared.path / "both" / "seed-1")
+    probs, y, classes = pictures.scores(run, "best", "test")
+    assert probs.shape == (12, 5, 3)
+    assert classes == [0, 10, 20]
+    measured = measure_levels(probs, y)
+    assert measured == pytest.approx(run.metrics["best@validation"]["test"]["label"])
+
+
+def test_the_table_shows_ours_the_papers_and_the_difference():
+    rows = [Row("A", "a", {}, {"AUC": 50.0}), Row("B", "b", {}, {"AUC": 40.0}, quoted=True), Row("C", "c", {}, {})]
+    wanted = Plan("early", "", ["40", "AUC"], rows)
+    known = {"weights": "best", "split": "test"}
+    found = pd.DataFrame(
+        [
+            {"row": row, "seed": seed, "epoch": 4, "metric": metric, "value": value + seed, **known}
+            for row, metric, value in (("A", "acc40", 30), ("A", "auc", 51), ("C", "acc40", 33), ("C", "auc", 60))
+            for seed in range(3)
+        ]
+    )
+    shown = results.columns(wanted, found, "label")
+    assert shown == {"40": "acc40", "AUC": "auc"}
+    assert results.table(wanted, found, shown, "best", "test") == [
+        "| row | epoch | 40 | AUC |",
+        "| --- | --- | --- | --- |",
+        "| **A** | 4 | 31.0 ± 1.0 | 52.0 ± 1.0 |",
+        "| ↳ paper | |  | 50.0 |",
+        "| ↳ difference | |  | +2.0 |",
+        "| B (not run): paper | |  | 40.0 |",
+        "| **C** | 4 | 34.0 ± 1.0 | 61.0 ± 1.0 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("paper", "metrics", "shown"),
+    [
+        (["20", "AUC"], ["auc", "acc20"], {"20": "acc20", "AUC": "auc"}),
+        ([], ["auc", "auc_trapezoid", "acc33", "acc67", "acc100"], ["33", "67", "100", "AUC"]),
+        ([], ["auc", *(f"acc{p}" for p in range(10, 101, 10))], ["20", "40", "60", "80", "100", "AUC"]),
+        (["verb"], ["top1", "top5"], {"verb": "top1"}),
+        (["rgb", "flow"], ["top1", "top5"], {"top1": "top1", "rgb": None, "flow": None}),
+    ],
+)
+def test_columns_find_their_metrics(paper, metrics, shown):
+    found = results.columns(Plan("early", "", paper, []), pd.DataFrame({"metric": metrics}), "verb")
+    assert found == shown if isinstance(shown, dict) else list(found) == shown
+
+
+def test_the_folder_holds_all_that_was_promised(compared):
+    names = {p.name for p in compared.path.iterdir()}
+    tables = {"table.md", "results.csv", "tests.csv", "tuning.csv", "ablation.json"}
+    assert names == tables | {"curve.png", "training.png", "gain.png", "confusion.png", "stages", *ROWS}
+    assert (compared.path / "table.md").read_text() == str(compared)
+    for name in ("curve", "training", "gain", "confusion"):
+        with Image.open(compared.path / f"{name}.png") as picture:
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20, name
+    stored = json.loads((compared.path / "ablation.json").read_text())
+    arguments = stored["rows"][0]["arguments"]
+    assert kdcache.train(**arguments, out=stored["rows"][0]["folder"]).metrics  # found finished, with equal settings
+
+
+def test_what_is_finished_is_not_trained_again_and_teachers_are_shared(compared, shards, monkeypatch):
+    teachers = list((compared.path / "stages").iterdir())
+    assert len(teachers) == 2 + 2  # one a trial, one a seed
+    kept = {(p / "best.safetensors").read_bytes() for p in teachers}
+    assert (compared.path / "both" / "seed-0" / "teacher" / "best.safetensors").read_bytes() in kept
+    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("trained again"))
+    again = kdcache.ablate("early", shards=shards, rows=ROWS, seeds=2, tune=2, out=compared.path, **QUICK)
+    assert again.text == compared.text
+    pd.testing.assert_frame_equal(again.results, compared.results)
+
+
+# Other methods, processes, the command
+
+
+def test_methods_without_degrees_of_progress_are_compared_by_top1(tmp_path):
+    shards = pairs_cache.cache(tmp_path / "cache", 24)
+    quick = {"epochs": 1, "milestones": (), "head": "light", "width": 8, "device": "cpu", "data": "S"}
+    grid = {"loss_d": ["none", "both"]}
+    result = kdcache.ablate("anticipation", shards=shards, grid=grid, seeds=1, out=tmp_path / "out", **quick)
+    assert set(result.tests["metric"]) == {"top1"}
+    assert "| row | epoch | top1 |" in result.text
+    assert "no test clips" in result.text
+    assert not (tmp_path / "out" / "curve.png").exists()
+    assert (tmp_path / "out" / "gain.png").exists()
+
+
+def test_processes_get_the_same_numbers_tell_of_failures_and_keep_checkpoints_when_ended(shards, tmp_path):
+    common = {"method": "early", "shards": str(shards), **QUICK, "epochs": 1, "milestones": ()}
+    sets = [ROWS["neither"], {"tau": 50}, {}, {**ROWS["neither"], "epochs": 10**6}]
+    jobs = [
+        [Job(f"job {i}", tmp_path / f"{workers}-{i}", {**common, **s, "seed": i}) for i, s in enumerate(sets)]
+        for workers in (1, 2)
+    ]
+    told: list[dict[str, str]] = [{}, {}]
+    run_jobs(jobs[0][:3], 1, tmp_path / "stages", lambda job, problem: told[0].update({job.label: problem}), print)
+
+    class EnoughError(Exception):
+        pass
+
+    def listen(job: Job, problem: str) -> None:
+        told[1][job.label] = problem
+        if len(told[1]) == 3:
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "2-3" / "metrics.csv").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)  # until the endless one has trained an epoch
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        run_jobs(jobs[1], 2, tmp_path / "stages", listen, print)
+    assert told[0] == told[1]
+    assert told[1] == {"job 0": "", "job 1": told[1]["job 1"], "job 2": ""}
+    assert "tau=50: clips have 5 levels" in told[1]["job 1"]
+    for i in (0, 2):
+        assert Run(tmp_path / f"1-{i}").metrics["last"] == Run(tmp_path / f"2-{i}").metrics["last"]
+    assert (tmp_path / "2-3" / "student" / "state.pt").exists()
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_dies_is_named(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_worker", os.abort)
+    common = {"method": "early", "shards": str(shards), "seed": 0}
+    jobs = [Job(f"job {i}", tmp_path / str(i), common) for i in range(2)]
+    with pytest.raises(KdcacheError, match=r"process that trained job \d died \(.*: check the free memory"):
+        run_jobs(jobs, 2, tmp_path / "stages", lambda *_: None, print)
+    assert not multiprocessing.active_children()
+
+
+def test_the_command_prints_the_table(shards, tmp_path):
+    sets = [f"--set={k}={v[0] if isinstance(v, tuple) else v}" for k, v in QUICK.items() if k != "device"]
+    call = ["ablate", "early", f"--shards={shards}", "--seeds=1", f"--out={tmp_path / 'out'}", "--device=cpu"]
+    result = CliRunner().invoke(main, [*call, "--row=neither:alpha=0,beta=0", *sets])
+    assert result.exit_code == 0, result.output
+    assert "| **neither** |" in result.output
+    assert str(tmp_path / "out") in result.output
+    refused = CliRunner().invoke(main, [*call, "--row=alpha=0"])
+    assert refused.exit_code == 1
+    assert "write name:option=value" in refused.output
