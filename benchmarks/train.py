@@ -62,7 +62,7 @@ def write_cache(folder: Path, pairs: int, shape: tuple[int, ...]) -> None:
 def student(folder: Path, head: str, batch: int, held: bool) -> tuple[Prepared, Stage]:
     """The student's stage with the whole objective, the teacher's targets in memory."""
     settings = Settings(method="anticipation", shards=str(folder), device="cpu")
-    prepared = prepare(settings, None, lambda _: None, {"budget": 10**12 if held else 0})
+    prepared = prepare(settings, anticipation.Options(), lambda _: None, {"budget": 10**12 if held else 0})
     wanted = anticipation.Options(head=head, init="random", batch_size=batch)  # type: ignore[arg-type]
     options = anticipation.resolve(wanted, prepared.data)
     return prepared, list(anticipation.stages(options, prepared.data))[-1]
@@ -70,6 +70,7 @@ def student(folder: Path, head: str, batch: int, held: bool) -> tuple[Prepared, 
 
 def step(stage: Stage, batch: Batch) -> None:
     """One step of the loop, without its bookkeeping."""
+    assert stage.optimizer is not None
     loss = torch.stack(list(stage.losses(batch).values())).sum()
     stage.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
