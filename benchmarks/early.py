@@ -51,7 +51,7 @@ def write_cache(folder: Path, clips: int, classes: int) -> None:
     rng = np.random.default_rng(0)
     backbone = {"name": "tsm-resnet50", "layer": "clip", "weights": {"spec": "random:0", "rule": 1}}
     recipe = {"stream": STREAM, "layout": "fixed", "dtype": "float16", "backbone": backbone}
-    splits = ["validation", "test", "test"] + ["train"] * 7
+    splits = ["train", "validation", "train", "test", "train", "test"] + ["train"] * 4
     rows = [
         {"clip_id": f"{i:05d}", "source": f"{i}.avi", "start_s": None, "stop_s": None}
         | {"label": i % classes, "split": splits[(i // classes) % 10]}
