@@ -279,6 +279,7 @@ def test_the_folder_holds_all_that_was_promised(compared):
     tables = {"table.md", "results.csv", "tests.csv", "tuning.csv", "ablation.json"}
     assert names == tables | {"curve.png", "training.png", "gain.png", "confusion.png", "stages", *ROWS}
     assert (compared.path / "table.md").read_text() == str(compared)
+    assert "Chosen of 2 trials by auc" in compared.text
     for name in ("curve", "training", "gain", "confusion"):
         with Image.open(compared.path / f"{name}.png") as picture:
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20, name
@@ -309,6 +310,7 @@ def test_methods_without_degrees_of_progress_are_compared_by_top1(tmp_path):
     assert set(result.tests["metric"]) == {"top1"}
     assert "| row | epoch | top1 |" in result.text
     assert "no test clips" in result.text
+    assert "Not tuned" in result.text
     assert not (tmp_path / "out" / "curve.png").exists()
     assert (tmp_path / "out" / "gain.png").exists()
 

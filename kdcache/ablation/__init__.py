@@ -210,6 +210,11 @@ def _conclude(wanted: Plan, folder: Path, seeds: Sequence[int], against: str, tu
         lines += ["The cache has no validation clips: there is no best epoch to choose, the last one counts.", ""]
     if len(tuned):
         lines += [*_tuning_lines(tuned, metric), ""]
+    elif len(wanted.runnable) > 1:
+        lines += [
+            "Not tuned: each row kept its own learning rate and length, which may suit one better than another.",
+            "",
+        ]
     text = "\n".join(lines)
     _write(folder / "results.csv", found.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     _write(folder / "tests.csv", tests.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
