@@ -9,6 +9,7 @@ import clips_cache
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -169,6 +170,15 @@ def test_training_stops_when_nothing_gets_better_and_the_rate_follows_the_platea
     summary = train(tmp_path, stage_that_measures([1, 5, 4, 5, 3, 9, 9], patience=3))
     assert (summary["epochs"], summary["best_epoch"], summary["best"], summary["select"]) == (5, 2, 5, "auc")
     assert [row["lr"] for row in summary["rows"]] == [1.0, 1.0, 1.0, 0.5, 0.25]
+
+
+def test_a_stage_that_stops_early_hands_on_its_best_weights_and_others_their_last(tmp_path):
+    for patience, kept in ((2, "best"), (0, "last")):
+        stage = stage_that_measures([1, 5, 4, 3, 2, 1, 1, 1, 1], patience=patience)
+        train(tmp_path / kept, stage)
+        weights = {name: load_file(tmp_path / kept / "s" / f"{name}.safetensors") for name in ("best", "last")}
+        assert not torch.equal(weights["best"]["layer.weight"], weights["last"]["layer.weight"])
+        assert torch.equal(stage.module.layer.weight, weights[kept]["layer.weight"])
 
 
 def test_without_patience_all_epochs_are_trained(tmp_path):

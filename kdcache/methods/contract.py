@@ -128,7 +128,8 @@ class Stage:
     select: str = "top1"
     """Which of them chooses the best epoch, on the first of ``tests``."""
     patience: int = 0
-    """Epochs without a better one after which training stops early; 0 never."""
+    """Epochs without a better one after which training stops early, and the best weights are handed on; 0 never does,
+    and hands on the last."""
     identity: Mapping[str, Any] | None = None
     """All options that this stage's result depends on, as plain values, when other runs on the same data and seed may
     take it over instead of training it again; None: they may not."""

@@ -96,7 +96,7 @@ def fit(
     """
     summary = checkpoint.load_summary(folder)
     if summary is not None:
-        checkpoint.load_weights(folder / "last.safetensors", stage.module)
+        checkpoint.load_weights(folder / _handed_on(stage), stage.module)
         return summary
     folder.mkdir(parents=True, exist_ok=True)
     scaler = torch.amp.GradScaler(data.device.type, enabled=scale)
@@ -119,9 +119,15 @@ def fit(
         ) from error
     selected_by = next(iter(stage.tests), "")
     checkpoint.finish(folder, stage, progress, run.best, selected_by)
+    checkpoint.load_weights(folder / _handed_on(stage), stage.module)
     summary = checkpoint.load_summary(folder)
     assert summary is not None
     return summary
+
+
+def _handed_on(stage: Stage) -> str:
+    """The weights with which the stages after this one go on."""
+    return "best.safetensors" if stage.patience and stage.tests else "last.safetensors"
 
 
 def _over(run: _Run) -> bool:
