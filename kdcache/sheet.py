@@ -71,6 +71,11 @@ def sheet(cache: Cache, clip_id: str) -> Picture:
     bands += [_energy_strip(name, m, frames[name]) for name, m in maps.items()]
     if maps:
         bands.append(_curves({name: _energy(m).mean(axis=(1, 2)) for name, m in maps.items()}))
+    if len(bands) == 1 and all("skeleton" in cache.recipe(s) for s in held):
+        raise OptionError(
+            f"{cache.path}: of clip {clip_id!r} there are only features of a skeleton ({', '.join(held)}), and caches "
+            "keep no joints: there is nothing to draw."
+        )
     if len(bands) == 1:
         raise OptionError(
             f"{cache.path}: of clip {clip_id!r} there is only {', '.join(held)}, which is no picture; "

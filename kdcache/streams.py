@@ -215,7 +215,7 @@ def _feature(name: str, head: str, layer: str | None, settings: Settings, weight
     views = Views(size=size, resize=resize, names=settings.views)
     endpoint, shape = backbones.layer_shape(backbone, layer, frames=sampling.frames or spec.frames, size=views.size)
     recipe: Recipe = {
-        "stream": name,
+        "stream": f"{backbone}/{layer}",
         "version": VERSIONS["feature"],
         "layout": "fixed",
         "dtype": settings.dtype,
@@ -268,7 +268,7 @@ def _skeleton(name: str, backbone: str, layer: str, settings: Settings, spec: In
     imaging = Imaging(progress, limits, settings.skeleton, settings.rotations)
     endpoint, shape = backbones.layer_shape(backbone, layer, frames=progress.levels)
     recipe: Recipe = {
-        "stream": name,
+        "stream": f"{backbone}/{layer}",
         "version": VERSIONS["skeleton"],
         "layout": "fixed",
         "dtype": settings.dtype,

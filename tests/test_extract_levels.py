@@ -104,6 +104,7 @@ def test_an_alias_names_the_stream_and_the_backbone_keeps_its_name():
         (stream,) = resolve(["tsm/pool"], Settings(), weights)
         assert (stream.name, stream.backbone) == ("tsm/pool", "tsm-resnet50")
         assert stream.recipe["backbone"]["name"] == "tsm-resnet50"
+        assert stream.digest == resolve(["tsm-resnet50/pool"], Settings(), weights)[0].digest
         assert stream.recipe["backbone"]["weights"] == Choice(seed=3).identity()
     assert backbones.input_spec("tsm") == backbones.input_spec("tsm-resnet50")
     with pytest.raises(OptionError, match="did you mean 'tsm'"):

@@ -97,6 +97,8 @@ def test_features_are_those_of_the_images_of_each_level(root, net, tmp_path):
         last = clip.begin + np.arange(1, 4) * clip.total // 3 - 1
         assert cache.frames(STREAM, [clip_id])[0].tolist() == last.tolist()
     assert cache.origin(["part"])[0]["decoder"] == "joints of msraction3d"
+    with pytest.raises(OptionError, match=r"only features of a skeleton \(vacnn/pool\), and caches keep no joints"):
+        kdcache.show(cache, "part", tmp_path / "sheet.png")
     assert kdcache.extract(table, root=root, out=tmp_path, **CALL).cached == 2
 
 
