@@ -23,9 +23,11 @@ from kdcache.backbones import InputSpec, fitted
 from kdcache.backbones.framewise import Framewise
 from kdcache.cli import main
 from kdcache.errors import OptionError, WeightsError
-from kdcache.fitting import load_config, options
+from kdcache.fitting import load_config, options, videos
+from kdcache.fitting.clips import Clip
 from kdcache.methods.labels import keep_fraction
 from kdcache.training import loop
+from kdcache.views import Views
 
 QUICK = {"epochs": 3, "lr": 0.05, "batch_size": 4, "augmentations": 50, "device": "cpu", "save_every": 0.0}
 
@@ -193,6 +195,38 @@ def test_a_finished_fit_is_returned_as_it_is(finished, folder, monkeypatch):
     assert again == finished
 
 
+def test_augmentations_show_other_moments_corners_and_mirrors(tmp_path):
+    """Frame k is 20 k grey, brighter to the right by its column: moment and mirror can be read off each segment."""
+    for frame in range(8):
+        image = np.full((20, 26, 3), 20 * frame) + np.arange(26)[None, :, None] // 2
+        cv2.imwrite(str(tmp_path / f"{frame}.png"), image.astype(np.uint8))
+    clip = Clip("a", "a", tmp_path, np.nan, np.nan, 10.0)
+    views = Views(16, 20)
+
+    def segments(fps=None, **given):
+        shown = videos.Input(2, fps, views, "auto")
+        shot = videos.load([clip], shown, 1e9).clips["a"]
+        return videos.VideoClips({0: shot}, shown, options.Options(**given), 0, torch.device("cpu"))
+
+    stream = segments()
+    centre = stream.view(0, 0)
+    np.testing.assert_array_equal(centre[:, 0, :, 0], [[20 * k + (5 + c) // 2 for c in range(16)] for k in (2, 6)])
+    drawn = [stream.view(0, view).astype(int) for view in range(1, 200)]
+    moments = {tuple(segment.mean((1, 2, 3)) // 20) for segment in drawn}
+    assert moments == {(a, b) for a in (0, 2, 3) for b in (4, 6, 7)}
+    rising = [segment[0, 0, -1, 0] > segment[0, 0, 0, 0] for segment in drawn]
+    assert 0.4 < np.mean(rising) < 0.6
+    assert (
+        len({segment[0].tobytes() for segment in drawn}) > 60
+    )  # 3 moments × 5 places × 4 scales × 2, less what is alike
+    straight = segments(mirror=False)
+    assert all(s[0, 0, -1, 0] > s[0, 0, 0, 0] for s in (straight.view(0, v).astype(int) for v in range(1, 40)))
+
+    together = segments(fps=5.0)  # at a fixed rate a segment moves as a whole
+    steps = {np.diff(s.astype(int).mean((1, 2, 3)))[0].round() for s in (together.view(0, v) for v in range(1, 30))}
+    assert steps == {40}
+
+
 def test_its_config_makes_the_same_fit_again(folder, tmp_path):
     first = kdcache.fit("tiny", rows_of(folder), folder, tmp_path / "first", **QUICK, seed=3)
     config = tomllib.loads((first.path / "config.toml").read_text())
@@ -276,6 +310,7 @@ def test_backbones_of_flow_and_unknown_ones_are_refused(folder):
         kdcache.fit("i3d-flow", rows_of(folder), folder)
     with pytest.raises(OptionError, match="did you mean 'tiny'"):
         kdcache.fit("tinny", rows_of(folder), folder)
+    assert options.resolve("tsm-resnet50", options.Options()).dropout == 0.8
 
 
 def test_facts_survive_the_file_and_other_files_have_none(tmp_path):

@@ -51,7 +51,7 @@ def fit(
     Example:
       kdcache fit vacnn --dataset ntu --root /data/ntu
       kdcache fit vacnn --dataset msraction3d --root skeletons/ --set epochs=30 --set lr=0.001 --precision bf16
-      kdcache fit tsm-resnet50 --manifest clips.csv --root videos/ --set label_fraction=0.1
+      kdcache fit tsm --manifest clips.csv --root videos/ --set label_fraction=0.1
     """
     import kdcache
     from kdcache.fitting.options import Options, load_config, parse_set

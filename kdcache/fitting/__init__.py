@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from kdcache import __version__
+from kdcache.backbones import canonical
 from kdcache.backbones.fitted import Facts, write
 from kdcache.device import resolve_device
 from kdcache.errors import OptionError
@@ -66,7 +67,7 @@ def fit(
     training clips is held out: the same that ``train`` holds out.
 
     Args:
-        backbone: vacnn, tsm-resnet50, tsm-resnet50-online, resnet34, i3d-rgb or resnext101.
+        backbone: vacnn, tsm, tsm-resnet50-online, resnet34, i3d-rgb or resnext101.
         manifest: a manifest file, or rows as ``read_manifest`` returns them.
         root: the folder that ``source`` paths are relative to.
         out: the fit's folder; default ``fits/<backbone>-<n>``, the first that is free. Where a fit with the same
@@ -89,6 +90,7 @@ def fit(
         WeightsError: the checkpoint to start from cannot be found or is another network's.
         KeyboardInterrupt, SystemExit: interrupted by a signal; the same call goes on.
     """
+    backbone = canonical(backbone)
     folder = Path(out) if out is not None else free_folder(backbone)
     rows, file = rows_of(manifest, root, folder)
     given = {f.name: options.pop(f.name) for f in fields(Settings) if f.name in options}
