@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdcache.evaluation import evaluate
     from kdcache.extraction.run import extract
     from kdcache.fitting import fit
+    from kdcache.inference import predict
     from kdcache.manifest import read_manifest, write_manifest
     from kdcache.sheet import show
     from kdcache.store import Cache
@@ -33,6 +34,7 @@ _HOME = {
     "evaluate": "kdcache.evaluation",
     "extract": "kdcache.extraction.run",
     "fit": "kdcache.fitting",
+    "predict": "kdcache.inference",
     "read_manifest": "kdcache.manifest",
     "show": "kdcache.sheet",
     "train": "kdcache.training",
@@ -50,6 +52,7 @@ __all__ = [
     "extract",
     "fit",
     "motion",
+    "predict",
     "read_manifest",
     "show",
     "train",

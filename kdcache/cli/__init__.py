@@ -8,7 +8,7 @@ import sys
 import click
 
 from kdcache import __version__
-from kdcache.cli import ablate, cache, extract, fit, sources, train
+from kdcache.cli import ablate, cache, extract, fit, predict, sources, train
 from kdcache.cli.common import Group
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -42,6 +42,7 @@ for command in (
     fit.fit,
     train.train,
     train.evaluate,
+    predict.predict,
     ablate.ablate,
     train.demo,
 ):

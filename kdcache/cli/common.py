@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,6 +49,18 @@ def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
         if not equals or not key:
             raise OptionError(f"{option} {text!r}: write {option} key=value.")
         out[key] = value
+    return out
+
+
+def by_backbone(texts: tuple[str, ...], streams: Iterable[str]) -> dict[str, str]:
+    """``i3d-rgb=FILE`` names its backbone; a bare ``FILE`` or ``random:0`` is for every backbone of the call."""
+    from kdcache.backbones import canonical
+
+    heads = {canonical(name.partition("/")[0]) for name in streams if "/" in name}
+    out: dict[str, str] = {}
+    for text in texts:
+        head, equals, value = text.partition("=")
+        out |= {canonical(head): value} if equals and canonical(head) in heads else dict.fromkeys(heads, text)
     return out
 
 

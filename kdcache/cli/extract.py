@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, STOPPED, Command, given, pairs, root_option
+from kdcache.cli.common import SOME_FAILED, STOPPED, Command, by_backbone, given, pairs, root_option
 from kdcache.errors import OptionError
 
 
@@ -107,7 +107,7 @@ def extract(
     names = [*streams, *(f"{backbone}/{layer}" for layer in layers)] or ["i3d-rgb/mixed4a"]
     settings = {**defaults, **given(options), **given({"views": views.split(",") if views else None})}
     report = kdcache.extract(
-        rows, root=root or Path(), streams=names, weights=_weights(weights, names), part=_part(part), **settings
+        rows, root=root or Path(), streams=names, weights=by_backbone(weights, names), part=_part(part), **settings
     )
     click.echo(report)
     if report.stopped:
@@ -136,16 +136,6 @@ def clip_rows(
         raise OptionError(f"Say where {dataset} lies: --root FOLDER, or set KDCACHE_DATA. Expected layout:\n{layout}")
     rows = datasets.manifest_for(dataset, root, **pairs(sets, "--set"))
     return rows, datasets.settings(dataset)
-
-
-def _weights(texts: tuple[str, ...], streams: list[str]) -> dict[str, str]:
-    """``i3d-rgb=FILE`` names its backbone; a bare ``FILE`` or ``random:0`` is for every backbone of the call."""
-    heads = {name.partition("/")[0] for name in streams if "/" in name}
-    out: dict[str, str] = {}
-    for text in texts:
-        head, equals, value = text.partition("=")
-        out |= {head: value} if equals and head in heads else dict.fromkeys(heads, text)
-    return out
 
 
 def _part(text: str | None) -> tuple[int, int]:
