@@ -176,9 +176,20 @@ def test_a_cache_without_validation_clips_cannot_be_tuned_on(tmp_path):
     call = {"shards": folder, "rows": {"neither": ROWS["neither"]}, "validation": 0.0, **QUICK, "epochs": 1}
     with pytest.raises(OptionError, match="tune chooses on validation clips, and this cache has none"):
         kdcache.ablate("early", tune=2, out=tmp_path / "tuned", **call)
-    result = kdcache.ablate("early", seeds=1, out=tmp_path / "plain", **call)
+    result = kdcache.ablate("early", seeds=1, out=tmp_path / "plain", **call)  # tuned by default only where it can be
     assert set(result.results["weights"]) == {"last"}  # an epoch chosen on test clips is no result
     assert "no validation clips" in result.text
+
+
+def test_rows_are_tuned_by_default_unless_they_differ_in_what_is_tuned(shards, monkeypatch):
+    said: list[str] = []
+    common = {"method": "early", "shards": str(shards), "device": "cpu", "precision": "auto", "stream": None}
+    quick = {name: value for name, value in QUICK.items() if name != "device"}
+    rows = plan("early", None, ROWS, {}, None, quick)
+    assert tuning.automatic(rows, common, said.append) == tuning.TRIALS == 8
+    assert said == ["tune=8: each row gets 8 trials of learning rate and length; tune=0 keeps what it has"]
+    assert tuning.automatic(plan("early", None, {}, {"lr": [0.1, 1.0]}, None, quick), common, said.append) == 0
+    assert said[-1] == "not tuned: lr differs between rows"
 
 
 def test_a_trial_that_diverges_is_not_chosen_and_all_of_them_are_an_error(shards, tmp_path, monkeypatch):
@@ -306,7 +317,7 @@ def test_methods_without_degrees_of_progress_are_compared_by_top1(tmp_path):
     shards = pairs_cache.cache(tmp_path / "cache", 24)
     quick = {"epochs": 1, "milestones": (), "head": "light", "width": 8, "device": "cpu", "data": "S"}
     grid = {"loss_d": ["none", "both"]}
-    result = kdcache.ablate("anticipation", shards=shards, grid=grid, seeds=1, out=tmp_path / "out", **quick)
+    result = kdcache.ablate("anticipation", shards=shards, grid=grid, seeds=1, tune=0, out=tmp_path / "out", **quick)
     assert set(result.tests["metric"]) == {"top1"}
     assert "| row | epoch | top1 |" in result.text
     assert "no test clips" in result.text

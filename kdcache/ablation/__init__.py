@@ -57,7 +57,7 @@ def ablate(
     rows: Mapping[str, Mapping[str, Any]] | None = None,
     grid: Mapping[str, Sequence[Any]] | None = None,
     preset: str | None = None,
-    tune: int = 0,
+    tune: int | None = None,
     tune_seeds: int = 1,
     against: str | None = None,
     workers: int = 1,
@@ -82,7 +82,8 @@ def ablate(
         grid: option → values; every row is run with each combination.
         preset: the paper's settings for a dataset, below those of ``rows``.
         tune: how many trials of learning rate and length each row gets on validation clips before its final runs: see
-            ``kdcache.ablation.tuning``. 0: every row keeps its own.
+            ``kdcache.ablation.tuning``. 0: every row keeps its own. None: 8, where there is something to tune and
+            clips to tune it on.
         tune_seeds: trainings a trial, of which the mean score counts.
         against: the row that the others are tested against; default the first.
         workers: processes; each gets an equal share of the cores. The number of threads changes the last bits.
@@ -97,7 +98,7 @@ def ablate(
         KdcacheError: a worker process died.
         KeyboardInterrupt, SystemExit: interrupted; the same call goes on.
     """
-    for name, value, least in (("seeds", seeds, 1), ("tune", tune, 0), ("tune_seeds", tune_seeds, 1)):
+    for name, value, least in (("seeds", seeds, 1), ("tune", tune or 0, 0), ("tune_seeds", tune_seeds, 1)):
         if value < least:
             raise OptionError(f"{name}={value}: give {least} or more.")
     if workers < 1 or seeds > tuning.SEED:
@@ -107,6 +108,8 @@ def ablate(
     folder = Path(out) if out is not None else Path("ablations") / "-".join([method, *([table] if table else [])])
     common = {"method": method, "shards": absolute(shards), "device": device, "precision": precision, "stream": stream}
 
+    if tune is None:
+        tune = tuning.automatic(wanted, common, say)
     chosen: dict[str, Options] = {}
     tuned = pd.DataFrame()
     if tune:

@@ -14,7 +14,7 @@ validation split. Nothing here reads a number of another split.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from kdcache.ablation.pool import Job
 from kdcache.ablation.rows import Options, Plan, Row
 from kdcache.errors import OptionError
 from kdcache.methods import method as method_module
-from kdcache.training.config import SETTABLE, build
+from kdcache.training.config import SETTABLE, Settings, build
 
+TRIALS = 8  # for each row, where nobody says how many
 SEED = 1000  # of the first trial run; final runs have seeds below
 LR_SPAN = 10.0
 LENGTHS = (0.5, 1.0, 2.0)
@@ -88,6 +89,24 @@ def radical_inverse(k: int, base: int) -> float:
         value += scale * (k % base)
         k //= base
     return value
+
+
+def automatic(plan: Plan, common: Mapping[str, Any], say: Callable[[str], None]) -> int:
+    """How many trials each row gets where nobody says: ``TRIALS``, or none, and why, where tuning would be refused."""
+    from kdcache.training.prepare import prepare
+
+    first = plan.runnable[0]
+    options = {**common, **first.options}
+    settings = build(Settings, {k: v for k, v in options.items() if k in {f.name for f in fields(Settings)}})
+    own = Trial(first, 0, {}).options(plan.method)
+    why = next((f"{n} differs between rows" for n in TUNED if len({r.options.get(n) for r in plan.runnable}) > 1), "")
+    if not why and "validation" not in prepare(settings, own, lambda _: None, {"budget": 0}).data.splits:
+        why = "the cache has no validation clips"
+    if why:
+        say(f"not tuned: {why}")
+        return 0
+    say(f"tune={TRIALS}: each row gets {TRIALS} trials of learning rate and length; tune=0 keeps what it has")
+    return TRIALS
 
 
 def refuse_tuned(plan: Plan) -> None:

@@ -21,7 +21,9 @@ from kdcache.cli.common import given
     "--set", "sets", multiple=True, metavar="KEY=VALUE[,VALUE…]", help="For all rows; several values make a grid."
 )
 @click.option("--preset", help="The paper's settings for a dataset, below those of the rows.")
-@click.option("--tune", default=0, show_default=True, help="Trials of learning rate and length that each row gets.")
+@click.option(
+    "--tune", type=int, help="Trials of learning rate and length that each row gets; 0: none.  [default: 8 if possible]"
+)
 @click.option("--tune-seeds", default=1, show_default=True, help="Trainings a trial.")
 @click.option("--against", help="Row that the others are tested against.  [default: the first]")
 @click.option("--workers", default=1, show_default=True, help="Processes that share the cores.")

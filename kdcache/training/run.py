@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.errors import OptionError, unknown
+from kdcache.evaluation.observation import percent
 from kdcache.evaluation.predictions import Probabilities, measure_all, probabilities
 from kdcache.methods import method as method_module
 from kdcache.methods.contract import HELD_OUT, UNLABELLED, Items, Predictor, Samples
@@ -210,8 +211,3 @@ class Run:
         if probs.ndim == 3:
             return {self.target: dict(self._predictor(which).measure(probs, labels[self.target].numpy()))}
         return measure_all(probs, labels, self.prepared.data, self.target, many_shot)
-
-
-def percent(levels: int) -> list[int]:
-    """How much of a clip has been observed at each of N degrees of progress, in per cent."""
-    return [round(100 * n / levels) for n in range(1, levels + 1)]
