@@ -45,7 +45,7 @@ def predict(
     \b
     Example:
       kdcache predict early runs/early-0 video.mp4
-      kdcache predict early runs/early-0 jhmdb_joints_split1.npz --start 1.2 --stop 2.4 --csv probabilities.csv
+      kdcache predict early runs/early-0 jhmdb_joints_split1.npz --start 1.3 --stop 2.6 --csv all.csv
     """
     import kdcache
     from kdcache.training import Run
