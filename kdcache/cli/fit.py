@@ -50,7 +50,7 @@ def fit(
     \b
     Example:
       kdcache fit vacnn --dataset ntu --root /data/ntu
-      kdcache fit vacnn --dataset msraction3d --root skeletons/ --set epochs=30 --set lr=0.001 --precision bf16
+      kdcache fit vacnn --dataset msraction3d --root skeletons/ --set lr=0.001 --precision bf16
       kdcache fit tsm --manifest clips.csv --root videos/ --set label_fraction=0.1
     """
     import kdcache
