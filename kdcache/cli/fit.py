@@ -23,6 +23,7 @@ from kdcache.errors import OptionError
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Repeat a fit's config.toml."
 )
 @click.option("--seed", type=int, help="Seed of first weights, order and augmentation.  [default: 0]")
+@click.option("--split", metavar="COLUMN", help="Column of the manifest that says what trains.  [default: split]")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
 @click.option(

@@ -76,8 +76,8 @@ def fit(
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
         precision: ``auto`` (fp32 on a CPU, bf16 on a GPU), ``fp32``, ``bf16``, ``fp16``. bf16 is two to three times as
             fast on CPUs that compute it.
-        options: fields of ``kdcache.fitting.options.Options``, and of its ``Settings``: ``validation``, ``decoder``,
-            ``hold``, ``save_every``.
+        options: fields of ``kdcache.fitting.options.Options``, and of its ``Settings``: ``split``, ``validation``,
+            ``decoder``, ``hold``, ``save_every``.
 
     Returns:
         The finished fit: ``.weights``, ``.metrics``, ``.facts``, ``.failures``, ``.path``.

@@ -22,7 +22,7 @@ from kdcache.methods.contract import HELD_OUT, UNLABELLED, Items, Samples, Strea
 from kdcache.methods.labels import keep_fraction
 from kdcache.training.clips import SIDE, clips
 from kdcache.training.prepare import fingerprint
-from kdcache.training.splits import Clips
+from kdcache.training.splits import Clips, split_by
 from kdcache.views import Views
 
 Say = Callable[[str], None]
@@ -71,8 +71,10 @@ def gather(
     the clips that can be read, as ``train`` does; so it is drawn again when some cannot.
 
     Raises:
-        OptionError: nothing labelled to train or to test on, or labels of another kind than the target.
+        OptionError: nothing labelled to train or to test on, no such split column, or labels of another kind than the
+            target.
     """
+    rows = split_by(rows, settings.split)
     known = clips_of(rows, Path(settings.root))
     is_skeleton = input_spec(settings.backbone).modality == "skeleton"
     shown = _shown(settings, options)

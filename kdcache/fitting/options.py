@@ -30,6 +30,8 @@ class Settings:
     """auto, cpu, cuda or cuda:N."""
     precision: str = "auto"
     """fp32, bf16 or fp16; ``auto``: fp32 on a CPU, bf16 on a GPU."""
+    split: str = "split"
+    """Column of the manifest that says which clips train, validate and test, where there are several such columns."""
     validation: float = 0.2
     """Share of the labelled training clips to hold out where the manifest has no validation split; 0: none."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
@@ -47,7 +49,7 @@ class Settings:
 
 
 SETTABLE = ("validation", "decoder", "hold", "save_every")
-"""Settings that ``parse_set`` takes beside the options."""
+"""Settings that ``parse_set`` takes beside the options; without a dataset, ``split`` too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +198,11 @@ def parse_set(sets: Sequence[str], dataset: bool) -> tuple[dict[str, Any], tuple
     """``["lr=0.01", "protocol=view"]`` → options of a fit, typed, and the texts that are left for the dataset.
 
     ``dataset.NAME=VALUE`` is the dataset's even where a fit has an option of that name. Without a ``dataset`` all must
-    be options of a fit.
+    be options of a fit. ``split`` is the dataset's, which may have one; the command has an option of its own for it.
     """
     every = get_type_hints(Settings)
-    hints = {name: every[name] for name in SETTABLE} | get_type_hints(Options)
+    names = SETTABLE if dataset else ("split", *SETTABLE)
+    hints = {name: every[name] for name in names} | get_type_hints(Options)
     others = [text for text in sets if dataset and text.partition("=")[0] not in hints]
     own = parse_texts(hints, [text for text in sets if text not in others])
     return own, tuple(text.removeprefix("dataset.") for text in others)

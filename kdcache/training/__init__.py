@@ -59,7 +59,7 @@ def train(
         precision: ``auto`` (fp32 on a CPU, bf16 on a GPU), ``fp32``, ``bf16``, ``fp16``.
         stream: which cached features, if there are several; ``a,b`` joins the vectors of two.
         session: shared by several calls, keeps what they have in common.
-        options: fields of the method's ``Options``, and of ``Settings``: ``weights``, ``recipe``, ``hold``,
+        options: fields of the method's ``Options``, and of ``Settings``: ``weights``, ``recipe``, ``hold``, ``split``,
             ``validation``, ``save_every``.
 
     Returns:

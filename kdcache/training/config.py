@@ -39,6 +39,8 @@ class Settings:
     """Checkpoint of the backbone that made the stream, where it is not found by the recipe."""
     hold: float = 0.6
     """Share of the free memory that the stream may fill; 0 reads every batch from the shards."""
+    split: str = "split"
+    """Column of the manifest that says which clips train, validate and test, where there are several such columns."""
     validation: float = 0.2
     """Share of the labelled training clips to hold out where the manifest has none; 0 holds nothing out."""
     save_every: float = 30.0
@@ -51,7 +53,7 @@ class Settings:
             raise OptionError(f"validation={self.validation}: give a share of the training clips, 0 to below 1.")
 
 
-SETTABLE = ("recipe", "weights", "hold", "validation", "save_every")
+SETTABLE = ("recipe", "weights", "hold", "split", "validation", "save_every")
 """Settings that parse_set takes beside a method's options."""
 
 

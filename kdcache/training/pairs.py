@@ -102,11 +102,12 @@ def _join(rows: pd.DataFrame) -> pd.DataFrame:
 def _splits(table: pd.DataFrame, share: float, say: Callable[[str], None]) -> pd.Series[str]:
     """The split of each pair, from the manifest or by holding out groups."""
     split = named_splits(table)
-    if split is not None and split.isin(HELD_OUT).any():
-        if not (split == "train").any():
-            raise OptionError("No pair has split train: mark the ones to train on in the manifest's split column.")
+    if split is None:
+        split = pd.Series("train", index=table.index, dtype=str)
+    if not (split == "train").any():
+        raise OptionError("No pair has split train: mark the ones to train on in the manifest's split column.")
+    if split.isin(HELD_OUT).any():
         return split
     if not share:
         raise OptionError("validation=0 leaves nothing to test on: the manifest has neither validation nor test pairs.")
-    out = hold_out(table, pd.Series(True, index=table.index), share, TOGETHER, say)
-    return pd.Series(np.where(out, "validation", "train"), index=table.index, dtype=str)
+    return split.mask(hold_out(table, split == "train", share, TOGETHER, say), "validation")

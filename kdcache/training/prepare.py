@@ -24,7 +24,7 @@ from kdcache.training.clips import clips
 from kdcache.training.config import Settings
 from kdcache.training.feed import cached_stream, feed, in_order
 from kdcache.training.pairs import pairs
-from kdcache.training.splits import Clips
+from kdcache.training.splits import Clips, split_by
 
 Say = Callable[[str], None]
 DIMENSIONS = {
@@ -65,10 +65,11 @@ def prepare(settings: Settings, options: Any, say: Say, before: dict[str, Any] |
     names = choose_streams(cache, settings.stream, kind)
     recipes = {name: cache.recipe(name) for name in names}
     cached = np.logical_and.reduce([cache.has(name) for name in names])
+    rows = split_by(cache.clips, settings.split)
     if kind == "pairs":
-        examples = pairs(cache.clips, cached, options.tau, settings.validation, say)
+        examples = pairs(rows, cached, options.tau, settings.validation, say)
     else:
-        examples = clips(cache.clips, cached, settings.validation, say)
+        examples = clips(rows, cached, settings.validation, say)
     free = int(settings.hold * devices.free_bytes(device))
     budget = int(before.get("budget", free))
     stream = cached_stream(cache, names, examples.clip_ids, device, min(budget, free))

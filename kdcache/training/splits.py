@@ -5,16 +5,19 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from kdcache.errors import OptionError
+from kdcache.errors import OptionError, unknown
 from kdcache.methods.contract import HELD_OUT, UNLABELLED, Samples
 
 TARGETS = ("label", "verb", "noun")
+SPLIT = "split"  # the column that says it where no other is named
 _OTHER_NAMES = {"val": "validation", "valid": "validation"}  # of a split
+_NAMES = {"train", *HELD_OUT, *_OTHER_NAMES}
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,37 @@ class Clips:
     splits: dict[str, Samples]
     clip_ids: list[str]
     classes: dict[str, list[int]]
+
+
+def split_columns(rows: pd.DataFrame) -> list[str]:
+    """The columns of a manifest whose cells are names of splits or empty, and not all empty."""
+    return [str(column) for column in rows if (cells := _cells(rows[column])) and cells <= _NAMES]
+
+
+def split_by(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows with ``column`` as their ``split``: one cache can serve several protocols, a column each.
+
+    Raises:
+        OptionError: there is no such column, or its cells are not names of splits. (Clips to which the column ``split``
+            gives another name take no part, as those with an empty cell.)
+    """
+    if column == SPLIT:
+        return rows
+    if column not in rows:
+        raise unknown("split column", column, split_columns(rows) or [str(c) for c in rows])
+    cells = _cells(rows[column])
+    if not cells:
+        raise OptionError(f"split={column}: every cell of that column is empty; write train, validation or test there.")
+    if wrong := sorted(cells - _NAMES):
+        raise OptionError(
+            f"split={column}: {wrong[0]!r} is not the name of a split; choose a column of train, validation and test."
+        )
+    return rows.assign(**{SPLIT: rows[column]})
+
+
+def _cells(column: pd.Series[Any]) -> set[str]:
+    """The distinct cells that are not empty."""
+    return {str(cell) for cell in column.dropna().unique()} - {""}
 
 
 def named_splits(table: pd.DataFrame) -> pd.Series[str] | None:
