@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 
@@ -174,6 +175,9 @@ def test_ntu_from_the_files_on_disk(tmp_path):
     }
     view = manifest_for("ntu", tmp_path, protocol="view").set_index("clip_id")
     assert view["split"].to_dict() == {names[0]: "test", names[1]: "train"}
+    for table in (rows, view):
+        assert table["split_subject"].equals(rows["split"].rename("split_subject"))
+        assert table["split_view"].equals(view["split"].rename("split_view"))
     assert manifest_for("ntu", tmp_path, modality="rgb")["source"].tolist() == [f"nturgb+d_rgb/{names[1]}_rgb.avi"]
 
 
@@ -327,16 +331,111 @@ def test_sysu_halves(tmp_path):
     assert counts(rows) == {"train": 240, "test": 240}
     assert rows.groupby("subject")["split"].nunique().max() == 1
     assert rows["source"].iloc[0] == "skel/0/0.txt"
-    assert manifest_for("sysu", tmp_path)["split"].equals(rows["split"])
-    assert not manifest_for("sysu", tmp_path, seed=1)["split"].equals(rows["split"])
+    assert set(rows.loc[rows["split"] == "train", "subject"]) == {f"s{i:02d}" for i in range(20)}
     by_class = manifest_for("sysu", tmp_path, setting=1, modality="rgb")
     assert (by_class.groupby("label")["split"].value_counts() == 20).all()
+    assert (by_class.groupby("label")["split_30"].value_counts() == 20).all()
     assert by_class["source"].iloc[0] == "rgb/0/0.avi"
     write(tmp_path, {"clips.csv": "clip_id,subject,label,skel_path\na,s1,drink,a.txt\n"})
     with pytest.raises(ManifestError, match="line 2: label 'drink'"):
         manifest_for("sysu", tmp_path)
     with pytest.raises(ManifestError, match="lacks the column rgb_path"):
         manifest_for("sysu", tmp_path, modality="rgb")
+
+
+def test_sysu_thirty_random_halves(tmp_path):
+    sysu(tmp_path)
+    rows = manifest_for("sysu", tmp_path)
+    columns = [f"split_{i:02d}" for i in range(1, 31)]
+    assert [c for c in rows if c.startswith("split")] == ["split", *columns]
+    for column in columns:
+        assert rows[column].value_counts().to_dict() == {"train": 240, "test": 240}
+        assert rows.groupby("subject")[column].nunique().max() == 1
+    assert len({tuple(rows[c]) for c in columns}) == 30
+    assert ((rows[columns] == "train").mean(axis=1).between(0.1, 0.9)).all()
+    names = sorted(set(rows["subject"]))
+    first = sorted(names, key=lambda s: hashlib.sha256(f"0/1/{s}".encode()).hexdigest())[:20]
+    assert set(rows.loc[rows["split_01"] == "train", "subject"]) == set(first)
+    shuffled = manifest_for("sysu", tmp_path, seed=1)
+    assert shuffled["split"].equals(rows["split"])
+    assert not shuffled["split_01"].equals(rows["split_01"])
+
+
+def test_sysu_halves_from_a_file(tmp_path):
+    sysu(tmp_path)
+    write(tmp_path, {"halves.txt": "s00 s39\n\ns01 s02 s03\n"})
+    rows = manifest_for("sysu", tmp_path, halves=tmp_path / "halves.txt")
+    assert [c for c in rows if c.startswith("split")] == ["split", "split_1", "split_2"]
+    assert set(rows.loc[rows["split_1"] == "train", "subject"]) == {"s00", "s39"}
+    assert (rows["split_2"] == "train").sum() == 36
+    write(tmp_path, {"halves.txt": "s00 s40\n" + " ".join(f"s{i:02d}" for i in range(40))})
+    with pytest.raises(ManifestError, match=r"(?s)line 1: 's40' is not in the index.*line 2: names all there are"):
+        manifest_for("sysu", tmp_path, halves=tmp_path / "halves.txt")
+    with pytest.raises(ManifestError, match="no such file"):
+        manifest_for("sysu", tmp_path, halves=tmp_path / "none.txt")
+
+
+def test_sysu_subjects_are_in_the_order_of_their_numbers(tmp_path):
+    lines = [f"c{s},subject {s},0,a.avi,a.txt" for s in range(1, 41)]
+    write(tmp_path, {"clips.csv": "clip_id,subject,label,rgb_path,skel_path\n" + "\n".join(lines)})
+    rows = manifest_for("sysu", tmp_path)
+    assert set(rows.loc[rows["split"] == "train", "subject"]) == {f"subject {s}" for s in range(1, 21)}
+
+
+def test_all_official_splits_at_once_are_those_of_each(lists, tmp_path):
+    every = manifest_for("ucf101", lists / "ucf101", split="all").set_index("clip_id")
+    assert len(every) == 13320
+    for k in (1, 2, 3):
+        one = manifest_for("ucf101", lists / "ucf101", split=k).set_index("clip_id")
+        assert every[f"split_{k}"].reindex(one.index).equals(one["split"].rename(f"split_{k}"))
+        assert every["label"].reindex(one.index).equals(one["label"])
+    assert every["split"].equals(every["split_1"].rename("split"))
+    early = manifest_for("ucf101", lists / "ucf101", split="all", protocol="early")
+    assert counts(early) == {"train": 8056, "val": 1582, "test": 3682}
+    assert early["split_2"].value_counts().to_dict() == {"train": 9586, "test": 3734}
+    with pytest.raises(OptionError, match=r"split is '4': give 1 \| 2 \| 3 \| all"):
+        manifest_for("ucf101", lists / "ucf101", split="4")
+
+
+def test_all_splits_hold_the_clips_that_any_of_them_uses(tmp_path):
+    parts = {1: "a.avi 1 \nb.avi 2\nc.avi 0\nd.avi 0\n", 2: "a.avi 0\nb.avi 1\nc.avi 2\nd.avi 0\n"}
+    write(tmp_path, {f"brush_hair_test_split{k}.txt": text for k, text in parts.items()})
+    with pytest.raises(ManifestError, match=r"no lists \*_test_split3.txt"):
+        manifest_for("hmdb51", tmp_path, split="all")
+    write(tmp_path, {"brush_hair_test_split3.txt": "a.avi 2\nb.avi 0\nc.avi 1\nd.avi 0\n"})
+    rows = manifest_for("hmdb51", tmp_path, split="all").set_index("clip_id")
+    columns = ["split", "split_1", "split_2", "split_3"]
+    assert rows.loc["brush_hair/a", columns].tolist() == ["train", "train", "", "test"]
+    assert rows.loc["brush_hair/c", columns].tolist() == ["", "", "test", "train"]
+    assert len(rows) == 3
+    assert "the 3 splits do not use 1 clips of their lists" in rows.attrs["report"].lines()
+    assert len(manifest_for("hmdb51", tmp_path, split="2")) == 2
+    write(tmp_path, {"brush_hair_test_split3.txt": "a.avi 2\na.avi 1\n"})
+    with pytest.raises(ManifestError, match="split 3: names 'brush_hair/a' twice"):
+        manifest_for("hmdb51", tmp_path, split="all")
+
+
+def test_jhmdb_and_egtea_have_all_splits_too(tmp_path):
+    jhmdb(tmp_path, (16, 40))
+    for k, (one, two) in {2: (2, 1), 3: (1, 1)}.items():
+        write(
+            tmp_path,
+            {
+                f"splits/brush_hair_test_split{k}.txt": f"train_clip.avi {one}\n",
+                f"splits/catch_test_split{k}.txt": f"test_clip.avi {two}\n",
+            },
+        )
+    rows = manifest_for("jhmdb", tmp_path, split="all")
+    sides = rows.drop_duplicates("pair").set_index("pair")[["split", "split_1", "split_2", "split_3"]]
+    assert sides.loc["brush_hair/train_clip"].tolist() == ["train", "train", "test", "train"]
+    assert rows.groupby("pair")["split_2"].nunique().eq(1).all()
+    clip = "P07-R01-PastaSalad-91700-93600-F002751-F002808"
+    other = "OP03-R02-TurkeySandwich-1-2-F000001-F000002"
+    for k, (train, test) in {1: (clip, other), 2: (other, clip), 3: (clip, other)}.items():
+        write(tmp_path, {f"annotations/train_split{k}.txt": f"{train} 3 3 3\n"})
+        write(tmp_path, {f"annotations/test_split{k}.txt": f"{test} 3 3 3\n"})
+    rows = manifest_for("egtea", tmp_path, split="all").set_index("clip_id")
+    assert rows.loc[clip, ["split", "split_1", "split_2", "split_3"]].tolist() == ["train", "train", "test", "train"]
 
 
 def test_kinetics(lists, tmp_path):

@@ -12,6 +12,7 @@ from typing import Literal
 import pandas as pd
 
 from kdcache.datasets.listing import Report, annotation_folder, locate, whole_clips
+from kdcache.datasets.splits import Wanted, official
 from kdcache.errors import ManifestError
 
 LAYOUT = """
@@ -26,7 +27,7 @@ _CLIP = re.compile(r"(?P<session>(?P<subject>[^-]+)-.+)-\d+-\d+-F\d+-F\d+")
 def manifest(
     root: Path,
     *,
-    split: Literal[1, 2, 3] = 1,
+    split: Wanted = 1,
     target: Literal["action", "verb", "noun"] = "action",
     annotations: Path | None = None,
 ) -> tuple[pd.DataFrame, Report]:
@@ -34,13 +35,21 @@ def manifest(
 
     Args:
         root: the data root; see ``LAYOUT``.
-        split: which official split.
+        split: which official split; ``all`` has a column for each, ``split_1`` ….
         target: what ``label`` is; ``verb`` and ``noun`` have their own columns in any case.
         annotations: folder of the split lists.
     """
-    wanted = f"train_split{split}.txt"
+    wanted = f"train_split{1 if split == 'all' else split}.txt"
     usual = ("action_annotation", "annotations", "annotations/egtea", "")
     folder = annotation_folder(root, annotations, [wanted], usual, "egtea")
+    clips = official(lambda k: _read(folder, k, target), split)
+    fields = {n: {"n": n, "s": s} for n, s in zip(clips["name"], clips["session"], strict=True)}
+    located = locate(root, LAYOUTS, fields)
+    return whole_clips(clips.rename(columns={"session": "group"}), located), located.report
+
+
+def _read(folder: Path, split: int, target: str) -> pd.DataFrame:
+    """The lists of one split."""
     rows: list[dict[str, object]] = []
     for part in ("train", "test"):
         file = folder / f"{part}_split{split}.txt"
@@ -57,7 +66,4 @@ def manifest(
                 raise ManifestError(str(file), [f"line {i}: {line!r} is not '<clip> <action> <verb> <noun>'"])
     if not rows:
         raise ManifestError(str(folder), [f"the lists of split {split} are empty"])
-    clips = pd.DataFrame(rows).astype(dict.fromkeys(("label", "verb", "noun"), "Int64")).drop(columns="action")
-    fields = {n: {"n": n, "s": s} for n, s in zip(clips["name"], clips["session"], strict=True)}
-    located = locate(root, LAYOUTS, fields)
-    return whole_clips(clips.rename(columns={"session": "group"}), located), located.report
+    return pd.DataFrame(rows).astype(dict.fromkeys(("label", "verb", "noun"), "Int64")).drop(columns="action")

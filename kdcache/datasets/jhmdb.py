@@ -11,8 +11,9 @@ from typing import Literal
 import pandas as pd
 
 from kdcache.datasets.hmdb51 import read_lists
-from kdcache.datasets.listing import Report, annotation_folder, locate, whole_clips
+from kdcache.datasets.listing import Report, locate, whole_clips
 from kdcache.datasets.pairs import ONE_FRAME, observed_until, part_pairs
+from kdcache.datasets.splits import Wanted
 from kdcache.errors import OptionError
 
 LAYOUT = """
@@ -27,7 +28,7 @@ LAYOUTS = {"frames": ["Rename_Images/{c}/{v}"], "videos": ["ReCompress_Videos/{c
 def manifest(
     root: Path,
     *,
-    split: Literal[1, 2, 3] = 1,
+    split: Wanted = 1,
     observe: float = 0.2,
     action: Literal["whole", "rest"] = "whole",
     fps: float = 30.0,
@@ -38,7 +39,7 @@ def manifest(
 
     Args:
         root: the data root; see ``LAYOUT``.
-        split: which official split.
+        split: which official split; ``all`` has a column for each, ``split_1`` ….
         observe: observed share of each clip's frames.
         action: what the recognition network sees.
         fps: frame rate of the pictures; they carry no clock [from memory: 30].
@@ -48,8 +49,7 @@ def manifest(
     if not 0 <= observe < 1:
         raise OptionError(f"observe is {observe}: give the observed share of each clip, between 0 and 1.")
     usual = ("splits", "annotations", "annotations/jhmdb", "")
-    folder = annotation_folder(root, annotations, [f"brush_hair_test_split{split}.txt"], usual, "jhmdb")
-    clips, _ = read_lists(folder, split)
+    clips, _ = read_lists(root, annotations, usual, split, "jhmdb")
     fields = {n: {"c": c, "v": n.partition("/")[2]} for n, c in zip(clips["name"], clips["class"], strict=True)}
     located = locate(root, LAYOUTS, fields, layout)
     pictures = located.layout == "frames"

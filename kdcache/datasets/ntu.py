@@ -39,11 +39,11 @@ def manifest(
     modality: Literal["skeleton", "rgb"] = "skeleton",
     annotations: Path | None = None,
 ) -> tuple[pd.DataFrame, Report]:
-    """One row a sample, named as the data set names it.
+    """One row a sample, named as the data set names it; both protocols stand in ``split_subject`` and ``split_view``.
 
     Args:
         root: the data root; see ``LAYOUT``.
-        protocol: cross-subject, or cross-view (camera 1 tests).
+        protocol: which of them ``split`` is: cross-subject, or cross-view (camera 1 tests).
         modality: which files are the sources.
         annotations: folder of the lists.
     """
@@ -58,10 +58,12 @@ def manifest(
     clips = pd.DataFrame({"name": samples, "subject": "P" + parts["subject"], "camera": "C" + parts["camera"]})
     action = parts["action"].astype(int)
     clips["label"] = (action - 1).astype("Int64")
-    train = parts["subject"].astype(int).isin(TRAINING_SUBJECTS)
-    if protocol == "view":
-        train = parts["camera"].astype(int) != TEST_CAMERA
-    clips["split"] = train.map({True: "train", False: "test"})
+    training = {
+        "subject": parts["subject"].astype(int).isin(TRAINING_SUBJECTS),
+        "view": parts["camera"].astype(int) != TEST_CAMERA,
+    }
+    sides = {name: train.map({True: "train", False: "test"}) for name, train in training.items()}
+    clips = clips.assign(split=sides[protocol], **{f"split_{name}": side for name, side in sides.items()})
     damaged, foreign = clips["name"].isin(missing), action > 60
     left_out = {
         "their skeletons are missing or damaged": clips.loc[damaged, "name"],

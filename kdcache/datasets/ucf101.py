@@ -11,6 +11,7 @@ from typing import Literal
 import pandas as pd
 
 from kdcache.datasets.listing import Report, annotation_folder, locate, whole_clips
+from kdcache.datasets.splits import Wanted, official
 from kdcache.errors import ManifestError
 
 LAYOUT = """
@@ -26,7 +27,7 @@ def manifest(
     root: Path,
     *,
     protocol: Literal["official", "early"] = "official",
-    split: Literal[1, 2, 3] = 1,
+    split: Wanted = 1,
     annotations: Path | None = None,
 ) -> tuple[pd.DataFrame, Report]:
     """One row a clip, named as its file without suffix.
@@ -34,7 +35,7 @@ def manifest(
     Args:
         root: the data root; see ``LAYOUT``.
         protocol: the official splits, or the early-recognition paper's.
-        split: which official split; the other protocol has one.
+        split: which official split; ``all`` has a column for each, ``split_1`` …, beside the protocol's own.
         annotations: folder of the official lists.
     """
     usual = ("ucfTrainTestlist", "annotations", "annotations/ucf101", "")
@@ -42,13 +43,7 @@ def manifest(
     number = {
         name.lower(): int(index) - 1 for index, name in (line.split() for line in _lines(folder / "classInd.txt"))
     }
-    rows = []
-    for part in ("train", "test"):
-        for line in _lines(folder / f"{part}list{split:02d}.txt"):
-            path = line.split()[0]
-            # The class is the folder's: file names spell HandstandPushups with a capital S.
-            rows.append((Path(path).stem, path, path.partition("/")[0], part))
-    clips = pd.DataFrame(rows, columns=["name", "path", "class", "split"])
+    clips = official(lambda k: _read(folder, k), split)
     strangers = sorted(set(clips["class"].str.lower()) - set(number))
     if strangers:
         raise ManifestError(str(folder / "classInd.txt"), [f"has no class {name}" for name in strangers])
@@ -61,6 +56,17 @@ def manifest(
         root, LAYOUTS, {name: {"path": path} for name, path in zip(clips["name"], clips["path"], strict=True)}
     )
     return whole_clips(clips.drop(columns="path"), located), located.report
+
+
+def _read(folder: Path, split: int) -> pd.DataFrame:
+    """The lists of one split: ``name``, ``path``, ``class``, ``split``."""
+    rows = []
+    for part in ("train", "test"):
+        for line in _lines(folder / f"{part}list{split:02d}.txt"):
+            path = line.split()[0]
+            # The class is the folder's: file names spell HandstandPushups with a capital S.
+            rows.append((Path(path).stem, path, path.partition("/")[0], part))
+    return pd.DataFrame(rows, columns=["name", "path", "class", "split"])
 
 
 def _early(group: int) -> str:
