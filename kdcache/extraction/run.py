@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -32,6 +33,7 @@ from kdcache.streams import Settings, Stream, named, resolve
 
 log = logging.getLogger("kdcache")
 
+SAVE_PAUSE = 20  # the list of failures is written again after so many times as long as writing it took
 SPARE_BYTES = 64 * 2**20  # left free on the disk beyond the estimate
 
 
@@ -207,6 +209,7 @@ class _Run:
         self._here = set(rows["clip_id"])
         self._ledger = {f.clip_id: f for f in load_failures(report.out) if f.clip_id not in self._here}
         self._ledger |= {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
+        self._next_save = 0.0
         self._bar = tqdm(total=plan.tasks, unit="clip", disable=None if bar else True, dynamic_ncols=True)
 
     def go(self, units: list[Unit], place: Workplace, workers: int) -> None:
@@ -233,7 +236,8 @@ class _Run:
             for failure in (event, *(event._replace(clip_id=t.clip_id) for t in self._same(event.clip_id))):
                 self._ledger[failure.clip_id] = failure
             self._bar.write(f"failed: {event.clip_id} ({event.stage}): {event.reason}", file=sys.stderr)
-            self._save_ledger()
+            if time.monotonic() >= self._next_save:
+                self._save_ledger()
         elif isinstance(event, Done):
             self._note_shard(event)
 
@@ -251,7 +255,10 @@ class _Run:
                     self._located[stream][clip.clip_id] = (shard.name, row, key, shard.digests[stream][row])
 
     def _save_ledger(self) -> None:
+        began = time.monotonic()
         save_failures(self._report.out, self._ledger.values())
+        ended = time.monotonic()
+        self._next_save = ended + SAVE_PAUSE * (ended - began)
 
     def _save(self) -> None:
         from kdcache.store import clean
