@@ -216,7 +216,7 @@ def test_a_trial_that_diverges_is_not_chosen_and_all_of_them_are_an_error(shards
 
 def test_results_are_those_of_the_runs(compared):
     stored = pd.read_csv(compared.path / "results.csv")
-    assert list(stored.columns) == ["row", "seed", "weights", "epoch", "split", "metric", "value"]
+    assert list(stored.columns) == ["row", "split_column", "seed", "weights", "epoch", "split", "metric", "value"]
     assert len(stored) == 3 * 2 * 2 * 2 * 7  # rows, seeds, weights, splits, metrics
     for row in compared.results.to_dict("records"):
         metrics = Run(compared.path / row["row"] / f"seed-{row['seed']}").metrics
@@ -249,7 +249,7 @@ def test_scores_are_those_that_the_metrics_came_from(compared):
 def test_the_table_shows_ours_the_papers_and_the_difference():
     rows = [Row("A", "a", {}, {"AUC": 50.0}), Row("B", "b", {}, {"AUC": 40.0}, quoted=True), Row("C", "c", {}, {})]
     wanted = Plan("early", "", ["40", "AUC"], rows)
-    known = {"weights": "best", "split": "test"}
+    known = {"weights": "best", "split_column": "split", "split": "test"}
     found = pd.DataFrame(
         [
             {"row": row, "seed": seed, "epoch": 4, "metric": metric, "value": value + seed, **known}

@@ -12,9 +12,11 @@ import pandas as pd
 
 from kdcache.ablation import pictures, results, tuning
 from kdcache.ablation.pool import Job, run_jobs
+from kdcache.ablation.repeats import Repeat, Splits, choose_splits, in_words, run_folder
 from kdcache.ablation.rows import Options, Plan, parse_grid, parse_row, plan
 from kdcache.errors import OptionError
 from kdcache.files import atomic
+from kdcache.store import Cache
 from kdcache.training.log import say
 from kdcache.training.prepare import absolute
 from kdcache.training.run import Run
@@ -30,10 +32,12 @@ class Ablation:
 
     Attributes:
         path: folder with ``table.md``, ``results.csv``, ``tests.csv``, the pictures, ``ablation.json`` (the call),
-            with tune ``tuning.csv``, and the runs: ``<row>/seed-<n>``.
-        results: ``row``, ``seed``, ``weights`` (best, last), ``epoch``, ``split``, ``metric``, ``value``.
-        tests: each other row against one, paired over seeds, by the metric that chooses epochs.
-        tuning: ``row``, ``trial``, the settings, ``score`` on validation clips, ``chosen``, ``problem``; or empty.
+            with tune ``tuning.csv``, and the runs: ``<row>/seed-<n>``, or with splits ``<row>/<column>/seed-<n>``.
+        results: ``row``, ``split_column``, ``seed``, ``weights`` (best, last), ``epoch``, ``split``, ``metric``,
+            ``value``.
+        tests: each other row against one, paired over splits and seeds, by the metric that chooses epochs.
+        tuning: ``row``, ``split_column``, ``trial``, the settings, ``score`` on validation clips, ``chosen``,
+            ``problem``; or empty.
         text: the tables in Markdown.
     """
 
@@ -60,6 +64,7 @@ def ablate(
     tune: int | None = None,
     tune_seeds: int = 1,
     against: str | None = None,
+    splits: Sequence[str] | None = None,
     workers: int = 1,
     device: str = "auto",
     precision: str = "auto",
@@ -86,6 +91,9 @@ def ablate(
             clips to tune it on.
         tune_seeds: trainings a trial, of which the mean score counts.
         against: the row that the others are tested against; default the first.
+        splits: manifest columns that say which clips train, validate and test, or patterns (``split_*``) of their
+            names: every row is run with every seed on each of them, and tuned on each of them by itself, for a test
+            clip of one may be a validation clip of another. None: ``split``, or what the rows' options say.
         workers: processes; each gets an equal share of the cores. The number of threads changes the last bits.
         device: as for ``train``.
         precision: as for ``train``.
@@ -104,38 +112,60 @@ def ablate(
     if workers < 1 or seeds > tuning.SEED:
         raise OptionError(f"workers={workers}, seeds={seeds}: give at least one worker, and up to {tuning.SEED} seeds.")
     wanted = plan(method, table, rows or {}, grid or {}, preset, options)
+    if splits is not None and any("split" in row.options for row in wanted.runnable):
+        raise OptionError("split and splits both say which clips train: give one of them.")
     base = wanted.row(against) if against is not None else wanted.runnable[0]
     folder = Path(out) if out is not None else Path("ablations") / "-".join([method, *([table] if table else [])])
     common = {"method": method, "shards": absolute(shards), "device": device, "precision": precision, "stream": stream}
 
+    columns: Splits = [None] if splits is None else choose_splits(splits, Cache(absolute(shards)).clips)
+    repeats = [Repeat(column, seed) for column in columns for seed in range(seeds)]
     if tune is None:
-        tune = tuning.automatic(wanted, common, say)
-    chosen: dict[str, Options] = {}
+        tune = tuning.automatic(wanted, common, say, columns)
+    chosen: dict[tuple[str, str], Options] = {}
     tuned = pd.DataFrame()
     if tune:
         if table is None:
             tuning.refuse_tuned(wanted)
-        tuned = _tune(wanted, tune, folder, common, tune_seeds, workers)
-        chosen = {str(row["row"]): json.loads(row["settings"]) for row in tuned[tuned["chosen"]].to_dict("records")}
+        tuned = _tune(wanted, tune, folder, common, tune_seeds, workers, columns)
+        best = tuned[tuned["chosen"]].to_dict("records")
+        chosen = {(row["row"], row["split_column"]): json.loads(row["settings"]) for row in best}
     jobs = [
         Job(
-            f"{row.name}, seed {seed}",
-            results.run_folder(folder, row.slug, seed),
-            {**common, **row.options, **chosen.get(row.name, {}), "seed": seed},
+            f"{row.name}, {repeat}",
+            run_folder(folder, row.slug, repeat),
+            {
+                **common,
+                **row.options,
+                **chosen.get((row.name, tuning.split_column(row, column)), {}),
+                **repeat.options,
+            },
         )
+        for column in columns  # one after the other: what is in memory is of one split
         for row in wanted.runnable
-        for seed in range(seeds)
+        for repeat in repeats
+        if repeat.split == column
     ]
     for label, problem in _run(jobs, workers, folder, "runs").items():
         raise OptionError(f"{label} failed, so there is nothing to compare yet: {problem}")
-    arguments = {"table": table, "preset": preset, "seeds": seeds, "tune": tune, "tune_seeds": tune_seeds}
+    arguments: dict[str, Any] = {
+        "table": table,
+        "preset": preset,
+        "seeds": seeds,
+        "tune": tune,
+        "tune_seeds": tune_seeds,
+    }
+    if splits is not None:
+        arguments["splits"] = columns
     _write(folder / "ablation.json", json.dumps({**common, **arguments, "rows": _described(jobs)}, indent=1) + "\n")
-    return _conclude(wanted, folder, range(seeds), base.name, tuned)
+    return _conclude(wanted, folder, repeats, base.name, tuned)
 
 
-def _tune(wanted: Plan, count: int, folder: Path, common: Mapping[str, Any], seeds: int, workers: int) -> pd.DataFrame:
-    """Train all trials and mark the best of each row; what is read of them is ``tuning.score`` alone."""
-    trials = tuning.trials(wanted, count)
+def _tune(
+    wanted: Plan, count: int, folder: Path, common: Mapping[str, Any], seeds: int, workers: int, columns: Splits
+) -> pd.DataFrame:
+    """Train all trials and mark the best of each row on each split; what is read of them is ``tuning.score`` alone."""
+    trials = tuning.trials(wanted, count, columns)
     jobs = [trial.jobs(folder, common, seeds) for trial in trials]
     problems = _run([job for each in jobs for job in each], workers, folder, "trials", _score)
     found: list[dict[str, Any]] = []
@@ -145,6 +175,7 @@ def _tune(wanted: Plan, count: int, folder: Path, common: Mapping[str, Any], see
         found.append(
             {
                 "row": trial.row.name,
+                "split_column": tuning.split_column(trial.row, trial.split),
                 "trial": trial.number,
                 "lr": options.lr,
                 "epochs": options.epochs,
@@ -155,9 +186,10 @@ def _tune(wanted: Plan, count: int, folder: Path, common: Mapping[str, Any], see
         )
     table = pd.DataFrame(found)
     table["chosen"] = False
-    for row, part in table.groupby("row", sort=False):
+    for (row, column), part in table.groupby(["row", "split_column"], sort=False):
         if part["score"].isna().all():
-            raise OptionError(f"{row}: every trial failed, the first with: {part['problem'].iloc[0]}")
+            on = f" on {column}" if len(columns) > 1 else ""
+            raise OptionError(f"{row}{on}: every trial failed, the first with: {part['problem'].iloc[0]}")
         number = tuning.best(dict(zip(part["trial"], part["score"], strict=True)))
         table.loc[part.index[part["trial"] == number], "chosen"] = True
     _write(folder / "tuning.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -192,21 +224,28 @@ def _run(
     return problems
 
 
-def _conclude(wanted: Plan, folder: Path, seeds: Sequence[int], against: str, tuned: pd.DataFrame) -> Ablation:
+def _conclude(wanted: Plan, folder: Path, repeats: Sequence[Repeat], against: str, tuned: pd.DataFrame) -> Ablation:
     """Write numbers, tables and pictures."""
-    first = Run(results.run_folder(folder, wanted.row(against).slug, 0))
+    first = Run(run_folder(folder, wanted.row(against).slug, repeats[0]))
     metric = str(results.summary(first)["select"])
-    found = results.collect(wanted, folder, seeds)
+    found = results.collect(wanted, folder, repeats)
+    splits, seeds = ({getattr(r, name) for r in repeats} for name in ("split", "seed"))
     split, weights = results.judged_on(found)
     tests = results.tests(wanted, found, against, metric, split)
     lines = [f"# {wanted.method}" + (f": {wanted.caption}" if wanted.caption else ""), ""]
     shown = results.columns(wanted, found, first.target)
     for each in [w for w in results.WEIGHTS if (found["weights"] == w).any()]:
-        lines += [f"{split.capitalize()}, {results.WEIGHTS[each]}, {len(seeds)} seeds", ""]
+        lines += [f"{split.capitalize()}, {results.WEIGHTS[each]}, {in_words(repeats)}", ""]
         lines += [*results.table(wanted, found, shown, each, split), ""]
+        if len(splits) > 1 < len(seeds):
+            lines += [f"The same, means over seeds first: mean ± std over {len(splits)} splits", ""]
+            lines += [*results.table_over_splits(wanted, found, shown, each, split), ""]
         if len(tests):
-            lines += [f"{metric} against {against}, paired over seeds, {results.WEIGHTS[each]}", ""]
+            over = "splits and seeds" if len(splits) > 1 else "seeds"
+            lines += [f"{metric} against {against}, paired over {over}, {results.WEIGHTS[each]}", ""]
             lines += [*results.tests_table(tests, each), ""]
+    if len(splits) > 1 and len(tests):
+        lines += ["Splits share clips, so their runs are not independent: p is smaller than it should be.", ""]
     if split == "validation":
         lines += ["The cache has no test clips: the clips that chose the epochs are those of the tables.", ""]
     elif weights == "last":
@@ -222,19 +261,21 @@ def _conclude(wanted: Plan, folder: Path, seeds: Sequence[int], against: str, tu
     _write(folder / "results.csv", found.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     _write(folder / "tests.csv", tests.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     _write(folder / "table.md", text)
-    pictures.draw(wanted, folder, seeds, found, against, metric, split, weights)
+    pictures.draw(wanted, folder, repeats, found, against, metric, split, weights)
     return Ablation(folder, found, tests, tuned, text)
 
 
 def _tuning_lines(tuned: pd.DataFrame, metric: str) -> list[str]:
     """Markdown: what each row chose."""
-    count = tuned["trial"].nunique()
-    lines = [f"Chosen of {count} trials by {metric} on validation clips", ""]
-    lines += ["| row | trial | lr | epochs | score | its own settings |", "| --- | --- | --- | --- | --- | --- |"]
-    for row, part in tuned.groupby("row", sort=False):
+    count, by = tuned["trial"].nunique(), ["row"]
+    if len(tuned[["row", "split_column"]].drop_duplicates()) > tuned["row"].nunique():
+        by.append("split_column")
+    lines = [f"Chosen of {count} trials by {metric} on validation clips" + " of each split" * (len(by) - 1), ""]
+    lines += [f"| {' | '.join(by)} | trial | lr | epochs | score | its own settings |", "| --- " * (len(by) + 5) + "|"]
+    for names, part in tuned.groupby(by, sort=False):
         best, own = part[part["chosen"]].iloc[0], part[part["trial"] == 0].iloc[0]
         shown = " | ".join(str(best[name]) for name in ("trial", "lr", "epochs"))
-        lines.append(f"| {row} | {shown} | {best['score']:.1f} | {own['score']:.1f} |")
+        lines.append(f"| {' | '.join(map(str, names))} | {shown} | {best['score']:.1f} | {own['score']:.1f} |")
     return lines
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kdcache.ablation.results import run_folder, summary, values
+from kdcache.ablation.repeats import Repeat, in_words, run_folder
+from kdcache.ablation.results import summary, values
 from kdcache.ablation.rows import Plan, Row
 from kdcache.evaluation import figures
 from kdcache.evaluation.observation import confusion, per_class_gain, percent
@@ -25,7 +26,7 @@ Scored = tuple[NDArray[np.float64], NDArray[np.int64], list[int]]
 def draw(
     plan: Plan,
     out: Path,
-    seeds: Sequence[int],
+    repeats: Sequence[Repeat],
     results: pd.DataFrame,
     against: str,
     metric: str,
@@ -34,8 +35,9 @@ def draw(
 ) -> None:
     """Write ``curve.png``, ``training.png``, ``gain.png`` and ``confusion.png``.
 
-    There is no curve without degrees of progress, and no gain without a second row. The row whose gain and confusion
-    are shown is the best other one by its mean on validation clips, where there are any.
+    All runs of a row count alike, whatever their split. There is no curve without degrees of progress, and no gain
+    without a second row. The row whose gain and confusion are shown is the best other one by its mean on validation
+    clips, where there are any.
     """
     levels = [m for m in dict.fromkeys(results["metric"]) if m.startswith("acc")]
     if len(levels) > 1:
@@ -43,16 +45,19 @@ def draw(
             row.name: np.array([values(results, row.name, weights, split, m) for m in levels]).T
             for row in plan.runnable
         }
-        figures.observed_curves(out / "curve.png", curves, f"{split}, {len(seeds)} seeds")
-    _draw_training(plan, out, seeds, metric)
+        figures.observed_curves(out / "curve.png", curves, f"{split}, {in_words(repeats)}")
+    _draw_training(plan, out, repeats, metric)
 
     chosen = _best_other(plan, results, against, metric, weights)
     session = Session(say=lambda _: None)
-    scored = [scores(_open(out, chosen, seed, session), weights, split) for seed in seeds]
-    classes = scored[0][2]
-    if chosen.name != against:
-        base = [scores(_open(out, plan.row(against), seed, session), weights, split)[0] for seed in seeds]
-        gains = [per_class_gain(b, probs, y)[0] for b, (probs, y, _) in zip(base, scored, strict=True)]
+    scored, gains = list[Scored](), list[NDArray[np.float64]]()
+    for repeat in repeats:
+        probs, y, classes = scores(_open(out, chosen, repeat, session), weights, split)
+        scored.append((probs, y, classes))
+        if chosen.name != against:
+            base = scores(_open(out, plan.row(against), repeat, session), weights, split)[0]
+            gains.append(per_class_gain(base, probs, y)[0])
+    if gains:
         title = f"{chosen.name} over {against}, {split}"
         figures.class_gains(out / "gain.png", np.array(gains), classes, title)
     observed = percent(scored[0][0].shape[1])
@@ -74,11 +79,11 @@ def scores(run: Run, weights: str, split: str) -> Scored:
     return frame[classes].to_numpy(np.float64).reshape(-1, levels, len(classes)), y, classes
 
 
-def _draw_training(plan: Plan, out: Path, seeds: Sequence[int], metric: str) -> None:
+def _draw_training(plan: Plan, out: Path, repeats: Sequence[Repeat], metric: str) -> None:
     panels: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
     for row in plan.runnable:
-        for seed in seeds:
-            epochs = summary(Run(run_folder(out, row.slug, seed)))["rows"]  # none for nearest neighbours
+        for repeat in repeats:
+            epochs = summary(Run(run_folder(out, row.slug, repeat)))["rows"]  # none for nearest neighbours
             for split in (s for s in HELD_OUT if epochs and f"{s}/{metric}" in epochs[0]):
                 curve = np.array([epoch[f"{split}/{metric}"] for epoch in epochs])
                 panels.setdefault(split, {}).setdefault(row.name, []).append(curve)
@@ -93,7 +98,7 @@ def _best_other(plan: Plan, results: pd.DataFrame, against: str, metric: str, we
     return max(others, key=lambda row: mean_std(values(results, row.name, weights, split, metric))[0])
 
 
-def _open(out: Path, row: Row, seed: int, session: Session) -> Run:
+def _open(out: Path, row: Row, repeat: Repeat, session: Session) -> Run:
     """A run on the session's opened cache."""
-    run = Run(run_folder(out, row.slug, seed))
+    run = Run(run_folder(out, row.slug, repeat))
     return Run(run.path, session.prepare(run.settings, run.options, {}))

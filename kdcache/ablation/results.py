@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from kdcache.ablation.repeats import Repeat, run_folder
 from kdcache.ablation.rows import Plan
 from kdcache.evaluation.significance import mean_std, paired
 from kdcache.methods.contract import HELD_OUT
@@ -19,11 +21,6 @@ WEIGHTS = {"best": "best on validation", "last": "last epoch"}
 SHOWN = (20, 40, 60, 80, 100)  # observed percentages in the paper's tables
 
 
-def run_folder(out: Path, slug: str, seed: int) -> Path:
-    """Where a final run lies."""
-    return out / slug / f"seed-{seed}"
-
-
 def summary(run: Run) -> dict[str, Any]:
     """Of the run's last stage, whose network answers: ``select``, the metric that chose its epoch, ``rows`` …"""
     found = load_summary(run.path / list(run.metrics["stages"])[-1])
@@ -31,20 +28,22 @@ def summary(run: Run) -> dict[str, Any]:
     return found
 
 
-def collect(plan: Plan, out: Path, seeds: Sequence[int]) -> pd.DataFrame:
-    """All metrics of all runs: ``row``, ``seed``, ``weights``, ``epoch``, ``split``, ``metric``, ``value``.
+def collect(plan: Plan, out: Path, repeats: Sequence[Repeat]) -> pd.DataFrame:
+    """All metrics of all runs.
 
-    ``weights`` is ``best`` (of the epoch that was best on validation clips) or ``last``. Where a cache has no
-    validation clips, there is no best: an epoch chosen on test clips would be no result.
+    Columns: ``row``, ``split_column``, ``seed``, ``weights``, ``epoch``, ``split``, ``metric``, ``value``.
+    ``split_column`` is the manifest column by which the run split its clips, ``split`` the part of them (validation,
+    test) on which the value was measured. ``weights`` is ``best`` (of the epoch that was best on validation clips) or
+    ``last``. Where a cache has no validation clips, there is no best: an epoch chosen on test clips would be no result.
     """
     rows: list[dict[str, Any]] = []
     for row in plan.runnable:
-        for seed in seeds:
-            run = Run(run_folder(out, row.slug, seed))
-            metrics = run.metrics
+        for repeat in repeats:
+            run = Run(run_folder(out, row.slug, repeat))
+            metrics, of_run = run.metrics, {"row": row.name, "split_column": run.settings.split, "seed": repeat.seed}
             for weights, key in (("last", "last"), ("best", "best@validation")):
                 for split, targets in metrics.get(key, {}).items():
-                    known = {"row": row.name, "seed": seed, "weights": weights, "epoch": metrics["epochs"][weights]}
+                    known = {**of_run, "weights": weights, "epoch": metrics["epochs"][weights]}
                     values = targets[run.target]
                     rows += [{**known, "split": split, "metric": m, "value": v} for m, v in values.items()]
     return pd.DataFrame(rows)
@@ -75,14 +74,24 @@ def _metric(column: str, known: Sequence[str], target: str) -> str | None:
 
 
 def values(results: pd.DataFrame, row: str, weights: str, split: str, metric: str) -> list[float]:
-    """A row's numbers in the order of seeds."""
+    """A row's numbers in the order of splits and seeds."""
     r = results
     here = r[(r["row"] == row) & (r["weights"] == weights) & (r["split"] == split) & (r["metric"] == metric)]
-    return here.sort_values("seed")["value"].tolist()
+    return here.sort_values(["split_column", "seed"])["value"].tolist()
+
+
+def table_over_splits(
+    plan: Plan, results: pd.DataFrame, shown: dict[str, str | None], weights: str, split: str
+) -> list[str]:
+    """Markdown: mean ± std over splits of each row's mean over seeds."""
+    by = ["row", "split_column", "weights", "split", "metric"]
+    means = results.groupby(by, sort=False)[["value", "epoch"]].mean().reset_index().assign(seed=0)
+    ours = replace(plan, rows=[replace(row, paper={}) for row in plan.runnable])
+    return table(ours, means, shown, weights, split)
 
 
 def table(plan: Plan, results: pd.DataFrame, shown: dict[str, str | None], weights: str, split: str) -> list[str]:
-    """Markdown: for each row ours (mean ± std over seeds); where the paper has numbers, these and the difference."""
+    """Markdown: for each row ours (mean ± std over all runs); where the paper has numbers, these and the difference."""
     lines = [f"| {' | '.join(['row', 'epoch', *shown])} |", "|" + " --- |" * (len(shown) + 2)]
     for row in plan.rows:
         if row.quoted:
@@ -90,7 +99,7 @@ def table(plan: Plan, results: pd.DataFrame, shown: dict[str, str | None], weigh
             lines.append(f"| {row.name} (not run): paper | | {' | '.join(cells)} |")
             continue
         here = results[(results["row"] == row.name) & (results["weights"] == weights)]
-        epochs = here.drop_duplicates("seed")["epoch"]
+        epochs = here.drop_duplicates(["split_column", "seed"])["epoch"]
         ours = {c: values(results, row.name, weights, split, m) if m else [] for c, m in shown.items()}
         lines.append(f"| **{row.name}** | {epochs.mean():.0f} | {' | '.join(spread(v) for v in ours.values())} |")
         if row.paper:
@@ -102,7 +111,7 @@ def table(plan: Plan, results: pd.DataFrame, shown: dict[str, str | None], weigh
 
 
 def tests(plan: Plan, results: pd.DataFrame, against: str, metric: str, split: str) -> pd.DataFrame:
-    """Every other row against one, paired over seeds: a row for each and for each kind of weights."""
+    """Every other row against one, paired over splits and seeds: a row for each and for each kind of weights."""
     found = []
     for weights in [w for w in WEIGHTS if (results["weights"] == w).any()]:
         base = values(results, against, weights, split, metric)

@@ -8,18 +8,20 @@ the same N trials: the first with its own settings, the others with settings tha
 
 They are points of a Halton sequence, which covers both evenly for any N (Bergstra & Bengio 2012, Section 5). Trials
 are trained with seeds that no final run has, and scored by the metric that selects epochs, at the best epoch on the
-validation split. Nothing here reads a number of another split.
+validation split. Nothing here reads a number of another part. Where a protocol has several splits, each row is tuned on
+each of them by itself: what is a test clip in one may be a validation clip in another.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kdcache.ablation.pool import Job
+from kdcache.ablation.repeats import Splits, row_folder, split_option
 from kdcache.ablation.rows import Options, Plan, Row
 from kdcache.errors import OptionError
 from kdcache.methods import method as method_module
@@ -35,12 +37,13 @@ TUNED = ("lr", "epochs", "milestones")
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of one row."""
+    """One trial of one row on one split."""
 
     row: Row
     number: int
     settings: Options
     """On top of the row's options."""
+    split: str | None = None
 
     def options(self, method: str) -> Any:
         """The method's options of the trial, as far as they are known before the data."""
@@ -49,18 +52,25 @@ class Trial:
 
     def jobs(self, out: Path, common: Mapping[str, Any], seeds: int) -> list[Job]:
         """Its trainings."""
+        name = ", ".join(filter(None, [self.row.name, self.split]))
+        folder = row_folder(out, self.row.slug, self.split) / "tuning" / f"trial-{self.number}"
         return [
             Job(
-                f"{self.row.name}, trial {self.number}, seed {seed}",
-                out / self.row.slug / "tuning" / f"trial-{self.number}" / f"seed-{seed}",
-                {**common, **self.row.options, **self.settings, "seed": seed},
+                f"{name}, trial {self.number}, seed {seed}",
+                folder / f"seed-{seed}",
+                {**common, **self.row.options, **split_option(self.split), **self.settings, "seed": seed},
             )
             for seed in range(SEED, SEED + seeds)
         ]
 
 
-def trials(plan: Plan, count: int) -> list[Trial]:
-    """The same ``count`` trials for each row; trial 0 leaves the row as it is.
+def split_column(row: Row, split: str | None) -> str:
+    """The manifest column by which a row is run."""
+    return split or str(row.options.get("split", Settings.split))
+
+
+def trials(plan: Plan, count: int, splits: Splits = (None,)) -> list[Trial]:
+    """The same ``count`` trials for each row on each split; trial 0 leaves the row as it is.
 
     Raises:
         OptionError: the method has no learning rate or no number of epochs, or rows fix them one by one.
@@ -78,7 +88,12 @@ def trials(plan: Plan, count: int) -> list[Trial]:
         if "milestones" in names:
             settings["milestones"] = tuple(max(1, round(m * length)) for m in first.milestones)
         drawn.append(settings)
-    return [Trial(row, number, settings) for row in plan.runnable for number, settings in enumerate(drawn)]
+    return [
+        Trial(row, number, settings, split)
+        for split in splits
+        for row in plan.runnable
+        for number, settings in enumerate(drawn)
+    ]
 
 
 def radical_inverse(k: int, base: int) -> float:
@@ -91,7 +106,7 @@ def radical_inverse(k: int, base: int) -> float:
     return value
 
 
-def automatic(plan: Plan, common: Mapping[str, Any], say: Callable[[str], None]) -> int:
+def automatic(plan: Plan, common: Mapping[str, Any], say: Callable[[str], None], splits: Splits = (None,)) -> int:
     """How many trials each row gets where nobody says: ``TRIALS``, or none, and why, where tuning would be refused."""
     from kdcache.training.prepare import prepare
 
@@ -100,8 +115,11 @@ def automatic(plan: Plan, common: Mapping[str, Any], say: Callable[[str], None])
     settings = build(Settings, {k: v for k, v in options.items() if k in {f.name for f in fields(Settings)}})
     own = Trial(first, 0, {}).options(plan.method)
     why = next((f"{n} differs between rows" for n in TUNED if len({r.options.get(n) for r in plan.runnable}) > 1), "")
-    if not why and "validation" not in prepare(settings, own, lambda _: None, {"budget": 0}).data.splits:
-        why = "the cache has no validation clips"
+    for split in splits if not why else ():
+        here = replace(settings, **split_option(split))
+        if "validation" not in prepare(here, own, lambda _: None, {"budget": 0}).data.splits:
+            why = f"{'the cache' if split is None else split} has no validation clips"
+            break
     if why:
         say(f"not tuned: {why}")
         return 0

@@ -62,7 +62,7 @@ def read_lists(
     first = f"brush_hair_test_split{1 if split == 'all' else split}.txt"
     folder = annotation_folder(root, annotations, [first], usual, dataset)
     every = official(lambda k: _read(folder, k), split)
-    used = (every[[c for c in every if c.startswith("split")]] != "").any(axis=1)
+    used = (every.filter(regex="^split") != "").any(axis=1)
     return every[used].reset_index(drop=True), every.loc[~used, "name"].tolist()
 
 

@@ -59,17 +59,21 @@ def class_gains(path: Path, gains: Array, classes: Sequence[object], title: str)
 
     Args:
         path: PNG to write.
-        gains: ``[seeds, C]``, NaN for classes without samples, which are left out.
+        gains: ``[seeds, C]``, NaN for classes without samples; those that never have any are left out.
         classes: name of each class.
         title: of the picture.
     """
-    there = np.asarray(~np.isnan(gains).any(axis=0))
-    mean = gains[:, there].mean(axis=0)
+    there = np.asarray(~np.isnan(gains).all(axis=0))
+    gains = gains[:, there]
+    mean, spread = np.nanmean(gains, axis=0), np.zeros(gains.shape[1])
+    several = (~np.isnan(gains)).sum(axis=0) > 1
+    if several.any():
+        spread[several] = np.nanstd(gains[:, several], axis=0, ddof=1)
     names = [str(classes[int(i)]) for i in there.nonzero()[0]]
     order = np.argsort(-mean, kind="stable")
     figure, (axes,) = _panels(1, width=max(_WIDTH, 0.22 * len(names)))
     colours = np.where(mean[order] >= 0, "tab:blue", "tab:red").tolist()
-    error = gains[:, there].std(axis=0, ddof=1)[order] if len(gains) > 1 else None
+    error = spread[order] if several.any() else None
     axes.bar(np.arange(len(names)), mean[order], yerr=error, color=colours, ecolor="0.4", error_kw={"lw": 0.8})
     axes.set_xticks(np.arange(len(names)), [names[i] for i in order], rotation=90 if len(names) > 12 else 0)
     axes.axhline(0, color="0.2", lw=0.8)
