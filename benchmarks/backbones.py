@@ -5,6 +5,7 @@
 "eager fp32" is the published network as a plain module under ``no_grad`` on a contiguous float tensor made beforehand;
 the frozen runs start from the decoder's bytes. All take turns in one process on one thread, a worker's share of a busy
 machine. Random weights. Memory is the peak of the process above what it held before (Linux only), weights not counted.
+Agreement is that of extracted features, batch by batch and worker by worker.
 The skeleton step is held against the published preprocessing written as its authors did, one Python loop a frame.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,10 +25,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import kdcache
 from common import compare, main
 from kdcache import backbones
 from kdcache.backbones.base import Backbone
 from kdcache.backbones.skeleton_image import NTU_LIMITS, bytescale, image_of, progress_images
+from kdcache.demo.scene import make_dataset
 from kdcache.sources.skeleton import Skeleton
 
 # backbone: layer, images or frames of a clip (fewer than usual where one is much like the next)
@@ -38,7 +42,9 @@ CASES = {
     "resnext101": ("layer4", 16),
     "resnext101-flow": ("layer4", 16),
 }
-BATCHES = (1, 4)
+BATCHES = (1, 16)
+VIDEO_STREAMS = ["tsm/clip", "resnet34/layer4"]
+RANDOM = dict.fromkeys(("tsm", "resnet34", "vacnn"), "random:0")
 
 
 def clips(net: Backbone, batch: int, frames: int) -> torch.Tensor:
@@ -154,10 +160,46 @@ def skeletons() -> dict[str, Any]:
     return results
 
 
+def agreement() -> dict[str, float]:
+    """Largest difference over largest value of features extracted with batches of 1 and 16, by one and two workers."""
+    results: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_dataset(folder, clips_per_class=1)
+        write_skeletons(folder, 8)
+        for manifest, streams in (("clips.csv", VIDEO_STREAMS), ("skeletons.csv", ["vacnn/pool"])):
+            found: dict[str, list[NDArray[Any]]] = {}
+            for how, batch, workers in (("1", 1, 1), ("batch 16", 16, 1), ("two workers", 1, 2)):
+                out = folder / f"{manifest}-{how}"
+                kdcache.extract(
+                    folder / manifest, folder, out, streams, weights=RANDOM, workers=workers, batch=batch, bar=False
+                )
+                cache = kdcache.Cache(out)
+                found[how] = [cache.read(stream, list(cache.clips["clip_id"])) for stream in streams]
+            for how in ("batch 16", "two workers"):
+                for stream, a, b in zip(streams, found["1"], found[how], strict=True):
+                    a, b = a.astype(np.float64), b.astype(np.float64)
+                    results[f"{stream}, {how}"] = float(f"{np.abs(a - b).max() / np.abs(a).max():.1e}")
+    return results
+
+
+def write_skeletons(folder: Path, count: int) -> None:
+    """Random walks of 20 joints in MSR Action3D's format, and their manifest."""
+    rng = np.random.default_rng(0)
+    rows = ["clip_id,source,start_s,stop_s,label"]
+    for i in range(count):
+        walk = rng.normal(0, 0.02, (20, 20, 3)).cumsum(axis=0) + rng.normal(0, 0.5, (1, 20, 3)) + 3
+        lines = np.concatenate([walk.reshape(-1, 3), np.ones((400, 1))], axis=1)
+        np.savetxt(folder / f"{i}.txt", lines, fmt="%.6f")
+        rows.append(f"{i},{i}.txt,,,0")
+    (folder / "skeletons.csv").write_text("\n".join(rows) + "\n")
+
+
 def measure() -> dict[str, Any]:
     """Every backbone on one thread, then the skeleton step."""
+    results: dict[str, Any] = {"agreement": agreement()}
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"threads": 1, "skeleton to image": skeletons()}
+    results |= {"threads": 1, "skeleton to image": skeletons()}
     for name, (layer, frames) in CASES.items():
         net = backbones.build(name, weights="random:0")
         results[name] = throughput(net, layer, frames)
