@@ -1,0 +1,147 @@
+"""Does distillation help early recognition? MSR Action3D, JHMDB joints and Weizmann, with all labels and with a tenth.
+
+    python benchmarks/early_real.py DATA --work FOLDER [--only msr] [--write]
+
+DATA holds ``skeletons/`` (MSR Action3D's ``msraction3d/`` and ``jhmdb/jhmdb_joints_split1.npz``) and ``weizmann/``. For
+the skeletons a VA-CNN is fitted on the labelled training clips alone (a tenth of them for the second setting), from
+random weights; Weizmann has a random TSM. Subject 9 of MSR Action3D, a fifth of each JHMDB class and a fifth of
+Weizmann's training people choose epochs, rates and lengths; test clips choose nothing. Every row gets the same trials.
+Every step is a command that is printed; what is in FOLDER already is not computed again. Some hours on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from common import RESULTS, write_results
+
+ROWS = {
+    "neither": "alpha=0,beta=0",
+    "L_ts": "beta=0",
+    "L_self": "alpha=0",
+    "both": "",
+    "TS-LSTM*": "model=ts-lstm",
+}
+COMPARE = "--seeds 10 --tune 6 --workers 2 --precision bf16"
+FIT = "--precision bf16 --set lr=0.001 --set batch_size=16 --set schedule=steps --set patience=0 --set validation=0"
+TENTH = "--set label_fraction=0.1"
+
+
+@dataclass(frozen=True)
+class Set:
+    """One set of clips: where it lies below DATA, how its manifest is made, and the lengths of its two fits."""
+
+    root: str
+    manifest: str
+    fit: str = ""
+    fit_tenth: str = ""
+    extract: str = "--stream vacnn/pool"
+    compare: str = "--set epochs=30 --set milestones=18,24 --set batch_size=32"
+
+
+SETS = {
+    "msr": Set(
+        "skeletons",
+        "msraction3d --set validation=9",
+        "--set epochs=50 --set milestones=40",
+        "--set epochs=40 --set milestones=30",
+    ),
+    "jhmdb": Set(
+        "skeletons/jhmdb",
+        "jhmdb-joints --set split=1 --set validation=0.2",
+        "--set epochs=36 --set milestones=28",
+        "--set epochs=36 --set milestones=28",
+    ),
+    "weizmann": Set(
+        "weizmann",
+        "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=ido,lena",
+        extract="--stream tsm/clip --levels 10 --weights random:0",
+        compare="--set epochs=60 --set milestones=36,48 --set batch_size=8",
+    ),
+}
+
+
+def kdcache(work: Path, text: str, *more: str) -> None:
+    """Run one command in the work folder, and say it."""
+    words = [*shlex.split(text), *more]
+    print("kdcache", shlex.join(words), flush=True)
+    subprocess.run([sys.executable, "-m", "kdcache", *words], cwd=work, check=True, stdout=subprocess.DEVNULL)
+
+
+def run(name: str, data: Path, work: Path) -> dict[str, Any]:
+    """Manifest, fits, features and comparisons of one set; what came out."""
+    this = SETS[name]
+    root = str(data / this.root)
+    if not (work / f"{name}.csv").exists():
+        kdcache(work, f"manifest {this.manifest} -o {name}.csv", "--root", root)
+    found: dict[str, Any] = {}
+    for tag, length, labels in (("", this.fit, ""), ("10", this.fit_tenth, TENTH)):
+        cache, fit = f"cache-{name}", f"fit-{name}{tag}"
+        extract = f"extract --manifest {name}.csv {this.extract} --precision bf16"
+        if length:
+            cache += tag
+            kdcache(work, f"fit vacnn --manifest {name}.csv --out {fit} {FIT} {length} {labels}", "--root", root)
+            extract += f" --weights vacnn={fit}/vacnn.safetensors"
+        kdcache(work, f"{extract} --out {cache}", "--root", root)
+        rows = [word for row, options in ROWS.items() for word in ("--row", f"{row}:{options}")]
+        kdcache(
+            work, f"ablate early --shards {cache} --out compare-{name}{tag} {COMPARE} {this.compare} {labels}", *rows
+        )
+        setting = "all labels" if not tag else "a tenth of the labels"
+        found[setting] = summary(work, f"compare-{name}{tag}", fit if length else None)
+    return found
+
+
+def summary(work: Path, compared: str, fit: str | None) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of each row, the paired tests, and what each row chose."""
+    results = pd.read_csv(work / compared / "results.csv")
+    results = results[
+        (results["split"] == "test") & results["metric"].isin(["auc", "acc20", "acc40", "acc60", "acc100"])
+    ]
+    table: dict[str, Any] = {}
+    for (weights, row, metric), values in results.groupby(["weights", "row", "metric"], sort=False)["value"]:
+        shown = f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+        table.setdefault(str(weights), {}).setdefault(str(row), {})[str(metric)] = shown
+    tests = pd.read_csv(work / compared / "tests.csv")
+    tuned = pd.read_csv(work / compared / "tuning.csv")
+    found: dict[str, Any] = {"test, mean ± std of 10 seeds": table, "tests": tests.round(4).to_dict("records")}
+    found["chosen"] = tuned[tuned["chosen"]][["row", "trial", "lr", "epochs", "score"]].round(4).to_dict("records")
+    if fit is not None:
+        metrics = json.loads((work / fit / "metrics.json").read_text())
+        found["fitted backbone, whole clips, top-1 %"] = {
+            s: round(metrics[s]["top1"], 1) for s in ("validation", "test")
+        }
+    return found
+
+
+def main() -> None:
+    """Run as a script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything that is computed")
+    parser.add_argument("--only", choices=list(SETS), help="one of the sets")
+    parser.add_argument("--write", action="store_true", help="store figures and curves in benchmarks/results")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    results = {name: run(name, given.data.resolve(), given.work) for name in SETS if given.only in (None, name)}
+    print(json.dumps(results, indent=2, ensure_ascii=False))
+    if given.write:
+        write_results("early_real", results)
+        for name in results:
+            for tag in ("", "10"):
+                source = given.work / f"compare-{name}{tag}" / "curve.png"
+                shutil.copyfile(source, RESULTS / f"early_{name}{tag}.png")
+
+
+if __name__ == "__main__":
+    main()
