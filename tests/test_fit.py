@@ -238,6 +238,23 @@ def test_its_config_makes_the_same_fit_again(folder, tmp_path):
     assert not same_weights(first, third)
 
 
+def test_it_may_be_fitted_on_another_of_the_manifests_splits(folder, tmp_path):
+    rows = rows_of(folder)
+    subject = rows["subject"]
+    rows["split_2"] = np.select([subject == "s0", subject == "s1"], ["test", "validation"], "train")
+    fit = kdcache.fit("tiny", rows, folder, tmp_path / "second", **QUICK, split="split_2")
+    assert set(fit.facts.fitted_on) == set(rows["clip_id"][rows["split_2"] == "train"])
+    assert set(fit.facts.validated_on) == set(rows["clip_id"][rows["split_2"] == "validation"])
+    same = kdcache.fit("tiny", rows.assign(split=rows["split_2"]), folder, tmp_path / "same", **QUICK)
+    assert same_weights(fit, same)
+    assert fit.metrics == same.metrics
+    kdcache.write_manifest(rows, tmp_path / "clips.csv")
+    call = ["fit", "tiny", f"--manifest={tmp_path / 'clips.csv'}", f"--root={folder}", f"--out={tmp_path / 'wrong'}"]
+    refused = CliRunner().invoke(main, [*call, "--split=split2"])
+    assert refused.exit_code == 1
+    assert "did you mean 'split_2'" in refused.output
+
+
 def test_a_fraction_of_the_labels_is_the_one_that_training_keeps(folder, tmp_path):
     fit = kdcache.fit("tiny", rows_of(folder), folder, tmp_path / "part", **QUICK, label_fraction=0.4, label_seed=7)
     rows = rows_of(folder).sort_values("clip_id")

@@ -1,0 +1,274 @@
+"""One cache, several protocol splits: each run knows only its own column, and numbers are those of separate caches."""
+
+from __future__ import annotations
+
+import json
+
+import clips_cache
+import numpy as np
+import pairs_cache
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+
+import kdcache
+from kdcache.ablation import tuning
+from kdcache.ablation.repeats import Repeat, choose_splits, in_words
+from kdcache.ablation.results import table_over_splits
+from kdcache.ablation.rows import Plan, Row, plan
+from kdcache.cli import main
+from kdcache.errors import OptionError
+from kdcache.evaluation.significance import mean_std, paired
+from kdcache.fitting.options import parse_set
+from kdcache.methods.contract import HELD_OUT
+from kdcache.training import Run
+from kdcache.training.clips import clips
+from kdcache.training.pairs import pairs
+from kdcache.training.splits import split_by, split_columns
+
+QUICK = {"epochs": 2, "milestones": (1,), "batch_size": 8, "hidden": 8, "device": "cpu", "beta": 0}
+ROWS = {"plain": {"alpha": 0}, "knn": {"model": "knn"}}
+COLUMNS = ["split_1", "split_2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def table():
+    """36 clips; in ``split_1`` every third is tested, in ``split_2`` the one after it, and six take no part."""
+    rows = clips_cache.rows(36, 0)
+    turn = np.arange(36) // 3 % 3
+    first = np.select([turn == 0, turn == 1], ["test", "val"], "train")
+    second = np.select([np.arange(36) >= 30, turn == 1, turn == 2], ["", "test", "validation"], "train")
+    return rows.assign(split_1=first, split_2=second)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    rows = table()
+    vectors = {clips_cache.STREAM: clips_cache.arrays(rows, noise=4.0)}
+    return clips_cache.write(tmp_path_factory.mktemp("cache"), rows, vectors)
+
+
+@pytest.fixture(scope="module")
+def compared(shards, tmp_path_factory):
+    """Two rows on two splits with two seeds, tuned."""
+    out = tmp_path_factory.mktemp("ablations") / "early"
+    return kdcache.ablate("early", shards=shards, rows=ROWS, seeds=2, tune=2, splits=["split_*"], out=out, **QUICK)
+
+
+# The column that says which clips train
+
+
+def test_a_column_takes_the_place_of_split():
+    rows = table().assign(subject_2="s1", fold="")
+    assert split_columns(rows) == ["split", *COLUMNS]
+    assert split_by(rows, "split") is rows
+    made = clips(split_by(rows, "split_2"), np.ones(36, bool), 0.2, lambda _: None)
+    for split, names in (("train", ["train"]), ("validation", ["validation"]), ("test", ["test"])):
+        assert made.splits[split].names == rows["clip_id"][rows["split_2"].isin(names)].tolist()
+    assert made.classes == clips(rows, np.ones(36, bool), 0.2, lambda _: None).classes
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("split_3", "Unknown split column 'split_3': did you mean 'split_"),
+        (
+            "subject",
+            "split=subject: 'train0' is not the name of a split; choose a column of train, validation and test",
+        ),
+        ("label", "split=label: '0' is not the name of a split"),
+        ("empty", "split=empty: every cell of that column is empty"),
+    ],
+)
+def test_other_columns_are_refused(column, message):
+    with pytest.raises(OptionError, match=message):
+        split_by(table().assign(empty=""), column)
+
+
+def test_clips_are_held_out_of_the_training_clips_of_the_column_alone():
+    rows = table()
+    rows["half"] = np.where(rows["subject"].isin(["train0", "train1"]), "test", "train")
+    rows.loc[rows.index % 7 == 0, "half"] = ""
+    made = clips(split_by(rows, "half"), np.ones(36, bool), 0.2, lambda _: None)
+    column = rows.set_index("clip_id")["half"]
+    assert set(column[made.splits["validation"].names]) == {"train"}
+    assert set(column[made.splits["test"].names]) == {"test"}
+
+
+def test_pairs_that_take_no_part_are_neither_trained_on_nor_held_out():
+    rows = pairs_cache.rows(40, split="")
+    number = rows["pair"].str[1:].astype(int)
+    rows["some"] = np.where(number < 30, "train", "")
+    made = pairs(split_by(rows, "some"), np.ones(len(rows), bool), None, 0.2, lambda _: None)
+    used = {name for split in ("train", *HELD_OUT) if split in made.splits for name in made.splits[split].names}
+    assert used == set(rows["pair"][rows["some"] == "train"])
+
+
+def test_a_run_splits_by_its_column(shards, tmp_path):
+    run = kdcache.train("early", shards, out=tmp_path / "run", split="split_2", alpha=0, **QUICK)
+    column = table().set_index("clip_id")["split_2"]
+    predicted = run.predictions()
+    assert (column[predicted["clip_id"]].to_numpy() == predicted["split"].to_numpy()).all()
+    assert set(predicted["clip_id"]) == set(column.index[column.isin(HELD_OUT)])
+    assert Run(run.path).settings.split == "split_2"
+    with pytest.raises(OptionError, match=r"other settings \(split: 'split_2'"):
+        kdcache.train("early", shards, out=run.path, split="split_1", alpha=0, **QUICK)
+
+
+def test_runs_from_before_there_were_columns_are_still_read(shards, tmp_path):
+    folder = clips_cache.cache(tmp_path / "cache", train=24, validation=6, test=6)
+    run = kdcache.train("early", folder, out=tmp_path / "run", alpha=0, **QUICK)
+    config = run.path / "config.toml"
+    config.write_text(config.read_text().replace('split = "split"\n', ""))
+    assert Run(run.path).settings.split == "split"
+    assert kdcache.train("early", folder, out=run.path, alpha=0, **QUICK).metrics == run.metrics
+
+
+def test_settings_of_a_fit_and_options_of_a_dataset_do_not_meet():
+    assert parse_set(["split=split_2"], dataset=False) == ({"split": "split_2"}, ())
+    assert parse_set(["split=2", "lr=0.1"], dataset=True) == ({"lr": 0.1}, ("split=2",))
+
+
+# Comparisons
+
+
+def test_numbers_are_those_of_separate_caches(compared, tmp_path):
+    """Each column by itself as ``split`` of a cache that has no other: equal trials, choices, metrics and epochs."""
+    for column in COLUMNS:
+        rows = table()
+        rows = rows.assign(split=rows[column]).drop(columns=COLUMNS)
+        vectors = {clips_cache.STREAM: clips_cache.arrays(rows, noise=4.0)}
+        folder = clips_cache.write(tmp_path / column, rows, vectors)
+        alone = kdcache.ablate(
+            "early", shards=folder, rows=ROWS, seeds=2, tune=2, out=tmp_path / f"{column}-out", **QUICK
+        )
+        for mine, theirs in ((compared.results, alone.results), (compared.tuning, alone.tuning)):
+            mine = mine[mine["split_column"] == column].drop(columns="split_column").reset_index(drop=True)
+            keys = [c for c in ("row", "seed", "trial", "weights", "split", "metric") if c in mine]
+            mine, theirs = (t.sort_values(keys, ignore_index=True) for t in (mine, theirs))
+            pd.testing.assert_frame_equal(mine, theirs.drop(columns="split_column"))
+
+
+def test_every_row_split_and_seed_is_a_run_of_its_own(compared, shards):
+    assert len(compared.results.drop_duplicates(["row", "split_column", "seed"])) == 2 * 2 * 2
+    column = {name: table().set_index("clip_id")[name] for name in COLUMNS}
+    for name in COLUMNS:
+        for seed in (0, 1):
+            run = Run(compared.path / "plain" / name / f"seed-{seed}")
+            tested = run.predictions()
+            assert (run.settings.split, run.settings.seed) == (name, seed)
+            assert set(column[name][tested["clip_id"][tested["split"] == "test"]]) == {"test"}
+        for trial in (0, 1):
+            assert (
+                Run(compared.path / "plain" / name / "tuning" / f"trial-{trial}" / "seed-1000").settings.split == name
+            )
+    stored = json.loads((compared.path / "ablation.json").read_text())
+    assert stored["splits"] == COLUMNS
+    call = stored["rows"][-1]
+    assert kdcache.train(**call["arguments"], out=call["folder"]).metrics  # found finished, with equal settings
+    assert pd.read_csv(compared.path / "results.csv")["split_column"].value_counts().nunique() == 1
+
+
+def test_tables_are_over_all_runs_and_tests_pair_splits_and_seeds(compared):
+    r = compared.results
+    r = r[(r["weights"] == "best") & (r["split"] == "test") & (r["metric"] == "auc")]
+    values = {
+        row: [
+            r[(r["row"] == row) & (r["split_column"] == column) & (r["seed"] == seed)]["value"].item()
+            for column in COLUMNS
+            for seed in (0, 1)
+        ]
+        for row in ROWS
+    }
+    test = compared.tests[compared.tests["weights"] == "best"].iloc[0]
+    expected = paired(values["plain"], values["knn"])
+    assert (test["pairs"], test["mean"], test["p_permutation"]) == (4, expected.mean, expected.p_permutation)
+    text = compared.text
+    assert "Test, best on validation, 2 seeds × 2 splits (split_1, split_2)" in text
+    assert "auc against plain, paired over splits and seeds, best on validation" in text
+    assert "Splits share clips" in text
+    lines = [line for line in text.splitlines() if line.startswith("| **plain**")]
+    over_all = "{:.1f} ± {:.1f}".format(*mean_std(values["plain"]))
+    means = np.array(values["plain"]).reshape(2, 2).mean(axis=1)
+    over_splits = "{:.1f} ± {:.1f}".format(*mean_std(means))
+    assert lines[0].endswith(f"{over_all} |")
+    assert lines[1].endswith(f"{over_splits} |")
+    assert "| plain | split_2 |" in text  # what was chosen on it
+
+
+def test_spread_over_splits_is_that_of_the_means_over_seeds():
+    wanted = Plan("early", "", [], [Row("A", "a", {}, {"AUC": 1.0}), Row("B", "b", {}, {"AUC": 2.0}, quoted=True)])
+    known = {"row": "A", "weights": "best", "split": "test", "metric": "auc", "epoch": 3}
+    found = pd.DataFrame(
+        [
+            known | {"split_column": f"s{s}", "seed": seed, "value": v}
+            for s, values in enumerate([(10.0, 20.0), (30.0, 50.0)])
+            for seed, v in enumerate(values)
+        ]
+    )
+    lines = table_over_splits(wanted, found, {"AUC": "auc"}, "best", "test")
+    assert lines[2:] == ["| **A** | 3 | 27.5 ± 17.7 |"]
+
+
+def test_without_splits_nothing_is_different(shards, tmp_path):
+    result = kdcache.ablate(
+        "early", shards=shards, rows={"knn": ROWS["knn"]}, seeds=1, tune=0, split="split_1", out=tmp_path, **QUICK
+    )
+    assert (tmp_path / "knn" / "seed-0" / "metrics.json").exists()
+    assert set(result.results["split_column"]) == {"split_1"}
+    assert ", 1 seeds" in result.text
+    assert "splits" not in json.loads((tmp_path / "ablation.json").read_text())
+
+
+def test_rows_are_tuned_by_themselves_on_each_split():
+    wanted = plan("early", None, ROWS, {}, None, {"epochs": 4})
+    found = tuning.trials(wanted, 3, COLUMNS)
+    assert [t.split for t in found] == ["split_1"] * 6 + ["split_2"] * 6
+    assert [t.settings for t in found[:6]] == [t.settings for t in found[6:]]
+
+
+def test_a_split_without_validation_clips_leaves_all_untuned(tmp_path):
+    rows = table()
+    rows["split_2"] = rows["split_2"].replace("validation", "train")
+    folder = clips_cache.write(tmp_path / "cache", rows, {clips_cache.STREAM: clips_cache.arrays(rows)})
+    said: list[str] = []
+    common = {"method": "early", "shards": str(folder), "device": "cpu", "precision": "auto", "stream": None}
+    wanted = plan("early", None, ROWS, {}, None, {"validation": 0.0})
+    assert tuning.automatic(wanted, common, said.append, COLUMNS) == 0
+    assert said == ["not tuned: split_2 has no validation clips"]
+    assert tuning.automatic(wanted, common, said.append, ["split_1"]) == tuning.TRIALS
+
+
+def test_columns_are_named_or_matched():
+    rows = table().assign(splitting="no")
+    assert choose_splits(["split_2", "split_*"], rows) == ["split_2", "split_1"]
+    assert choose_splits(["split*"], rows) == ["split", *COLUMNS]
+    with pytest.raises(OptionError, match=r"splits=fold_\*: no split column .* it has split, split_1, split_2"):
+        choose_splits(["fold_*"], rows)
+    with pytest.raises(OptionError, match="Unknown split column 'split1': did you mean 'split_1'"):
+        choose_splits(["split1"], rows)
+    with pytest.raises(OptionError, match="name at least one column"):
+        choose_splits([], rows)
+    assert in_words([Repeat(f"s{i}", 0) for i in range(9)]) == "1 seed × 9 splits (s0 … s8)"
+    with pytest.raises(OptionError, match="split and splits both say"):
+        kdcache.ablate("early", shards="nowhere", splits=["split_1"], split="split_2")
+
+
+def test_the_command_takes_columns_and_patterns(shards, tmp_path):
+    call = ["ablate", "early", f"--shards={shards}", "--row=knn:model=knn", "--seeds=1", "--tune=0", "--device=cpu"]
+    result = CliRunner().invoke(main, [*call, "--splits=split_1, split_2", f"--out={tmp_path / 'named'}"])
+    assert result.exit_code == 0, result.output
+    assert "1 seed × 2 splits" in result.output
+    assert (tmp_path / "named" / "knn" / "split_2" / "seed-0" / "metrics.json").exists()
+    refused = CliRunner().invoke(main, [*call, "--splits=spilt_1", f"--out={tmp_path / 'wrong'}"])
+    assert refused.exit_code == 1
+    assert "did you mean 'split_1'" in refused.output
+    assert not (tmp_path / "wrong").exists()
