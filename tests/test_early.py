@@ -18,7 +18,7 @@ from kdcache.methods.early_baselines import Levels, Neighbours, running_mean
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.recurrent import Recurrent
 from kdcache.training import feed
-from kdcache.training.presets import preset, tables
+from kdcache.training.presets import preset, row, tables
 
 CPU = torch.device("cpu")
 N, D, C = 5, 6, 3
@@ -391,6 +391,16 @@ def test_every_row_of_the_tables_can_run_or_is_quoted(table, row):
     if options.model != "knn":
         assert train(list(made.values())[-1])
     assert options.label_fraction == (0.1 if table.startswith("table3") or table.endswith("-10") else 1.0)
+
+
+def test_a_row_of_a_table_is_named_with_its_table():
+    assert row("early", "table1-sysu/Without distillation") == {"beta": 0.0, "batch_size": 32, "alpha": 0.0}
+    with pytest.raises(OptionError, match="did you mean 'table2/TS-LSTM"):
+        row("early", "tabel2/TS-LSTM*")
+    with pytest.raises(OptionError, match=r"row of table2 'TS-LSTM': did you mean 'TS-LSTM\*'"):
+        row("early", "table2/TS-LSTM")
+    with pytest.raises(OptionError, match="MSRNN of table2 is only quoted"):
+        row("early", "table2/MSRNN")
 
 
 def test_presets_are_the_papers():

@@ -23,12 +23,14 @@ from kdcache.errors import OptionError
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
 @click.option("--stream", help="Which cached features to train on, if there are several.")
 @click.option("--preset", help="The paper's settings for a dataset, such as epic or ucf101.")
+@click.option("--row", metavar="TABLE/ROW", help="One row of a paper's table, such as 'table2/TS-LSTM*'.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the method; repeatable.")
 def train(
     method: str | None,
     shards: Path | None,
     config: Path | None,
     preset: str | None,
+    row: str | None,
     sets: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -39,6 +41,7 @@ def train(
       kdcache train anticipation --shards out/
       kdcache train anticipation --shards out/ --set loss_d=none --set head=light --seed 1
       kdcache train early --shards out/ --preset ntu
+      kdcache train early --shards out/ --row table2/RankLSTM
       kdcache train --config runs/anticipation-0/config.toml --seed 1
     """
     import kdcache
@@ -48,6 +51,7 @@ def train(
         raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")
     chosen: dict[str, Any] = load_config(config) if config else {"method": method, "shards": "out"}
     chosen |= presets.preset(chosen["method"], preset) if preset else {}
+    chosen |= presets.row(chosen["method"], row) if row else {}
     chosen |= given({"shards": shards, **options})
     click.echo(kdcache.train(**chosen | parse_set(chosen["method"], sets)))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from kdcache.errors import unknown
+from kdcache.errors import OptionError, unknown
 from kdcache.methods import method as method_module
 from kdcache.training.config import build
 
@@ -54,6 +54,24 @@ def tables(method: str) -> dict[str, Table]:
             build(kind, row.options)
         found[name] = Table(name, table["caption"], rows)
     return found
+
+
+def row(method: str, text: str) -> dict[str, Any]:
+    """The options of one row of a table, written ``table/row name``: ``table2/TS-LSTM*``.
+
+    Raises:
+        OptionError: unknown names, with the nearest, or a row that the paper only quotes.
+    """
+    table, slash, name = text.partition("/")
+    known = tables(method)
+    if not slash or table not in known:
+        raise unknown(f"table of {method} in TABLE/ROW", text, [f"{t}/{r.name}" for t in known for r in known[t].rows])
+    found = {r.name: r for r in known[table].rows}
+    if name not in found:
+        raise unknown(f"row of {table}", name, list(found))
+    if found[name].quoted:
+        raise OptionError(f"{name} of {table} is only quoted by the paper: it has no options to train with.")
+    return dict(found[name].options)
 
 
 def _read(method: str) -> dict[str, Any]:
