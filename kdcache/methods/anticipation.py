@@ -26,9 +26,9 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from kdcache import losses
 from kdcache.errors import OptionError
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, Batch, Data, Items, Predictor, Stage, reseed
+from kdcache.methods.contract import UNLABELLED, Batch, Data, Items, Predictor, Stage, reseed
 from kdcache.methods.heads import I3DHead, LightHead, cells
-from kdcache.methods.labels import keep_fraction
+from kdcache.methods.labels import held_out_items, keep_fraction
 from kdcache.methods.teacher import Teacher
 
 Target = Literal["auto", "label", "verb", "noun"]
@@ -241,12 +241,6 @@ def _stage(
     watch: Callable[[Batch], dict[str, Tensor]] | None = None,
 ) -> Stage:
     """A stage with the optimiser of the options, tested on ``side`` of every labelled held-out pair."""
-    tests = {}
-    for split in (name for name in HELD_OUT if name in data.splits):
-        rows, y = data.splits[split].rows[side], data.splits[split].labels[options.target]
-        usable = ((rows >= 0) & (y != UNLABELLED)).nonzero()[:, 0]
-        if len(usable):
-            tests[split] = Items({"x": (data.stream, rows[usable])}, {"y": y[usable]})
     o = options
     optimizer = SGD(network.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay)
     return Stage(
@@ -258,7 +252,7 @@ def _stage(
         scheduler=MultiStepLR(optimizer, list(o.milestones), o.gamma),
         epochs=o.epochs,
         batch_size=o.batch_size,
-        tests=tests,
+        tests=held_out_items(data, side, options.target),
         grad_clip=o.grad_clip,
         watch=watch,
     )

@@ -29,9 +29,9 @@ from torch.optim.lr_scheduler import MultiStepLR
 from kdcache import losses
 from kdcache.errors import OptionError
 from kdcache.evaluation.observation import measure_levels
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, Batch, Data, Items, Predictor, Stage, reseed
+from kdcache.methods.contract import UNLABELLED, Batch, Data, Items, Predictor, Stage, reseed
 from kdcache.methods.early_baselines import Levels, Neighbours
-from kdcache.methods.labels import check_leak, keep_fraction
+from kdcache.methods.labels import check_leak, held_out_items, keep_fraction
 from kdcache.methods.recurrent import Cell, Recurrent
 from kdcache.methods.teacher import Teacher
 
@@ -290,12 +290,6 @@ def _stage(
     epochs: int,
 ) -> Stage:
     """A stage with the optimiser of the options, tested at every level of every labelled held-out clip."""
-    tests = {}
-    for split in (s for s in HELD_OUT if s in data.splits):
-        rows, y = data.splits[split].rows["clip"], data.splits[split].labels[options.target]
-        labelled = y != UNLABELLED
-        if labelled.any():
-            tests[split] = Items({"x": (data.stream, rows[labelled])}, {"y": y[labelled]})
     o = options
     optimizer = SGD(network.parameters(), lr, o.momentum, weight_decay=o.weight_decay) if epochs else None
     return Stage(
@@ -307,7 +301,7 @@ def _stage(
         scheduler=MultiStepLR(optimizer, list(o.milestones), o.gamma) if optimizer else None,
         epochs=epochs,
         batch_size=o.batch_size,
-        tests=tests,
+        tests=held_out_items(data, "clip", options.target),
         grad_clip=o.grad_clip,
         measure=measure_levels,
         select="auc",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdcache.errors import OptionError
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, Data
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, Data, Items
 
 
 def keep_fraction(y: Tensor, fraction: float, seed: int) -> Tensor:
@@ -26,6 +26,17 @@ def keep_fraction(y: Tensor, fraction: float, seed: int) -> Tensor:
         chosen = members[: max(1, round(fraction * len(members)))]
         kept[chosen] = c
     return kept
+
+
+def held_out_items(data: Data, side: str, target: str) -> dict[str, Items]:
+    """Of each held-out split the labelled examples: inputs ``x`` from one side's clips, fields ``y``."""
+    found = {}
+    for split in (s for s in HELD_OUT if s in data.splits):
+        rows, y = data.splits[split].rows[side], data.splits[split].labels[target]
+        usable = ((rows >= 0) & (y != UNLABELLED)).nonzero()[:, 0]
+        if len(usable):
+            found[split] = Items({"x": (data.stream, rows[usable])}, {"y": y[usable]})
+    return found
 
 
 def check_leak(data: Data, unlabelled: Iterable[str], fraction: float, allow: bool) -> None:
