@@ -38,7 +38,7 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         prints, paths = fingerprint_sources(rows["source"].unique().tolist(), root, out / "sources.csv")
-        tasks = [t for u in make_plan(rows, streams, prints, paths, {}, {}).units for t in u.tasks]
+        tasks = [t for u in make_plan(rows, rows["source"], streams, prints, paths, {}, {}).units for t in u.tasks]
         unit = Unit((STREAM,), tuple(tasks))
         threads = torch.get_num_threads()
         place = Workplace(out, tuple(streams), WEIGHTS, "cpu", None, threads, "auto", None)

@@ -2,8 +2,8 @@
 
 Required columns: ``clip_id`` (unique), ``source`` (path relative to the data root), ``start_s`` and ``stop_s``
 (seconds, half-open; empty = the source's start or end). Optional: ``split``, ``label``, ``verb``, ``noun`` (whole
-numbers; empty = unlabelled), ``subject``, ``group``, ``pair``, ``role``. Any other column is text and travels through
-untouched.
+numbers; empty = unlabelled), ``subject``, ``group``, ``pair``, ``role``, ``skeleton`` (path of the clip's skeleton file
+where ``source`` is its video). Any other column is text and travels through untouched.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from kdcache.files import atomic
 REQUIRED = ("clip_id", "source", "start_s", "stop_s")
 TIMES = ("start_s", "stop_s")  # float64, NaN = the source's start or end
 INTEGERS = ("label", "verb", "noun")  # Int64, <NA> = unlabelled
+
+SKELETON = "skeleton"  # column of skeleton files beside videos
 
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 _DIGITS = re.compile(r"[0-9]{1,18}")
@@ -124,6 +126,13 @@ def _parse(name: str) -> tuple[Columns, list[int], list[Problem]]:
     return columns, lines, problems
 
 
+def skeletons_of(manifest: pd.DataFrame) -> pd.Series[str]:
+    """The skeleton file of each clip: its ``skeleton`` where it has one, else its ``source``."""
+    if SKELETON not in manifest:
+        return manifest["source"]
+    return manifest[SKELETON].where(manifest[SKELETON] != "", manifest["source"])
+
+
 def _build(
     columns: Columns,
     numbers: Sequence[int],
@@ -140,6 +149,8 @@ def _build(
             problems.append((1 if word == "line" else -1, f"required column {column!r} is missing{hint}"))
     problems += _check_ids(columns.get("clip_id", []), numbers, word)
     problems += _check_sources(columns.get("source", []), numbers, root)
+    joints = [(text, number) for text, number in zip(columns.get(SKELETON, []), numbers, strict=False) if text.strip()]
+    problems += _check_sources([text for text, _ in joints], [number for _, number in joints], root)
     typed: dict[str, Any] = {}
     for column, texts in columns.items():
         if column in TIMES:

@@ -336,6 +336,9 @@ def test_sysu_halves(tmp_path):
     assert (by_class.groupby("label")["split"].value_counts() == 20).all()
     assert (by_class.groupby("label")["split_30"].value_counts() == 20).all()
     assert by_class["source"].iloc[0] == "rgb/0/0.avi"
+    both = manifest_for("sysu", tmp_path, modality="both")
+    assert (both["source"].iloc[0], both["skeleton"].iloc[0]) == ("rgb/0/0.avi", "skel/0/0.txt")
+    assert len(both.attrs["report"].missing) == 960
     write(tmp_path, {"clips.csv": "clip_id,subject,label,skel_path\na,s1,drink,a.txt\n"})
     with pytest.raises(ManifestError, match="line 2: label 'drink'"):
         manifest_for("sysu", tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdcache.errors import ManifestError
-from kdcache.manifest import read_manifest, validate, write_manifest
+from kdcache.manifest import read_manifest, skeletons_of, validate, write_manifest
 
 HEADER = "clip_id,source,start_s,stop_s,label\n"
 
@@ -251,3 +251,12 @@ def test_written_manifests_read_back_equal(tmp_path_factory, df):
     assert path.read_bytes() == first
     read = pd.read_csv(path, keep_default_na=False)
     assert len(read) == len(df)
+
+
+def test_skeleton_files_are_judged_as_sources_are(tmp_path):
+    table = pd.DataFrame({"clip_id": ["a", "b"], "source": ["a.mp4", "b.mp4"], "start_s": "", "stop_s": ""})
+    rows = validate(table.assign(skeleton=["joints/a.txt", ""]), root=tmp_path)
+    assert skeletons_of(rows).tolist() == ["joints/a.txt", "b.mp4"]
+    assert skeletons_of(rows.drop(columns="skeleton")).tolist() == ["a.mp4", "b.mp4"]
+    with pytest.raises(ManifestError, match=r"'\.\./b\.txt' leaves the data root"):
+        validate(table.assign(skeleton=["", "../b.txt"]), root=tmp_path)

@@ -251,3 +251,25 @@ def test_command(train, folder, tmp_path):
     assert refused.stderr.strip().endswith(
         "random:9 is not what tsm/clip was computed with (random:0): pass --weights with that one."
     )
+
+
+def test_videos_and_skeletons_of_one_clip_side_by_side(folder, tmp_path):
+    table = rows(".mp4").assign(skeleton=["a.txt", "b.txt", "c.txt"])
+    for streams, settings in (([VIDEO], {"size": 32}), ([JOINTS], {})):
+        kdcache.extract(table, folder, tmp_path, streams, weights=RANDOM, levels=2, bar=False, **settings)
+    cache, alone = kdcache.Cache(tmp_path), kdcache.Cache(folder / "out.txt")
+    assert np.array_equal(cache.read(JOINTS, ["a", "b", "c"]), alone.read(JOINTS, ["a", "b", "c"]))
+    assert cache.has(VIDEO).all()
+    assert set(cache.clips["source"]) == {"a.mp4", "b.mp4", "c.mp4"}
+    assert kdcache.extract(table, folder, tmp_path, [JOINTS], weights=RANDOM, levels=2, bar=False).cached == 3
+    run = kdcache.train("early", tmp_path, out=tmp_path / "run", stream=f"{VIDEO},{JOINTS}", **TRAINED)
+    span = {"start": START, "stop": STOP}
+    told = list(kdcache.predict(run, folder / "c.mp4", skeleton=folder / "c.txt", **span))
+    assert np.allclose([p.probabilities for p in told], run.predict(["c"]).to_numpy(), atol=1e-3)
+    with pytest.raises(OptionError, match="give the clip's skeleton file as well"):
+        kdcache.predict(run, folder / "c.mp4", **span)
+
+
+def test_a_skeleton_for_a_run_that_reads_none_is_refused(train, folder):
+    with pytest.raises(OptionError, match="this run reads no skeletons"):
+        kdcache.predict(train(), folder / "c.mp4", skeleton=folder / "c.txt")

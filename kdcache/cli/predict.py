@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 @click.argument("method", type=click.Choice(["early"]))
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--skeleton", type=click.Path(exists=True, path_type=Path), help="The clip's skeleton file, where a run reads both."
+)
 @click.option("--start", type=float, help="Second at which the clip starts.  [default: the source's start]")
 @click.option("--stop", type=float, help="Second before which it stops.  [default: the source's end]")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="Classes to print.")

@@ -10,6 +10,7 @@ lists are not at hand [reconstructed].
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from kdcache.datasets.listing import Report, annotation_folder, locate, whole_cl
 from kdcache.datasets.splits import column as split_column
 from kdcache.datasets.splits import random_halves, read_halves
 from kdcache.errors import ManifestError
+from kdcache.manifest import SKELETON
 
 LAYOUT = """
 clips.csv        columns clip_id,subject,label,rgb_path,skel_path; also in annotations/; paths relative to the root
@@ -34,7 +36,7 @@ def manifest(
     setting: Literal[1, 2] = 2,
     seed: int = 0,
     halves: Path | None = None,
-    modality: Literal["skeleton", "rgb"] = "skeleton",
+    modality: Literal["skeleton", "rgb", "both"] = "skeleton",
     annotations: Path | None = None,
 ) -> tuple[pd.DataFrame, Report]:
     """One row a sequence; in every split 240 train and 240 test.
@@ -46,7 +48,8 @@ def manifest(
         seed: of the random halves.
         halves: text file that says them instead: a line for each split with the subjects (setting 1: the clips) that
             train, separated by blanks.
-        modality: which files are the sources.
+        modality: which files are the sources; ``both``: videos, with the skeletons in a column of their own, so that
+            streams of either can be extracted into one cache.
         annotations: folder of ``clips.csv``.
     """
     file = (
@@ -54,8 +57,8 @@ def manifest(
         / "clips.csv"
     )
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    column = {"skeleton": "skel_path", "rgb": "rgb_path"}[modality]
-    lacking = [name for name in ("clip_id", "subject", "label", column) if name not in table]
+    wanted = {"skeleton": ["skel_path"], "rgb": ["rgb_path"], "both": ["rgb_path", "skel_path"]}[modality]
+    lacking = [name for name in ("clip_id", "subject", "label", *wanted) if name not in table]
     if lacking:
         raise ManifestError(str(file), [f"lacks the column {name}" for name in lacking])
     wrong = table.index[~table["label"].str.fullmatch(r"\d+")]
@@ -78,9 +81,15 @@ def manifest(
     parts |= {split_column(i, len(drawn)): half for i, half in enumerate(drawn, 1)}
     for name, half in parts.items():
         clips[name] = of.isin(half).map({True: "train", False: "test"})
-    paths = {name: {"path": path} for name, path in zip(table["clip_id"], table[column], strict=True)}
-    located = locate(root, {modality: ["{path}"]}, paths)
+    found = []
+    for column in wanted:
+        paths = {name: {"path": path} for name, path in zip(table["clip_id"], table[column], strict=True)}
+        found.append(locate(root, {column: ["{path}"]}, paths))
+    located = found[0]
     report = located.report
+    if modality == "both":
+        clips[SKELETON] = [found[1].paths[name] for name in clips["name"]]
+        report = replace(report, missing=(*report.missing, *found[1].report.missing))
     if len(clips) != SEQUENCES:
         report = report.noting(f"clips.csv lists {len(clips)} sequences, not {SEQUENCES}")
     return whole_clips(clips, located), report

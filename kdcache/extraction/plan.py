@@ -13,6 +13,7 @@ import pandas as pd
 
 from kdcache.errors import KdcacheError, SourceError
 from kdcache.extraction.failures import Failure
+from kdcache.manifest import skeletons_of
 from kdcache.recipe import clip_key
 from kdcache.streams import Stream
 
@@ -96,6 +97,7 @@ def clip_bytes(stream: Stream, start_s: float, stop_s: float) -> int:
 
 def make_plan(
     manifest: pd.DataFrame,
+    sources: pd.Series[str],
     streams: Sequence[Stream],
     fingerprints: Mapping[str, str | KdcacheError],
     paths: Mapping[str, str],
@@ -107,6 +109,7 @@ def make_plan(
 
     Args:
         manifest: validated rows.
+        sources: of each row what is read of it, see ``sources_of``.
         streams: what is asked for.
         fingerprints: source → fingerprint, or the error that opening it gave.
         paths: source → absolute path.
@@ -118,7 +121,7 @@ def make_plan(
     first_with: dict[tuple[str, ...], Task] = {}
     missing: dict[tuple[str, ...], list[Task]] = {}
     rows: list[dict[str, Any]] | None = None
-    columns = zip(manifest["clip_id"], manifest["source"], manifest["start_s"], manifest["stop_s"], strict=True)
+    columns = zip(manifest["clip_id"], sources, manifest["start_s"], manifest["stop_s"], strict=True)
     for position, (clip_id, source, start_s, stop_s) in enumerate(columns):
         fingerprint = fingerprints[source]
         if isinstance(fingerprint, KdcacheError):
@@ -152,6 +155,11 @@ def make_plan(
     for names, tasks in missing.items():
         plan.units += _cut([by_name[n] for n in names], tasks, parts)
     return plan
+
+
+def sources_of(manifest: pd.DataFrame, streams: Sequence[Stream]) -> pd.Series[str]:
+    """What is read of each clip; streams of skeletons and of videos are never asked for together."""
+    return skeletons_of(manifest) if any(s.imaging is not None for s in streams) else manifest["source"]
 
 
 def json_rows(manifest: pd.DataFrame) -> list[dict[str, Any]]:

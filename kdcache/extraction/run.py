@@ -26,7 +26,7 @@ from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import estimate_seconds
 from kdcache.extraction.failures import FILE, Failure, load_failures, save_failures
 from kdcache.extraction.fitted import fitted_weights, keep_facts, leaks
-from kdcache.extraction.plan import Plan, Unit, fingerprint_sources, make_plan
+from kdcache.extraction.plan import Plan, Unit, fingerprint_sources, make_plan, sources_of
 from kdcache.extraction.worker import Done, Event, Workplace
 from kdcache.manifest import read_manifest, validate
 from kdcache.streams import Settings, Stream, named, resolve
@@ -175,12 +175,14 @@ def _plan(
 
     if not dry_run:
         clean(out)
-    sources = rows["source"].unique().tolist()
-    fingerprints, paths = fingerprint_sources(sources, root, out / "sources.csv", remember=not dry_run)
+    sources = sources_of(rows, streams)
+    fingerprints, paths = fingerprint_sources(
+        sources.unique().tolist(), root, out / "sources.csv", remember=not dry_run
+    )
     failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}
 
     def plan(cached: Mapping[str, Mapping[str, tuple[str, int, str]]]) -> Plan:
-        return make_plan(rows, streams, fingerprints, paths, cached, failed, workers)
+        return make_plan(rows, sources, streams, fingerprints, paths, cached, failed, workers)
 
     names = [s.name for s in streams]
     first = plan(load_places(out, names))

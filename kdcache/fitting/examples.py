@@ -18,6 +18,7 @@ from kdcache.extraction.failures import Failure
 from kdcache.fitting import skeletons, videos
 from kdcache.fitting.clips import Clip, Loaded, clips_of
 from kdcache.fitting.options import Options, Settings
+from kdcache.manifest import skeletons_of
 from kdcache.methods.contract import HELD_OUT, UNLABELLED, Items, Samples, Stream
 from kdcache.methods.labels import keep_fraction
 from kdcache.training.clips import SIDE, clips
@@ -75,8 +76,8 @@ def gather(
             target.
     """
     rows = split_by(rows, settings.split)
-    known = clips_of(rows, Path(settings.root))
     is_skeleton = input_spec(settings.backbone).modality == "skeleton"
+    known = clips_of(rows.assign(source=skeletons_of(rows)) if is_skeleton else rows, Path(settings.root))
     shown = _shown(settings, options)
     loaded: Loaded[Any] = Loaded()
 

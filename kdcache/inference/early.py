@@ -20,6 +20,7 @@ from kdcache.inference.unfold import Clip, Seen, unfold
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kdcache.streams import Stream
     from kdcache.training import Run
 
 StrPath = str | os.PathLike[str]
@@ -68,6 +69,7 @@ def predict(
     run: Run | StrPath,
     source: StrPath,
     *,
+    skeleton: StrPath | None = None,
     start: float | None = None,
     stop: float | None = None,
     which: str = "last",
@@ -84,6 +86,7 @@ def predict(
     Args:
         run: a finished run of the method ``early`` or its folder; its cache must be there.
         source: video, folder or tar of images, or skeleton file: what the run's clips were cut from.
+        skeleton: skeleton file of the same clip, for a run on videos and skeletons together.
         start, stop: the clip's span in seconds of the source, half-open; default: all of it.
         which: ``last`` or ``best`` weights of the run.
         weights: backbone → file or ``random:SEED``, or one for all; default: found by the digest in the run's recipes.
@@ -110,13 +113,32 @@ def predict(
     recipes = _recipes(opened)
     chosen = find_weights(recipes, weights, opened.settings.weights)
     streams = [restore(name, recipe, chosen[name]) for name, recipe in recipes.items()]
-    clip = Clip(Path(source), math.nan if start is None else start, math.nan if stop is None else stop, fps)
+    clips = _clips(streams, Path(source), skeleton, (start, stop), fps)
     if device is not None:
         settings = replace(opened.settings, device=device)
         opened = Run(opened.path, prepare(settings, opened.options, lambda _: None, {"budget": 0}))
     network = cast(Stepping, opened.network(which))
     on = str(opened.prepared.data.device)
-    return _answers(opened, network, [unfold(s, clip, chosen[s.name], on) for s in streams])
+    return _answers(opened, network, [unfold(s, c, chosen[s.name], on) for s, c in zip(streams, clips, strict=True)])
+
+
+def _clips(
+    streams: Sequence[Stream],
+    source: Path,
+    skeleton: StrPath | None,
+    span: tuple[float | None, float | None],
+    fps: float | None,
+) -> list[Clip]:
+    """What each stream reads."""
+    joints = [s.imaging is not None for s in streams]
+    if skeleton is None and any(joints) and not all(joints):
+        raise OptionError(
+            "This run reads videos and skeletons: give the clip's skeleton file as well (--skeleton FILE)."
+        )
+    if skeleton is not None and not any(joints):
+        raise OptionError(f"skeleton={skeleton}: this run reads no skeletons; leave it out.")
+    start, stop = (math.nan if t is None else t for t in span)
+    return [Clip(Path(skeleton) if j and skeleton is not None else source, start, stop, fps) for j in joints]
 
 
 def _answers(run: Run, network: Stepping, parts: Sequence[Iterator[Seen]]) -> Iterator[Prediction]:
