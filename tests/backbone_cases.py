@@ -11,15 +11,6 @@ from kdcache.backbones.base import Backbone
 from kdcache.errors import OptionError
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Maps in these tests are tiny: threads would wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def relative(found: Tensor, expected: Tensor) -> float:
     """Largest difference over largest value."""
     return float((found - expected).abs().max() / expected.abs().max())

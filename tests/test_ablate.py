@@ -13,7 +13,6 @@ import numpy as np
 import pairs_cache
 import pandas as pd
 import pytest
-import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -27,18 +26,11 @@ from kdcache.evaluation.observation import measure_levels
 from kdcache.evaluation.significance import paired
 from kdcache.training import Run, loop
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = {"epochs": 3, "milestones": (2,), "batch_size": 8, "hidden": 8, "teacher_hidden": 4, "device": "cpu"}
 ROWS: dict[str, dict[str, Any]] = {"neither": {"alpha": 0, "beta": 0}, "both": {}, "knn": {"model": "knn"}}
 NOISE = 4.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors are tiny here: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,11 @@ from kdcache.errors import OptionError
 from kdcache.training import Run, loop, train
 from kdcache.training.session import Session
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = {
     "epochs": 4, "milestones": (3,), "batch_size": 12, "hidden": 16, "teacher_hidden": 8, "lr": 0.1, "device": "cpu",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors are tiny here: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

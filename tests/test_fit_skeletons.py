@@ -15,16 +15,9 @@ from kdcache.fitting import options, skeletons
 from kdcache.fitting.clips import clips_of
 from kdcache.sources.skeleton import Skeleton, open_skeleton
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A handful of images: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 LIMITS = (-2.0, 2.0)

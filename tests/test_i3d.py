@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +21,7 @@ from kdcache.backbones.freeze import Frozen, fold_batch_norm
 from kdcache.backbones.i3d import I3D, I3DTail, SameConv3d, SameMaxPool3d
 from kdcache.errors import DeviceError, OptionError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are small: threads that wait for each other cost more than they bring on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

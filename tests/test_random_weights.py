@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backbone_cases import images, one_thread  # noqa: F401
+from backbone_cases import images
 
 from kdcache import backbones
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", ["tsm-resnet50", "vacnn", "resnet34", "resnext101"])

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, one_thread, relative  # noqa: F401
+from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, relative
 from golden_weights import golden_state
 from torchvision.models import resnet34
 
@@ -16,6 +16,8 @@ from kdcache.backbones import resnet_layers
 from kdcache.backbones.freeze import Frozen
 from kdcache.backbones.resnet import ResNet34, cam_attention, cross_modality, flow_stacks, stacked
 from kdcache.errors import OptionError, WeightsError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

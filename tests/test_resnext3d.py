@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, one_thread, relative  # noqa: F401
+from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, relative
 
 from kdcache import backbones
 from kdcache.backbones import resnext3d_layers
@@ -13,6 +13,8 @@ from kdcache.backbones.checkpoint import draw
 from kdcache.backbones.freeze import Frozen
 from kdcache.backbones.resnext3d import ResNeXt3D
 from kdcache.errors import OptionError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def published_shapes(channels):

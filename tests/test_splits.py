@@ -9,7 +9,6 @@ import numpy as np
 import pairs_cache
 import pandas as pd
 import pytest
-import torch
 from click.testing import CliRunner
 
 import kdcache
@@ -27,17 +26,11 @@ from kdcache.training.clips import clips
 from kdcache.training.pairs import pairs
 from kdcache.training.splits import split_by, split_columns
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = {"epochs": 2, "milestones": (1,), "batch_size": 8, "hidden": 8, "device": "cpu", "beta": 0}
 ROWS = {"plain": {"alpha": 0}, "knn": {"model": "knn"}}
 COLUMNS = ["split_1", "split_2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def table():

@@ -19,16 +19,9 @@ from kdcache.evaluation import evaluate
 from kdcache.files import PARTIAL
 from kdcache.training import Run, load_config, loop, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = {"epochs": 3, "milestones": (2,), "batch_size": 16, "head": "light", "width": 16, "device": "cpu"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors are tiny here: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

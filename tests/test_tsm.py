@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, one_thread, relative  # noqa: F401
+from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, relative
 from golden_weights import golden_state
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +19,8 @@ from kdcache.backbones.freeze import Frozen
 from kdcache.backbones.progress import progress_frames, progress_spans
 from kdcache.backbones.tsm import TSM, progress_features, shift
 from kdcache.errors import OptionError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, one_thread, relative  # noqa: F401
+from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, relative
 from golden_weights import golden_state
 from PIL import Image
 from torchvision.models import resnet50
@@ -33,6 +33,8 @@ from kdcache.errors import OptionError, WeightsError
 from kdcache.sources.jhmdb import clips_of
 from kdcache.sources.ntu import Actors, Track
 from kdcache.sources.skeleton import Skeleton, open_skeleton
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
