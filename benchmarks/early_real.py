@@ -32,7 +32,7 @@ ROWS = {
     "both": "",
     "TS-LSTM*": "model=ts-lstm",
 }
-COMPARE = "--seeds 10 --tune 6 --workers 2 --precision bf16"
+COMPARE = "--seeds 10 --tune 6 --precision bf16"
 FIT = "--precision bf16 --set lr=0.001 --set batch_size=16 --set schedule=steps --set patience=0 --set validation=0"
 TENTH = "--set label_fraction=0.1"
 
@@ -78,7 +78,7 @@ def kdcache(work: Path, text: str, *more: str) -> None:
     subprocess.run([sys.executable, "-m", "kdcache", *words], cwd=work, check=True, stdout=subprocess.DEVNULL)
 
 
-def run(name: str, data: Path, work: Path) -> dict[str, Any]:
+def run(name: str, data: Path, work: Path, workers: int) -> dict[str, Any]:
     """Manifest, fits, features and comparisons of one set; what came out."""
     this = SETS[name]
     root = str(data / this.root)
@@ -87,16 +87,15 @@ def run(name: str, data: Path, work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for tag, length, labels in (("", this.fit, ""), ("10", this.fit_tenth, TENTH)):
         cache, fit = f"cache-{name}", f"fit-{name}{tag}"
-        extract = f"extract --manifest {name}.csv {this.extract} --precision bf16"
+        extract = f"extract --manifest {name}.csv {this.extract} --precision bf16 --workers {workers}"
         if length:
             cache += tag
             kdcache(work, f"fit vacnn --manifest {name}.csv --out {fit} {FIT} {length} {labels}", "--root", root)
             extract += f" --weights vacnn={fit}/vacnn.safetensors"
         kdcache(work, f"{extract} --out {cache}", "--root", root)
+        options = f"{COMPARE} --workers {workers} {this.compare} {labels}"
         rows = [word for row, options in ROWS.items() for word in ("--row", f"{row}:{options}")]
-        kdcache(
-            work, f"ablate early --shards {cache} --out compare-{name}{tag} {COMPARE} {this.compare} {labels}", *rows
-        )
+        kdcache(work, f"ablate early --shards {cache} --out compare-{name}{tag} {options}", *rows)
         setting = "all labels" if not tag else "a tenth of the labels"
         found[setting] = summary(work, f"compare-{name}{tag}", fit if length else None)
     return found
@@ -130,10 +129,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that is computed")
     parser.add_argument("--only", choices=list(SETS), help="one of the sets")
+    parser.add_argument("--workers", type=int, default=2, help="processes of extract and ablate")
     parser.add_argument("--write", action="store_true", help="store figures and curves in benchmarks/results")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    results = {name: run(name, given.data.resolve(), given.work) for name in SETS if given.only in (None, name)}
+    results = {
+        name: run(name, given.data.resolve(), given.work, given.workers) for name in SETS if given.only in (None, name)
+    }
     print(json.dumps(results, indent=2, ensure_ascii=False))
     if given.write:
         write_results("early_real", results)
