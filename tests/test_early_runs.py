@@ -127,3 +127,12 @@ def test_features_of_a_backbone_that_saw_hidden_labels_are_refused(tmp_path):
         train("early", shards, out=tmp_path / "run", label_fraction=0.25, **QUICK)
     assert not (tmp_path / "run").exists()
     train("early", shards, out=tmp_path / "run", label_fraction=0.25, allow_leak=True, **QUICK)
+
+
+@pytest.mark.gpu
+def test_early_recognition_trains_on_a_gpu(shards, tmp_path):
+    run = train("early", shards, out=tmp_path / "run", **QUICK | {"device": "cuda"})
+    assert run.resolved["precision"] in ("bf16", "fp16")
+    assert run.history["L_cls"].iloc[-1] < run.history["L_cls"].iloc[0]
+    probabilities = run.predict("test").to_numpy()
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-3)
