@@ -32,7 +32,7 @@ ROWS = {
     "both": "",
     "TS-LSTM*": "model=ts-lstm",
 }
-COMPARE = "--seeds 10 --tune 6 --precision bf16"
+COMPARE = "--seeds 10 --tune 5 --precision bf16"
 FIT = "--precision bf16 --set lr=0.001 --set batch_size=16 --set schedule=steps --set patience=0 --set validation=0"
 TENTH = "--set label_fraction=0.1"
 
@@ -46,7 +46,7 @@ class Set:
     fit: str = ""
     fit_tenth: str = ""
     extract: str = "--stream vacnn/pool"
-    compare: str = "--set epochs=30 --set milestones=18,24 --set batch_size=32"
+    compare: str = "--set epochs=16 --set milestones=10,13 --set batch_size=32"
 
 
 SETS = {
@@ -61,6 +61,7 @@ SETS = {
         "jhmdb-joints --set split=1 --set validation=0.2",
         "--set epochs=36 --set milestones=28",
         "--set epochs=36 --set milestones=28",
+        compare="--set epochs=12 --set milestones=7,10 --set batch_size=32",
     ),
     "weizmann": Set(
         "weizmann",
