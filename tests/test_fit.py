@@ -328,6 +328,7 @@ def test_backbones_of_flow_and_unknown_ones_are_refused(folder):
     with pytest.raises(OptionError, match="did you mean 'tiny'"):
         kdcache.fit("tinny", rows_of(folder), folder)
     assert options.resolve("tsm-resnet50", options.Options()).dropout == 0.8
+    assert options.resolve("tsm-resnet50", options.Options(init="random:0")).lr == 0.02  # nothing to fine-tune
 
 
 def test_facts_survive_the_file_and_other_files_have_none(tmp_path):

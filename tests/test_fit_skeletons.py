@@ -101,12 +101,14 @@ def test_flat_joints_turn_in_their_plane_alone():
 def test_options_of_videos_mean_nothing_here():
     with pytest.raises(OptionError, match="fps is for videos; vacnn takes none"):
         resolved(fps=10.0)
-    assert resolved().lr == 1e-4
-    assert (resolved().schedule, resolved().patience, resolved().batch_size) == ("plateau", 8, 32)
+    published, scratch = resolved(imagenet="resnet50.pth"), resolved()
+    assert (published.lr, published.schedule, published.patience, published.batch_size) == (1e-4, "plateau", 8, 32)
+    assert (scratch.lr, scratch.schedule, scratch.patience, scratch.batch_size) == (1e-3, "steps", 0, 16)
+    assert resolved(lr=2e-4, patience=3).patience == 3
 
 
 def test_only_a_start_from_random_weights_slows_the_view_network_down():
-    assert resolved().view_lr == pytest.approx(1e-7)
+    assert resolved().view_lr == pytest.approx(1e-6)
     assert resolved(init="random:3", lr=1e-3).view_lr == pytest.approx(1e-6)
     assert resolved(imagenet="resnet50.pth").view_lr == resolved(init="mine.safetensors").view_lr == 1e-4
     assert resolved(view_lr=0.5).view_lr == 0.5
