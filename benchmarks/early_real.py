@@ -50,6 +50,7 @@ class Set:
     fit_tenth: str
     extract: str = "--stream vacnn/pool"
     compare: str = "--set epochs=16 --set milestones=10,13 --set batch_size=32"
+    compare_tenth: str = "--set epochs=10 --set milestones=6,8 --set batch_size=32"
 
 
 SETS = {
@@ -65,6 +66,7 @@ SETS = {
         f"{VACNN} --set epochs=36 --set milestones=28",
         f"{VACNN} --set epochs=36 --set milestones=28",
         compare="--set epochs=12 --set milestones=7,10 --set batch_size=32",
+        compare_tenth="--set epochs=8 --set milestones=5,7 --set batch_size=32",
     ),
     "weizmann": Set(
         "weizmann",
@@ -73,6 +75,7 @@ SETS = {
         f"{TSM} --set epochs=60 --set milestones=45",
         extract="--stream tsm/clip --levels 10 --size 112",
         compare="--set epochs=60 --set milestones=36,48 --set batch_size=8",
+        compare_tenth="--set epochs=60 --set milestones=36,48 --set batch_size=8",
     ),
 }
 
@@ -97,7 +100,8 @@ def run(name: str, data: Path, work: Path, workers: int) -> dict[str, Any]:
         weights = next((work / fit).glob("*.safetensors")).relative_to(work)
         extract = f"extract --manifest {name}.csv {this.extract} --precision bf16 --weights {weights}"
         kdcache(work, f"{extract} --out {cache} --workers {workers}", "--root", root)
-        options = f"{COMPARE} --workers {workers} {this.compare} {labels}"
+        lengths = this.compare_tenth if tag else this.compare
+        options = f"{COMPARE} --workers {workers} {lengths} {labels}"
         rows = [word for row, options in ROWS.items() for word in ("--row", f"{row}:{options}")]
         kdcache(work, f"ablate early --shards {cache} --out compare-{name}{tag} {options}", *rows)
         setting = "all labels" if not tag else "a tenth of the labels"
