@@ -50,7 +50,7 @@ class Set:
     fit_tenth: str
     extract: str = "--stream vacnn/pool"
     compare: str = "--set epochs=16 --set milestones=10,13 --set batch_size=32"
-    compare_tenth: str = "--set epochs=10 --set milestones=6,8 --set batch_size=32"
+    compare_tenth: str = "--set epochs=8 --set milestones=5,7 --set batch_size=32"
 
 
 SETS = {
@@ -66,7 +66,7 @@ SETS = {
         f"{VACNN} --set epochs=36 --set milestones=28",
         f"{VACNN} --set epochs=36 --set milestones=28",
         compare="--set epochs=12 --set milestones=7,10 --set batch_size=32",
-        compare_tenth="--set epochs=8 --set milestones=5,7 --set batch_size=32",
+        compare_tenth="--set epochs=6 --set milestones=4,5 --set batch_size=32",
     ),
     "weizmann": Set(
         "weizmann",
@@ -74,8 +74,8 @@ SETS = {
         f"{TSM} --set epochs=60 --set milestones=45",
         f"{TSM} --set epochs=60 --set milestones=45",
         extract="--stream tsm/clip --levels 10 --size 112",
-        compare="--set epochs=60 --set milestones=36,48 --set batch_size=8",
-        compare_tenth="--set epochs=60 --set milestones=36,48 --set batch_size=8",
+        compare="--set epochs=40 --set milestones=24,32 --set batch_size=8",
+        compare_tenth="--set epochs=40 --set milestones=24,32 --set batch_size=8",
     ),
 }
 
