@@ -242,7 +242,10 @@ def test_the_table_is_complete_and_invents_no_checksum(home: Path) -> None:
     assert next(r for r in weights.list_weights() if r["name"] == "i3d-flow")["path"] == str(home / "flow_imagenet.pt")
 
 
-def test_random_weights_are_explicit_loud_and_the_same_each_time(caplog: pytest.LogCaptureFixture) -> None:
+def test_random_weights_are_explicit_loud_and_the_same_each_time(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_announced", set())  # each is told of once a process
     with caplog.at_level(logging.WARNING, "kdcache"):
         first = backbones.build("i3d-flow", weights="random:3", num_classes=4)
     assert "RANDOM weights (random:3)" in caplog.text
