@@ -74,8 +74,8 @@ SETS = {
         f"{TSM} --set epochs=60 --set milestones=45",
         f"{TSM} --set epochs=60 --set milestones=45",
         extract="--stream tsm/clip --levels 10 --size 112",
-        compare="--set epochs=40 --set milestones=24,32 --set batch_size=8",
-        compare_tenth="--set epochs=40 --set milestones=24,32 --set batch_size=8",
+        compare="--set epochs=12 --set milestones=7,10 --set batch_size=8",
+        compare_tenth="--set epochs=12 --set milestones=7,10 --set batch_size=8",
     ),
 }
 
