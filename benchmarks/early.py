@@ -32,15 +32,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common import compare, main
+from kdcache.data.loader import feed, shuffled
+from kdcache.data.prepare import Prepared, prepare
+from kdcache.engine.log import Log
+from kdcache.engine.loop import Interrupts, fit
 from kdcache.manifest import validate
 from kdcache.methods import early
 from kdcache.methods.contract import Stage
+from kdcache.runs.config import Settings
 from kdcache.store import Record, commit_shard, update_index
-from kdcache.training.config import Settings
-from kdcache.training.feed import feed, shuffled
-from kdcache.training.log import Log
-from kdcache.training.loop import Interrupts, fit
-from kdcache.training.prepare import Prepared, prepare
 
 STREAM = "tsm-resnet50/clip"
 N, D = 10, 2048

@@ -31,7 +31,7 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
     from kdcache.extraction.motion import Prepared
     from kdcache.extraction.plan import Unit, fingerprint_sources, make_plan
     from kdcache.extraction.worker import Workplace, decoded, prepared, run_unit
-    from kdcache.streams import Settings, resolve
+    from kdcache.streams.base import Settings, resolve
 
     chosen = Settings.of(settings)
     streams = resolve([STREAM], chosen, WEIGHTS)

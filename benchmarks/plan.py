@@ -19,7 +19,7 @@ from kdcache.extraction.run import extract
 from kdcache.manifest import read_manifest, write_manifest
 from kdcache.recipe import clip_key
 from kdcache.store.index import update_index
-from kdcache.streams import Settings, resolve
+from kdcache.streams.base import Settings, resolve
 
 CLIPS, SOURCES = 50_000, 700  # EPIC-KITCHENS-100 in size
 STREAMS = ["i3d-rgb/mixed4a", "i3d-flow/mixed4a"]

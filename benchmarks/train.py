@@ -16,13 +16,13 @@ import pandas as pd
 import torch
 
 from common import compare, main
+from kdcache.data.loader import Plan, feed, shuffled
+from kdcache.data.prepare import Prepared, prepare
 from kdcache.manifest import validate
 from kdcache.methods import anticipation
 from kdcache.methods.contract import Batch, Items, Stage
+from kdcache.runs.config import Settings
 from kdcache.store import Record, commit_shard, update_index
-from kdcache.training.config import Settings
-from kdcache.training.feed import Plan, feed, shuffled
-from kdcache.training.prepare import Prepared, prepare
 
 STREAM = "i3d-rgb/mixed4a"
 CASES = {  # name → head, pairs, shape of a cached map, batch

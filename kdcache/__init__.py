@@ -18,26 +18,26 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kdcache import backbones, datasets, motion
-    from kdcache.ablation import ablate
-    from kdcache.evaluation import evaluate
     from kdcache.extraction.run import extract
-    from kdcache.fitting import fit
-    from kdcache.inference import predict
     from kdcache.manifest import read_manifest, write_manifest
-    from kdcache.sheet import show
+    from kdcache.report.sheet import show
+    from kdcache.runs.ablation.ablate import ablate
+    from kdcache.runs.evaluate import evaluate
+    from kdcache.runs.fit import fit
+    from kdcache.runs.online import predict
+    from kdcache.runs.train import train
     from kdcache.store import Cache
-    from kdcache.training import train
 
 _HOME = {
     "Cache": "kdcache.store",
-    "ablate": "kdcache.ablation",
-    "evaluate": "kdcache.evaluation",
+    "ablate": "kdcache.runs.ablation.ablate",
+    "evaluate": "kdcache.runs.evaluate",
     "extract": "kdcache.extraction.run",
-    "fit": "kdcache.fitting",
-    "predict": "kdcache.inference",
+    "fit": "kdcache.runs.fit",
+    "predict": "kdcache.runs.online",
     "read_manifest": "kdcache.manifest",
-    "show": "kdcache.sheet",
-    "train": "kdcache.training",
+    "show": "kdcache.report.sheet",
+    "train": "kdcache.runs.train",
     "write_manifest": "kdcache.manifest",
 }
 _SUBPACKAGES = ("backbones", "datasets", "motion")

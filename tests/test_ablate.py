@@ -17,14 +17,17 @@ from click.testing import CliRunner
 from PIL import Image
 
 import kdcache
-from kdcache.ablation import parse_grid, parse_row, pictures, pool, results, tuning
-from kdcache.ablation.pool import Job, run_jobs
-from kdcache.ablation.rows import Plan, Row, plan
 from kdcache.cli import main
+from kdcache.engine import loop
 from kdcache.errors import KdcacheError, OptionError
-from kdcache.evaluation.observation import measure_levels
-from kdcache.evaluation.significance import paired
-from kdcache.training import Run, loop
+from kdcache.metrics.early import measure_levels
+from kdcache.metrics.significance import paired
+from kdcache.report import ablation as pictures
+from kdcache.runs.ablation import pool, results, tuning
+from kdcache.runs.ablation.ablate import parse_grid, parse_row
+from kdcache.runs.ablation.pool import Job, run_jobs
+from kdcache.runs.ablation.rows import Plan, Row, plan
+from kdcache.runs.train import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdcache import losses
+from kdcache.data import loader as feed
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods import anticipation, method
 from kdcache.methods.anticipation import Options
@@ -17,9 +18,8 @@ from kdcache.methods.contract import UNLABELLED, Data, Samples
 from kdcache.methods.heads import I3DHead, LightHead, cells
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.teacher import Teacher
-from kdcache.training import feed
-from kdcache.training.config import build
-from kdcache.training.presets import preset, tables
+from kdcache.runs.config import build
+from kdcache.runs.presets import preset, tables
 
 CPU = torch.device("cpu")
 SHAPE = (6, 2, 2, 2)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdcache import losses
+from kdcache.data import loader as feed
 from kdcache.errors import OptionError
 from kdcache.methods import early, method
 from kdcache.methods.contract import UNLABELLED, Data, Samples
@@ -17,8 +18,7 @@ from kdcache.methods.early import Options
 from kdcache.methods.early_baselines import Levels, Neighbours, running_mean
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.recurrent import Recurrent
-from kdcache.training import feed
-from kdcache.training.presets import preset, row, tables
+from kdcache.runs.presets import preset, row, tables
 
 CPU = torch.device("cpu")
 N, D, C = 5, 6, 3

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdcache.engine import loop
 from kdcache.errors import OptionError
-from kdcache.training import Run, loop, train
-from kdcache.training.session import Session
+from kdcache.runs.session import Session
+from kdcache.runs.train import Run, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,11 +16,11 @@ from kdcache.demo.scene import make_dataset
 from kdcache.errors import ClipError, DeviceError, OptionError, SourceError, StoreError
 from kdcache.extraction import features as features_module
 from kdcache.extraction import run as run_module
-from kdcache.extraction.failures import load_failures
 from kdcache.extraction.frames import flow_pairs
 from kdcache.sampling import Sampling, sample
 from kdcache.sources import open_source
 from kdcache.store import load_index
+from kdcache.store.failures import load_failures
 from kdcache.views import Views, cut, resize_short_side
 
 STREAM = "i3d-rgb/mixed4a"
@@ -250,7 +250,7 @@ def test_features_that_are_not_finite_fail_their_clip(dataset, rows, tmp_path, m
 
 
 def test_overflow_of_the_stored_type_is_an_error_not_infinity():
-    from kdcache.streams import Settings, resolve
+    from kdcache.streams.base import Settings, resolve
 
     (stream,) = resolve([STREAM], Settings(size=32, frames=8), {"i3d-rgb": "random:0"})
     result = features_module._checked(np.full((1, 2), 1e5, np.float32), stream)

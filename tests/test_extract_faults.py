@@ -19,19 +19,19 @@ import pytest
 from click.testing import CliRunner
 
 import kdcache
-from kdcache.ahead import ahead
 from kdcache.cli import main
 from kdcache.demo.scene import make_dataset
 from kdcache.errors import KdcacheError
 from kdcache.extraction import local as local_module
 from kdcache.extraction import run as run_module
-from kdcache.extraction.failures import Failure, load_failures
 from kdcache.extraction.local import _after_death, _Worker
 from kdcache.extraction.plan import Task, Unit
 from kdcache.extraction.worker import Done, Started
+from kdcache.prefetch import prefetch
 from kdcache.store import load_index
-from kdcache.store.publish import shard_files
-from kdcache.store.shard import Committed
+from kdcache.store.commit import shard_files
+from kdcache.store.failures import Failure, load_failures
+from kdcache.store.writer import Committed
 
 FEATURE = "i3d-rgb/mixed4a"
 STREAMS = ["rgb", FEATURE]
@@ -128,7 +128,7 @@ def strike(module, name, n, sign):
         return real(*args, **kwargs)
     setattr(module, name, struck)
 """
-IN_SECOND_SHARD = "import kdcache.store.shard as m\nstrike(m, 'publish', 2, signal.SIGKILL)"
+IN_SECOND_SHARD = "import kdcache.store.writer as m\nstrike(m, 'publish', 2, signal.SIGKILL)"
 IN_INDEX = "import kdcache.store.index\nimport kdcache.files as m\nstrike(m, 'sync', 1, signal.SIGKILL)"
 
 
@@ -296,12 +296,12 @@ def test_a_source_that_kills_every_worker_is_left_out(dataset, tmp_path, monkeyp
 
 
 def threads_ahead() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "kdcache-ahead"]
+    return [t for t in threading.enumerate() if t.name == "kdcache-prefetch"]
 
 
 @pytest.mark.parametrize("depth", [1, 3, 100])
 def test_ahead_keeps_the_order(depth):
-    assert list(ahead(iter(range(50)), depth)) == list(range(50))
+    assert list(prefetch(iter(range(50)), depth)) == list(range(50))
     assert threads_ahead() == []
 
 
@@ -313,7 +313,7 @@ def test_ahead_computes_no_further_than_its_depth():
             made.append(i)
             yield i
 
-    items = ahead(numbers(), 3)
+    items = prefetch(numbers(), 3)
     assert next(items) == 0
     time.sleep(0.3)
     assert len(made) <= 6  # one taken, three waiting, one in hand, one under way
@@ -327,7 +327,7 @@ def test_an_error_ahead_surfaces_at_its_place():
 
     seen: list[int] = []
     with pytest.raises(KeyError, match="three"):
-        seen.extend(ahead(numbers(), 10))
+        seen.extend(prefetch(numbers(), 10))
     assert seen == [0, 1, 2]
     assert threads_ahead() == []
 
@@ -341,10 +341,10 @@ def test_leaving_early_stops_the_thread_and_closes_what_it_reads():
         finally:
             closed.append((name, threading.current_thread().name))
 
-    chained = ahead(ahead(numbers("inner"), 2), 2)
+    chained = prefetch(prefetch(numbers("inner"), 2), 2)
     for i in chained:
         if i == 5:
             break
     chained.close()
-    assert closed == [("inner", "kdcache-ahead")]
+    assert closed == [("inner", "kdcache-prefetch")]
     assert threads_ahead() == []

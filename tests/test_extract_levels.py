@@ -12,14 +12,14 @@ import torch
 
 import kdcache
 from kdcache import backbones
-from kdcache.backbones.progress import progress_frames, progress_spans
 from kdcache.backbones.weights import Choice
 from kdcache.errors import OptionError
 from kdcache.extraction.frames import find_need, flow_pairs
 from kdcache.extraction.plan import Task
+from kdcache.levels import progress_frames, progress_spans
 from kdcache.motion import tvl1
 from kdcache.motion.flow_image import quantise
-from kdcache.streams import Settings, resolve
+from kdcache.streams.base import Settings, resolve
 from kdcache.views import Views, cut
 
 SIDE = 40  # short side of the pictures, so that nothing is resized

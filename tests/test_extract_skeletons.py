@@ -13,14 +13,14 @@ import torch
 
 import kdcache
 from kdcache import backbones
-from kdcache.backbones.fitted import Facts, write
-from kdcache.backbones.progress import Progress
-from kdcache.backbones.skeleton_image import NTU_LIMITS, Imaging, centred, progress_images, skeleton_image, turn
+from kdcache.backbones.metadata import Facts, write
 from kdcache.errors import OptionError
-from kdcache.extraction.failures import load_failures
-from kdcache.sources.jhmdb import clips_of
-from kdcache.sources.skeleton import Skeleton, open_skeleton
-from kdcache.streams import Settings, resolve
+from kdcache.levels import Progress
+from kdcache.skeletons.base import Skeleton, open_skeleton
+from kdcache.skeletons.image import NTU_LIMITS, Imaging, centred, progress_images, skeleton_image, turn
+from kdcache.skeletons.jhmdb import clips_of
+from kdcache.store.failures import load_failures
+from kdcache.streams.base import Settings, resolve
 
 STREAM, EARLY = "vacnn/pool", "vacnn/layer1"  # the second costs less, and does where only what goes in matters
 CALL = {"weights": {"vacnn": "random:0"}, "streams": [STREAM], "levels": 3, "bar": False, "device": "cpu"}

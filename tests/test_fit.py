@@ -19,14 +19,17 @@ from torch import nn
 
 import kdcache
 from kdcache import backbones
-from kdcache.backbones import InputSpec, fitted
+from kdcache.backbones import InputSpec
+from kdcache.backbones import metadata as fitted
 from kdcache.backbones.framewise import Framewise
 from kdcache.cli import main
+from kdcache.data.ondemand import videos
+from kdcache.data.ondemand.clips import Clip
+from kdcache.engine import loop
 from kdcache.errors import OptionError, WeightsError
-from kdcache.fitting import load_config, options, videos
-from kdcache.fitting.clips import Clip
+from kdcache.methods import fit_options as options
 from kdcache.methods.labels import keep_fraction
-from kdcache.training import loop
+from kdcache.runs.fit import load_config
 from kdcache.views import Views
 
 QUICK = {"epochs": 3, "lr": 0.05, "batch_size": 4, "augmentations": 50, "device": "cpu", "save_every": 0.0}

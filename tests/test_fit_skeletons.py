@@ -9,11 +9,12 @@ import torch
 
 import kdcache
 from kdcache import backbones
-from kdcache.backbones.skeleton_image import centred, image_of, limits_of, progress_images, skeleton_image
+from kdcache.data.ondemand import skeletons
+from kdcache.data.ondemand.clips import clips_of
 from kdcache.errors import OptionError, WeightsError
-from kdcache.fitting import options, skeletons
-from kdcache.fitting.clips import clips_of
-from kdcache.sources.skeleton import Skeleton, open_skeleton
+from kdcache.methods import fit_options as options
+from kdcache.skeletons.base import Skeleton, open_skeleton
+from kdcache.skeletons.image import centred, image_of, limits_of, progress_images, skeleton_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,9 +7,9 @@ import pairs_cache
 import pytest
 
 from kdcache.errors import OptionError
-from kdcache.evaluation.fusion import fuse
-from kdcache.evaluation.metrics import top_k
-from kdcache.training import train
+from kdcache.metrics.topk import top_k
+from kdcache.runs.fuse import fuse
+from kdcache.runs.train import train
 
 QUICK = {"epochs": 2, "milestones": (2,), "batch_size": 16, "head": "light", "width": 16, "device": "cpu"}
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.evaluation import metrics
-from kdcache.evaluation.predictions import measure_all, parts_of
 from kdcache.methods.contract import Data, Samples
+from kdcache.metrics import topk as metrics
+from kdcache.runs.predictions import measure_all, parts_of
 
 SCORES = np.array(
     [

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kdcache.evaluation.metrics import top_k
-from kdcache.evaluation.observation import (
+from kdcache.metrics.early import (
     accuracy_curve,
     confusion,
     mean_auc,
@@ -16,6 +15,7 @@ from kdcache.evaluation.observation import (
     percent,
     trapezoid_auc,
 )
+from kdcache.metrics.topk import top_k
 
 RNG = np.random.default_rng(0)
 Y = RNG.integers(0, 5, 60)

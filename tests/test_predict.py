@@ -22,12 +22,12 @@ from kdcache.cli import main
 from kdcache.errors import ClipError, OptionError, SourceError, WeightsError
 from kdcache.extraction.frames import read_clips
 from kdcache.extraction.motion import FlowMemory, prepare
-from kdcache.inference import unfold
-from kdcache.inference.recipes import find_weights, restore
 from kdcache.manifest import validate
+from kdcache.runs.online import streaming as unfold
+from kdcache.runs.online.recipes import find_weights, restore
 from kdcache.sources import open_source
 from kdcache.sources.video import VideoSource
-from kdcache.streams import Settings, resolve
+from kdcache.streams.base import Settings, resolve
 
 VIDEO, SCORES, JOINTS = "tsm/clip", "tsm/logits", "vacnn/pool"
 START, STOP = 0.2, 1.0  # frames 5 to 24 at 25 frames a second

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 import kdcache
-from kdcache import sheet as module
 from kdcache.demo.scene import make_dataset
 from kdcache.errors import OptionError
-from kdcache.sheet import COLUMNS, GAP, LEFT, THUMB, sheet
+from kdcache.report import sheet as module
+from kdcache.report.sheet import COLUMNS, GAP, LEFT, THUMB, sheet
 
 CLIP = "push-left-00-action"
 FEATURE = "i3d-rgb/mixed4a"

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from kdcache.evaluation.significance import mean_std, paired, permutation_p, student_p
+from kdcache.metrics.significance import mean_std, paired, permutation_p, student_p
 
 # Student (1908), the soporific drugs of Cushny & Peebles: extra hours of sleep of ten patients under two drugs.
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

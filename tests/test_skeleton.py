@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from kdcache.errors import ClipError, SourceError
-from kdcache.sources.jhmdb import clips_of
-from kdcache.sources.ntu import Actors, Track, choose_actors, read_ntu
-from kdcache.sources.skeleton import open_skeleton, read_msraction3d
+from kdcache.skeletons.base import open_skeleton, read_msraction3d
+from kdcache.skeletons.jhmdb import clips_of
+from kdcache.skeletons.ntu import Actors, Track, choose_actors, read_ntu
 
 
 def person(rng, frames, motion=0.1, wide=False):

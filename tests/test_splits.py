@@ -12,19 +12,19 @@ import pytest
 from click.testing import CliRunner
 
 import kdcache
-from kdcache.ablation import tuning
-from kdcache.ablation.repeats import Repeat, choose_splits, in_words
-from kdcache.ablation.results import table_over_splits
-from kdcache.ablation.rows import Plan, Row, plan
 from kdcache.cli import main
+from kdcache.data.clips import clips
+from kdcache.data.pairs import pairs
+from kdcache.data.splits import split_by, split_columns
 from kdcache.errors import OptionError
-from kdcache.evaluation.significance import mean_std, paired
-from kdcache.fitting.options import parse_set
 from kdcache.methods.contract import HELD_OUT
-from kdcache.training import Run
-from kdcache.training.clips import clips
-from kdcache.training.pairs import pairs
-from kdcache.training.splits import split_by, split_columns
+from kdcache.methods.fit_options import parse_set
+from kdcache.metrics.significance import mean_std, paired
+from kdcache.runs.ablation import tuning
+from kdcache.runs.ablation.replicates import Repeat, choose_splits, in_words
+from kdcache.runs.ablation.results import table_over_splits
+from kdcache.runs.ablation.rows import Plan, Row, plan
+from kdcache.runs.train import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

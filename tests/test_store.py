@@ -31,8 +31,8 @@ from store_cases import (
 
 from kdcache.errors import OptionError, StoreError
 from kdcache.store import Cache, Record, commit_shard, inspect, update_index
+from kdcache.store.commit import shard_files
 from kdcache.store.layout import row_digest
-from kdcache.store.publish import shard_files
 
 CODECS = [None, "zstd"]
 

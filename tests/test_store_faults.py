@@ -18,7 +18,7 @@ from store_cases import FEATURE, FLOW, RGB, add, flip, key, manifest, name, payl
 
 from kdcache.errors import OptionError, StoreError
 from kdcache.store import Cache, Record, clean, commit_shard, load_index, reindex, scan, update_index, verify
-from kdcache.store.publish import shard_files
+from kdcache.store.commit import shard_files
 from kdcache.store.reader import Shard, open_shard
 
 HERE = Path(__file__).parent

@@ -18,10 +18,10 @@ import pytest
 from click.testing import CliRunner
 
 import kdcache
+from kdcache.data.prepare import backbone_state
 from kdcache.errors import ClipError, WeightsError
 from kdcache.manifest import read_manifest, validate, write_manifest
 from kdcache.store import Cache, Record, commit_shard, inspect, load_index, reindex, update_index, verify
-from kdcache.training.prepare import backbone_state
 
 TOOLS = Path(__file__).parents[1] / "tools"
 FRAMES = 200  # of each source of the LMDB

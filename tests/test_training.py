@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 import kdcache
+from kdcache.engine import loop
 from kdcache.errors import DeviceError, OptionError, WeightsError
-from kdcache.evaluation import evaluate
 from kdcache.files import PARTIAL
-from kdcache.training import Run, load_config, loop, train
+from kdcache.runs.evaluate import evaluate
+from kdcache.runs.train import Run, load_config, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

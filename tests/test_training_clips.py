@@ -14,14 +14,14 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from kdcache.data.clips import clips
+from kdcache.data.loader import cached_stream
+from kdcache.data.prepare import choose_streams
+from kdcache.engine.log import Log
+from kdcache.engine.loop import Interrupts, fit
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Data, Items, Stage
 from kdcache.store import Cache
-from kdcache.training.clips import clips
-from kdcache.training.feed import cached_stream
-from kdcache.training.log import Log
-from kdcache.training.loop import Interrupts, fit
-from kdcache.training.prepare import choose_streams
 
 CPU = torch.device("cpu")
 
@@ -146,7 +146,7 @@ def stage_that_measures(values, **settings):
 def data():
     from contextlib import nullcontext
 
-    from kdcache.training.feed import feed, in_order
+    from kdcache.data.loader import feed, in_order
 
     return Data(
         splits={},

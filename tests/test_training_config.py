@@ -8,12 +8,11 @@ import tomllib
 import pytest
 import torch
 
-from kdcache.device import resolve_device
 from kdcache.errors import DeviceError, OptionError
 from kdcache.methods.anticipation import Options
-from kdcache.training import parse_set
-from kdcache.training.config import Settings, build, read_config, to_table, write_config
-from kdcache.training.device import free_bytes, reproducible, resolve_precision
+from kdcache.runs.config import Settings, build, read_config, to_table, write_config
+from kdcache.runs.train import parse_set
+from kdcache.runtime import free_bytes, reproducible, resolve_device, resolve_precision
 
 
 def test_set_is_typed_by_the_options():

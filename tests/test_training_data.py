@@ -10,11 +10,11 @@ import pairs_cache
 import pytest
 import torch
 
+from kdcache.data import loader as feed
+from kdcache.data.pairs import pairs
 from kdcache.errors import ManifestError, OptionError, StoreError
 from kdcache.methods.contract import UNLABELLED, Items
 from kdcache.store import Cache
-from kdcache.training import feed
-from kdcache.training.pairs import pairs
 
 CPU = torch.device("cpu")
 
@@ -226,4 +226,4 @@ def test_errors_of_the_reading_thread_are_raised_and_threads_end(small, tmp_path
     batches = feed.feed(items, feed.in_order(items, 1), CPU)
     next(batches)
     batches.close()
-    assert not [t for t in threading.enumerate() if t.name == "kdcache-ahead"]
+    assert not [t for t in threading.enumerate() if t.name == "kdcache-prefetch"]

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from kdcache import backbones
 from kdcache.backbones import tsm_layers
 from kdcache.backbones.freeze import Frozen
-from kdcache.backbones.progress import progress_frames, progress_spans
 from kdcache.backbones.tsm import TSM, progress_features, shift
 from kdcache.errors import OptionError
+from kdcache.levels import progress_frames, progress_spans
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,7 +17,10 @@ from kdcache import backbones
 from kdcache.backbones import vacnn_layers
 from kdcache.backbones.checkpoint import draw
 from kdcache.backbones.freeze import Frozen
-from kdcache.backbones.skeleton_image import (
+from kdcache.backbones.vacnn import VACNN, rotation, seen_from, start
+from kdcache.errors import OptionError, WeightsError
+from kdcache.skeletons.base import Skeleton, open_skeleton
+from kdcache.skeletons.image import (
     NTU_LIMITS,
     bytescale,
     centred,
@@ -28,11 +31,8 @@ from kdcache.backbones.skeleton_image import (
     skeleton_image,
     visible,
 )
-from kdcache.backbones.vacnn import VACNN, rotation, seen_from, start
-from kdcache.errors import OptionError, WeightsError
-from kdcache.sources.jhmdb import clips_of
-from kdcache.sources.ntu import Actors, Track
-from kdcache.sources.skeleton import Skeleton, open_skeleton
+from kdcache.skeletons.jhmdb import clips_of
+from kdcache.skeletons.ntu import Actors, Track
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

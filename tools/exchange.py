@@ -17,15 +17,15 @@ from tqdm import tqdm
 
 from kdcache.cli.common import SOME_FAILED
 from kdcache.errors import ClipError, ManifestError, OptionError
-from kdcache.extraction.failures import FILE, Failure, load_failures, save_failures
 from kdcache.extraction.plan import SHARD_BYTES, json_rows
 from kdcache.files import atomic
 from kdcache.manifest import write_manifest
 from kdcache.recipe import Recipe, clip_key, differences, digest
 from kdcache.store import Cache, Record, clean, commit_shard, scan, update_index
-from kdcache.store.checks import check_streams
+from kdcache.store.failures import FILE, Failure, load_failures, save_failures
 from kdcache.store.layout import row_digest
-from kdcache.streams import DENSE
+from kdcache.store.validate import check_streams
+from kdcache.streams.base import DENSE
 
 STAGE = "import"  # in failures.csv
 FRAMES = "frames"  # column of an export's manifest: the source frames of each clip, as 12 13 13

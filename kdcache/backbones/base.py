@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.backbones import InputSpec, Shape
-from kdcache.backbones.fitted import Facts
+from kdcache.backbones.metadata import Facts
 from kdcache.errors import OptionError
 
 

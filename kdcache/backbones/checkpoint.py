@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdcache.backbones import Weights
 from kdcache.backbones.base import Backbone
-from kdcache.backbones.fitted import read_facts
+from kdcache.backbones.metadata import read_facts
 from kdcache.backbones.weights import resolve
 from kdcache.errors import WeightsError
 

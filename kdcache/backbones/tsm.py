@@ -18,8 +18,8 @@ from torchvision.models import resnet50
 from kdcache.backbones import InputSpec, Shape
 from kdcache.backbones import tsm_layers as plan
 from kdcache.backbones.framewise import Framewise, trunk
-from kdcache.backbones.progress import Mode, progress_frames
 from kdcache.backbones.resnet_layers import STAGES
+from kdcache.levels import Mode, progress_frames
 
 SHARE = 8  # one channel in so many moves, each way
 

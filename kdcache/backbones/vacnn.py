@@ -15,11 +15,11 @@ from torchvision.models import resnet50
 
 from kdcache.backbones import InputSpec, Shape
 from kdcache.backbones import vacnn_layers as plan
-from kdcache.backbones.fitted import Facts
 from kdcache.backbones.framewise import Framewise, trunk
+from kdcache.backbones.metadata import Facts
 from kdcache.backbones.resnet_layers import STAGES
-from kdcache.backbones.skeleton_image import NTU_LIMITS
 from kdcache.errors import OptionError, WeightsError
+from kdcache.skeletons.image import NTU_LIMITS
 
 OFFSET = 110.0  # taken off every channel of a skeleton image
 

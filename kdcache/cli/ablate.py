@@ -46,7 +46,7 @@ def ablate(method: str, rows: tuple[str, ...], sets: tuple[str, ...], splits: st
       kdcache ablate early table1-sysu --seeds 3 --splits 'split_*'
     """
     import kdcache
-    from kdcache.ablation import parse_grid, parse_row
+    from kdcache.runs.ablation.ablate import parse_grid, parse_row
 
     common, grid = parse_grid(method, sets)
     named = dict(parse_row(method, text) for text in rows)

@@ -55,7 +55,7 @@ def fit(
       kdcache fit tsm --manifest clips.csv --root videos/ --set label_fraction=0.1
     """
     import kdcache
-    from kdcache.fitting.options import Options, load_config, parse_set
+    from kdcache.methods.fit_options import Options, load_config, parse_set
 
     own, others = parse_set(sets, dataset is not None)
     if config is not None:

@@ -12,7 +12,7 @@ from kdcache.cli.common import by_backbone, given
 from kdcache.files import atomic
 
 if TYPE_CHECKING:
-    from kdcache.inference import Prediction
+    from kdcache.runs.online import Prediction
 
 
 @click.command()
@@ -51,7 +51,7 @@ def predict(
       kdcache predict early runs/early-0 jhmdb_joints_split1.npz --start 1.3 --stop 2.6 --csv all.csv
     """
     import kdcache
-    from kdcache.training import Run
+    from kdcache.runs.train import Run
 
     opened = Run(run)
     streams = str(opened.resolved["stream"]).split(",")

@@ -45,7 +45,8 @@ def train(
       kdcache train --config runs/anticipation-0/config.toml --seed 1
     """
     import kdcache
-    from kdcache.training import load_config, parse_set, presets
+    from kdcache.runs import presets
+    from kdcache.runs.train import load_config, parse_set
 
     if (method is None) == (config is None):
         raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")
@@ -70,7 +71,7 @@ def evaluate(runs: tuple[Path, ...], split: str | None) -> None:
     import json
 
     import kdcache
-    from kdcache.evaluation.fusion import fuse
+    from kdcache.runs.fuse import fuse
 
     metrics = kdcache.evaluate(runs[0], split) if len(runs) == 1 else fuse(runs, split)
     click.echo(json.dumps(metrics, indent=2))

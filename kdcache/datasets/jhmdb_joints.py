@@ -13,7 +13,7 @@ import pandas as pd
 
 from kdcache.datasets.listing import Folders, Report
 from kdcache.errors import OptionError
-from kdcache.sources.jhmdb import FPS, clips_of
+from kdcache.skeletons.jhmdb import FPS, clips_of
 
 LAYOUT = """
 jhmdb_joints_split1.npz   and _split2; also below jhmdb/ or skeletons/jhmdb/

@@ -37,7 +37,7 @@ def run_demo(out: str | os.PathLike[str] = "demo", seed: int = 0, clips_per_clas
     """
     from kdcache.demo.scene import CLASSES, make_dataset
     from kdcache.extraction.run import extract
-    from kdcache.sheet import show
+    from kdcache.report.sheet import show
 
     out = Path(out)
     begin = time.monotonic()
@@ -83,7 +83,7 @@ def choose_weights() -> tuple[dict[str, str], str]:
 
 def _accuracies(out: Path, options: dict[str, Any], number: int, seed: int) -> list[float]:
     """Held-out top-1 of one row, one number a seed."""
-    from kdcache.training import train
+    from kdcache.runs.train import train
 
     found = []
     for s in range(seed, seed + SEEDS):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kdcache import backbones
 from kdcache.errors import ClipError
 from kdcache.extraction.motion import Prepared
-from kdcache.streams import Stream, level_shape
+from kdcache.streams.base import Stream, level_shape
 
 log = logging.getLogger("kdcache")
 

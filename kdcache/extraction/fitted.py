@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcache.files import atomic
-from kdcache.streams import Stream, facts_of
+from kdcache.streams.base import Stream, facts_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdcache.backbones.fitted import Facts
+    from kdcache.backbones.metadata import Facts
 
 FOLDER = "fitted"  # of a cache: <sha256 of the weights file>.json
 HELD_OUT = ("validation", "val", "test")

@@ -14,7 +14,7 @@ from kdcache.errors import ClipError
 from kdcache.extraction.plan import Task
 from kdcache.sampling import clip_range, within
 from kdcache.sources import Source
-from kdcache.streams import DENSE, Stream
+from kdcache.streams.base import DENSE, Stream
 from kdcache.views import resize_short_side
 
 Frame = NDArray[np.uint8]  # [H, W, 3] RGB

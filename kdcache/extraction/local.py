@@ -12,10 +12,10 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from kdcache.errors import KdcacheError
-from kdcache.extraction.failures import Failure
 from kdcache.extraction.plan import Task, Unit
 from kdcache.extraction.worker import Done, Event, Flag, Started, Workplace, run_unit
-from kdcache.processes import without_main
+from kdcache.runtime import without_main
+from kdcache.store.failures import Failure
 
 Listener = Callable[[Event], None]
 

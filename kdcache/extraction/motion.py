@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdcache.extraction.frames import ClipFrames
 from kdcache.extraction.plan import Task
-from kdcache.streams import Stream
+from kdcache.streams.base import Stream
 from kdcache.views import cut
 
 Array = NDArray[Any]

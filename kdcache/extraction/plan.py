@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from kdcache.errors import KdcacheError, SourceError
-from kdcache.extraction.failures import Failure
 from kdcache.manifest import skeletons_of
 from kdcache.recipe import clip_key
-from kdcache.streams import Stream
+from kdcache.store.failures import Failure
+from kdcache.streams.base import Stream
 
 SHARD_BYTES = 256 * 2**20  # a shard closes at about this size …
 SHARD_SECONDS = 300.0  # … or after this much work, whichever comes first

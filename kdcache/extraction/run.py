@@ -21,15 +21,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kdcache.device import resolve_device
 from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import estimate_seconds
-from kdcache.extraction.failures import FILE, Failure, load_failures, save_failures
 from kdcache.extraction.fitted import fitted_weights, keep_facts, leaks
 from kdcache.extraction.plan import Plan, Unit, fingerprint_sources, make_plan, sources_of
 from kdcache.extraction.worker import Done, Event, Workplace
 from kdcache.manifest import read_manifest, validate
-from kdcache.streams import Settings, Stream, named, resolve
+from kdcache.runtime import resolve_device
+from kdcache.store.failures import FILE, Failure, load_failures, save_failures
+from kdcache.streams.base import Settings, Stream, named, resolve
 
 log = logging.getLogger("kdcache")
 
@@ -111,7 +111,7 @@ def extract(
         retry_failed: try clips again that failed before.
         part: ``(i, n)``: do the i-th of n parts of the plan, for job arrays.
         bar: show progress with clips/s and the time left.
-        settings: sampling, views, precision and storage: the fields of ``kdcache.streams.Settings``.
+        settings: sampling, views, precision and storage: the fields of ``kdcache.streams.base.Settings``.
 
     Returns:
         A report; clips that failed are in it and in ``failures.csv``, they raise nothing.

@@ -11,8 +11,8 @@ from kdcache.errors import ClipError
 from kdcache.extraction.motion import Prepared
 from kdcache.extraction.plan import Task
 from kdcache.recipe import clip_key
-from kdcache.sources.skeleton import Skeleton, open_skeleton
-from kdcache.streams import Stream
+from kdcache.skeletons.base import Skeleton, open_skeleton
+from kdcache.streams.base import Stream
 
 
 @dataclass(frozen=True)

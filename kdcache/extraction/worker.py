@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kdcache.ahead import ahead
 from kdcache.errors import ClipError, KdcacheError
-from kdcache.extraction.failures import Failure
 from kdcache.extraction.frames import ClipFrames, read_clips
 from kdcache.extraction.motion import FlowMemory, Prepared, prepare
 from kdcache.extraction.plan import SHARD_BYTES, SHARD_SECONDS, Task, Unit
 from kdcache.extraction.skeletons import ClipJoints, draw, read_joints
+from kdcache.prefetch import prefetch
 from kdcache.sources import open_source
-from kdcache.store.shard import Committed, Record, commit_shard
-from kdcache.streams import Stream
+from kdcache.store.failures import Failure
+from kdcache.store.writer import Committed, Record, commit_shard
+from kdcache.streams.base import Stream
 
 if TYPE_CHECKING:
     from kdcache.extraction.features import Backbones
 
-AHEAD = 2  # clips held between two steps of the pipeline
+PREFETCH = 2  # clips held between two steps of the pipeline
 
 
 class Flag(Protocol):
@@ -108,7 +108,7 @@ def run_unit(unit: Unit, place: Workplace, nets: Backbones, emit: Callable[[Even
             if held >= SHARD_BYTES or time.monotonic() - opened >= SHARD_SECONDS:
                 commit()
 
-    steps = ahead(prepared(ahead(decoded(unit, streams, place, stop), AHEAD), streams, place), AHEAD)
+    steps = prefetch(prepared(prefetch(decoded(unit, streams, place, stop), PREFETCH), streams, place), PREFETCH)
     for item in steps:
         if not isinstance(item, Prepared):
             emit(item)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kdcache.evaluation.metrics import measure
+from kdcache.metrics.topk import measure
 
 Batch = dict[str, Tensor]
 """Tensors on the device by name: each input ``[B, ...]`` float32, each field ``[B]``, and ``view`` ``[B]``."""

@@ -28,12 +28,12 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from kdcache import losses
 from kdcache.errors import OptionError
-from kdcache.evaluation.observation import measure_levels
 from kdcache.methods.contract import UNLABELLED, Batch, Data, Items, Predictor, Stage, reseed
 from kdcache.methods.early_baselines import Levels, Neighbours
 from kdcache.methods.labels import check_leak, held_out_items, keep_fraction
 from kdcache.methods.recurrent import Cell, Recurrent
 from kdcache.methods.teacher import Teacher
+from kdcache.metrics.early import measure_levels
 
 Target = Literal["auto", "label", "verb", "noun"]
 

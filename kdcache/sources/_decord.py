@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kdcache.sources._listen import ear
-from kdcache.sources.axis import Axis
+from kdcache.sources._ffmpeg_log import ear
+from kdcache.sources.timeline import Axis
 
 if TYPE_CHECKING:
     from kdcache.sources.base import Frame

@@ -13,7 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from kdcache.errors import SourceError
-from kdcache.sources.axis import Axis, Key, damaged, open_container
+from kdcache.sources.timeline import Axis, Key, damaged, open_container
 
 if TYPE_CHECKING:
     from kdcache.sources.base import Frame

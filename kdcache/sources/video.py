@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from kdcache.errors import SourceError
 from kdcache.sources._decord import DecordDecoder, Doubt, why_not
 from kdcache.sources._pyav import PyAVDecoder
-from kdcache.sources.axis import read_axis
 from kdcache.sources.base import Source, SourceInfo, ascending
+from kdcache.sources.timeline import read_axis
 
 if TYPE_CHECKING:
     from kdcache.sources.base import Frame, Indices

@@ -50,13 +50,13 @@ of dead writers are removed by the next extraction).
 from __future__ import annotations
 
 from kdcache.store.cache import Cache
+from kdcache.store.commit import clean
 from kdcache.store.describe import inspect
 from kdcache.store.index import load_index, load_places, update_index
 from kdcache.store.integrity import Report, verify
 from kdcache.store.layout import Record
-from kdcache.store.publish import clean
-from kdcache.store.shard import Committed, commit_shard
-from kdcache.store.shards import reindex, scan
+from kdcache.store.scan import reindex, scan
+from kdcache.store.writer import Committed, commit_shard
 
 __all__ = [
     "Cache",

@@ -18,7 +18,7 @@ from kdcache.recipe import Recipe, differences
 from kdcache.store.index import indexed_streams, load_index, location_columns
 from kdcache.store.layout import StrPath
 from kdcache.store.reader import Shard, StreamReader, decode_jpeg, open_shard
-from kdcache.store.shards import open_all, span_of, strings
+from kdcache.store.scan import open_all, span_of, strings
 
 if TYPE_CHECKING:
     from kdcache.store.integrity import Report

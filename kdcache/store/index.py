@@ -1,7 +1,7 @@
 """The index of a cache: ``manifest.csv``, the manifest's columns plus, for each stream, where each clip lies.
 
 ``<stream>:shard``, ``<stream>:row``, ``<stream>:key`` and ``<stream>:digest`` are empty for a clip that the cache does
-not hold. The index is a convenience: everything in it can be read back from the shards (``kdcache.store.shards``).
+not hold. The index is a convenience: everything in it can be read back from the shards (``kdcache.store.scan``).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
 from kdcache.manifest import read_manifest, write_manifest
+from kdcache.store.commit import shard_files
 from kdcache.store.layout import Entry, StrPath
 from kdcache.store.lock import locked
-from kdcache.store.publish import shard_files
 
 INDEX = "manifest.csv"
 PARTS = ("shard", "row", "key", "digest")  # of an Entry

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from kdcache.errors import ManifestError, StoreError
+from kdcache.store.commit import QUARANTINED, shard_files
 from kdcache.store.index import INDEX, drop_locations, indexed_streams, load_index
 from kdcache.store.layout import DamagedShard, StrPath, row_digest
 from kdcache.store.lock import locked
-from kdcache.store.publish import QUARANTINED, shard_files
 from kdcache.store.reader import Shard, StreamReader, open_shard
-from kdcache.store.shards import Damage, load_set_aside, reindex, save_set_aside, strings
+from kdcache.store.scan import Damage, load_set_aside, reindex, save_set_aside, strings
 
 _ADVICE = "run `kdcache verify {} --repair`, then the same `kdcache extract` again"
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
 from kdcache.recipe import Recipe, digest
+from kdcache.store.hdf5_guard import ATTRIBUTES, MALFORMED, open_shard_file, text_attribute
 from kdcache.store.layout import LAYOUTS, PER_STREAM, TABLES, Payload, StrPath, damaged, tables_digest
-from kdcache.store.safe import ATTRIBUTES, MALFORMED, open_shard_file, text_attribute
 
 Int64 = NDArray[np.int64]
 

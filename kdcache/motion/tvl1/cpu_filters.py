@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.motion.tvl1 import lanes, network
+from kdcache.motion.tvl1 import median_network as network
+from kdcache.motion.tvl1 import simd as lanes
 from kdcache.motion.tvl1.jit import compiled, fma
 
 Plane = NDArray[np.float32]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
-from kdcache.motion.tvl1.pairs import each_pair
+from kdcache.motion.tvl1.parallel import each_pair
 from kdcache.motion.tvl1.params import TVL1Params
 
 

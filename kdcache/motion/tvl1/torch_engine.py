@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.errors import DeviceError, OptionError
-from kdcache.motion.tvl1 import network
+from kdcache.motion.tvl1 import median_network as network
 from kdcache.motion.tvl1.params import TVL1Params, pyramid
 
 _BATCH = 1 << 26  # pixels of a batch; state and pyramids take about 150 bytes each

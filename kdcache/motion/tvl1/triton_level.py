@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kdcache.motion.tvl1 import network
+from kdcache.motion.tvl1 import median_network as network
 from kdcache.motion.tvl1.params import TVL1Params
 
 _TILE = {"TILE_Y": 8, "TILE_X": 64}

@@ -1,0 +1,1 @@
+"""From a manifest and its cache to batches: examples, inputs, streams, loader."""

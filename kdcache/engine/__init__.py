@@ -1,0 +1,1 @@
+"""Training one stage: loop, checkpoints, log."""

@@ -1,0 +1,1 @@
+"""Metrics in plain numpy: top-k and recall, early recognition, significance."""

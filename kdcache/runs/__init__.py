@@ -1,0 +1,1 @@
+"""Whole runs: configuration, folder, train, fit, evaluate, ablation, online prediction."""

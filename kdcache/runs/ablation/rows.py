@@ -1,0 +1,157 @@
+"""Which rows are compared: those of a paper's table, of the user's own, or of a grid."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdcache.errors import OptionError, unknown
+from kdcache.methods import method as method_module
+from kdcache.runs import presets
+from kdcache.runs.config import SETTABLE, Settings, build, parse_set
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a comparison."""
+
+    name: str
+    slug: str
+    """Name of its folder."""
+    options: Options
+    """What ``train`` is called with, without seed and data."""
+    paper: dict[str, float]
+    """Column → the paper's number, per cent."""
+    quoted: bool = False
+    """Only the paper's numbers are there; the method cannot be run."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All rows of a comparison."""
+
+    method: str
+    caption: str
+    columns: list[str]
+    """Of the paper's table, in its order."""
+    rows: list[Row]
+
+    @property
+    def runnable(self) -> list[Row]:
+        """Rows that are not merely quoted."""
+        return [row for row in self.rows if not row.quoted]
+
+    def row(self, name: str) -> Row:
+        """A row that runs, by name; ``OptionError`` with the nearest name for one that does not exist."""
+        found = {row.name: row for row in self.runnable}
+        if name not in found:
+            raise unknown("row", name, list(found))
+        return found[name]
+
+
+def plan(
+    method: str,
+    table: str | None,
+    rows: Mapping[str, Mapping[str, Any]],
+    grid: Mapping[str, Sequence[Any]],
+    preset: str | None,
+    common: Mapping[str, Any],
+) -> Plan:
+    """The rows of a comparison, their options checked: (table or own rows) × grid, each with the common options.
+
+    Options of ``common`` and ``grid`` go on top of a row's, a row's on top of the preset's.
+
+    Raises:
+        OptionError: unknown names or options, a table together with rows or a preset, fewer than one row.
+    """
+    known: list[presets.Row]
+    caption, base = "", {}
+    if table is not None:
+        if rows or preset:
+            raise OptionError("A table has its own rows and preset: give either TABLE, or --row and --preset.")
+        tables = presets.tables(method)
+        if table not in tables:
+            raise unknown(f"table of {method}", table, list(tables))
+        caption, known = tables[table].caption, tables[table].rows
+    else:
+        base = presets.preset(method, preset) if preset else {}
+        known = [presets.Row(name, dict(options), {}) for name, options in rows.items()]
+    if not known:
+        known = [presets.Row("", {}, {})]
+    found: list[Row] = []
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    for row in known:
+        if row.quoted:
+            found.append(Row(row.name, "", {}, row.paper, quoted=True))
+            continue
+        for point in points:
+            name = ", ".join([row.name] * bool(row.name) + [f"{k}={_shown(v)}" for k, v in point.items()]) or method
+            options = {**base, **row.options, **common, **point}
+            _check(method, name, options)
+            found.append(Row(name, _slug(name, [r.slug for r in found]), options, row.paper))
+    names = [row.name for row in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise OptionError(f"Two rows are called {name!r}: give each its own name.")
+    columns = list(dict.fromkeys(column for row in known for column in row.paper))
+    return Plan(method, caption, columns, found)
+
+
+def parse_row(method: str, text: str) -> tuple[str, Options]:
+    """``"both:alpha=0.5,beta=1"`` → its name and options, typed by the method; ``milestones=15,25`` stays one."""
+    name, colon, rest = text.partition(":")
+    if not colon or not name.strip():
+        raise OptionError(f"--row {text!r}: write name:option=value,option=value.")
+    sets: list[str] = []
+    for part in rest.split(","):
+        if "=" in part or not sets:
+            sets += [part.strip()] * bool(part.strip())
+        else:
+            sets[-1] += f",{part.strip()}"
+    return name.strip(), parse_set(method, sets)
+
+
+def parse_grid(method: str, sets: Sequence[str]) -> tuple[Options, dict[str, list[Any]]]:
+    """``["epochs=5", "alpha=0,0.5"]`` → options with one value, and those with several.
+
+    Options that are sequences, such as ``milestones=15,25``, have one value.
+    """
+    common: Options = {}
+    grid: dict[str, list[Any]] = {}
+    for text in sets:
+        name, equals, value = text.partition("=")
+        parts = value.split(",") if equals else [value]
+        values = [parse_set(method, [f"{name}={part}" if equals else text])[name] for part in parts]
+        if len(values) == 1 or isinstance(values[0], tuple):
+            common |= parse_set(method, [text])
+        else:
+            grid[name] = values
+    return common, grid
+
+
+def _check(method: str, name: str, options: Options) -> None:
+    """Refuse a row before anything is trained, not after hours."""
+    settings = {key: value for key, value in options.items() if key in SETTABLE}
+    try:
+        build(Settings, {"method": method, "shards": "", **settings})
+        build(method_module(method).Options, {k: v for k, v in options.items() if k not in settings})
+    except OptionError as error:
+        raise OptionError(f"Row {name!r}: {error}") from error
+
+
+def _shown(value: Any) -> str:
+    """An option's value as it is written on the command line."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _slug(name: str, taken: Sequence[str]) -> str:
+    """A folder name for a row, unlike those taken."""
+    plain = re.sub(r"[^a-z0-9.=]+", "-", name.lower()).strip("-.") or "row"
+    return next(s for n in itertools.count(1) if (s := plain if n == 1 else f"{plain}-{n}") not in taken)

@@ -1,0 +1,25 @@
+"""Metrics, predictions, and ``evaluate``, which computes a run's metrics anew from its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdcache.runs.run import Run
+
+
+def evaluate(run: Run | str | Path, split: str | None = None, many_shot: int | None = None) -> dict[str, Any]:
+    """Metrics of a finished run from its checkpoints: see ``kdcache.runs.run.Run.evaluate``.
+
+    Args:
+        run: a ``Run`` or its folder.
+        split: ``validation``, ``test``, ``train``; None: every held-out split.
+        many_shot: also give recalls over the classes with more training samples than this (EPIC-KITCHENS-55: 100).
+
+    Raises:
+        OptionError: no run, one that has not finished, or an unknown split.
+    """
+    from kdcache.runs.run import Run
+
+    return (run if isinstance(run, Run) else Run(run)).evaluate(split, many_shot)

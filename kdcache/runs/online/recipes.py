@@ -1,0 +1,95 @@
+"""From the recipes that a run kept back to the streams and weights with which its features were computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdcache.backbones import weights_id
+from kdcache.backbones.weights import find_digest
+from kdcache.errors import OptionError, WeightsError, unknown
+from kdcache.recipe import Recipe, differences, digest
+from kdcache.streams.base import Settings, Stream, named, resolve
+
+
+def restore(name: str, recipe: Recipe, weights: Any) -> Stream:
+    """The stream ``name`` that a recipe describes.
+
+    Raises:
+        OptionError: a stream without degrees of progress, or one that this version would compute otherwise.
+    """
+    if not ({"progress", "skeleton"} & set(recipe)):
+        raise OptionError(
+            f"{name} was cached without degrees of progress, so it cannot unfold: extract with --levels and train anew."
+        )
+    stream = resolve([name], _settings(recipe), {recipe["backbone"]["name"]: weights})[0]
+    if stream.digest != digest(recipe):
+        shown = "; ".join(differences(recipe, stream.recipe))
+        raise OptionError(f"{name} was cached by other rules than this version has ({shown}): extract it anew.")
+    return stream
+
+
+def find_weights(recipes: Mapping[str, Recipe], given: Any, of_run: str | None) -> dict[str, Any]:
+    """For each stream the weights with which it was computed: a file, or ``random:SEED``.
+
+    Args:
+        recipes: of each stream.
+        given: backbone → file or ``random:SEED``, or one for all; the others are looked for.
+        of_run: the run's setting ``weights``, tried before the folders of ``kdcache weights``.
+
+    Raises:
+        OptionError: weights for a backbone that the run does not read, a stream whose backbone is not known.
+        WeightsError: weights that are not here, or whose digest is not the recipe's.
+    """
+    for name, recipe in recipes.items():
+        if "backbone" not in recipe:
+            raise OptionError(f"{name} was imported, so how to compute it from a source is not known here.")
+    backbones = {recipe["backbone"]["name"] for recipe in recipes.values()}
+    chosen = named(given) if isinstance(given, Mapping) else dict.fromkeys(backbones, given)
+    for name in chosen:
+        if name not in backbones:
+            raise unknown("backbone of the run", name, sorted(backbones))
+    return {name: _weights(name, recipe["backbone"], chosen, of_run) for name, recipe in recipes.items()}
+
+
+def _weights(stream: str, recipe: Recipe, chosen: Mapping[str, Any], of_run: str | None) -> Any:
+    backbone, known = recipe["name"], recipe["weights"]
+    given = chosen.get(backbone)
+    described = known.get("spec") or f"sha256 {known['sha256'][:12]}…"
+    if given is not None:
+        if weights_id(backbone, given) != known:
+            raise WeightsError(
+                f"{given} is not what {stream} was computed with ({described}): pass --weights with that one."
+            )
+        return given
+    if "spec" in known:
+        return known["spec"]
+    if of_run is not None and Path(of_run).is_file() and weights_id(backbone, of_run) == known:
+        return of_run
+    if (found := find_digest(known["sha256"])) is None:
+        raise WeightsError(
+            f"The weights with which {stream} was computed ({described}) are not among those of "
+            f"`kdcache weights`: pass --weights {backbone}=FILE."
+        )
+    return found
+
+
+def _settings(recipe: Recipe) -> Settings:
+    """The settings that lead to a recipe."""
+    common = {"dtype": recipe["dtype"], "precision": recipe["backbone"]["precision"]}
+    if "skeleton" in recipe:
+        imaging = recipe["skeleton"]
+        return Settings.of(
+            common
+            | {"levels": imaging["levels"], "progress": imaging["mode"]}
+            | {"rotations": imaging["rotations"], "skeleton": imaging["resize"]}
+        )
+    views, progress = recipe["views"], recipe["progress"]
+    return Settings.of(
+        common
+        | recipe["sampling"]
+        | {"size": views["size"], "resize": views["resize"], "views": views["names"]}
+        | {"levels": progress["levels"], "progress": progress["mode"]}
+        | {"decoder": recipe["decoder"], "bound": recipe.get("bound")}
+    )

@@ -1,0 +1,69 @@
+"""A trained network's answers: class probabilities of items, and the metrics that they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kdcache.methods.contract import UNLABELLED, Data, Items
+from kdcache.metrics import topk as metrics
+
+Probabilities = NDArray[np.float32]
+
+
+@torch.no_grad()
+def probabilities(module: nn.Module, data: Data, items: Items, batch_size: int) -> Probabilities:
+    """Softmax of the scores of every item's input ``x``, float32 ``[n, C]``, in evaluation mode and view 0."""
+    was_training = module.training
+    module.eval()
+    parts = []
+    for batch in data.batches(items, batch_size, 0):
+        with data.autocast():
+            scores = module(batch["x"])[0]
+        parts.append(torch.softmax(scores.float(), -1).cpu().numpy())
+    module.train(was_training)
+    return np.concatenate(parts)
+
+
+def parts_of(data: Data, target: str) -> dict[str, NDArray[np.int64]]:
+    """For verb and noun, where actions have exactly one each: the part's class index of every action, int64 ``[C]``."""
+    found: dict[str, NDArray[np.int64]] = {}
+    for part in ("verb", "noun"):
+        if target != "label" or part not in data.classes:
+            continue
+        whole = np.concatenate([s.labels[target].numpy() for s in data.splits.values()])
+        of = np.concatenate([s.labels[part].numpy() for s in data.splits.values()])
+        known = (whole != UNLABELLED) & (of != UNLABELLED)
+        table = np.unique(np.stack([whole[known], of[known]]), axis=1)
+        if np.array_equal(table[0], np.arange(len(data.classes[target]))):
+            found[part] = table[1]
+    return found
+
+
+def measure_all(
+    probs: Probabilities, labels: Mapping[str, Tensor], data: Data, target: str, many_shot: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Metrics for the target and for the verb and noun of an action; ``labels`` are class indices ``[n]`` by target.
+
+    Verb and noun probabilities are sums over actions. ``many_shot`` adds recalls over classes with more training
+    samples than that.
+    """
+    scores = {target: probs}
+    for part, of in parts_of(data, target).items():
+        scores[part] = metrics.marginalise(probs, of, len(data.classes[part]))
+    measured = {}
+    for name, values in scores.items():
+        y = labels[name].numpy()
+        known = y != UNLABELLED
+        many = None
+        if many_shot is not None:
+            train = data.splits["train"].labels[name].numpy()
+            classes, counts = np.unique(train[train != UNLABELLED], return_counts=True)
+            many = set(classes[counts > many_shot].tolist())
+        if known.any():
+            measured[name] = metrics.measure(values[known], y[known], many)
+    return measured

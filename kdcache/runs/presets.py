@@ -1,0 +1,79 @@
+"""The papers' settings for each dataset, and the rows of their tables, from ``kdcache/presets/<method>.toml``."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from kdcache.errors import OptionError, unknown
+from kdcache.methods import method as method_module
+from kdcache.runs.config import build
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a paper's table."""
+
+    name: str
+    options: dict[str, Any]
+    """Of the method, on top of the table's preset; ``train(method, ..., **row.options)`` runs it."""
+    paper: dict[str, float]
+    """Column → the paper's number, per cent."""
+    quoted: bool = False
+    """A method that is not there to be run: the file gives the row no ``options``, the paper only quotes it."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a paper."""
+
+    name: str
+    caption: str
+    rows: list[Row]
+
+
+def preset(method: str, name: str) -> dict[str, Any]:
+    """The options of a named preset; ``OptionError`` with the nearest name for one that does not exist."""
+    known = _read(method)["presets"]
+    if name not in known:
+        raise unknown("preset", name, sorted(known))
+    return dict(known[name])
+
+
+def tables(method: str) -> dict[str, Table]:
+    """Every table of the method's paper by name; each row's options are complete and have been checked."""
+    content = _read(method)
+    kind = method_module(method).Options
+    found = {}
+    for name, table in content["tables"].items():
+        base = dict(content["presets"][table["preset"]])
+        rows = [Row(r["name"], base | r.get("options", {}), r["paper"], "options" not in r) for r in table["rows"]]
+        for row in rows:
+            build(kind, row.options)
+        found[name] = Table(name, table["caption"], rows)
+    return found
+
+
+def row(method: str, text: str) -> dict[str, Any]:
+    """The options of one row of a table, written ``table/row name``: ``table2/TS-LSTM*``.
+
+    Raises:
+        OptionError: unknown names, with the nearest, or a row that the paper only quotes.
+    """
+    table, slash, name = text.partition("/")
+    known = tables(method)
+    if not slash or table not in known:
+        raise unknown(f"table of {method} in TABLE/ROW", text, [f"{t}/{r.name}" for t in known for r in known[t].rows])
+    found = {r.name: r for r in known[table].rows}
+    if name not in found:
+        raise unknown(f"row of {table}", name, list(found))
+    if found[name].quoted:
+        raise OptionError(f"{name} of {table} is only quoted by the paper: it has no options to train with.")
+    return dict(found[name].options)
+
+
+def _read(method: str) -> dict[str, Any]:
+    method_module(method)
+    return tomllib.loads((files("kdcache") / "presets" / f"{method}.toml").read_text())

@@ -1,0 +1,1 @@
+"""Skeleton files and the images that networks see of them."""

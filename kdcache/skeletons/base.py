@@ -1,0 +1,197 @@
+"""Skeleton files → arrays: MSR Action3D text, JHMDB joints (npz) and NTU RGB+D ``.skeleton`` text.
+
+    >>> open_skeleton("a01_s01_e01_skeleton3D.txt").joints.shape     # float32 [frames, bodies × joints, 3]
+    (54, 20, 3)
+    >>> open_skeleton("jhmdb_joints_split1.npz").span(1.2, 2.4).joints.shape     # 30 frames a second, many clips a file
+    (36, 15, 3)
+
+Joints are as in the file: uncentred, in the sensor's units (metres for Kinect). A joint or body that was not seen is
+at (0, 0, 0), as in the published files; ``kdcache.skeletons.image`` says what happens to it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache.errors import ClipError, SourceError
+from kdcache.sampling import clip_range
+
+Joints = NDArray[np.float32]  # [T, bodies × joints, 3]
+
+MSR_JOINTS, MSR_SPINE, MSR_FPS = 20, 3, 15.0  # joint 4 (1-based) is the spine, between the hips and the shoulders
+
+
+class Choose(Protocol):
+    """Chooses among the bodies of a file that holds more than two."""
+
+    def __call__(self, stop: int) -> tuple[Joints, NDArray[np.int32]]:
+        """The chosen bodies and their frames when the clip's first ``stop`` frames were seen."""
+        ...
+
+    def span(self, low: int, high: int) -> Choose:
+        """The choice for a clip that begins at frame ``low`` and ends before ``high``: it knows no other frames."""
+        ...
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """One sequence of joints: a file, or a clip cut from it by ``span``.
+
+    Attributes:
+        joints: float32 [T, bodies × per_body, 3]; zeros where nothing was seen.
+        per_body: joints of one body.
+        centre: index of the joint in the middle of a body, whose first position becomes the origin of images.
+        frames: int32 [T], the clip's frame behind each row; frames in which NTU files hold no body have no row.
+        total: frames in the clip.
+        fps: frame rate of the recording [general knowledge, in no file]. Frame k is shown from k / fps seconds on.
+        kind: ``msraction3d``, ``jhmdb`` or ``ntu``.
+        choose: for files with spare bodies, which are chosen when only the first so many frames were seen.
+        begin: the file's frame at which the clip begins.
+    """
+
+    joints: Joints
+    per_body: int
+    centre: int
+    frames: NDArray[np.int32]
+    total: int
+    fps: float
+    kind: str
+    choose: Choose | None = None
+    begin: int = 0
+
+    @property
+    def bodies(self) -> int:
+        """1 or 2."""
+        return int(self.joints.shape[1]) // self.per_body
+
+    @property
+    def planar(self) -> bool:
+        """Whether the joints lie in the picture's plane: z is 0 everywhere."""
+        return self.kind == "jhmdb"
+
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """bool [T]: frames in which any joint is away from (0, 0, 0)."""
+        return np.asarray(self.joints.any(axis=(1, 2)))
+
+    def observed(self, stop: int) -> Skeleton:
+        """The sequence as the clip's first ``stop`` frames show it; NTU's actors are chosen from those alone."""
+        if self.choose is not None:
+            joints, frames = self.choose(stop)
+        else:
+            rows = int(np.searchsorted(self.frames, stop))
+            joints, frames = self.joints[:rows], self.frames[:rows]
+        return replace(self, joints=joints, frames=frames)
+
+    def span(self, start_s: float, stop_s: float) -> Skeleton:
+        """The clip ``[start_s, stop_s)``, seconds from the start of this one; NaN stands for its start or end.
+
+        Its frames count from 0, and nothing in it depends on frames outside the span.
+
+        Raises:
+            ClipError: a span outside the sequence, a NaN or infinite joint in it, or nothing but zeros.
+        """
+        low, high = clip_range(np.arange(self.total) / self.fps, start_s, stop_s)
+        clip = replace(self, total=high - low, begin=self.begin + low)
+        if self.choose is not None:
+            choose = self.choose.span(low, high)
+            joints, frames = choose(high - low)
+            clip = replace(clip, joints=joints, frames=frames, choose=choose)
+        else:
+            first, last = np.searchsorted(self.frames, [low, high])
+            clip = replace(clip, joints=self.joints[first:last], frames=self.frames[first:last] - np.int32(low))
+        if (problem := clip.problem()) is not None:
+            raise ClipError(f"Frames {clip.begin} to {clip.begin + clip.total - 1}: {problem}")
+        return clip
+
+    def problem(self) -> str | None:
+        """What makes the sequence useless, and what to do; ``None`` for a good one."""
+        finite = np.isfinite(self.joints).all(axis=(1, 2))
+        if not finite.all():
+            frame = self.begin + int(self.frames[int(np.argmin(finite))])
+            return f"frame {frame} holds a NaN or infinite joint; copy the file again."
+        if not self.joints.any():
+            return f"all joints are zero in all {self.total} frames; take it out of the manifest."
+        return None
+
+
+def open_skeleton(path: str | os.PathLike[str]) -> Skeleton:
+    """Open a skeleton file: ``.txt`` is MSR Action3D, ``.skeleton`` NTU RGB+D, ``.npz`` JHMDB's joints.
+
+    JHMDB's files hold many clips: they lie end to end, those of training first, and are cut out by ``span``; damage
+    in one of them is found there.
+
+    Raises ``SourceError``, naming the file and where it is wrong: missing, empty, damaged, or without any joint.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".skeleton":
+        from kdcache.skeletons.ntu import read_ntu
+
+        return read_ntu(path)
+    if suffix == ".npz":
+        from kdcache.skeletons.jhmdb import open_jhmdb
+
+        return open_jhmdb(path)
+    if suffix == ".txt":
+        return read_msraction3d(path)
+    raise SourceError(
+        f"{path}: not a skeleton file; give MSR Action3D text (.txt), NTU RGB+D text (.skeleton) or JHMDB's joints "
+        f"(.npz)."
+    )
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a skeleton file; ``SourceError`` when it is missing, empty or not text."""
+    try:
+        text = Path(path).read_text(encoding="ascii")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: not a text file (byte {error.start}); copy it again.") from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
+    if not text.strip():
+        raise SourceError(f"{path}: the file is empty; copy it again or take it out of the manifest.")
+    return text
+
+
+def read_msraction3d(path: str | os.PathLike[str]) -> Skeleton:
+    """MSR Action3D: 20 lines a frame, each ``x y z confidence`` (metres, and a confidence that is dropped).
+
+    Lost frames are written as zeros in these files; they stay, so that time is right.
+
+    Raises ``SourceError``: missing, empty, not four numbers a line, cut off in a frame, not finite, or zeros only.
+    """
+    lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
+    try:
+        values = np.array(lines, np.float32)
+        if values.shape[1:] != (4,):
+            raise ValueError
+    except ValueError:
+        wrong = next(i for i, line in enumerate(lines, 1) if len(line) != 4 or not all(map(_number, line)))
+        raise SourceError(
+            f"{path}: line {wrong} does not hold four numbers (x y z confidence); copy the file again."
+        ) from None
+    if len(values) % MSR_JOINTS:
+        raise SourceError(
+            f"{path}: {len(values)} lines are no whole number of frames of {MSR_JOINTS} joints: the file is cut off; "
+            f"copy it again."
+        )
+    joints = np.ascontiguousarray(values[:, :3].reshape(-1, MSR_JOINTS, 3))
+    frames = np.arange(len(joints), dtype=np.int32)
+    skeleton = Skeleton(joints, MSR_JOINTS, MSR_SPINE, frames, len(joints), MSR_FPS, "msraction3d")
+    if (problem := skeleton.problem()) is not None:
+        raise SourceError(f"{path}: {problem}")
+    return skeleton
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,144 @@
+"""What the shards themselves say: enough to find every cached array and to write the index anew."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from numpy.typing import NDArray
+
+from kdcache.errors import StoreError
+from kdcache.files import atomic
+from kdcache.manifest import REQUIRED
+from kdcache.store.commit import shard_files
+from kdcache.store.index import PARTS, Places, save_index
+from kdcache.store.layout import StrPath
+from kdcache.store.lock import locked
+from kdcache.store.reader import Shard, open_shard
+
+SET_ASIDE = "damaged.csv"
+
+
+class Damage(NamedTuple):
+    """One array that is not what was written. ``damaged.csv`` lists those that ``verify --repair`` set aside."""
+
+    shard: str
+    stream: str
+    row: int
+    clip_id: str
+    reason: str
+
+
+def load_set_aside(folder: Path) -> list[Damage]:
+    """The arrays that must not be used although their shard stands."""
+    path = folder / SET_ASIDE
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return [Damage(r["shard"], r["stream"], int(r["row"]), r["clip_id"], r["reason"]) for r in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{path}: not a list of damaged arrays; delete it and run `kdcache verify {folder} --repair`."
+        ) from error
+
+
+def save_set_aside(folder: Path, damages: Iterable[Damage]) -> None:
+    """Replace the list; an empty one removes the file."""
+    rows = sorted(set(damages))
+    if not rows:
+        (folder / SET_ASIDE).unlink(missing_ok=True)
+        return
+    with atomic(folder / SET_ASIDE) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Damage._fields)
+        writer.writerows(rows)
+
+
+def open_all(folder: Path) -> Iterator[tuple[Shard, dict[str, NDArray[Any]], set[tuple[str, int]]]]:
+    """Every shard in order, with its tables and the (stream, row) that were set aside."""
+    aside: dict[str, set[tuple[str, int]]] = {}
+    for damage in load_set_aside(folder):
+        aside.setdefault(damage.shard, set()).add((damage.stream, damage.row))
+    for path in shard_files(folder):
+        shard, tables = open_shard(path)
+        yield shard, tables, aside.get(path.name, set())
+
+
+def scan(folder: StrPath, streams: Sequence[str] | None = None) -> Places:
+    """Find everything cached, from the shards alone: stream → key → (shard, row, digest).
+
+    Where a key is there twice, the later shard counts.
+
+    Raises:
+        StoreError: a damaged shard; ``verify --repair`` sets it aside.
+    """
+    places: Places = {s: {} for s in streams or ()}
+    if not Path(folder).is_dir():
+        return places
+    for shard, tables, aside in open_all(Path(folder)):
+        for stream in shard.streams:
+            if streams is not None and stream not in places:
+                continue
+            keys, digests = (strings(tables[f"{t}/{stream}"]) for t in ("key", "digest"))
+            here = places.setdefault(stream, {})
+            for row, (key, digest) in enumerate(zip(keys, digests, strict=True)):
+                if (stream, row) not in aside:
+                    here[key] = (shard.path.name, row, digest)
+    return places
+
+
+def strings(table: NDArray[Any]) -> list[str]:
+    """A table of fixed-length UTF-8 as text."""
+    return [v.decode() for v in table.tolist()]
+
+
+def reindex(folder: StrPath) -> pd.DataFrame:
+    """Write ``manifest.csv`` anew from the shards alone.
+
+    Rows come in the order of shards; where a clip is there twice, the later shard counts. What no shard holds (clips
+    that failed, rows edited since) comes back with the next ``extract``.
+
+    Returns:
+        The rows written.
+
+    Raises:
+        StoreError: no shard in the folder, or a damaged one.
+    """
+    folder = Path(folder)
+    rows: dict[str, dict[str, Any]] = {}
+    spans: dict[str, tuple[Any, ...]] = {}
+    streams: set[str] = set()
+    for shard, tables, aside in open_all(folder) if folder.is_dir() else ():
+        streams |= shard.streams.keys()
+        keys = {s: strings(tables[f"key/{s}"]) for s in shard.streams}
+        digests = {s: strings(tables[f"digest/{s}"]) for s in shard.streams}
+        for row, text in enumerate(strings(tables["row"])):
+            clip = json.loads(text)
+            name, span = clip["clip_id"], span_of(clip)
+            if spans.get(name, span) != span:  # cut anew since: what earlier shards hold is of another span
+                del rows[name]
+            spans[name] = span
+            rows.setdefault(name, {}).update(clip)
+            for s in shard.streams:
+                if (s, row) not in aside:
+                    entry = (shard.path.name, row, keys[s][row], digests[s][row])
+                    rows[name] |= {f"{s}:{part}": value for part, value in zip(PARTS, entry, strict=True)}
+    if not rows:
+        raise StoreError(f"{folder}: no shards to index; name a folder that `kdcache extract` has filled.")
+    places = [f"{s}:{part}" for s in sorted(streams) for part in PARTS]
+    columns = dict.fromkeys([*REQUIRED, *(c for row in rows.values() for c in row if c not in places), *places])
+    index = pd.DataFrame({c: pd.Series([row.get(c) for row in rows.values()], dtype=object) for c in columns})
+    with locked(folder):
+        save_index(index, folder)
+    return index
+
+
+def span_of(clip: dict[str, Any]) -> tuple[Any, ...]:
+    """What a stored manifest row cuts out: (source, start, stop), ``None`` for the source's own start or end."""
+    return clip.get("source"), clip.get("start_s"), clip.get("stop_s")

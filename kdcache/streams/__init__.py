@@ -1,0 +1,1 @@
+"""What can be cached for each clip: one kind of stream a file."""
