@@ -1,4 +1,4 @@
-"""The package's logger: what a long run reports goes through ``logging``, to the terminal unless the user chose else."""
+"""The package's logger: what a long run reports goes through ``logging``, to the terminal unless told otherwise."""
 
 from __future__ import annotations
 
