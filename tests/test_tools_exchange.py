@@ -22,6 +22,7 @@ from kdcache.data.prepare import backbone_state
 from kdcache.errors import ClipError, WeightsError
 from kdcache.manifest import read_manifest, validate, write_manifest
 from kdcache.store import Cache, Record, commit_shard, inspect, load_index, reindex, update_index, verify
+from kdcache.streams import axes_of, has_levels
 
 TOOLS = Path(__file__).parents[1] / "tools"
 FRAMES = 200  # of each source of the LMDB
@@ -439,3 +440,45 @@ def test_imported_maps_are_trained_on_and_drawn(tmp_path: Path, run: Any) -> Non
     assert recipes["net/map"]["recipe"]["imported"] == {"from": "npy", "origin": "a net"}
     assert kdcache.show(tmp_path / "out", "p000-action", tmp_path / "sheet.png").stat().st_size > 1000
     assert read_manifest(tmp_path / "out" / "manifest.csv")["pair"].tolist() == table["pair"].tolist()
+
+
+def test_axes_of_imports(tmp_path: Path, run: Any) -> None:
+    """Two imports with other axes are two recipes; what is said of vectors anyway changes nothing."""
+    call = npy_folder(tmp_path, a=np.zeros((3, 4)), b=np.ones((3, 4)))
+
+    def imported(*options: str) -> str:
+        return run("import_npy", *call, *options).strip()
+
+    assert imported() == "2 clips: 0 cached already, 2 imported."
+    assert axes_of(Cache(tmp_path / "out").recipe("s")) == "VTD"
+    assert imported("--axes", "VTD") == "2 clips: 2 cached already, 0 imported."
+    assert imported("--levels") == "2 clips: 0 cached already, 2 imported."
+    assert has_levels(Cache(tmp_path / "out").recipe("s"))
+    assert imported("--axes", "VND") == "2 clips: 2 cached already, 0 imported."
+    assert imported() == "2 clips: 2 cached already, 0 imported."
+    assert not has_levels(Cache(tmp_path / "out").recipe("s"))
+    assert "the arrays have 3 dimensions" in run("import_npy", *call, "--axes", "VTHW", status=1)
+    assert "leave --levels out" in run("import_npy", *call, "--axes", "VTD", "--levels", status=1)
+    assert "not [views, levels, d]" in run("import_npy", *call, "--views", "--levels", status=1)
+
+
+def test_axes_of_lmdb(tmp_path: Path, rulstm: Path, clips: Path, run: Any) -> None:
+    call = into(tmp_path, rulstm, clips, "--frames", 5)
+    run("import_lmdb", *call)
+    assert axes_of(Cache(tmp_path / "out").recipe("rulstm/rgb")) == "VTD"
+    run("import_lmdb", *call, "--levels", "--anchor", "last")
+    assert axes_of(Cache(tmp_path / "out").recipe("rulstm/rgb")) == "VND"
+    assert "--levels are shares" in run("import_lmdb", *call, "--levels", "--step", 0.25, status=1)
+
+
+def test_digests_of_imports_stay(tools: dict[str, ModuleType]) -> None:
+    """Imports from before axes could be stated are found again."""
+    recipe = tools["exchange"].imported_recipe("rulstm/rgb", (1, 14, 1024), "float32", "lmdb", "RULSTM", sampling={})
+    assert recipe == {
+        "stream": "rulstm/rgb",
+        "version": 1,
+        "layout": "fixed",
+        "dtype": "float32",
+        "shape": [1, 14, 1024],
+        "imported": {"from": "lmdb", "origin": "RULSTM", "sampling": {}},
+    }

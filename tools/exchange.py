@@ -25,6 +25,7 @@ from kdcache.store import Cache, Record, clean, commit_shard, scan, update_index
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
 from kdcache.store.layout import row_digest
 from kdcache.store.validate import check_streams
+from kdcache.streams.axes import axes_of, check_axes
 from kdcache.streams.base import DENSE
 
 STAGE = "import"  # in failures.csv
@@ -66,11 +67,31 @@ class Report:
             raise SystemExit(SOME_FAILED)
 
 
-def imported_recipe(stream: str, shape: Sequence[int], dtype: str, source: str, origin: str, **how: Any) -> Recipe:
+def imported_recipe(
+    stream: str,
+    shape: Sequence[int],
+    dtype: str,
+    source: str,
+    origin: str,
+    axes: str | None = None,
+    levels: bool = False,
+    **how: Any,
+) -> Recipe:
     """The recipe of an imported stream: what the arrays are, the kind of files they come from, who computed them.
 
+    Args:
+        stream: name.
+        shape: of each clip, views first.
+        dtype: stored.
+        source: kind of files, such as ``npy``.
+        origin: what computed the features.
+        axes: of ``shape``, see ``kdcache.streams.axes``. Default: ``VD`` or ``VTD`` for vectors, not known for maps.
+        levels: vectors stand for degrees of progress: ``VND``.
+        how: further facts that make one import differ from another.
+
     Raises:
-        OptionError: the name is that of a stream whose arrays kdcache draws and decodes itself.
+        OptionError: the name is that of a stream whose arrays kdcache draws and decodes itself, or axes that do not
+            fit the shape.
         StoreError: the name has odd characters.
     """
     check_streams([stream])
@@ -78,15 +99,22 @@ def imported_recipe(stream: str, shape: Sequence[int], dtype: str, source: str, 
         raise OptionError(
             f"--stream {stream}: kept for what kdcache extracts itself; write for example rulstm/{stream}."
         )
-    facts = {"from": source, "origin": origin, **how}
-    return {
+    if levels and axes is not None:
+        raise OptionError(f"--levels and --axes {axes}: leave --levels out and write N for the axis of levels.")
+    if levels and len(shape) != 3:
+        raise OptionError(f"--levels: a clip is {list(shape)}, not [views, levels, d]; name the axes with --axes.")
+    recipe = {
         "stream": stream,
         "version": 1,
         "layout": "fixed",
         "dtype": dtype,
         "shape": [int(n) for n in shape],
-        "imported": facts,
+        "imported": {"from": source, "origin": origin, **how},
     }
+    stated = "VND" if levels else axes and check_axes(axes, len(shape))
+    if stated and stated != axes_of(recipe):  # else the same import as without the option: the same digest
+        recipe["axes"] = stated
+    return recipe
 
 
 def import_clips(

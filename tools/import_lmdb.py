@@ -5,7 +5,8 @@
 
 An environment holds one modality: ``rgb`` and ``flow`` 1024 numbers a frame, ``obj`` 352, under keys such as
 ``P01_01_frame_0000000001.jpg``, numbered from 1 at 30 frames a second (https://github.com/fpv-iplab/rulstm). Import
-each into a stream of its own; training joins them with ``stream=rulstm/rgb,rulstm/flow``. A clip becomes ``[1, T, d]``.
+each into a stream of its own; training joins them with ``stream=rulstm/rgb,rulstm/flow``. A clip becomes ``[1, T, d]``:
+T time steps, or with ``--levels`` T degrees of progress, of which each is a frame that was seen by then.
 """
 
 from __future__ import annotations
@@ -205,6 +206,7 @@ def _shown(key: bytes) -> str:
     help="Without --step: frame of each part.  [default: centre]",
 )
 @click.option("--at", metavar="COLUMN", help="Take the frames that this column lists (export_lmdb.py: frames) instead.")
+@click.option("--levels", is_flag=True, help="The frames stand for degrees of progress (early recognition).")
 @click.option(
     "--fps", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of the numbering."
 )
@@ -222,6 +224,7 @@ def main(
     lag: float | None,
     anchor: Literal["first", "centre", "last"] | None,
     at: str | None,
+    levels: bool,
     fps: float,
     first: int,
     key: str,
@@ -243,6 +246,8 @@ def main(
                     return float(row["stop_s"])
                 return (vectors.last(*keys.affixes(row)) - first + 1) / fps
 
+            if levels and step is not None:
+                raise OptionError("--levels are shares of a clip and --step looks back from its end; leave one out.")
             if at is not None:
                 if frames or step or lag is not None or anchor:
                     raise OptionError(f"--at {at} lists the frames: leave out --frames, --step, --lag and --anchor.")
@@ -256,7 +261,7 @@ def main(
                 return Item(vectors.read([keys.of(row, i) for i in index.tolist()])[None], index)
 
             shape = 1, sampler.length, vectors.size
-            recipe = imported_recipe(stream, shape, dtype, "lmdb", origin, sampling=sampler.facts)
+            recipe = imported_recipe(stream, shape, dtype, "lmdb", origin, levels=levels, sampling=sampler.facts)
             report = import_clips(rows, out, recipe, read)
     report.finish()
 

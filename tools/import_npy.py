@@ -3,7 +3,9 @@
     python tools/import_npy.py features/ --manifest clips.csv --out out --stream r3d/pool --origin "R3D-18, Kinetics"
 
 ``<clip_id>.npy`` holds one array, ``[T, d]``, ``[C, T, H, W]`` or any other shape that all clips share; with
-``--views`` its first axis counts views, else it becomes the one view of its clip.
+``--views`` its first axis counts views, else it becomes the one view of its clip. What the other axes are goes into the
+recipe, and training refuses what does not fit: ``[T, d]`` are time steps unless ``--levels`` says that they are degrees
+of progress, and those of maps are named by ``--axes``, for example ``--axes VCTHW``.
 """
 
 from __future__ import annotations
@@ -83,12 +85,25 @@ def survey(folder: Path, clips: list[str]) -> Kind:
     "--origin", required=True, help='What computed the features, such as "R3D-18, Kinetics"; kept in the recipe.'
 )
 @click.option("--views", is_flag=True, help="The first axis of each array counts views.")
+@click.option(
+    "--axes", help="Of the arrays with V for views, of V N T C H W D, such as VCTHW.  [default: VD or VTD for vectors]"
+)
+@click.option("--levels", is_flag=True, help="Vectors [N, d] stand for degrees of progress: as --axes VND.")
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of the cache.  [default: as in the files]")
 @click.option(
     "--at", metavar="COLUMN", help="Column that lists the source frames of each clip (export_npy.py: frames)."
 )
 def main(
-    folder: Path, manifest: Path, out: Path, stream: str, origin: str, views: bool, dtype: str | None, at: str | None
+    folder: Path,
+    manifest: Path,
+    out: Path,
+    stream: str,
+    origin: str,
+    views: bool,
+    axes: str | None,
+    levels: bool,
+    dtype: str | None,
+    at: str | None,
 ) -> None:
     """Import FOLDER's <clip_id>.npy files.
 
@@ -113,7 +128,7 @@ def main(
             return Item(array if views else array[None], frames.get(row["clip_id"], none))
 
         full = shape if views else (1, *shape)
-        recipe = imported_recipe(stream, full, dtype or found, "npy", origin)
+        recipe = imported_recipe(stream, full, dtype or found, "npy", origin, axes, levels)
         report = import_clips(rows, out, recipe, read)
     report.finish()
 

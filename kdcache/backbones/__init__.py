@@ -49,7 +49,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class _Entry:
-    module: str  # kdcache.backbones.<module>: defines make(input, num_classes); <module>_layers: shape(…), no torch
+    module: str  # kdcache.backbones.<module> defines make(input, num_classes), <module>_layers the rest without torch
     input: InputSpec
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of make
 
@@ -102,6 +102,16 @@ def layer_shape(name: str, layer: str, frames: int | None = None, size: int | No
     published: str = layers.resolve(layer)
     shape: Shape = layers.shape(published, spec.channels, frames=frames or spec.frames, size=size or spec.size)
     return published, shape
+
+
+def layer_axes(name: str, layer: str) -> str:
+    """Axes of ``layer`` for one input, one letter for each dimension of ``layer_shape``.
+
+    N levels of progress, T time steps, C channels, H rows, W columns, D numbers of a vector (class scores too): I3D's
+    ``mixed4a`` is ``CTHW``, ResNet-34's ``layer3`` ``TCHW``. Raises ``OptionError`` for an unknown backbone or layer.
+    """
+    axes: str = importlib.import_module(f"kdcache.backbones.{_entry(name).module}_layers").axes(layer)
+    return axes
 
 
 def weights_id(name: str, weights: Weights = None) -> dict[str, Any]:

@@ -88,6 +88,11 @@ def shape(layer: str, channels: int, frames: int, size: int, num_classes: int = 
     return (channels,) if wanted == "pool" else (num_classes, steps)
 
 
+def axes(layer: str) -> str:
+    """Axes of ``layer`` in the order of ``shape``; class scores are vectors, here one a time step."""
+    return {"pool": "D", "Logits": "DT"}.get(resolve(layer), "CTHW")
+
+
 def pooled_steps(steps: int) -> int:
     """Time steps behind the last average pool (2 wide, stride 1) for ``steps`` before it; ``OptionError`` if none."""
     if steps < 2:

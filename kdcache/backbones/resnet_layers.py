@@ -42,3 +42,8 @@ def shape(layer: str, channels: int, frames: int, size: int, num_classes: int = 
     if name == "logits":
         return (frames, num_classes)
     return (frames, *stage_shape(name if name in STAGES else "layer4", size, WIDTH))
+
+
+def axes(layer: str) -> str:
+    """Axes of a layer of ResNet-34 in the order of ``shape``: T images, each a map or a vector."""
+    return "TD" if resolve(layer) in ("pool", "logits") else "TCHW"

@@ -20,3 +20,8 @@ def shape(layer: str, channels: int, frames: int, size: int, num_classes: int = 
         return (WIDTH if name == "pool" else num_classes,)
     width, height, _ = stage_shape(name, size, WIDTH)
     return (width, -(-frames // (2 << STAGES.index(name))), height, height)
+
+
+def axes(layer: str) -> str:
+    """Axes of ``layer`` in the order of ``shape``."""
+    return "CTHW" if resolve(layer) in STAGES else "D"

@@ -33,3 +33,8 @@ def shape(
     if name in STAGES:
         return (frames, *stage_shape(name, size, WIDTH))
     return (frames, WIDTH) if name == "pool" else (count, WIDTH if name == "clip" else num_classes)
+
+
+def axes(layer: str) -> str:
+    """Axes of ``layer`` in the order of ``shape``: T counts frames, for ``clip`` and ``logits`` clips of 8 frames."""
+    return "TCHW" if resolve(layer) in STAGES else "TD"

@@ -23,3 +23,8 @@ def shape(layer: str, channels: int, frames: int, size: int, num_classes: int = 
     if name in vectors:
         return (frames, vectors[name])
     return (frames, *((3, SIDE, SIDE) if name == "image" else stage_shape(name, SIDE, WIDTH)))
+
+
+def axes(layer: str) -> str:
+    """Axes of ``layer`` in the order of ``shape``: each of the N images shows a level of progress."""
+    return "ND" if resolve(layer) in ("params", "pool", "logits") else "NCHW"
