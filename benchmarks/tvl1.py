@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from common import compare, main
 from kdcache.motion import tvl1_pairs
-from kdcache.motion.tvl1 import TVL1Params, pyramid
+from kdcache.motion.tv_l1 import TVL1Params, pyramid
 from kdcache.sources import open_source
 
 SHARED = Path(os.environ.get("KDCACHE_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
@@ -172,7 +172,7 @@ COMPILE = """
 import time
 import numpy as np
 from kdcache.motion import tvl1
-import kdcache.motion.tvl1.cpu
+import kdcache.motion.tv_l1.cpu
 start = time.perf_counter()
 flow = tvl1(np.random.default_rng(0).integers(0, 256, (2, 40, 50), np.uint8))
 print(time.perf_counter() - start, hash(flow.tobytes()))
@@ -201,7 +201,7 @@ def gpu(pairs: list[tuple[str, Image, Image]], opencv_s: float) -> dict[str, Any
 
     if not torch.cuda.is_available():
         return "not run: no CUDA device"
-    from kdcache.motion.tvl1.cpu import solve_pairs
+    from kdcache.motion.tv_l1.cpu import solve_pairs
 
     first, second = (np.concatenate([np.stack([p[k] for p in pairs])] * 4) for k in (1, 2))
     tvl1_pairs(first, second, "torch")

@@ -14,8 +14,9 @@ from torchvision.models import resnet34
 from kdcache import backbones
 from kdcache.backbones import resnet_layers
 from kdcache.backbones.freeze import Frozen
-from kdcache.backbones.resnet import ResNet34, cam_attention, cross_modality, flow_stacks, stacked
+from kdcache.backbones.resnet import ResNet34, cam_attention, cross_modality
 from kdcache.errors import OptionError, WeightsError
+from kdcache.motion.stacks import flow_stacks, stacked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,7 @@ import pytest
 from kdcache import motion
 from kdcache.errors import DeviceError, KdcacheError, OptionError
 from kdcache.motion import tvl1, tvl1_pairs
-from kdcache.motion.tvl1 import TVL1Params, pyramid
+from kdcache.motion.tv_l1 import TVL1Params, pyramid
 
 FAST = TVL1Params(nscales=3, warps=2, outer_iterations=3)
 
@@ -133,7 +133,7 @@ def test_a_pair_in_a_torch_batch_does_not_depend_on_its_neighbours():
 
 
 def test_torch_median_is_opencvs():
-    from kdcache.motion.tvl1.torch_engine import median, torch
+    from kdcache.motion.tv_l1.torch_engine import median, torch
 
     image = np.random.default_rng(0).normal(size=(2, 13, 17)).astype(np.float32)
     for size in (3, 5):
@@ -142,7 +142,7 @@ def test_torch_median_is_opencvs():
 
 
 def test_the_batch_is_cut_without_a_seam(monkeypatch):
-    from kdcache.motion.tvl1 import torch_engine
+    from kdcache.motion.tv_l1 import torch_engine
 
     first, second = (np.stack(images) for images in zip(shifted(20, 24, 1, 0), shifted(20, 24, 0, 1), strict=True))
     whole = tvl1_pairs(first, second, "torch", FAST, device="cpu")
@@ -171,7 +171,7 @@ PROGRAM = """
 import hashlib, sys
 import numpy as np
 from kdcache.motion import tvl1
-from kdcache.motion.tvl1 import TVL1Params
+from kdcache.motion.tv_l1 import TVL1Params
 params = TVL1Params(nscales=3, warps=2, outer_iterations=3)
 print(hashlib.sha256(tvl1(np.load(sys.argv[1]), params=params).tobytes()).hexdigest())
 """
@@ -200,7 +200,7 @@ def test_fresh_and_cached_code_give_the_same_bytes(tmp_path):
 
 
 def test_an_entry_point_that_cannot_be_cached_still_compiles():
-    from kdcache.motion.tvl1.jit import entry
+    from kdcache.motion.tv_l1.jit import entry
 
     scope: dict = {}
     exec("def double(x):\n    return 2 * x", scope)  # no file, so Numba finds no place for a cache
@@ -210,7 +210,7 @@ def test_an_entry_point_that_cannot_be_cached_still_compiles():
 def test_changed_sources_are_not_answered_from_the_cache(tmp_path):
     path = tmp_path / "cached.py"
     path.write_text(
-        "from kdcache.motion.tvl1.jit import entry\n"
+        "from kdcache.motion.tv_l1.jit import entry\n"
         "def make(digest):\n"
         "    @entry\n"
         "    def solve():\n"
@@ -233,8 +233,8 @@ def test_changed_sources_are_not_answered_from_the_cache(tmp_path):
 
 TRITON = """
 import numpy as np, torch
-from kdcache.motion.tvl1 import TVL1Params, torch_engine
-from kdcache.motion.tvl1.triton_level import FusedLevel
+from kdcache.motion.tv_l1 import TVL1Params, torch_engine
+from kdcache.motion.tv_l1.triton_level import FusedLevel
 draw = torch.Generator().manual_seed(0)
 coarse = torch.rand(1, 1, 4, 6, generator=draw) * 255
 image = torch.nn.functional.interpolate(coarse, size=(14, 26), mode="bicubic")[:, 0]
@@ -307,7 +307,7 @@ def test_levels_are_opencvs():
 
 
 def test_the_function_stays_the_function_after_its_module_is_imported():
-    import kdcache.motion.tvl1.cpu  # noqa: F401
+    import kdcache.motion.tv_l1.cpu  # noqa: F401
 
     assert motion.tvl1 is tvl1
     with pytest.raises(AttributeError, match="tvl2"):

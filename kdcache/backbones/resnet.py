@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import resnet34
 
@@ -138,28 +136,6 @@ def cross_modality(state: Mapping[str, Tensor], channels: int) -> dict[str, Tens
     kernel = state["conv1.weight"]
     repeated = kernel.mean(1, keepdim=True).repeat(1, channels, *(1,) * (kernel.ndim - 2))
     return {**state, "conv1.weight": repeated}
-
-
-def flow_stacks(fields: int, centres: NDArray[np.integer], pairs: int) -> NDArray[np.int32]:
-    """Which flow fields make up the stack around each frame: ``pairs`` in a row, centred, clamped at the clip's ends.
-
-    Args:
-        fields: number of flow fields of the clip; field t leads from frame t to t + 1.
-        centres: int [n], the sampled frames.
-        pairs: fields in a stack: 3 (6 channels, PMRD) or 5 (10 channels, Ego-RNN).
-
-    Returns:
-        int32 [n, pairs]. For 3: the fields t − 1, t, t + 1 [reconstructed: the papers say "around the frame"].
-        ``flow[stacks]`` of a flow [fields, H, W, 2] is [n, pairs, H, W, 2]; move ``pairs`` before the 2 to stack.
-    """
-    offsets = np.arange(pairs) - pairs // 2
-    return np.clip(np.asarray(centres)[:, None] + offsets, 0, fields - 1).astype(np.int32)
-
-
-def stacked(flow: NDArray[np.uint8], stacks: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Gather stacks: 8-bit flow [fields, H, W, 2] and indices [n, pairs] → [n, H, W, 2 × pairs], x0 y0 x1 y1 …"""
-    gathered = np.moveaxis(flow[stacks], 1, 3)
-    return gathered.reshape(*gathered.shape[:3], -1)
 
 
 def make(spec: InputSpec, num_classes: int | None = None) -> ResNet34:

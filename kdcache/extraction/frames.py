@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ClipError
 from kdcache.extraction.plan import Task
+from kdcache.motion.stacks import flow_stacks
 from kdcache.sampling import clip_range, within
 from kdcache.sources import Source
 from kdcache.streams.base import DENSE, Stream
@@ -58,15 +59,13 @@ def flow_pairs(
             segment: T fields, one a frame.
         fps: the sampling rate; ``None`` pairs a segment's frame with the source's next frame [reconstructed].
         stack: fields of a segment's frame. More than one are consecutive in the source whatever ``fps`` is, centred on
-            the frame and clamped at the clip's ends; see ``kdcache.backbones.resnet.flow_stacks``.
+            the frame and clamped at the clip's ends; see ``kdcache.motion.stacks.flow_stacks``.
 
     Returns:
         int32 [T − 1, 2] (dense) or [T × stack, 2]. The last frame of a segment has no successor in the clip: it gets
         the field that leads to it, so that nothing beyond the clip is seen.
     """
     if stack > 1:
-        from kdcache.backbones.resnet import flow_stacks
-
         first = low + flow_stacks(max(1, high - low - 1), indices - low, stack).ravel()
         return np.stack([first, np.minimum(first + 1, high - 1)], axis=1).astype(np.int32)
     if dense:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kdcache.extraction.frames import ClipFrames
 from kdcache.extraction.plan import Task
+from kdcache.motion.stacks import stacked
 from kdcache.streams.base import Stream
 from kdcache.views import cut
 
@@ -128,6 +129,4 @@ def _flow_input(clip: ClipFrames, stream: Stream, memory: FlowMemory) -> NDArray
     fields = quantise(cut(flow, stream.views, flow=True), stream.recipe["bound"])
     if stream.stack == 1:
         return fields[:, at[:, 0]]
-    from kdcache.backbones.resnet import stacked
-
     return np.stack([stacked(view, at.astype(np.int32)) for view in fields])

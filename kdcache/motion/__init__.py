@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdcache.motion.idt import trajectories
     from kdcache.motion.maps import motion_maps
-    from kdcache.motion.tvl1 import tvl1, tvl1_pairs
+    from kdcache.motion.tv_l1 import tvl1, tvl1_pairs
 
 __all__ = ["motion_maps", "trajectories", "tvl1", "tvl1_pairs"]
 
-_HOME = {"tvl1": "tvl1", "tvl1_pairs": "tvl1", "trajectories": "idt", "motion_maps": "maps"}
-
-
-class _Package(ModuleType):
-    """Keeps ``kdcache.motion.tvl1`` the function after the module of that name is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOME and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
+_HOME = {"tvl1": "tv_l1", "tvl1_pairs": "tv_l1", "trajectories": "idt", "motion_maps": "maps"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    setattr(sys.modules[__name__], name, value)
+    globals()[name] = value
     return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

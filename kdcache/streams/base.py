@@ -300,7 +300,7 @@ def _backbone_recipe(backbone: str, endpoint: str, settings: Settings, weights: 
 def _flow_recipe() -> dict[str, Any]:
     from dataclasses import asdict
 
-    from kdcache.motion.tvl1 import TVL1Params
+    from kdcache.motion.tv_l1 import TVL1Params
 
     return {"algorithm": "tvl1", **asdict(TVL1Params())}
 

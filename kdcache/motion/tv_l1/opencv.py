@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
-from kdcache.motion.tvl1.parallel import each_pair
-from kdcache.motion.tvl1.params import TVL1Params
+from kdcache.motion.tv_l1.parallel import each_pair
+from kdcache.motion.tv_l1.params import TVL1Params
 
 
 def _solver(params: TVL1Params, warm: bool) -> Any:

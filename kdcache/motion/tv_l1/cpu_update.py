@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.motion.tvl1 import simd as lanes
-from kdcache.motion.tvl1.jit import compiled, spliced
-from kdcache.motion.tvl1.median_network import bind
+from kdcache.motion.tv_l1 import simd as lanes
+from kdcache.motion.tv_l1.jit import compiled, spliced
+from kdcache.motion.tv_l1.median_network import bind
 
 Plane = NDArray[np.float32]
 Four = tuple[Plane, Plane, Plane, Plane]

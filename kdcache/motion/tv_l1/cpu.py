@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.motion.tvl1.cpu_filters import MARGIN, linearise, make_texture, median3, median5, resize
-from kdcache.motion.tvl1.cpu_update import goes_on, iterate
-from kdcache.motion.tvl1.jit import compiled, entry, sources_digest, spliced
-from kdcache.motion.tvl1.parallel import each_pair
-from kdcache.motion.tvl1.params import TVL1Params, pyramid
+from kdcache.motion.tv_l1.cpu_filters import MARGIN, linearise, make_texture, median3, median5, resize
+from kdcache.motion.tv_l1.cpu_update import goes_on, iterate
+from kdcache.motion.tv_l1.jit import compiled, entry, sources_digest, spliced
+from kdcache.motion.tv_l1.parallel import each_pair
+from kdcache.motion.tv_l1.params import TVL1Params, pyramid
 
 Plane = NDArray[np.float32]
 Sizes = NDArray[np.int64]

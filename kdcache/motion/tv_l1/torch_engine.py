@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.errors import DeviceError, OptionError
-from kdcache.motion.tvl1 import median_network as network
-from kdcache.motion.tvl1.params import TVL1Params, pyramid
+from kdcache.motion.tv_l1 import median_network as network
+from kdcache.motion.tv_l1.params import TVL1Params, pyramid
 
 _BATCH = 1 << 26  # pixels of a batch; state and pyramids take about 150 bytes each
 _PAIRS = 65535  # of a batch, what one dimension of a CUDA grid holds
@@ -174,7 +174,7 @@ def _level(first: Tensor, second: Tensor, u: Tensor, v: Tensor, params: TVL1Para
     texture = torch.stack([second, *gradients(second)])
     if first.device.type != "cuda":
         return PlainLevel(first, texture, u, v, params)
-    from kdcache.motion.tvl1.triton_level import FusedLevel
+    from kdcache.motion.tv_l1.triton_level import FusedLevel
 
     return FusedLevel(first, texture, u, v, params)
 

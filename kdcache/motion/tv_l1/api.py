@@ -1,4 +1,4 @@
-"""TV-L1 optical flow after OpenCV's DualTVL1OpticalFlow: one algorithm, three engines.
+"""TV-L1 optical flow of clips and of frame pairs by one of three engines.
 
 ``cpu`` gives OpenCV 5's result to the last bit on almost every pixel, at a twentieth of its time or less;
 ``opencv`` is the reference itself; ``torch`` works on many pairs at once on a GPU.
@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, unknown
-from kdcache.motion.tvl1.params import SMALLEST, TVL1Params, pyramid
-
-__all__ = ["ENGINES", "TVL1Params", "pyramid", "tvl1", "tvl1_pairs"]
+from kdcache.motion.tv_l1.params import SMALLEST, TVL1Params
 
 ENGINES = ("cpu", "opencv", "torch")
 _FARTHEST = 1e6  # pixels that an initial flow may point
@@ -66,14 +64,14 @@ def tvl1_pairs(
     if len(first) == 0:
         return np.zeros((*first.shape, 2), np.float32)
     if engine == "cpu":
-        from kdcache.motion.tvl1.cpu import solve_pairs
+        from kdcache.motion.tv_l1.cpu import solve_pairs
 
         return solve_pairs(first, second, initial, params, threads)[0]
     if engine == "opencv":
-        from kdcache.motion.tvl1.opencv import solve_pairs_opencv
+        from kdcache.motion.tv_l1.opencv import solve_pairs_opencv
 
         return solve_pairs_opencv(first, second, initial, params, threads)
-    from kdcache.motion.tvl1.torch_engine import solve_pairs_torch
+    from kdcache.motion.tv_l1.torch_engine import solve_pairs_torch
 
     return solve_pairs_torch(first, second, initial, params, device)
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.motion.tvl1 import median_network as network
-from kdcache.motion.tvl1 import simd as lanes
-from kdcache.motion.tvl1.jit import compiled, fma
+from kdcache.motion.tv_l1 import median_network as network
+from kdcache.motion.tv_l1 import simd as lanes
+from kdcache.motion.tv_l1.jit import compiled, fma
 
 Plane = NDArray[np.float32]
 Places = NDArray[np.int32]

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kdcache.motion.tvl1 import median_network as network
-from kdcache.motion.tvl1.params import TVL1Params
+from kdcache.motion.tv_l1 import median_network as network
+from kdcache.motion.tv_l1.params import TVL1Params
 
 _TILE = {"TILE_Y": 8, "TILE_X": 64}
 _ROUNDED = {"enable_fp_fusion": False}  # each product and sum rounded, as OpenCV's are; fma where it has one
