@@ -30,7 +30,7 @@ from common import compare, main
 from kdcache import backbones
 from kdcache.backbones.base import Backbone
 from kdcache.demo.scene import make_dataset
-from kdcache.skeletons.base import Skeleton
+from kdcache.skeletons import Skeleton
 from kdcache.skeletons.image import NTU_LIMITS, bytescale, image_of, progress_images
 
 # backbone: layer, images or frames of a clip (fewer than usual where one is much like the next)

@@ -16,7 +16,7 @@ from kdcache import backbones
 from kdcache.backbones.metadata import Facts, write
 from kdcache.errors import OptionError
 from kdcache.levels import Progress
-from kdcache.skeletons.base import Skeleton, open_skeleton
+from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.skeletons.image import NTU_LIMITS, Imaging, centred, progress_images, skeleton_image, turn
 from kdcache.skeletons.jhmdb import clips_of
 from kdcache.store.failures import load_failures

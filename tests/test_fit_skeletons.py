@@ -13,7 +13,7 @@ from kdcache.data.ondemand import skeletons
 from kdcache.data.ondemand.clips import clips_of
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods import fit_options as options
-from kdcache.skeletons.base import Skeleton, open_skeleton
+from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.skeletons.image import centred, image_of, limits_of, progress_images, skeleton_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")

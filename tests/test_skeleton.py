@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from kdcache.errors import ClipError, SourceError
-from kdcache.skeletons.base import open_skeleton, read_msraction3d
+from kdcache.skeletons import open_skeleton
 from kdcache.skeletons.jhmdb import clips_of
+from kdcache.skeletons.msr import read_msraction3d
 from kdcache.skeletons.ntu import Actors, Track, choose_actors, read_ntu
 
 

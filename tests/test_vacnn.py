@@ -19,7 +19,7 @@ from kdcache.backbones.checkpoint import draw
 from kdcache.backbones.freeze import Frozen
 from kdcache.backbones.vacnn import VACNN, rotation, seen_from, start
 from kdcache.errors import OptionError, WeightsError
-from kdcache.skeletons.base import Skeleton, open_skeleton
+from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.skeletons.image import (
     NTU_LIMITS,
     bytescale,

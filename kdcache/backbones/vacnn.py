@@ -20,6 +20,7 @@ from kdcache.backbones.metadata import Facts
 from kdcache.backbones.resnet_layers import STAGES
 from kdcache.errors import OptionError, WeightsError
 from kdcache.skeletons.image import NTU_LIMITS
+from kdcache.skeletons.rotation import rotation
 
 OFFSET = 110.0  # taken off every channel of a skeleton image
 
@@ -116,20 +117,6 @@ class VACNN(Framewise):
             yield name, pooled
         scores: Tensor = self.resnet.get_submodule("fc")(pooled)
         yield "logits", scores
-
-
-def rotation(angles: Tensor) -> Tensor:
-    """R_z R_y R_x as the published code has it: angles ``[N, 3]`` in radians about x, y, z → ``[N, 3, 3]``."""
-    (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(-1), angles.sin().unbind(-1)
-    one, zero = torch.ones_like(cx), torch.zeros_like(cx)
-
-    def matrix(*rows: Tensor) -> Tensor:
-        return torch.stack(rows, -1).reshape(-1, 3, 3)
-
-    about_x = matrix(one, zero, zero, zero, cx, sx, zero, -sx, cx)
-    about_y = matrix(cy, zero, -sy, zero, one, zero, sy, zero, cy)
-    about_z = matrix(cz, sz, zero, -sz, cz, zero, zero, zero, one)
-    return about_z @ about_y @ about_x
 
 
 def seen_from(images: Tensor, params: Tensor, limits: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from kdcache.errors import ClipError
 from kdcache.extraction.motion import Prepared
 from kdcache.extraction.plan import Task
 from kdcache.recipe import clip_key
-from kdcache.skeletons.base import Skeleton, open_skeleton
+from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.streams.base import Stream
 
 

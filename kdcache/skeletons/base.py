@@ -1,9 +1,4 @@
-"""Skeleton files → arrays: MSR Action3D text, JHMDB joints (npz) and NTU RGB+D ``.skeleton`` text.
-
-    >>> open_skeleton("a01_s01_e01_skeleton3D.txt").joints.shape     # float32 [frames, bodies × joints, 3]
-    (54, 20, 3)
-    >>> open_skeleton("jhmdb_joints_split1.npz").span(1.2, 2.4).joints.shape     # 30 frames a second, many clips a file
-    (36, 15, 3)
+"""A sequence of joints, whatever file it came from.
 
 Joints are as in the file: uncentred, in the sensor's units (metres for Kinect). A joint or body that was not seen is
 at (0, 0, 0), as in the published files; ``kdcache.skeletons.image`` says what happens to it.
@@ -23,8 +18,6 @@ from kdcache.errors import ClipError, SourceError
 from kdcache.sampling import clip_range
 
 Joints = NDArray[np.float32]  # [T, bodies × joints, 3]
-
-MSR_JOINTS, MSR_SPINE, MSR_FPS = 20, 3, 15.0  # joint 4 (1-based) is the spine, between the hips and the shoulders
 
 
 class Choose(Protocol):
@@ -72,8 +65,8 @@ class Skeleton:
 
     @property
     def planar(self) -> bool:
-        """Whether the joints lie in the picture's plane: z is 0 everywhere."""
-        return self.kind == "jhmdb"
+        """Whether the joints lie in the picture's plane: z is 0 everywhere, as in every JHMDB clip."""
+        return not self.joints[..., 2].any()
 
     @property
     def seen(self) -> NDArray[np.bool_]:
@@ -121,31 +114,6 @@ class Skeleton:
         return None
 
 
-def open_skeleton(path: str | os.PathLike[str]) -> Skeleton:
-    """Open a skeleton file: ``.txt`` is MSR Action3D, ``.skeleton`` NTU RGB+D, ``.npz`` JHMDB's joints.
-
-    JHMDB's files hold many clips: they lie end to end, those of training first, and are cut out by ``span``; damage
-    in one of them is found there.
-
-    Raises ``SourceError``, naming the file and where it is wrong: missing, empty, damaged, or without any joint.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix == ".skeleton":
-        from kdcache.skeletons.ntu import read_ntu
-
-        return read_ntu(path)
-    if suffix == ".npz":
-        from kdcache.skeletons.jhmdb import open_jhmdb
-
-        return open_jhmdb(path)
-    if suffix == ".txt":
-        return read_msraction3d(path)
-    raise SourceError(
-        f"{path}: not a skeleton file; give MSR Action3D text (.txt), NTU RGB+D text (.skeleton) or JHMDB's joints "
-        f"(.npz)."
-    )
-
-
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a skeleton file; ``SourceError`` when it is missing, empty or not text."""
     try:
@@ -157,41 +125,3 @@ def read_text(path: str | os.PathLike[str]) -> str:
     if not text.strip():
         raise SourceError(f"{path}: the file is empty; copy it again or take it out of the manifest.")
     return text
-
-
-def read_msraction3d(path: str | os.PathLike[str]) -> Skeleton:
-    """MSR Action3D: 20 lines a frame, each ``x y z confidence`` (metres, and a confidence that is dropped).
-
-    Lost frames are written as zeros in these files; they stay, so that time is right.
-
-    Raises ``SourceError``: missing, empty, not four numbers a line, cut off in a frame, not finite, or zeros only.
-    """
-    lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
-    try:
-        values = np.array(lines, np.float32)
-        if values.shape[1:] != (4,):
-            raise ValueError
-    except ValueError:
-        wrong = next(i for i, line in enumerate(lines, 1) if len(line) != 4 or not all(map(_number, line)))
-        raise SourceError(
-            f"{path}: line {wrong} does not hold four numbers (x y z confidence); copy the file again."
-        ) from None
-    if len(values) % MSR_JOINTS:
-        raise SourceError(
-            f"{path}: {len(values)} lines are no whole number of frames of {MSR_JOINTS} joints: the file is cut off; "
-            f"copy it again."
-        )
-    joints = np.ascontiguousarray(values[:, :3].reshape(-1, MSR_JOINTS, 3))
-    frames = np.arange(len(joints), dtype=np.int32)
-    skeleton = Skeleton(joints, MSR_JOINTS, MSR_SPINE, frames, len(joints), MSR_FPS, "msraction3d")
-    if (problem := skeleton.problem()) is not None:
-        raise SourceError(f"{path}: {problem}")
-    return skeleton
-
-
-def _number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

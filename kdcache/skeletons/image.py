@@ -74,10 +74,20 @@ class Imaging:
 
 def turn(seed: int, view: int, *, planar: bool = False) -> NDArray[np.float32]:
     """The angles of a turned view, float32 [3], radians about x, y and z: a function of ``seed`` and ``view`` alone."""
-    angles = np.random.default_rng([seed, view]).uniform(-TURN, TURN, 3)
+    return random_angles(np.random.default_rng([seed, view]), planar=planar)
+
+
+def random_angles(rng: np.random.Generator, *, planar: bool = False) -> NDArray[np.float32]:
+    """The next turn of the augmentation, float32 [3], uniform in ±0.3 rad about x, y and z [code].
+
+    Args:
+        rng: three numbers are drawn from it, whether or not all are used.
+        planar: the joints have no depth, so they turn within their plane: about z alone [reconstructed].
+    """
+    angles = rng.uniform(-TURN, TURN, 3).astype(np.float32)
     if planar:
         angles[:2] = 0
-    return angles.astype(np.float32)
+    return angles
 
 
 def centred(joints: Joints, per_body: int, centre: int) -> Joints:
@@ -229,7 +239,7 @@ def rotated(joints: Joints, angles: NDArray[np.float32]) -> Joints:
     """
     import torch
 
-    from kdcache.backbones.vacnn import rotation
+    from kdcache.skeletons.rotation import rotation
 
     matrix: NDArray[np.float32] = rotation(torch.from_numpy(np.asarray(angles, np.float32)[None]))[0].numpy()
     return joints @ matrix.T

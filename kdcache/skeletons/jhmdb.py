@@ -19,7 +19,7 @@ JOINTS, BELLY, FPS = 15, 1, 30.0
 
 
 @dataclass(frozen=True)
-class Clip:
+class JhmdbClip:
     """One clip of the file: the ``number``-th of ``part``, frames ``start`` to before ``stop`` of the source."""
 
     part: Part
@@ -36,7 +36,7 @@ def open_jhmdb(path: str | os.PathLike[str]) -> Skeleton:
     return Skeleton(joints, JOINTS, BELLY, np.arange(len(joints), dtype=np.int32), len(joints), FPS, "jhmdb")
 
 
-def clips_of(path: str | os.PathLike[str]) -> list[Clip]:
+def clips_of(path: str | os.PathLike[str]) -> list[JhmdbClip]:
     """Every clip in the order of ``open_jhmdb``; clip i spans ``start / 30`` to ``stop / 30`` seconds of it.
 
     The file holds ``{part}_pose`` float [ΣT, 15, 2], ``{part}_length`` and ``{part}_label`` for both parts.
@@ -44,12 +44,12 @@ def clips_of(path: str | os.PathLike[str]) -> list[Clip]:
     Raises:
         SourceError: missing, damaged, or arrays that do not fit together.
     """
-    clips: list[Clip] = []
+    clips: list[JhmdbClip] = []
     stop = 0
     for part in PARTS:
         _, lengths, labels = _part(path, part)
         for number, (length, label) in enumerate(zip(lengths.tolist(), labels.tolist(), strict=True)):
-            clips.append(Clip(part, number, str(label), stop, stop + length))
+            clips.append(JhmdbClip(part, number, str(label), stop, stop + length))
             stop += length
     return clips
 

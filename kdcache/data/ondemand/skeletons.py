@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -13,10 +12,8 @@ from kdcache.data.ondemand.clips import Clip, Loaded, read_each
 from kdcache.data.ondemand.stream import OnDemand
 from kdcache.levels import progress_spans
 from kdcache.methods.fit_options import Options
-from kdcache.skeletons.base import Skeleton, open_skeleton
-from kdcache.skeletons.image import SIDE, centred, image_of, rotated, skeleton_image
-
-TURN = 0.3  # radians, the largest angle of the training augmentation [VA-CNN's code]
+from kdcache.skeletons import Skeleton, open_skeleton
+from kdcache.skeletons.image import SIDE, image_of, level_image, random_angles
 
 
 def load(clips: Sequence[Clip]) -> Loaded[Skeleton]:
@@ -44,12 +41,8 @@ class SkeletonClips(OnDemand):
         if view == 0:
             return image_of(clip, self.limits, options.skeleton)[None]
         rng = self.random(row, view)
-        angles = rng.uniform(-TURN, TURN, 3).astype(np.float32)
-        if not clip.joints[..., 2].any():  # flat joints stay in their plane
-            angles[:2] = 0
+        angles = random_angles(rng, planar=clip.planar)
         start, stop = 0, clip.total
         if options.observed == "random":
             start, stop = progress_spans(clip.total, options.levels, options.progress)[rng.integers(options.levels)]
-        known = clip.observed(int(stop))
-        joints = centred(known.joints, known.per_body, known.centre)[known.frames >= start]
-        return skeleton_image(rotated(joints, angles), known.per_body, self.limits, options.skeleton)[None]
+        return level_image(clip, int(start), int(stop), self.limits, options.skeleton, angles)[None]

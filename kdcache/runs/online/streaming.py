@@ -21,7 +21,7 @@ from kdcache.extraction.motion import FlowMemory, Prepared, prepare
 from kdcache.extraction.plan import Task
 from kdcache.levels import Progress
 from kdcache.sampling import clip_range
-from kdcache.skeletons.base import open_skeleton
+from kdcache.skeletons import open_skeleton
 from kdcache.skeletons.image import level_image
 from kdcache.sources import open_source
 from kdcache.streams.base import Stream
