@@ -8,7 +8,7 @@ import sys
 import click
 
 from kdcache import __version__
-from kdcache.cli import ablate, cache, extract, fit, predict, sources, train
+from kdcache.cli import ablate, cache, evaluate, extract, fit, predict, sources, train
 from kdcache.cli.common import Group
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -41,7 +41,7 @@ for command in (
     sources.weights,
     fit.fit,
     train.train,
-    train.evaluate,
+    evaluate.evaluate,
     predict.predict,
     ablate.ablate,
     train.demo,

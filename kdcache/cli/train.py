@@ -1,4 +1,4 @@
-"""Commands of the second stage: train, evaluate; and the demo of both."""
+"""Commands of the second stage: train; and the demo."""
 
 from __future__ import annotations
 
@@ -55,26 +55,6 @@ def train(
     chosen |= presets.row(chosen["method"], row) if row else {}
     chosen |= given({"shards": shards, **options})
     click.echo(kdcache.train(**chosen | parse_set(chosen["method"], sets)))
-
-
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--split", help="Which split to evaluate.  [default: what the run held out]")
-def evaluate(runs: tuple[Path, ...], split: str | None) -> None:
-    """Evaluate a finished run from its checkpoint; several runs are fused by the mean of their probabilities.
-
-    \b
-    Example:
-      kdcache evaluate runs/anticipation-0
-      kdcache evaluate runs/rgb runs/flow
-    """
-    import json
-
-    import kdcache
-    from kdcache.runs.fuse import fuse
-
-    metrics = kdcache.evaluate(runs[0], split) if len(runs) == 1 else fuse(runs, split)
-    click.echo(json.dumps(metrics, indent=2))
 
 
 @click.command()

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
-from kdcache.metrics.topk import measure
 
 if TYPE_CHECKING:
+    from kdcache.methods.contract import Measure
     from kdcache.runs.run import Run
 
 
 def fuse(
     runs: Sequence[Run | str | Path], split: str | None = None, which: str = "last"
 ) -> dict[str, dict[str, float]]:
-    """Metrics of the mean softmax of several runs on the pairs that they all held out. [reconstructed: the mean]
+    """Metrics of the mean softmax of several runs on the examples that all of them held out. [reconstructed: the mean]
+
+    The metrics are those of the method: of early recognition ``auc`` and the accuracy at each observation ratio, at
+    which the probabilities are averaged one by one; of anticipation ``top1``, ``top5`` and the recalls.
 
     Args:
-        runs: finished runs or their folders, with one target and the same classes and held-out pairs.
+        runs: finished runs or their folders, with one target and the same classes, held-out examples and levels.
         split: one held-out split; None: each of them.
         which: ``last`` or ``best`` weights of every run.
 
@@ -29,29 +35,96 @@ def fuse(
         split → metric in per cent.
 
     Raises:
-        OptionError: runs of different targets, classes or pairs, or an unknown split.
+        OptionError: no run, runs that differ in target, classes, held-out examples or levels, or an unknown split.
     """
     from kdcache.runs.run import Run
 
     opened = [run if isinstance(run, Run) else Run(run) for run in runs]
+    if not opened:
+        raise OptionError("Name at least one run to fuse.")
     first = opened[0]
-    tables = [run.predictions(which).set_index("pair") for run in opened]
-    known = ["clip_id", "split", first.target]
-    for run, table in zip(opened[1:], tables[1:], strict=True):
-        if run.target != first.target or list(table.columns) != list(tables[0].columns):
-            raise OptionError(f"{run.path} predicts other classes than {first.path}: fuse runs of one target.")
-        if set(table.index) != set(tables[0].index):
-            raise OptionError(f"{run.path} held out other pairs than {first.path}: fuse runs of one split.")
-    classes = [c for c in tables[0].columns if c not in known]
-    number = {int(c): i for i, c in enumerate(classes)}
-    labelled = tables[0][tables[0][first.target].notna()]
-    splits = list(dict.fromkeys(labelled["split"])) if split is None else [split]
+    for run in opened[1:]:
+        if run.target != first.target:
+            raise OptionError(
+                f"{run.path} predicts {run.target}, {first.path} {first.target}: fuse runs of one target."
+            )
+    answers = [_answers(run, which) for run in opened]
+    for run, its in zip(opened[1:], answers[1:], strict=True):
+        _check(run, its, first, answers[0])
+    order = answers[0].probabilities.index
+    mean = np.mean([its.probabilities.loc[order].to_numpy() for its in answers], axis=0)
+    measure = _measure(first)
+    examples, number = answers[0].examples, {c: i for i, c in enumerate(answers[0].probabilities.columns)}
+    labelled = examples[first.target].notna()
+    splits = list(dict.fromkeys(examples["split"][labelled])) if split is None else [split]
     results = {}
     for name in splits:
-        here = labelled[labelled["split"] == name]
-        if here.empty:
-            raise OptionError(f"{first.path} holds out no labelled pairs of split {name!r}.")
-        scores = np.mean([t.loc[here.index, classes].to_numpy(np.float64) for t in tables], axis=0)
-        y = np.array([number[int(label)] for label in here[first.target]])
-        results[name] = measure(scores, y)
+        here = (labelled & (examples["split"] == name)).to_numpy()
+        if not here.any():
+            raise OptionError(f"{first.path} holds out no labelled {answers[0].what} of split {name!r}.")
+        y = np.array([number[int(label)] for label in examples[first.target][here]])
+        results[name] = {m: float(v) for m, v in measure(_by_example(mean, answers[0])[here], y).items()}
     return results
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a run says of its held-out examples."""
+
+    what: str
+    """``pairs`` or ``clips``."""
+    examples: pd.DataFrame
+    """Index: name of the example; columns ``split`` and the target."""
+    levels: list[int] | None
+    """Observed percentages; None where an example is answered once."""
+    probabilities: pd.DataFrame
+    """Float64, a row for each example, or for each example and level in turn; a column for each class."""
+
+
+def _answers(run: Run, which: str) -> _Answers:
+    frame = run.predictions(which)
+    name = "pair" if "pair" in frame else "clip_id"
+    levels = sorted(set(frame["observed"])) if "observed" in frame else None
+    classes = [c for c in frame.columns if isinstance(c, int)]
+    return _Answers(
+        what="pairs" if name == "pair" else "clips",
+        examples=frame.drop_duplicates(name).set_index(name)[["split", run.target]],
+        levels=levels,
+        probabilities=frame.set_index([name] if levels is None else [name, "observed"])[classes].astype(np.float64),
+    )
+
+
+def _check(run: Run, its: _Answers, first: Run, others: _Answers) -> None:
+    """``OptionError`` where two runs do not answer the same question."""
+    if its.what != others.what:
+        raise OptionError(
+            f"{run.path} predicts {its.what}, {first.path} {others.what}: fuse runs of methods with like examples."
+        )
+    if its.levels != others.levels:
+        count, other = (str(len(a.levels)) if a.levels else "no" for a in (its, others))
+        raise OptionError(
+            f"{run.path} answers at {count} levels of observation, {first.path} at {other}: fuse runs with equal ones."
+        )
+    if list(its.probabilities.columns) != list(others.probabilities.columns):
+        raise OptionError(f"{run.path} predicts other classes than {first.path}: fuse runs on the same classes.")
+    if not its.examples.sort_index().equals(others.examples.sort_index()):
+        raise OptionError(
+            f"{run.path} holds out other {its.what} than {first.path}, or under other splits or labels: "
+            "fuse runs that held out the same."
+        )
+
+
+def _by_example(mean: NDArray[np.float64], answers: _Answers) -> NDArray[np.float64]:
+    """``[n, C]``, with levels ``[n, N, C]``."""
+    return mean.reshape(len(answers.examples), len(answers.levels), -1) if answers.levels else mean
+
+
+def _measure(run: Run) -> Measure:
+    """How the run's method measures what it answers."""
+    from kdcache.methods import method
+    from kdcache.runs.config import build
+
+    module = method(run.settings.method)
+    options = build(module.Options, run.resolved["options"])
+    measure: Measure = module.predictor(options, run.prepared.data).measure
+    return measure

@@ -1,0 +1,26 @@
+"""The command that evaluates finished runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--split", help="Which split to evaluate.  [default: what the run held out]")
+def evaluate(runs: tuple[Path, ...], split: str | None) -> None:
+    """Evaluate a finished run from its checkpoint; several runs are fused by the mean of their probabilities.
+
+    \b
+    Example:
+      kdcache evaluate runs/anticipation-0
+      kdcache evaluate runs/rgb runs/flow
+    """
+    import kdcache
+    from kdcache.runs.fuse import fuse
+
+    metrics = kdcache.evaluate(runs[0], split) if len(runs) == 1 else fuse(runs, split)
+    click.echo(json.dumps(metrics, indent=2))
