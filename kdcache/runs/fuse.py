@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -54,7 +54,7 @@ def fuse(
     order = answers[0].probabilities.index
     mean = np.mean([its.probabilities.loc[order].to_numpy() for its in answers], axis=0)
     measure = _measure(first)
-    examples, number = answers[0].examples, {c: i for i, c in enumerate(answers[0].probabilities.columns)}
+    examples, number = answers[0].examples, {c: i for i, c in enumerate(list[Any](answers[0].probabilities.columns))}
     labelled = examples[first.target].notna()
     splits = list(dict.fromkeys(examples["split"][labelled])) if split is None else [split]
     results = {}
@@ -85,7 +85,7 @@ def _answers(run: Run, which: str) -> _Answers:
     frame = run.predictions(which)
     name = "pair" if "pair" in frame else "clip_id"
     levels = sorted(set(frame["observed"])) if "observed" in frame else None
-    classes = [c for c in frame.columns if isinstance(c, int)]
+    classes = [c for c in list[Any](frame.columns) if isinstance(c, int)]
     return _Answers(
         what="pairs" if name == "pair" else "clips",
         examples=frame.drop_duplicates(name).set_index(name)[["split", run.target]],
