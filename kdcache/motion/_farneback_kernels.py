@@ -6,9 +6,10 @@ threads give the same bytes. Planes are separate (``[5, H, W]``) so that the loo
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from kdcache.motion.jit import cached_njit
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -17,7 +18,7 @@ POLY = 7  # half width of the expansion's window
 BLUR = 5  # half width of the Gaussian that averages the normal equations (11 taps)
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _even(row: F32, k: F32, out: F32) -> None:
     """``out[x] = Σ_i k[|i|] row[x + POLY + i]``, a symmetric 15-tap filter over a padded row."""
     k0, k1, k2, k3, k4, k5, k6, k7 = k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]
@@ -28,7 +29,7 @@ def _even(row: F32, k: F32, out: F32) -> None:
         out[x] = s + k7 * (row[x] + row[x + 14])
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _odd(row: F32, k: F32, out: F32) -> None:
     """``out[x] = Σ_i k[i] (row[x + POLY + i] − row[x + POLY − i])``, an antisymmetric 15-tap filter."""
     k1, k2, k3, k4, k5, k6, k7 = k[1], k[2], k[3], k[4], k[5], k[6], k[7]
@@ -39,7 +40,7 @@ def _odd(row: F32, k: F32, out: F32) -> None:
         out[x] = s + k7 * (row[x + 14] - row[x])
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _pad(row: F32, n: int) -> None:
     """Repeat the first and last value of a row into its ``n`` padding cells at each end."""
     for i in range(n):
@@ -47,7 +48,7 @@ def _pad(row: F32, n: int) -> None:
         row[row.size - 1 - i] = row[row.size - 1 - n]
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def expand(image: F32, g: F32, xg: F32, xxg: F32, inverse: F32, out: F32) -> None:
     """Quadratic expansion of ``image [H, W]`` at each pixel into ``out [5, H, W]``.
 
@@ -92,7 +93,7 @@ def expand(image: F32, g: F32, xg: F32, xxg: F32, inverse: F32, out: F32) -> Non
             out[4, y, x] = t[5, x] * i55
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _targets(fx: F32, fy: F32, y: int, h: int, at: I32, share: F32, own: F32) -> None:
     """Where the pixels of row ``y`` land: index ``at [w]`` of the upper left of the four pixels around, their
     bilinear weights ``share [4, w]``, and ``own [w]``, the weight of the first image's coefficients.
@@ -117,7 +118,7 @@ def _targets(fx: F32, fy: F32, y: int, h: int, at: I32, share: F32, own: F32) ->
         own[x] = half if inside else one
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _blend(plane: F32, at: I32, share: F32, w: int, out: F32) -> None:
     """Bilinear samples of a flat ``plane`` of width ``w`` at the places that :func:`_targets` found."""
     s0, s1, s2, s3 = share[0], share[1], share[2], share[3]
@@ -127,7 +128,7 @@ def _blend(plane: F32, at: I32, share: F32, w: int, out: F32) -> None:
         out[x] = s0[x] * plane[i] + s1[x] * right[i] + s2[x] * low[i] + s3[x] * diagonal[i]
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def normal_equations(a: F32, b: F32, flow: F32, fade_x: F32, fade_y: F32, out: F32) -> None:
     """Per-pixel normal equations ``out [5, H, W]`` = g11, g12, g22, h1, h2 of the displacement.
 
@@ -160,7 +161,7 @@ def normal_equations(a: F32, b: F32, flow: F32, fade_x: F32, fade_y: F32, out: F
             out[4, y, x] = axy * by + axx * bx
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def solve(m: F32, k: F32, flow: F32) -> None:
     """Average the normal equations ``m [5, H, W]`` with the half kernel ``k [6]``; write ``flow [2, H, W]`` (x, y)."""
     _, h, w = m.shape

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from kdcache.motion.jit import cached_njit
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -22,7 +23,7 @@ _FLOOR = np.float32(0.05)  # added to every bin before normalising
 _DEGREES = np.float32(180.0 / math.pi)
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def advance(points: F32, moves: F32, age: I32, live: B8, flow: F32, warped: F32) -> None:
     """Move each live track of a scale by one frame.
 
@@ -46,7 +47,7 @@ def advance(points: F32, moves: F32, age: I32, live: B8, flow: F32, warped: F32)
         age[i] = t + 1
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def sample(eigen: F32, threshold: float, step: int, points: F32, age: I32, live: B8) -> F32:
     """Grid points ``[n, 2]`` whose ``eigen [h, w]`` exceeds ``threshold``, in cells that hold no live track."""
     h, w = eigen.shape
@@ -68,7 +69,7 @@ def sample(eigen: F32, threshold: float, step: int, points: F32, age: I32, live:
     return out[:n]
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def judge(points: F32, moves: F32, limits: F32, stats: F32) -> B8:
     """Which complete tracks are worth keeping, and their figures.
 
@@ -113,7 +114,7 @@ def judge(points: F32, moves: F32, limits: F32, stats: F32) -> B8:
     return keep
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def bearing(x: F32, y: F32, magnitude: F32, degrees: F32) -> None:
     """Length and direction (degrees in [0, 360)) of each vector (x, y), by OpenCV's polynomial arc tangent."""
     p1, p3 = np.float32(0.9997878412794807) * _DEGREES, np.float32(-0.3258083974640975) * _DEGREES
@@ -132,7 +133,7 @@ def bearing(x: F32, y: F32, magnitude: F32, degrees: F32) -> None:
         magnitude[i] = math.sqrt(x[i] * x[i] + y[i] * y[i])
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def integrate(x: F32, y: F32, quiet: float, out: F32) -> None:
     """Integral histogram ``out [h+1, w+1, bins]`` of the directions of the vector field ``x, y [h, w]``.
 
@@ -161,7 +162,7 @@ def integrate(x: F32, y: F32, quiet: float, out: F32) -> None:
                 row[i + 1, k] = above[i + 1, k] + s[k]
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def describe(integral: F32, points: F32, age: I32, live: B8, patch: int, span: int, offset: int, out: F32) -> None:
     """Add each live track's histogram of this frame to its descriptor ``out[i, offset:]``.
 
@@ -193,7 +194,7 @@ def describe(integral: F32, points: F32, age: I32, live: B8, patch: int, span: i
             out[i, start + k] += np.float32(math.sqrt(cell[k] * norm)) * share
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _seen(next: U8, m: F64, y: int, margin: float, at: I32, part: I32, levels: I32) -> None:
     """Grey ``levels [w]`` (0 … 255) that ``next`` shows at the images of row ``y`` under ``m [9]``.
 
@@ -226,7 +227,7 @@ def _seen(next: U8, m: F64, y: int, margin: float, at: I32, part: I32, levels: I
         levels[x] = ((32 - b) * top + b * low + 512) >> 10
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def warp_back(prev: U8, next: U8, m: F64, margin: float, out: U8) -> None:
     """``next`` seen through the homography ``m [9]`` into ``out [H, W]``.
 
@@ -240,7 +241,7 @@ def warp_back(prev: U8, next: U8, m: F64, margin: float, out: U8) -> None:
             out[y, x] = levels[x] if levels[x] >= 0 else prev[y, x]
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def misalignment(prev: U8, next: U8, m: F64, margin: float, allowed: U8) -> float:
     """Mean difference in grey levels between ``prev`` and ``next`` seen through ``m [9]``.
 

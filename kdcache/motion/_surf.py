@@ -8,11 +8,11 @@ OpenCV 2.4 used under the original improved-trajectories program.
 from __future__ import annotations
 
 import cv2
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.motion._surf_descriptor import describe
+from kdcache.motion.jit import cached_njit
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -89,7 +89,7 @@ def _allowed(mask: I32, points: F32) -> NDArray[np.bool_]:
     return np.asarray(inside >= 0.5 * side * side)
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _hessian(phases: I32, corners: I32, weights: F64, out: F32) -> None:
     """Determinants of the box-filter Hessian at every ``step``-th pixel into ``out``.
 
@@ -116,7 +116,7 @@ def _hessian(phases: I32, corners: I32, weights: F64, out: F32) -> None:
             out[i, j] = dxx * dyy - np.float32(0.81) * dxy * dxy
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _maxima(n: F32, below: int, side: int, above: int, step: int, threshold: float) -> F32:
     """Maxima of the middle of three layers, refined: rows x, y, size, strength, left, top, side of the filter."""
     _, rows, columns = n.shape
@@ -141,7 +141,7 @@ def _maxima(n: F32, below: int, side: int, above: int, step: int, threshold: flo
     return out[:count]
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _peak(n: F32, i: int, j: int) -> bool:
     """Whether the middle of a 3 × 3 × 3 neighbourhood exceeds all others."""
     v = n[1, i, j]
@@ -153,7 +153,7 @@ def _peak(n: F32, i: int, j: int) -> bool:
     return True
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _refine(n: F32, i: int, j: int) -> tuple[np.float32, np.float32, np.float32]:
     """Offset (x, y, layer) of the extremum of the quadratic through a 3 × 3 × 3 neighbourhood; 0 if it has none."""
     v = n[1, i, j]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import cv2
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.motion._idt_kernels import bearing
+from kdcache.motion.jit import cached_njit
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -40,7 +40,7 @@ def _circle() -> tuple[I32, F32]:
     return np.array(offsets, np.int32), np.array(weights, np.float32)
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _describe(gray: U8, total: I32, points: F32, window: F32, circle: I32, votes: F32, out: F32) -> NDArray[np.bool_]:
     """Descriptors of ``points`` into ``out``; false for those too near the border to have an orientation."""
     kept = np.zeros(len(points), np.bool_)
@@ -54,7 +54,7 @@ def _describe(gray: U8, total: I32, points: F32, window: F32, circle: I32, votes
     return kept
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _orientation(
     total: I32, cx: np.float32, cy: np.float32, scale: np.float32, circle: I32, votes: F32
 ) -> tuple[bool, float]:
@@ -97,7 +97,7 @@ def _orientation(
     return True, math.atan2(-by, bx)
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _bilinear(gray: U8, x: np.floating, y: np.floating) -> np.float32:
     """Grey level at (x, y), rounded; the nearest pixel's outside the image."""
     h, w = gray.shape
@@ -111,7 +111,7 @@ def _bilinear(gray: U8, x: np.floating, y: np.floating) -> np.float32:
     return np.float32(np.rint((p * (one - a) + q * a) * (one - b) + (r * (one - a) + s * a) * b))
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _mean(total: I32, x: np.floating, y: np.floating, side: int) -> np.float32:
     """Mean of the square of ``side`` px around (x, y), moved into the image, from an integral image."""
     h, w = total.shape
@@ -121,7 +121,7 @@ def _mean(total: I32, x: np.floating, y: np.floating, side: int) -> np.float32:
     return np.float32(box) / np.float32(side * side)
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _patch(gray: U8, total: I32, cx: np.float32, cy: np.float32, scale: np.float32, angle: float) -> U8:
     """The square of 21 scales around a point, turned by ``angle``, averaged down to ``[21, 21]``.
 
@@ -158,7 +158,7 @@ def _patch(gray: U8, total: I32, cx: np.float32, cy: np.float32, scale: np.float
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _average(rows: F32, start: float, stop: float, out: F32) -> None:
     """Mean of ``rows`` from ``start`` to ``stop``, the first and last counting in part."""
     out[:] = 0
@@ -168,7 +168,7 @@ def _average(rows: F32, start: float, stop: float, out: F32) -> None:
             out[x] += rows[y, x] * share
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def _histogram(patch: U8, window: F32, out: F32) -> None:
     """128 values of a ``patch [21, 21]``: signed and absolute sums of its gradient over 4 × 4 cells, unit length."""
     for y in range(PATCH):
@@ -191,7 +191,7 @@ def _histogram(patch: U8, window: F32, out: F32) -> None:
         out[k] *= norm
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit(nogil=True)
 def nearest(first: F32, second: F32, a: F32, b: F32, reach: float) -> I32:
     """For each point of ``second [m, 2]`` the index into ``first [n, 2]`` of the most alike within ``reach``, or −1.
 

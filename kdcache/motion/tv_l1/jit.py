@@ -14,6 +14,8 @@ from typing import Any, TypeVar, cast
 from numba import njit, types
 from numba.extending import intrinsic
 
+from kdcache.motion.jit import cached_njit
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -33,15 +35,12 @@ def spliced(function: F) -> F:
 
 
 def entry(function: F) -> F:
-    """Compile an entry point and cache its machine code; without a writable cache it compiles each time.
+    """Compile an entry point and cache its machine code where there is a place for it.
 
     Numba checks only the entry point's own file for changes, so ``function`` must close over
     ``sources_digest()``: the values of a closure are part of Numba's cache key.
     """
-    try:
-        return cast(F, njit(cache=True, **_OPTIONS)(function))
-    except RuntimeError:  # Numba's "no locator available": neither package nor user folder can be written
-        return cast(F, njit(**_OPTIONS)(function))
+    return cached_njit(**_OPTIONS)(function)
 
 
 def sources_digest() -> str:

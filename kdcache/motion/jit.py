@@ -1,0 +1,41 @@
+"""Numba's compiler, with its cache on disk where there is a place for one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from numba import njit
+
+from kdcache.log import logger
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def cached_njit(**options: Any) -> Callable[[F], F]:
+    """A decorator that compiles a function at its first call and keeps its machine code for later processes.
+
+    Numba keeps it beside the source, else in the user's cache folder. Where neither can be written (a read-only
+    installation and no home), the function is compiled in every process anew, to the same code.
+    """
+
+    def compile_function(function: F) -> F:
+        try:
+            return cast(F, njit(cache=True, **options)(function))
+        except RuntimeError as error:
+            if "no locator available" not in str(error):
+                raise
+            _tell()
+            return cast(F, njit(**options)(function))
+
+    return compile_function
+
+
+@functools.cache
+def _tell() -> None:
+    """Once a process."""
+    logger.info(
+        "Numba finds no folder for compiled code and compiles in every process: set NUMBA_CACHE_DIR to one that it may "
+        "write to."
+    )
