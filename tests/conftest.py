@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Without this, hypothesis writes the examples that it tried into the current folder, which need not be writable.
+settings.register_profile("kdcache", database=None)
+settings.load_profile("kdcache")
 
 
 @pytest.fixture(scope="session")
