@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import types
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdcache.errors import DeviceError, OptionError, unknown
+from kdcache.log import logger
 
 if TYPE_CHECKING:
     import torch
@@ -52,16 +54,76 @@ def without_main() -> Iterator[None]:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """``auto`` is fp32 on a CPU and bf16 on a GPU (fp16 on one that computes no bf16)."""
+    """``auto``: fp32 on a CPU, bf16 on a GPU (fp16 on one that computes no bf16); others are checked on this machine.
+
+    Raises:
+        OptionError: an unknown precision, or one in which this CPU cannot run every network.
+    """
     if name == "auto":
         if device.type == "cpu":
-            return "fp32"
+            return "fp32"  # many CPUs compute bf16 by emulation, slower than fp32
         import torch
 
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if name not in PRECISIONS:
         raise unknown("precision", name, ["auto", *PRECISIONS])
+    if device.type == "cpu" and not cpu_computes(name):
+        needs = {"bf16": "AVX-512 or AVX-NE-CONVERT", "fp16": "AVX-512 FP16 or AVX-NE-CONVERT"}[name]
+        raise OptionError(
+            f"precision={name}: this CPU computes no {name} (an x86 CPU needs {needs}): use precision=fp32, or a GPU."
+        )
+    if device.type == "cpu" and name == "bf16":
+        _warn_of_emulation()
     return name
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """The dtype of tensors in a precision that ``resolve_precision`` returned."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+@functools.cache
+def cpu_computes(precision: str) -> bool:
+    """Whether convolutions and recurrent layers run on this CPU in a precision.
+
+    Both are tried, tiny: which instructions they need is known to oneDNN alone, and its answer changes with its
+    version, its settings (``ONEDNN_MAX_CPU_ISA``) and the layer. A precision that only one of them has is refused as a
+    whole: the other would end in a traceback or take up to a hundred times as long as in fp32.
+    """
+    if precision == "fp32":
+        return True
+    import torch
+
+    dtype, zeros = torch_dtype(precision), torch.zeros
+    parameters = [zeros(16, 4), zeros(16, 4), zeros(16), zeros(16)]
+    state = zeros(1, 1, 4)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", dtype=dtype):
+            if onednn_available():
+                image, weight = zeros(1, 2, 2, 4, 4, dtype=dtype), zeros(2, 2, 1, 3, 3, dtype=dtype)
+                torch.mkldnn_convolution(image, weight, None, (0, 1, 1), (1, 1, 1), (1, 1, 1), 1)
+            torch.lstm(zeros(1, 1, 4), (state, state), parameters, True, 1, 0.0, False, False, False)
+    except RuntimeError:  # how oneDNN says that it has no kernel
+        return False
+    return True
+
+
+@functools.cache
+def _warn_of_emulation() -> None:
+    """Once a process: where a CPU has AVX-512 but no bf16 arithmetic, values are converted back and forth."""
+    from torch import cpu
+
+    if cpu._is_avx512_supported() and not (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()):
+        logger.warning("precision=bf16: this CPU emulates bf16, which is slower than precision=fp32.")
+
+
+def onednn_available() -> bool:
+    """Whether this build of torch has oneDNN."""
+    import torch
+
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def autocast(device: torch.device, precision: str) -> Callable[[], AbstractContextManager[None]]:
@@ -70,7 +132,7 @@ def autocast(device: torch.device, precision: str) -> Callable[[], AbstractConte
 
     if precision == "fp32":
         return nullcontext
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    dtype = torch_dtype(precision)
     return lambda: torch.autocast(device.type, dtype=dtype)
 
 
@@ -114,15 +176,19 @@ def _container() -> int | None:
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Inside: deterministic algorithms on a CPU; on a GPU the fastest convolutions, whose last bits may vary."""
+    """Inside: deterministic algorithms on a CPU; on a GPU the fastest convolutions, whose last bits may vary.
+
+    Afterwards the process has the settings that it had before.
+    """
     import torch
 
     deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(device.type == "cpu")
     torch.backends.cudnn.benchmark = device.type == "cuda"
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +55,8 @@ def rows(suffix: str) -> pd.DataFrame:
 def quick():
     """Weights are drawn once (frozen networks are copies), and pictures this small are not worth a second thread."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: 1)
+        patch.setattr("kdcache.extraction.run.cores", lambda: 1)
+        patch.setattr(unfold, "cores", lambda: 1)
         patch.setattr(backbones, "build", functools.cache(backbones.build))
         yield
 

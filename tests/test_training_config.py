@@ -1,4 +1,4 @@
-"""Options by name and type: from text, from Python, to TOML and back; devices."""
+"""Options by name and type: from text, from Python, to TOML and back."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import itertools
 import tomllib
 
 import pytest
-import torch
 
-from kdcache.errors import DeviceError, OptionError
+from kdcache.errors import OptionError
 from kdcache.methods.anticipation import Options
 from kdcache.runs.config import Settings, build, read_config, to_table, write_config
 from kdcache.runs.train import parse_set
-from kdcache.runtime import free_bytes, reproducible, resolve_device, resolve_precision
 
 
 def test_set_is_typed_by_the_options():
@@ -87,24 +85,3 @@ def test_every_option_is_documented():
     for here, after in itertools.pairwise(body):
         if isinstance(here, ast.AnnAssign):
             assert isinstance(after, ast.Expr), f"{here.target.id} has no docstring"
-
-
-def test_devices_and_precisions_are_resolved():
-    cpu = torch.device("cpu")
-    assert resolve_device("cpu") == cpu
-    assert resolve_precision("auto", cpu) == "fp32"
-    assert free_bytes(cpu) > 2**20
-    with pytest.raises(DeviceError, match="use device=auto or device=cpu"):
-        resolve_device("cuda:99")
-    for name in ("gpu", "cuda:x"):
-        with pytest.raises(OptionError, match="Unknown device"):
-            resolve_device(name)
-    with pytest.raises(OptionError, match="did you mean 'bf16'"):
-        resolve_precision("b16", cpu)
-
-
-def test_determinism_is_switched_on_inside_only():
-    before = torch.are_deterministic_algorithms_enabled()
-    with reproducible(torch.device("cpu")):
-        assert torch.are_deterministic_algorithms_enabled()
-    assert torch.are_deterministic_algorithms_enabled() == before

@@ -8,7 +8,6 @@ stay in cache, memory does not grow with the batch, and a clip's features do not
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -20,11 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kdcache.backbones.base import Backbone
 from kdcache.backbones.i3d import SameConv3d
-from kdcache.errors import DeviceError, OptionError, unknown
-
-log = logging.getLogger("kdcache")
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from kdcache.runtime import onednn_available, resolve_device, resolve_precision, torch_dtype
 
 
 class Frozen:
@@ -36,18 +31,18 @@ class Frozen:
     in the last digits of the precision.
 
     Raises:
-        OptionError: unknown layer or precision, or fp16 on a CPU without fp16 arithmetic.
+        OptionError: unknown layer or precision, or a precision that this CPU does not compute.
         DeviceError: a device that is not there.
     """
 
     def __init__(self, net: Backbone, layer: str, precision: str = "fp32", device: str = "cpu") -> None:
         self.layer = net.resolve(layer)
-        self.device = _device(device)
-        self.dtype = _dtype(precision, self.device)
+        self.device = resolve_device(device)
+        self.dtype = torch_dtype(resolve_precision(precision, self.device))
         self._net = copy.deepcopy(net).eval().requires_grad_(False)
         self._net.truncate(self.layer)
         fold_batch_norm(self._net)
-        if self.device.type == "cpu" and _onednn_available():
+        if self.device.type == "cpu" and onednn_available():
             _use_onednn(self._net)
         self._net.to(self.device, self.dtype)
         _channels_last(self._net)
@@ -81,10 +76,6 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int
     return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)
 
 
-def _onednn_available() -> bool:
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-
-
 def _use_onednn(net: nn.Module) -> None:
     # For a single small clip torch picks its slow native convolution, which also undoes the channels-last layout.
     for module in net.modules():
@@ -98,31 +89,3 @@ def _channels_last(net: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
         elif parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def _device(device: str) -> torch.device:
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        chosen = torch.device("meta")
-    if chosen.type not in ("cpu", "cuda"):
-        raise OptionError(f"Unknown device {device!r}: write cpu, cuda or cuda:N.")
-    if chosen.type == "cuda":
-        count = torch.cuda.device_count()
-        if not torch.cuda.is_available() or (chosen.index or 0) >= count:
-            raise DeviceError(
-                f"Device {device!r} was asked for, but torch sees {count} CUDA devices: use --device cpu."
-            )
-    return chosen
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, list(PRECISIONS))
-    if device.type == "cpu" and _onednn_available():
-        if precision == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-            # without it a forward takes hundreds of times as long as in fp32
-            raise OptionError("This CPU has no fp16 arithmetic: choose --precision bf16 or fp32, or a GPU.")
-        if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            log.warning("This CPU has no bf16 arithmetic: expect bf16 to be slower than fp32.")
-    return PRECISIONS[precision]

@@ -27,7 +27,7 @@ from kdcache.extraction.fitted import fitted_weights, keep_facts, leaks
 from kdcache.extraction.plan import Plan, Unit, fingerprint_sources, make_plan, sources_of
 from kdcache.extraction.worker import Done, Event, Workplace
 from kdcache.manifest import read_manifest, validate
-from kdcache.runtime import resolve_device
+from kdcache.runtime import cores, resolve_device
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
 from kdcache.streams.base import Settings, Stream, named, resolve
 
@@ -135,7 +135,7 @@ def extract(
     for sentence in report.warnings:
         log.warning("%s", sentence)
     device = str(resolve_device(device)) if plan.units else "cpu"  # an unchanged call needs no torch
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, cores() // workers)
     place = Workplace(out, tuple(wanted), weights, device, batch, threads, chosen.decoder, codec)
     if dry_run:
         report.failures = plan.unreadable + plan.skipped

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+
+from kdcache.runtime import cores
 
 
 def each_pair(count: int, threads: int | None, work: Callable[[int], None]) -> None:
     """Call ``work`` for each of ``count`` pairs in ``threads`` threads (default: one a core that may be used)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(count, threads or cores)
+    workers = min(count, threads or cores())
     if workers <= 1:
         for pair in range(count):
             work(pair)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcache.errors import DeviceError, OptionError
 from kdcache.motion.tv_l1 import median_network as network
 from kdcache.motion.tv_l1.params import TVL1Params, pyramid
+from kdcache.runtime import resolve_device
 
 _BATCH = 1 << 26  # pixels of a batch; state and pyramids take about 150 bytes each
 _PAIRS = 65535  # of a batch, what one dimension of a CUDA grid holds
@@ -209,18 +209,6 @@ def _solve(first: Tensor, second: Tensor, initial: Tensor | None, params: TVL1Pa
     return torch.stack([u, v], -1)
 
 
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise OptionError(f"TV-L1 device {name!r} is not one that torch knows: give cpu or cuda.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"TV-L1 was asked for device {device}, but {torch.cuda.device_count()} CUDA devices are here."
-        )
-    return device
-
-
 def solve_pairs_torch(
     first: NDArray[np.uint8],
     second: NDArray[np.uint8],
@@ -229,7 +217,7 @@ def solve_pairs_torch(
     name: str | None = None,
 ) -> NDArray[np.float32]:
     """Flow float32 [N, H, W, 2] of uint8 [N, H, W] pairs, on CUDA where there is one or on the device named."""
-    device = _device(name)
+    device = resolve_device(name or "auto")
     size = min(_PAIRS, max(1, _BATCH // first[0].size))
     flows: list[Any] = []
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -6,7 +6,6 @@ length, which is what degrees of progress are shares of.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from kdcache.extraction.frames import Need, find_need, read_needs
 from kdcache.extraction.motion import FlowMemory, Prepared, prepare
 from kdcache.extraction.plan import Task
 from kdcache.levels import Progress
+from kdcache.runtime import cores
 from kdcache.sampling import clip_range
 from kdcache.skeletons import open_skeleton
 from kdcache.skeletons.image import level_image
@@ -77,7 +77,7 @@ def _frames(stream: Stream, one: Stream, clip: Clip) -> Iterator[tuple[float, Pr
         ends = [*source.times, source.info.duration_s]
         stops = low + stream.progress.spans(high - low)[:, 1]
         needs = _levels(find_need(_task(clip), [stream], source.times), stream)
-        memory = FlowMemory(os.cpu_count() or 1)
+        memory = FlowMemory(cores())
         for stop, frames in zip(stops, read_needs(source, needs, [stream]), strict=True):
             yield float(ends[stop]), prepare(frames, [one], memory)
 
