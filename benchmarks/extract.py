@@ -28,26 +28,26 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
     import torch
 
     from kdcache.extraction.features import Backbones
-    from kdcache.extraction.motion import Prepared
-    from kdcache.extraction.plan import Unit, fingerprint_sources, make_plan
-    from kdcache.extraction.worker import Workplace, decoded, prepared, run_unit
-    from kdcache.streams.base import Settings, resolve
+    from kdcache.extraction.motion import ClipInputs
+    from kdcache.extraction.plan import WorkUnit, fingerprint_sources, make_plan
+    from kdcache.extraction.worker import WorkerConfig, decoded, prepared, run_unit
+    from kdcache.streams.base import StreamSettings, resolve
 
-    chosen = Settings.of(settings)
+    chosen = StreamSettings.of(settings)
     streams = resolve([STREAM], chosen, WEIGHTS)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         prints, paths = fingerprint_sources(rows["source"].unique().tolist(), root, out / "sources.csv")
         tasks = [t for u in make_plan(rows, rows["source"], streams, prints, paths, {}, {}).units for t in u.tasks]
-        unit = Unit((STREAM,), tuple(tasks))
+        unit = WorkUnit((STREAM,), tuple(tasks))
         threads = torch.get_num_threads()
-        place = Workplace(out, tuple(streams), WEIGHTS, "cpu", None, threads, "auto", None)
+        config = WorkerConfig(out, tuple(streams), WEIGHTS, "cpu", None, threads, "auto", None)
         nets = Backbones(streams, WEIGHTS, "cpu", None)
         stop = threading.Event()
 
-        def inputs() -> Iterator[Prepared]:
-            for item in prepared(decoded(unit, streams, place, stop), streams, place):
-                if isinstance(item, Prepared):
+        def inputs() -> Iterator[ClipInputs]:
+            for item in prepared(decoded(unit, streams, config, stop), streams, config):
+                if isinstance(item, ClipInputs):
                     yield item
 
         ready = list(inputs())
@@ -56,7 +56,7 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
             {
                 "decode": lambda: sum(1 for _ in inputs()),
                 "backbone": lambda: [nets.features([clip], streams[0]) for clip in ready],
-                "all": lambda: run_unit(unit, place, nets, lambda event: None, stop),
+                "all": lambda: run_unit(unit, config, nets, lambda event: None, stop),
             },
             repeat=repeat,
         )

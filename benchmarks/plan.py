@@ -19,7 +19,7 @@ from kdcache.extraction.run import extract
 from kdcache.manifest import read_manifest, write_manifest
 from kdcache.recipe import clip_key
 from kdcache.store.index import update_index
-from kdcache.streams.base import Settings, resolve
+from kdcache.streams.base import StreamSettings, resolve
 
 CLIPS, SOURCES = 50_000, 700  # EPIC-KITCHENS-100 in size
 STREAMS = ["i3d-rgb/mixed4a", "i3d-flow/mixed4a"]
@@ -49,7 +49,7 @@ def measure() -> dict[str, Any]:
         prints, _ = fingerprint_sources(rows["source"].unique().tolist(), root, out / "sources.csv")
         (out / "shard-00000.h5").write_bytes(b"")  # only its name is looked at
         located: dict[str, dict[str, tuple[str, int, str, str]]] = {}
-        for stream in resolve(STREAMS, Settings(), WEIGHTS):
+        for stream in resolve(STREAMS, StreamSettings(), WEIGHTS):
             located[stream.name] = {
                 clip: ("shard-00000.h5", i, clip_key(stream.digest, str(prints[source]), a, b), "0" * 32)
                 for i, (clip, source, a, b) in enumerate(

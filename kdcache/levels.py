@@ -19,7 +19,7 @@ MODES: tuple[Mode, ...] = ("segment", "prefix")
 
 
 @dataclass(frozen=True)
-class Progress:
+class LevelSpec:
     """``levels`` degrees of progress; ``mode`` says what of a clip each shows, see ``progress_spans``."""
 
     levels: int = 10

@@ -250,9 +250,9 @@ def test_features_that_are_not_finite_fail_their_clip(dataset, rows, tmp_path, m
 
 
 def test_overflow_of_the_stored_type_is_an_error_not_infinity():
-    from kdcache.streams.base import Settings, resolve
+    from kdcache.streams.base import StreamSettings, resolve
 
-    (stream,) = resolve([STREAM], Settings(size=32, frames=8), {"i3d-rgb": "random:0"})
+    (stream,) = resolve([STREAM], StreamSettings(size=32, frames=8), {"i3d-rgb": "random:0"})
     result = features_module._checked(np.full((1, 2), 1e5, np.float32), stream)
     assert isinstance(result, ClipError)
     assert "float32" in str(result)

@@ -25,8 +25,8 @@ from kdcache.errors import KdcacheError
 from kdcache.extraction import local as local_module
 from kdcache.extraction import run as run_module
 from kdcache.extraction.local import _after_death, _Worker
-from kdcache.extraction.plan import Task, Unit
-from kdcache.extraction.worker import Done, Started
+from kdcache.extraction.plan import Task, WorkUnit
+from kdcache.extraction.worker import Computed, Done, Started
 from kdcache.prefetch import prefetch
 from kdcache.store import load_index
 from kdcache.store.commit import shard_files
@@ -49,7 +49,7 @@ def dataset(tmp_path_factory) -> Path:
     return folder
 
 
-def extract(dataset: Path, out: Path, **options) -> run_module.Report:
+def extract(dataset: Path, out: Path, **options) -> run_module.ExtractReport:
     return kdcache.extract(dataset / "clips.csv", root=dataset, out=out, streams=STREAMS, **SMALL, **options)
 
 
@@ -189,7 +189,7 @@ def test_a_killed_worker_is_replaced(dataset, clean_run, tmp_path, monkeypatch):
     real, killed = run_module._Run._listen, []
 
     def listen(self, event):
-        if isinstance(event, str) and not killed:  # a clip is computed, its shard is not committed
+        if isinstance(event, Computed) and not killed:  # a clip is computed, its shard is not committed
             killed.append(multiprocessing.active_children()[0])
             killed[0].kill()
         real(self, event)
@@ -215,7 +215,7 @@ def worker_with(*tasks: Task, at: str = "", exitcode: int = -9) -> _Worker:
     worker.pipe = SimpleNamespace(send=lambda unit: None)
     worker.source, worker.left = "", {}
     if tasks:
-        worker.give(Unit(("rgb",), tasks))
+        worker.give(WorkUnit(("rgb",), tasks))
     if at:
         worker.note(Started(f"/root/{at}"))
     return worker
@@ -227,7 +227,7 @@ def test_after_a_first_death_all_that_was_not_committed_is_tried_again():
     worker.note(Failure("c1", "c.mp4", "decode", "damaged."))
     heard: list[object] = []
     deaths: dict[str, int] = {}
-    assert _after_death(worker, deaths, heard.append) == [Unit(("rgb",), (A2,)), Unit(("rgb",), (B1,))]
+    assert _after_death(worker, deaths, heard.append) == [WorkUnit(("rgb",), (A2,)), WorkUnit(("rgb",), (B1,))]
     assert (heard, deaths) == ([], {"/root/a.mp4": 1})
 
 
@@ -236,7 +236,7 @@ def test_clips_of_a_source_that_kills_two_workers_fail(exitcode, how):
     heard: list[Failure] = []
     deaths = {"/root/a.mp4": 1}
     units = _after_death(worker_with(A1, A2, B1, at="a.mp4", exitcode=exitcode), deaths, heard.append)
-    assert units == [Unit(("rgb",), (B1,))]
+    assert units == [WorkUnit(("rgb",), (B1,))]
     assert [(f.clip_id, f.source, f.stage, f.key) for f in heard] == [
         ("a1", "a.mp4", "worker", "key-a1"),
         ("a2", "a.mp4", "worker", "key-a2"),

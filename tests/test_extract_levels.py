@@ -14,12 +14,12 @@ import kdcache
 from kdcache import backbones
 from kdcache.backbones.weights import Choice
 from kdcache.errors import OptionError
-from kdcache.extraction.frames import find_need, flow_pairs
+from kdcache.extraction.frames import flow_pairs, request_frames
 from kdcache.extraction.plan import Task
 from kdcache.levels import progress_frames, progress_spans
 from kdcache.motion import tvl1
 from kdcache.motion.flow_image import quantise
-from kdcache.streams.base import Settings, resolve
+from kdcache.streams.base import StreamSettings, resolve
 from kdcache.views import Views, cut
 
 SIDE = 40  # short side of the pictures, so that nothing is resized
@@ -81,30 +81,30 @@ CALL = {"size": 32, "resize": SIDE, "bar": False, "device": "cpu"}
 def test_recipes_from_before_levels_keep_their_digests(stream, settings, digest):
     """Caches made before there were levels, rotations and skeletons are found by these digests."""
     weights = dict.fromkeys(backbones.names(), "random:0")
-    assert resolve([stream], Settings(**settings), weights)[0].digest == digest
+    assert resolve([stream], StreamSettings(**settings), weights)[0].digest == digest
 
 
 def test_levels_are_part_of_the_recipe():
     weights = {"tsm": "random:0"}
     plain, ten, prefix = (
         resolve(["tsm/clip"], settings, weights)[0]
-        for settings in (Settings(), Settings(levels=10), Settings(levels=10, progress="prefix"))
+        for settings in (StreamSettings(), StreamSettings(levels=10), StreamSettings(levels=10, progress="prefix"))
     )
     assert "progress" not in plain.recipe
     assert ten.recipe["progress"] == {"levels": 10, "mode": "segment"}
     assert prefix.recipe["progress"] == {"levels": 10, "mode": "prefix"}
     assert plain.shape == (1, 1, 2048)
     assert ten.shape == (1, 10, 2048)
-    (pool,) = resolve(["tsm/pool"], Settings(levels=10, views=("centre", "centre-flip")), weights)
+    (pool,) = resolve(["tsm/pool"], StreamSettings(levels=10, views=("centre", "centre-flip")), weights)
     assert pool.shape == (2, 10, 8, 2048)
 
 
 def test_an_alias_names_the_stream_and_the_backbone_keeps_its_name():
     for weights in ({"tsm": "random:3"}, {"tsm-resnet50": "random:3"}):
-        (stream,) = resolve(["tsm/pool"], Settings(), weights)
+        (stream,) = resolve(["tsm/pool"], StreamSettings(), weights)
         assert (stream.name, stream.backbone) == ("tsm/pool", "tsm-resnet50")
         assert stream.recipe["backbone"]["name"] == "tsm-resnet50"
-        assert stream.digest == resolve(["tsm-resnet50/pool"], Settings(), weights)[0].digest
+        assert stream.digest == resolve(["tsm-resnet50/pool"], StreamSettings(), weights)[0].digest
         assert stream.recipe["backbone"]["weights"] == Choice(seed=3).identity()
     assert backbones.input_spec("tsm") == backbones.input_spec("tsm-resnet50")
     with pytest.raises(OptionError, match="did you mean 'tsm'"):
@@ -124,27 +124,27 @@ def test_no_level_takes_a_frame_after_its_end(mode, fps, backbone):
         times = np.arange(count) / 25
         low = 0 if math.isnan(start) else round(start * 25)
         high = count if math.isnan(stop) else round(stop * 25)
-        settings = Settings(levels=6, progress=mode, fps=fps, anchor="last")
+        settings = StreamSettings(levels=6, progress=mode, fps=fps, anchor="last")
         (stream,) = resolve([f"{backbone}/{layer}"], settings, weights)
         task = Task({"clip_id": "a"}, "a", "", start, stop, {})
-        need = find_need(task, [stream], times)
-        frames = need.indices[stream.name].reshape(6, -1)
+        request = request_frames(task, [stream], times)
+        frames = request.indices[stream.name].reshape(6, -1)
         spans = low + progress_spans(high - low, 6, mode)
         assert frames.shape[1] == stream.sampling.frames
         assert (frames >= spans[:, :1]).all()
         assert (frames < spans[:, 1:]).all()
         if stream.needs_flow:
-            pairs = need.pairs[stream.name].reshape(6, -1)
+            pairs = request.pairs[stream.name].reshape(6, -1)
             assert pairs.shape[1] == 2 * stream.stack * stream.sampling.frames
             assert (pairs >= spans[:, :1]).all()
             assert (pairs < spans[:, 1:]).all()
 
 
 def test_levels_of_even_sampling_are_the_published_frames():
-    (stream,) = resolve(["tsm/clip"], Settings(levels=10), {"tsm": "random:0"})
+    (stream,) = resolve(["tsm/clip"], StreamSettings(levels=10), {"tsm": "random:0"})
     for count in (160, 83, 12):
-        need = find_need(Task({"clip_id": "a"}, "a", "", NAN, NAN, {}), [stream], np.arange(count) / 25)
-        assert need.indices["tsm/clip"].tolist() == progress_frames(count, 10, 8).ravel().tolist()
+        request = request_frames(Task({"clip_id": "a"}, "a", "", NAN, NAN, {}), [stream], np.arange(count) / 25)
+        assert request.indices["tsm/clip"].tolist() == progress_frames(count, 10, 8).ravel().tolist()
 
 
 # ---- TSM

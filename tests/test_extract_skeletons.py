@@ -15,12 +15,12 @@ import kdcache
 from kdcache import backbones
 from kdcache.backbones.metadata import Facts, write
 from kdcache.errors import OptionError
-from kdcache.levels import Progress
+from kdcache.levels import LevelSpec
 from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.skeletons.image import NTU_LIMITS, Imaging, centred, progress_images, skeleton_image, turn
 from kdcache.skeletons.jhmdb import clips_of
 from kdcache.store.failures import load_failures
-from kdcache.streams.base import Settings, resolve
+from kdcache.streams.base import StreamSettings, resolve
 
 STREAM, EARLY = "vacnn/pool", "vacnn/layer1"  # the second costs less, and does where only what goes in matters
 CALL = {"weights": {"vacnn": "random:0"}, "streams": [STREAM], "levels": 3, "bar": False, "device": "cpu"}
@@ -120,7 +120,7 @@ def test_no_level_knows_what_follows(tmp_path, mode):
 def test_turned_views_by_hand():
     """View v is the image of joints turned about the origin, R_z R_y R_x, whatever the level."""
     rng = np.random.default_rng(2)
-    imaging = Imaging(Progress(3, "prefix"), (-4.0, 4.0), "float_bilinear", rotations=2)
+    imaging = Imaging(LevelSpec(3, "prefix"), (-4.0, 4.0), "float_bilinear", rotations=2)
     joints = walk(rng, 30)
     clip = Skeleton(joints, 20, 3, np.arange(30, dtype=np.int32), 30, 15.0, "msraction3d")
     images = imaging.images(clip, 7)
@@ -142,7 +142,7 @@ def test_turned_views_by_hand():
 
 def test_joints_in_the_plane_turn_in_the_plane(root):
     clip = open_skeleton(root / "j.npz").span(0, 16 / 30)
-    images = Imaging(Progress(3, "prefix"), (-4.0, 4.0), "float_bilinear", rotations=3).images(clip, 5)
+    images = Imaging(LevelSpec(3, "prefix"), (-4.0, 4.0), "float_bilinear", rotations=3).images(clip, 5)
     assert np.ptp(images[..., 2]) < 1e-4
     assert all(np.abs(images[v] - images[0]).max() > 1 for v in (1, 2, 3))
 
@@ -185,7 +185,10 @@ def test_bad_skeletons_are_listed_and_the_run_goes_on(tmp_path):
 def test_the_recipe_holds_what_makes_the_images():
     stream, plain = (
         resolve([STREAM], settings, {"vacnn": "random:0"})[0]
-        for settings in (Settings(levels=5, progress="segment", rotations=2, skeleton="float_bilinear"), Settings())
+        for settings in (
+            StreamSettings(levels=5, progress="segment", rotations=2, skeleton="float_bilinear"),
+            StreamSettings(),
+        )
     )
     assert stream.shape == (3, 5, 2048)
     assert stream.recipe["skeleton"] == {
@@ -216,7 +219,7 @@ def test_the_recipe_holds_what_makes_the_images():
 )
 def test_settings_that_cannot_be_honoured(streams, settings, match):
     with pytest.raises(OptionError, match=match):
-        resolve(streams, Settings(**settings), {"vacnn": "random:0"})
+        resolve(streams, StreamSettings(**settings), {"vacnn": "random:0"})
 
 
 @pytest.fixture
@@ -235,7 +238,7 @@ def fitted(tmp_path):
 
 
 def test_limits_come_with_the_weights(fitted):
-    (stream,) = resolve([STREAM], Settings(), {"vacnn": fitted})
+    (stream,) = resolve([STREAM], StreamSettings(), {"vacnn": fitted})
     assert stream.recipe["skeleton"]["limits"] == [-1.5, 2.0]
     assert stream.imaging.limits == (-1.5, 2.0)
 
@@ -249,7 +252,9 @@ def test_weights_that_saw_held_out_clips_are_told_of(fitted, tmp_path):
     assert len(report.warnings) == 1
     assert "vacnn was fitted on the labels of 1 clips that this manifest holds out, such as b:" in str(report)
     (kept,) = (out / "fitted").iterdir()
-    assert kept.stem == resolve([STREAM], Settings(), {"vacnn": fitted})[0].recipe["backbone"]["weights"]["sha256"]
+    assert (
+        kept.stem == resolve([STREAM], StreamSettings(), {"vacnn": fitted})[0].recipe["backbone"]["weights"]["sha256"]
+    )
     assert json.loads(kept.read_text())["fitted_on"] == ["a", "b"]
     clean = kdcache.extract(table.assign(split=["train", "train", "test", "test"]), root=tmp_path, out=out, **call)
     assert clean.warnings == []

@@ -22,11 +22,11 @@ from kdcache.errors import ClipError, OptionError, SourceError, WeightsError
 from kdcache.extraction.frames import read_clips
 from kdcache.extraction.motion import FlowMemory, prepare
 from kdcache.manifest import validate
-from kdcache.runs.online import streaming as unfold
+from kdcache.runs.online import streaming
 from kdcache.runs.online.recipes import find_weights, restore
 from kdcache.sources import open_source
 from kdcache.sources.video import VideoSource
-from kdcache.streams.base import Settings, resolve
+from kdcache.streams.base import StreamSettings, resolve
 
 VIDEO, SCORES, JOINTS = "tsm/clip", "tsm/logits", "vacnn/pool"
 START, STOP = 0.2, 1.0  # frames 5 to 24 at 25 frames a second
@@ -56,7 +56,7 @@ def quick():
     """Weights are drawn once (frozen networks are copies), and pictures this small are not worth a second thread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdcache.extraction.run.cores", lambda: 1)
-        patch.setattr(unfold, "cores", lambda: 1)
+        patch.setattr(streaming, "cores", lambda: 1)
         patch.setattr(backbones, "build", functools.cache(backbones.build))
         yield
 
@@ -140,7 +140,7 @@ def test_a_skeleton_file_and_what_follows_in_it(train, folder, tmp_path):
     cache = kdcache.Cache(folder / "out.txt")
     stream = restore(JOINTS, cache.recipe(JOINTS), "random:0")
     first, second = (
-        list(unfold.unfold(stream, unfold.Clip(path, START, STOP), "random:0", "cpu"))
+        list(streaming.stream_features(stream, streaming.ClipSpan(path, START, STOP), "random:0", "cpu"))
         for path in (folder / "c.txt", tmp_path / "other.txt")
     )
     assert [p.seconds for p in told] == [s.seconds for s in first] == pytest.approx([9 / 15, 15 / 15])
@@ -159,29 +159,29 @@ def test_joined_streams(train, folder):
 @pytest.mark.parametrize("mode", ["segment", "prefix"])
 @pytest.mark.parametrize("name", ["tsm/pool", "resnet34-flow/pool", "i3d-flow/mixed4a"])
 def test_levels_alone_are_those_of_the_clip_to_the_bit(folder, name, mode):
-    settings = Settings(levels=3, progress=mode, size=32, resize=32, frames=8, views=("centre", "tl-flip"))
+    settings = StreamSettings(levels=3, progress=mode, size=32, resize=32, frames=8, views=("centre", "tl-flip"))
     stream = resolve([name], settings, {name.partition("/")[0]: "random:0"})[0]
-    clip = unfold.Clip(folder / "a.mp4", START, STOP)
+    clip = streaming.ClipSpan(folder / "a.mp4", START, STOP)
     with open_source(clip.path) as source:
-        (whole,) = read_clips(source, [unfold._task(clip)], [stream])
+        (whole,) = read_clips(source, [streaming._task(clip)], [stream])
     expected = prepare(whole, [stream], FlowMemory(1)).inputs[name][:3]  # of the first view
-    levels = [level.inputs[name] for _, level in unfold._frames(stream, unfold._one(stream), clip)]
+    levels = [level.inputs[name] for _, level in streaming._frames(stream, streaming._one(stream), clip)]
     assert np.array_equal(np.concatenate(levels), expected)
 
 
 def test_skeletons_of_single_parts(folder):
-    settings = Settings(levels=3, progress="segment", rotations=1, skeleton="float_bilinear")
+    settings = StreamSettings(levels=3, progress="segment", rotations=1, skeleton="float_bilinear")
     stream = resolve([JOINTS], settings, RANDOM)[0]
-    clip = unfold.Clip(folder / "a.txt", START, STOP)
-    skeleton = unfold.open_skeleton(clip.path).span(START, STOP)
-    levels = [level.inputs[JOINTS][0, 0] for _, level in unfold._joints(stream, unfold._one(stream), clip)]
+    clip = streaming.ClipSpan(folder / "a.txt", START, STOP)
+    skeleton = streaming.open_skeleton(clip.path).span(START, STOP)
+    levels = [level.inputs[JOINTS][0, 0] for _, level in streaming._joints(stream, streaming._one(stream), clip)]
     assert np.array_equal(levels, stream.imaging.images(skeleton, 0)[0])
 
 
 @pytest.mark.parametrize("given", [{}, {"progress": "prefix", "dtype": "float32", "views": ("tl@0.9", "centre-flip")}])
 @pytest.mark.parametrize("name", ["tsm/clip", "i3d-flow/pool", "resnet34-flow5/pool"])
 def test_a_recipe_leads_back_to_its_stream(name, given):
-    settings = Settings.of({"levels": 7, "fps": 12.5, "anchor": "last", "size": 96, "decoder": "pyav", **given})
+    settings = StreamSettings.of({"levels": 7, "fps": 12.5, "anchor": "last", "size": 96, "decoder": "pyav", **given})
     weights = {name.partition("/")[0]: "random:3"}
     stream = resolve([name], settings, weights)[0]
     assert restore(name, stream.recipe, "random:3") == replace(
@@ -190,7 +190,7 @@ def test_a_recipe_leads_back_to_its_stream(name, given):
     with pytest.raises(OptionError, match=r"cached by other rules .*version: 0 → "):
         restore(name, {**stream.recipe, "version": 0}, "random:3")
     with pytest.raises(OptionError, match="without degrees of progress"):
-        restore(name, resolve([name], Settings(), weights)[0].recipe, "random:3")
+        restore(name, resolve([name], StreamSettings(), weights)[0].recipe, "random:3")
 
 
 def test_weights_are_found_by_digest_and_others_are_refused(tmp_path, monkeypatch):

@@ -13,13 +13,13 @@ from kdcache import backbones
 from kdcache.errors import OptionError
 from kdcache.streams import axes_of, has_levels, view_names
 from kdcache.streams.axes import check_axes
-from kdcache.streams.base import Settings, resolve
+from kdcache.streams.base import StreamSettings, resolve
 
 WEIGHTS = dict.fromkeys(backbones.names(), "random:0")
 
 
 def recipe(stream: str, **settings: Any) -> dict[str, Any]:
-    return resolve([stream], Settings(**settings), WEIGHTS)[0].recipe
+    return resolve([stream], StreamSettings(**settings), WEIGHTS)[0].recipe
 
 
 def layers(name: str) -> list[str]:
@@ -79,7 +79,7 @@ def test_axes_of_every_layer_are_those_that_grow_with_frames_and_size(name: str)
     ],
 )
 def test_axes_of_recipes(stream: str, settings: dict[str, Any], axes: str, levels: bool) -> None:
-    (resolved,) = resolve([stream], Settings(**settings), WEIGHTS)
+    (resolved,) = resolve([stream], StreamSettings(**settings), WEIGHTS)
     assert axes_of(resolved.recipe) == axes
     assert has_levels(resolved.recipe) is levels
     assert "axes" not in resolved.recipe  # they follow: digests of older caches stay

@@ -46,7 +46,7 @@ class Item(NamedTuple):
 
 
 @dataclass
-class Report:
+class ImportReport:
     """What an import did."""
 
     out: Path
@@ -119,7 +119,7 @@ def imported_recipe(
 
 def import_clips(
     rows: pd.DataFrame, out: Path, recipe: Recipe, read: Callable[[Row], Item], progress: bool = True
-) -> Report:
+) -> ImportReport:
     """Write clips into shards of a cache and index them; what is there already is not written again.
 
     An array's key is made of the recipe, its own content and the clip's span. So the same call again writes nothing,
@@ -139,7 +139,7 @@ def import_clips(
     out.mkdir(parents=True, exist_ok=True)
     clean(out)
     cached = scan(out, [stream])[stream]
-    run = _Import(rows, out, recipe, Report(out, len(rows)))
+    run = _Import(rows, out, recipe, ImportReport(out, len(rows)))
     try:
         for row in tqdm(json_rows(rows), unit="clip", desc=stream, disable=None if progress else True):
             try:
@@ -166,7 +166,7 @@ def import_clips(
 class _Import:
     """Clips on their way into shards."""
 
-    def __init__(self, rows: pd.DataFrame, out: Path, recipe: Recipe, report: Report) -> None:
+    def __init__(self, rows: pd.DataFrame, out: Path, recipe: Recipe, report: ImportReport) -> None:
         self.rows, self.out, self.recipe, self.report = rows, out, recipe, report
         self.stream, self.digest = str(recipe["stream"]), digest(recipe)
         self.located: dict[str, tuple[str, int, str, str]] = {}

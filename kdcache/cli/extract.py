@@ -13,7 +13,7 @@ from kdcache.errors import OptionError
 
 
 def _settings(command: Command) -> Command:
-    """The options that change what is cached: the fields of ``kdcache.streams.base.Settings``."""
+    """The options that change what is cached: the fields of ``kdcache.streams.base.StreamSettings``."""
     options = [
         click.option("--frames", type=int, help="Frames of a segment.  [default: the backbone's]"),
         click.option("--fps", type=float, help="Sampling rate.  [default: the dataset's, or spread over the clip]"),

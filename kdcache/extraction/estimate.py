@@ -5,27 +5,27 @@ from __future__ import annotations
 import threading
 import time
 
-from kdcache.extraction.motion import Prepared
-from kdcache.extraction.plan import Plan, Unit
-from kdcache.extraction.worker import Workplace, decoded, prepared
+from kdcache.extraction.motion import ClipInputs
+from kdcache.extraction.plan import Plan, WorkUnit
+from kdcache.extraction.worker import WorkerConfig, decoded, prepared
 
 
-def estimate_seconds(plan: Plan, place: Workplace) -> float:
+def estimate_seconds(plan: Plan, config: WorkerConfig) -> float:
     """Seconds that one worker would take; nothing is written. Sources that cannot be read cost nothing here."""
     from kdcache.extraction.features import Backbones
 
     total = 0.0
-    nets = Backbones(place.streams, place.weights, place.device, place.batch) if plan.units else None
+    nets = Backbones(config.streams, config.weights, config.device, config.batch) if plan.units else None
     for names in {unit.streams for unit in plan.units}:
         tasks = [t for unit in plan.units if unit.streams == names for t in unit.tasks]
-        streams = [s for s in place.streams if s.name in names]
+        streams = [s for s in config.streams if s.name in names]
         taken: list[float] = []
         # The first clip also pays for what happens once (compilation, buffers): the second one is the measure.
         for task in (tasks[0], tasks[-1]):
             begin = time.perf_counter()
-            unit = Unit(names, (task,))
-            clips = list(prepared(decoded(unit, streams, place, threading.Event()), streams, place))
-            ready = [c for c in clips if isinstance(c, Prepared)]
+            unit = WorkUnit(names, (task,))
+            clips = list(prepared(decoded(unit, streams, config, threading.Event()), streams, config))
+            ready = [c for c in clips if isinstance(c, ClipInputs)]
             for stream in streams:
                 if ready and stream.kind == "feature" and nets is not None:
                     nets.features(ready, stream)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdcache import backbones
 from kdcache.errors import ClipError
-from kdcache.extraction.motion import Prepared
+from kdcache.extraction.motion import ClipInputs
 from kdcache.streams.base import Stream, level_shape
 
 log = logging.getLogger("kdcache")
@@ -42,7 +42,7 @@ class Backbones:
             for s in self._streams
         }
 
-    def features(self, clips: Sequence[Prepared], stream: Stream) -> list[NDArray[Any] | ClipError]:
+    def features(self, clips: Sequence[ClipInputs], stream: Stream) -> list[NDArray[Any] | ClipError]:
         """Features [V, …] (with levels [V, N, …]) of each clip in the stream's dtype, or why a clip has none."""
         segments = np.concatenate([clip.inputs[stream.name] for clip in clips])
         out = self._run(segments, self._compute[stream.name])

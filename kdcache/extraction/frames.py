@@ -22,7 +22,7 @@ Frame = NDArray[np.uint8]  # [H, W, 3] RGB
 
 
 @dataclass
-class Need:
+class FrameRequest:
     """Which source frames one clip takes."""
 
     task: Task
@@ -79,7 +79,7 @@ def flow_pairs(
     return np.concatenate([pairs, pairs[-1:]]).astype(np.int32)
 
 
-def find_need(task: Task, streams: Sequence[Stream], times: NDArray[np.float64]) -> Need:
+def request_frames(task: Task, streams: Sequence[Stream], times: NDArray[np.float64]) -> FrameRequest:
     """Sample a clip for each of its streams.
 
     Raises:
@@ -100,7 +100,7 @@ def find_need(task: Task, streams: Sequence[Stream], times: NDArray[np.float64])
             ]
             pairs[stream.name] = np.concatenate(fields)
     used = np.concatenate([*indices.values(), *(p.ravel() for p in pairs.values())])
-    return Need(task, indices, pairs, int(used.min()), int(used.max()))
+    return FrameRequest(task, indices, pairs, int(used.min()), int(used.max()))
 
 
 def _levels(stream: Stream, times: NDArray[np.float64], low: int, high: int) -> list[tuple[int, int, float, float]]:
@@ -123,48 +123,48 @@ def read_clips(
     Raises:
         SourceError: the source is damaged; clips yielded before are whole.
     """
-    needs: list[Need] = []
+    requests: list[FrameRequest] = []
     for task in tasks:
         try:
-            needs.append(find_need(task, streams, source.times))
+            requests.append(request_frames(task, streams, source.times))
         except ClipError as error:
             yield task, error
-    yield from read_needs(source, sorted(needs, key=lambda n: (n.last, n.first)), streams)
+    yield from read_requests(source, sorted(requests, key=lambda n: (n.last, n.first)), streams)
 
 
-def read_needs(source: Source, needs: Sequence[Need], streams: Sequence[Stream]) -> Iterator[ClipFrames]:
-    """Decode forward once and yield what was asked for in that order; nothing after a need's last frame is read before.
+def read_requests(source: Source, requests: Sequence[FrameRequest], streams: Sequence[Stream]) -> Iterator[ClipFrames]:
+    """Decode forward once and yield what was asked for in that order; a request's last frame is the last that is read.
 
-    ``needs`` ascend by their last frame. Raises ``SourceError`` as ``read_clips``.
+    ``requests`` ascend by their last frame. Raises ``SourceError`` as ``read_clips``.
     """
-    if not needs:
+    if not requests:
         return
-    wanted = np.unique(np.concatenate([a.ravel() for n in needs for a in (*n.indices.values(), *n.pairs.values())]))
-    first_later = np.minimum.accumulate([n.first for n in needs][::-1])[::-1]  # earliest frame needed from here on
+    wanted = np.unique(np.concatenate([a.ravel() for n in requests for a in (*n.indices.values(), *n.pairs.values())]))
+    first_later = np.minimum.accumulate([n.first for n in requests][::-1])[::-1]  # earliest frame needed from here on
     sizes = {s.short_side for s in streams}
     held: dict[tuple[int, int], Frame] = {}
     done = 0
     for index, frame in zip(wanted.tolist(), source.read(wanted), strict=True):
         for short_side in sizes:
             held[index, short_side] = resize_short_side(frame, short_side)
-        while done < len(needs) and needs[done].last <= index:
-            need = needs[done]
+        while done < len(requests) and requests[done].last <= index:
+            request = requests[done]
             yield ClipFrames(
-                need.task,
-                need.indices,
-                need.pairs,
-                _select(held, need),
-                _origin(source, need.task),
+                request.task,
+                request.indices,
+                request.pairs,
+                _select(held, request),
+                _origin(source, request.task),
                 int(first_later[done]),
             )
             done += 1
-            earliest = first_later[done] if done < len(needs) else index + 1
+            earliest = first_later[done] if done < len(requests) else index + 1
             for key in [k for k in held if k[0] < earliest]:
                 del held[key]
 
 
-def _select(held: dict[tuple[int, int], Frame], need: Need) -> dict[tuple[int, int], Frame]:
-    return {key: frame for key, frame in held.items() if need.first <= key[0] <= need.last}
+def _select(held: dict[tuple[int, int], Frame], request: FrameRequest) -> dict[tuple[int, int], Frame]:
+    return {key: frame for key, frame in held.items() if request.first <= key[0] <= request.last}
 
 
 def _origin(source: Source, task: Task) -> dict[str, Any]:

@@ -12,15 +12,15 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from kdcache.errors import KdcacheError
-from kdcache.extraction.plan import Task, Unit
-from kdcache.extraction.worker import Done, Event, Flag, Started, Workplace, run_unit
+from kdcache.extraction.plan import Task, WorkUnit
+from kdcache.extraction.worker import Done, Event, Flag, Started, WorkerConfig, run_unit
 from kdcache.runtime import without_main
 from kdcache.store.failures import Failure
 
 Listener = Callable[[Event], None]
 
 
-def run_here(units: Sequence[Unit], place: Workplace, listen: Listener, stop: Flag) -> None:
+def run_here(units: Sequence[WorkUnit], place: WorkerConfig, listen: Listener, stop: Flag) -> None:
     """Run all units one after the other in this process."""
     if not units:
         return
@@ -31,7 +31,7 @@ def run_here(units: Sequence[Unit], place: Workplace, listen: Listener, stop: Fl
         run_unit(unit, place, nets, listen, stop)
 
 
-def _set_up(place: Workplace) -> Any:
+def _set_up(place: WorkerConfig) -> Any:
     import torch
 
     from kdcache.extraction.features import Backbones
@@ -40,7 +40,7 @@ def _set_up(place: Workplace) -> Any:
     return Backbones(place.streams, place.weights, place.device, place.batch)
 
 
-def _worker(pipe: Connection, place: Workplace, stop: Any) -> None:
+def _worker(pipe: Connection, place: WorkerConfig, stop: Any) -> None:
     """A worker process: take units from the pipe until it closes, send events back; a ``None`` event asks for more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop, and tells through the flag
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -59,7 +59,7 @@ def _worker(pipe: Connection, place: Workplace, stop: Any) -> None:
 class _Worker:
     """The parent's end of one worker process."""
 
-    def __init__(self, place: Workplace, stop: Any) -> None:
+    def __init__(self, place: WorkerConfig, stop: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, child = context.Pipe()
         self.process = context.Process(target=_worker, args=(child, place, stop), daemon=True)
@@ -70,7 +70,7 @@ class _Worker:
         self.streams: tuple[str, ...] = ()
         self.source = ""
 
-    def give(self, unit: Unit) -> None:
+    def give(self, unit: WorkUnit) -> None:
         """Hand over a unit."""
         self.left = {task.clip_id: task for task in unit.tasks}
         self.streams = unit.streams
@@ -97,7 +97,7 @@ class _Worker:
                 self.left.pop(task.clip_id, None)
 
 
-def run_processes(units: Sequence[Unit], place: Workplace, workers: int, listen: Listener, stop: Any) -> None:
+def run_processes(units: Sequence[WorkUnit], place: WorkerConfig, workers: int, listen: Listener, stop: Any) -> None:
     """Run units in ``workers`` processes.
 
     A worker that dies loses only its shard in flight: a new one takes up the clips that were not committed. A source
@@ -137,7 +137,7 @@ def run_processes(units: Sequence[Unit], place: Workplace, workers: int, listen:
             worker.process.join()
 
 
-def _after_death(worker: _Worker, deaths: dict[str, int], listen: Listener) -> list[Unit]:
+def _after_death(worker: _Worker, deaths: dict[str, int], listen: Listener) -> list[WorkUnit]:
     """What is left of a dead worker's unit; clips of the source that killed two workers become failures."""
     source, tasks = worker.suspect, list(worker.left.values())
     deaths[source] = deaths.get(source, 0) + 1
@@ -151,4 +151,4 @@ def _after_death(worker: _Worker, deaths: dict[str, int], listen: Listener) -> l
             listen(Failure(task.clip_id, str(task.row["source"]), "worker", reason, next(iter(task.keys.values()))))
             tasks.remove(task)
     # One unit a source from here on: if it happens again, the culprit loses nobody else's clips.
-    return [Unit(worker.streams, tuple(g)) for _, g in itertools.groupby(tasks, key=lambda t: t.path)]
+    return [WorkUnit(worker.streams, tuple(g)) for _, g in itertools.groupby(tasks, key=lambda t: t.path)]

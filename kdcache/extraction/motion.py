@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 
 @dataclass
-class Prepared:
+class ClipInputs:
     """One clip on its way to the backbones."""
 
     task: Task
@@ -58,13 +58,13 @@ def _gray(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-def prepare(clip: ClipFrames, streams: Sequence[Stream], memory: FlowMemory) -> Prepared:
+def prepare(clip: ClipFrames, streams: Sequence[Stream], memory: FlowMemory) -> ClipInputs:
     """Compute everything of a clip that needs no backbone.
 
     Raises:
         KdcacheError: motion could not be computed (frames too small, for example).
     """
-    done = Prepared(clip.task, clip.origin, clip.indices)
+    done = ClipInputs(clip.task, clip.origin, clip.indices)
     for stream in streams:
         if stream.kind == "feature":
             done.inputs[stream.name] = _backbone_input(clip, stream, memory)

@@ -44,7 +44,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Unit:
+class WorkUnit:
     """What one worker does in one go: tasks that lack the same streams, sorted by source and time."""
 
     streams: tuple[str, ...]
@@ -55,7 +55,7 @@ class Unit:
 class Plan:
     """The work of one call of ``extract``."""
 
-    units: list[Unit] = field(default_factory=list)
+    units: list[WorkUnit] = field(default_factory=list)
     located: dict[str, dict[str, tuple[str, int, str, str]]] = field(default_factory=dict)
     """stream → clip_id → (shard, row, key, digest) of what is cached already."""
     missing: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -171,12 +171,12 @@ def json_rows(manifest: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _cut(streams: list[Stream], tasks: list[Task], parts: int) -> list[Unit]:
+def _cut(streams: list[Stream], tasks: list[Task], parts: int) -> list[WorkUnit]:
     """Cut tasks into units of about a shard, never more than needed to give every worker some, source by source."""
     tasks = sorted(tasks, key=lambda t: (t.path, -1.0 if np.isnan(t.start_s) else t.start_s, t.stop_s, t.clip_id))
     sizes = [sum(clip_bytes(s, t.start_s, t.stop_s) for s in streams) for t in tasks]
     limit = min(SHARD_BYTES, max(1, sum(sizes) // max(parts, 1)))
-    units: list[Unit] = []
+    units: list[WorkUnit] = []
     current: list[Task] = []
     taken = 0
     names = tuple(s.name for s in streams)
@@ -184,12 +184,12 @@ def _cut(streams: list[Stream], tasks: list[Task], parts: int) -> list[Unit]:
         full = taken >= limit
         # Between two sources a unit closes when full; within one only at twice that, so that a source is decoded once.
         if current and (full and (task.path != current[-1].path or taken >= 2 * limit)):
-            units.append(Unit(names, tuple(current)))
+            units.append(WorkUnit(names, tuple(current)))
             current, taken = [], 0
         current.append(task)
         taken += size
     if current:
-        units.append(Unit(names, tuple(current)))
+        units.append(WorkUnit(names, tuple(current)))
     return units
 
 

@@ -24,12 +24,12 @@ from tqdm import tqdm
 from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import estimate_seconds
 from kdcache.extraction.fitted import fitted_weights, keep_facts, leaks
-from kdcache.extraction.plan import Plan, Unit, fingerprint_sources, make_plan, sources_of
-from kdcache.extraction.worker import Done, Event, Workplace
+from kdcache.extraction.plan import Plan, WorkUnit, fingerprint_sources, make_plan, sources_of
+from kdcache.extraction.worker import Computed, Done, Event, WorkerConfig
 from kdcache.manifest import read_manifest, validate
 from kdcache.runtime import cores, resolve_device
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
-from kdcache.streams.base import Settings, Stream, named, resolve
+from kdcache.streams.base import Stream, StreamSettings, named, resolve
 
 log = logging.getLogger("kdcache")
 
@@ -38,7 +38,7 @@ SPARE_BYTES = 64 * 2**20  # left free on the disk beyond the estimate
 
 
 @dataclass
-class Report:
+class ExtractReport:
     """What one call of ``extract`` did."""
 
     out: Path
@@ -94,7 +94,7 @@ def extract(
     part: tuple[int, int] = (1, 1),
     bar: bool = True,
     **settings: Any,
-) -> Report:
+) -> ExtractReport:
     """Compute what the cache in ``out`` lacks of the manifest's clips and streams.
 
     Args:
@@ -111,7 +111,7 @@ def extract(
         retry_failed: try clips again that failed before.
         part: ``(i, n)``: do the i-th of n parts of the plan, for job arrays.
         bar: show progress with clips/s and the time left.
-        settings: sampling, views, precision and storage: the fields of ``kdcache.streams.base.Settings``.
+        settings: sampling, views, precision and storage: the fields of ``kdcache.streams.base.StreamSettings``.
 
     Returns:
         A report; clips that failed are in it and in ``failures.csv``, they raise nothing.
@@ -127,24 +127,26 @@ def extract(
     rows = _part(rows, part)
     if device not in ("auto", "cpu"):
         resolve_device(device)  # a GPU that is not there is told of before any work
-    chosen = Settings.of(settings)
+    chosen = StreamSettings.of(settings)
     wanted = resolve(streams, chosen, weights := named(weights))
     plan = _plan(rows, wanted, root, out, workers, retry_failed=retry_failed, dry_run=dry_run)
     fitted = fitted_weights(wanted, weights)
-    report = Report(out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes, warnings=leaks(rows, fitted))
+    report = ExtractReport(
+        out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes, warnings=leaks(rows, fitted)
+    )
     for sentence in report.warnings:
         log.warning("%s", sentence)
     device = str(resolve_device(device)) if plan.units else "cpu"  # an unchanged call needs no torch
     threads = max(1, cores() // workers)
-    place = Workplace(out, tuple(wanted), weights, device, batch, threads, chosen.decoder, codec)
+    config = WorkerConfig(out, tuple(wanted), weights, device, batch, threads, chosen.decoder, codec)
     if dry_run:
         report.failures = plan.unreadable + plan.skipped
         report.planned = plan.tasks
-        report.seconds = estimate_seconds(plan, place) / workers
+        report.seconds = estimate_seconds(plan, config) / workers
         return report
     _check_disk(out, plan.bytes, codec)
     keep_facts(out, fitted)
-    _Run(rows, plan, report, bar).go(plan.units, place, workers)
+    _Run(rows, plan, report, bar).go(plan.units, config, workers)
     return report
 
 
@@ -205,7 +207,7 @@ def _check_disk(out: Path, needed: int, codec: str | None) -> None:
 class _Run:
     """One run: listens to the workers, keeps ledger and index up to date."""
 
-    def __init__(self, rows: pd.DataFrame, plan: Plan, report: Report, bar: bool) -> None:
+    def __init__(self, rows: pd.DataFrame, plan: Plan, report: ExtractReport, bar: bool) -> None:
         self._rows, self._plan, self._report = rows, plan, report
         self._located = plan.located
         self._here = set(rows["clip_id"])
@@ -214,24 +216,24 @@ class _Run:
         self._next_save = 0.0
         self._bar = tqdm(total=plan.tasks, unit="clip", disable=None if bar else True, dynamic_ncols=True)
 
-    def go(self, units: list[Unit], place: Workplace, workers: int) -> None:
+    def go(self, units: list[WorkUnit], config: WorkerConfig, workers: int) -> None:
         """Run the units; whatever ends the run, ledger and index are saved."""
         from kdcache.extraction.local import run_here, run_processes
 
-        place.out.mkdir(parents=True, exist_ok=True)
+        config.out.mkdir(parents=True, exist_ok=True)
         many = workers > 1 and len(units) > 1
         stop: Any = multiprocessing.get_context("spawn").Event() if many else threading.Event()
         with _stop_on_signals(stop), contextlib.ExitStack() as at_end:
             at_end.callback(self._save)
             at_end.callback(self._bar.close)
             if many:
-                run_processes(units, place, workers, self._listen, stop)
+                run_processes(units, config, workers, self._listen, stop)
             else:
-                run_here(units, place, self._listen, stop)
+                run_here(units, config, self._listen, stop)
         self._report.stopped = stop.is_set()
 
     def _listen(self, event: Event) -> None:
-        if isinstance(event, str):
+        if isinstance(event, Computed):
             self._bar.update(1)
         elif isinstance(event, Failure):
             self._bar.update(1)

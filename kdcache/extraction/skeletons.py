@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdcache.errors import ClipError
-from kdcache.extraction.motion import Prepared
+from kdcache.extraction.motion import ClipInputs
 from kdcache.extraction.plan import Task
 from kdcache.recipe import clip_key
 from kdcache.skeletons import Skeleton, open_skeleton
@@ -33,7 +33,7 @@ def read_joints(path: str, tasks: Sequence[Task]) -> Iterator[ClipJoints | tuple
             yield task, error
 
 
-def draw(clip: ClipJoints, streams: Sequence[Stream]) -> Prepared:
+def draw(clip: ClipJoints, streams: Sequence[Stream]) -> ClipInputs:
     """The images of a clip for each stream, [V, N, 224, 224, 3].
 
     The frames noted for a level are one: the last that it shows. Turned views depend on the file's content and the
@@ -47,7 +47,7 @@ def draw(clip: ClipJoints, streams: Sequence[Stream]) -> Prepared:
         "fps": skeleton.fps,
         "frames": skeleton.total,
     }
-    done = Prepared(task, origin, {})
+    done = ClipInputs(task, origin, {})
     seed = int(clip_key("", task.fingerprint, task.start_s, task.stop_s), 16)
     for stream in streams:
         assert stream.imaging is not None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kdcache.errors import ClipError, KdcacheError
 from kdcache.extraction.frames import ClipFrames, read_clips
-from kdcache.extraction.motion import FlowMemory, Prepared, prepare
-from kdcache.extraction.plan import SHARD_BYTES, SHARD_SECONDS, Task, Unit
+from kdcache.extraction.motion import ClipInputs, FlowMemory, prepare
+from kdcache.extraction.plan import SHARD_BYTES, SHARD_SECONDS, Task, WorkUnit
 from kdcache.extraction.skeletons import ClipJoints, draw, read_joints
 from kdcache.prefetch import prefetch
 from kdcache.sources import open_source
@@ -49,11 +49,18 @@ class Done:
     tasks: tuple[Task, ...]
 
 
-Event = Started | Failure | Done | str  # a str is the id of a clip that was computed and waits for its shard
+@dataclass(frozen=True)
+class Computed:
+    """A clip was computed and waits for its shard."""
+
+    clip_id: str
+
+
+Event = Started | Failure | Computed | Done
 
 
 @dataclass(frozen=True)
-class Workplace:
+class WorkerConfig:
     """What all units of a run share."""
 
     out: Path
@@ -66,28 +73,28 @@ class Workplace:
     codec: str | None
 
 
-def run_unit(unit: Unit, place: Workplace, nets: Backbones, emit: Callable[[Event], None], stop: Flag) -> None:
+def run_unit(unit: WorkUnit, config: WorkerConfig, nets: Backbones, emit: Callable[[Event], None], stop: Flag) -> None:
     """Compute and commit a unit's clips; clips that cannot be had are emitted as failures.
 
     When ``stop`` is set, the clips finished by then are committed and the rest is left for the next call.
     """
-    streams = [s for s in place.streams if s.name in unit.streams]
+    streams = [s for s in config.streams if s.name in unit.streams]
     features = [s for s in streams if s.kind == "feature"]
     recipes = {s.name: s.recipe for s in streams}
     records: list[Record] = []
     tasks: list[Task] = []
-    waiting: list[Prepared] = []
+    waiting: list[ClipInputs] = []
     held, opened = 0, time.monotonic()
 
     def commit() -> None:
         nonlocal held, opened
         if records:
-            emit(Done(commit_shard(place.out, records, recipes, codec=place.codec), tuple(tasks)))
+            emit(Done(commit_shard(config.out, records, recipes, codec=config.codec), tuple(tasks)))
             records.clear()
             tasks.clear()
         held, opened = 0, time.monotonic()
 
-    def finish(clips: list[Prepared]) -> None:
+    def finish(clips: list[ClipInputs]) -> None:
         nonlocal held
         bad: dict[str, ClipError] = {}
         for stream in features:
@@ -103,14 +110,14 @@ def run_unit(unit: Unit, place: Workplace, nets: Backbones, emit: Callable[[Even
             task = clip.task
             records.append(Record(task.row, clip.origin, task.keys, clip.frames, clip.arrays))
             tasks.append(task)
-            emit(task.clip_id)
+            emit(Computed(task.clip_id))
             held += _size(clip)
             if held >= SHARD_BYTES or time.monotonic() - opened >= SHARD_SECONDS:
                 commit()
 
-    steps = prefetch(prepared(prefetch(decoded(unit, streams, place, stop), PREFETCH), streams, place), PREFETCH)
+    steps = prefetch(prepared(prefetch(decoded(unit, streams, config, stop), PREFETCH), streams, config), PREFETCH)
     for item in steps:
-        if not isinstance(item, Prepared):
+        if not isinstance(item, ClipInputs):
             emit(item)
             continue
         waiting.append(item)
@@ -122,17 +129,17 @@ def run_unit(unit: Unit, place: Workplace, nets: Backbones, emit: Callable[[Even
     commit()
 
 
-def _segments(clip: Prepared) -> int:
+def _segments(clip: ClipInputs) -> int:
     """Segments a clip adds to a batch; a clip without a backbone is finished at once."""
     return max((len(a) for a in clip.inputs.values()), default=1_000_000)
 
 
-def _size(clip: Prepared) -> int:
+def _size(clip: ClipInputs) -> int:
     return sum(sum(map(len, a)) if isinstance(a, list) else a.nbytes for a in clip.arrays.values())
 
 
 def decoded(
-    unit: Unit, streams: list[Stream], place: Workplace, stop: Flag
+    unit: WorkUnit, streams: list[Stream], config: WorkerConfig, stop: Flag
 ) -> Iterator[ClipFrames | ClipJoints | Failure | Started]:
     for path, group in itertools.groupby(unit.tasks, key=lambda t: t.path):
         if stop.is_set():
@@ -140,7 +147,7 @@ def decoded(
         yield Started(path)
         left = {task.clip_id: task for task in group}
         try:
-            for item in _clips(path, list(left.values()), streams, place):
+            for item in _clips(path, list(left.values()), streams, config):
                 task = item[0] if isinstance(item, tuple) else item.task
                 del left[task.clip_id]
                 yield _failure(task, "sample", item[1]) if isinstance(item, tuple) else item
@@ -152,27 +159,27 @@ def decoded(
 
 
 def _clips(
-    path: str, tasks: list[Task], streams: list[Stream], place: Workplace
+    path: str, tasks: list[Task], streams: list[Stream], config: WorkerConfig
 ) -> Iterator[ClipFrames | ClipJoints | tuple[Task, ClipError]]:
     if any(s.imaging is not None for s in streams):  # then all of them: ``resolve`` sees to it
         yield from read_joints(path, tasks)
         return
     fps = tasks[0].row.get("fps")
-    with open_source(path, decoder=place.decoder, fps=float(fps) if fps else None) as source:
+    with open_source(path, decoder=config.decoder, fps=float(fps) if fps else None) as source:
         yield from read_clips(source, tasks, streams)
 
 
 def prepared(
-    items: Iterator[ClipFrames | ClipJoints | Failure | Started], streams: list[Stream], place: Workplace
-) -> Iterator[Prepared | Failure | Started]:
-    memory = FlowMemory(place.threads)
+    items: Iterator[ClipFrames | ClipJoints | Failure | Started], streams: list[Stream], config: WorkerConfig
+) -> Iterator[ClipInputs | Failure | Started]:
+    memory = FlowMemory(config.threads)
     for item in items:
         if isinstance(item, ClipJoints):
             yield draw(item, streams)
             continue
         if not isinstance(item, ClipFrames):
             if isinstance(item, Started):
-                memory = FlowMemory(place.threads)
+                memory = FlowMemory(config.threads)
             yield item
             continue
         try:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcache.errors import OptionError, unknown
-from kdcache.levels import Mode, Progress, progress_spans
+from kdcache.levels import LevelSpec, Mode, progress_spans
 from kdcache.skeletons.base import Joints, Skeleton
 
 Resize = Literal["scipy_bytescale", "float_bilinear"]
@@ -41,7 +41,7 @@ TURN = 0.3  # radians: the largest turn of the training augmentation, about each
 class Imaging:
     """How a clip's joints become images: one for each degree of progress, seen straight and from turned views."""
 
-    progress: Progress
+    progress: LevelSpec
     limits: tuple[float, float] = NTU_LIMITS
     resize: Resize = "scipy_bytescale"
     rotations: int = 0
@@ -201,7 +201,7 @@ def progress_images(
     Everything is found anew for each level from the frames up to its end: NTU's actors, the origin, the stretch.
 
     Args:
-        skeleton: one clip. Progress counts the file's frames, lost ones too.
+        skeleton: one clip. Levels count the file's frames, lost ones too.
         levels: N.
         mode: ``prefix``: all frames up to the end of part n; ``segment``: those of part n alone.
         limits, resize: as in ``skeleton_image``.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from kdcache.errors import OptionError, unknown
-from kdcache.levels import MODES, Progress
+from kdcache.levels import MODES, LevelSpec
 from kdcache.recipe import Recipe, digest
 from kdcache.sampling import Sampling
 from kdcache.views import Views
@@ -28,7 +28,7 @@ _VIDEO_ONLY = ("frames", "fps", "size", "resize", "views")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class StreamSettings:
     """How clips become streams. Every field that changes bytes goes into the recipe."""
 
     frames: int | None = None
@@ -70,8 +70,8 @@ class Settings:
     """How skeletons become images: the published code's 8 bits, stretched, or the paper's formula in float32."""
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings from keyword arguments; a misspelt one is refused with the nearest that exists."""
+    def of(cls, values: Mapping[str, Any]) -> StreamSettings:
+        """StreamSettings from keyword arguments; a misspelt one is refused with the nearest that exists."""
         names = [f.name for f in fields(cls)]
         for name in values:
             if name not in names:
@@ -107,7 +107,7 @@ class Stream:
     backbone: str | None = None
     layer: str | None = None
     shape: tuple[int, ...] | None = None  # of one clip, [V, …] or [V, N, …]; None for whole-clip streams
-    progress: Progress | None = None  # of videos: each level is a segment of its own
+    progress: LevelSpec | None = None  # of videos: each level is a segment of its own
     imaging: Imaging | None = None  # of skeletons
     stack: int = 1  # flow fields that make up one frame of a segment
     digest: str = field(default="")
@@ -125,7 +125,7 @@ def parse(name: str) -> tuple[str, str | None]:
 
 
 def resolve(
-    names: Sequence[str], settings: Settings | None = None, weights: Mapping[str, Any] | None = None
+    names: Sequence[str], settings: StreamSettings | None = None, weights: Mapping[str, Any] | None = None
 ) -> list[Stream]:
     """Turn stream names and settings into streams with their recipes.
 
@@ -140,7 +140,7 @@ def resolve(
             beside streams of skeletons.
         WeightsError: a checkpoint that is missing or of another network.
     """
-    settings = settings or Settings()
+    settings = settings or StreamSettings()
     if not names:
         raise OptionError("No stream was asked for: name one, for example i3d-rgb/mixed4a or flow.")
     if len(set(names)) != len(names):
@@ -164,7 +164,7 @@ def named(weights: Mapping[str, Any] | None) -> dict[str, Any]:
     return {canonical(name): value for name, value in (weights or {}).items()}
 
 
-def _resolve(name: str, settings: Settings, weights: Mapping[str, Any]) -> Stream:
+def _resolve(name: str, settings: StreamSettings, weights: Mapping[str, Any]) -> Stream:
     head, layer = parse(name)
     stream = (
         _dense(name, head, settings)
@@ -174,7 +174,7 @@ def _resolve(name: str, settings: Settings, weights: Mapping[str, Any]) -> Strea
     return replace(stream, digest=digest(stream.recipe))
 
 
-def _dense(name: str, kind: Kind, settings: Settings) -> Stream:
+def _dense(name: str, kind: Kind, settings: StreamSettings) -> Stream:
     sampling = Sampling(frames=None, fps=settings.fps)
     recipe: Recipe = {
         "stream": name,
@@ -197,7 +197,7 @@ def _dense(name: str, kind: Kind, settings: Settings) -> Stream:
     return Stream(name, kind, recipe, sampling, settings.short_side)
 
 
-def _feature(name: str, head: str, layer: str | None, settings: Settings, weights: Mapping[str, Any]) -> Stream:
+def _feature(name: str, head: str, layer: str | None, settings: StreamSettings, weights: Mapping[str, Any]) -> Stream:
     from kdcache import backbones
 
     backbone = backbones.canonical(head)
@@ -230,7 +230,7 @@ def _feature(name: str, head: str, layer: str | None, settings: Settings, weight
             recipe["stack"] = spec.stack
     progress = None
     if settings.levels is not None:
-        progress = Progress(settings.levels, settings.progress or "segment")
+        progress = LevelSpec(settings.levels, settings.progress or "segment")
         recipe["progress"] = progress.to_recipe()
         shape = (progress.levels, *level_shape(shape))
     clip_shape = (len(views.names), *shape)
@@ -254,15 +254,15 @@ def level_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1:] if shape[0] == 1 else shape
 
 
-def _skeleton(name: str, backbone: str, layer: str, settings: Settings, spec: InputSpec, weights: Any) -> Stream:
+def _skeleton(name: str, backbone: str, layer: str, settings: StreamSettings, spec: InputSpec, weights: Any) -> Stream:
     """A stream of skeleton images; the limits are those of the clips that the weights were fitted on, else NTU's."""
     from kdcache import backbones
     from kdcache.skeletons.image import NTU_LIMITS, Imaging
 
     for option in _VIDEO_ONLY:
-        if getattr(settings, option) != getattr(Settings, option):
+        if getattr(settings, option) != getattr(StreamSettings, option):
             raise OptionError(f"{option} is for videos and {name} reads skeletons: leave it out.")
-    progress = Progress(settings.levels if settings.levels is not None else spec.frames, settings.progress or "prefix")
+    progress = LevelSpec(settings.levels if settings.levels is not None else spec.frames, settings.progress or "prefix")
     facts = facts_of(backbone, weights)
     limits = facts.limits if facts is not None and facts.limits is not None else NTU_LIMITS
     imaging = Imaging(progress, limits, settings.skeleton, settings.rotations)
@@ -290,7 +290,7 @@ def facts_of(backbone: str, weights: Any) -> Facts | None:
     return None if path is None else read_facts(path)
 
 
-def _backbone_recipe(backbone: str, endpoint: str, settings: Settings, weights: Any) -> dict[str, Any]:
+def _backbone_recipe(backbone: str, endpoint: str, settings: StreamSettings, weights: Any) -> dict[str, Any]:
     from kdcache.backbones import weights_id
 
     identity = weights_id(backbone, weights)

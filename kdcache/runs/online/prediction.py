@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
 from kdcache.runs.online.recipes import find_weights, restore
-from kdcache.runs.online.streaming import Clip, Seen, unfold
+from kdcache.runs.online.streaming import ClipSpan, StreamingFeature, stream_features
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +119,9 @@ def predict(
         opened = Run(opened.path, prepare(settings, opened.options, lambda _: None, {"budget": 0}))
     network = cast(Stepping, opened.network(which))
     on = str(opened.prepared.data.device)
-    return _answers(opened, network, [unfold(s, c, chosen[s.name], on) for s, c in zip(streams, clips, strict=True)])
+    return _answers(
+        opened, network, [stream_features(s, c, chosen[s.name], on) for s, c in zip(streams, clips, strict=True)]
+    )
 
 
 def _clips(
@@ -128,7 +130,7 @@ def _clips(
     skeleton: StrPath | None,
     span: tuple[float | None, float | None],
     fps: float | None,
-) -> list[Clip]:
+) -> list[ClipSpan]:
     """What each stream reads."""
     joints = [s.imaging is not None for s in streams]
     if skeleton is None and any(joints) and not all(joints):
@@ -138,10 +140,10 @@ def _clips(
     if skeleton is not None and not any(joints):
         raise OptionError(f"skeleton={skeleton}: this run reads no skeletons; leave it out.")
     start, stop = (math.nan if t is None else t for t in span)
-    return [Clip(Path(skeleton) if j and skeleton is not None else source, start, stop, fps) for j in joints]
+    return [ClipSpan(Path(skeleton) if j and skeleton is not None else source, start, stop, fps) for j in joints]
 
 
-def _answers(run: Run, network: Stepping, parts: Sequence[Iterator[Seen]]) -> Iterator[Prediction]:
+def _answers(run: Run, network: Stepping, parts: Sequence[Iterator[StreamingFeature]]) -> Iterator[Prediction]:
     """Step by step through the levels of the joined streams."""
     import torch
 

@@ -10,7 +10,7 @@ from kdcache.backbones import weights_id
 from kdcache.backbones.weights import find_digest
 from kdcache.errors import OptionError, WeightsError, unknown
 from kdcache.recipe import Recipe, differences, digest
-from kdcache.streams.base import Settings, Stream, named, resolve
+from kdcache.streams.base import Stream, StreamSettings, named, resolve
 
 
 def restore(name: str, recipe: Recipe, weights: Any) -> Stream:
@@ -75,18 +75,18 @@ def _weights(stream: str, recipe: Recipe, chosen: Mapping[str, Any], of_run: str
     return found
 
 
-def _settings(recipe: Recipe) -> Settings:
+def _settings(recipe: Recipe) -> StreamSettings:
     """The settings that lead to a recipe."""
     common = {"dtype": recipe["dtype"], "precision": recipe["backbone"]["precision"]}
     if "skeleton" in recipe:
         imaging = recipe["skeleton"]
-        return Settings.of(
+        return StreamSettings.of(
             common
             | {"levels": imaging["levels"], "progress": imaging["mode"]}
             | {"rotations": imaging["rotations"], "skeleton": imaging["resize"]}
         )
     views, progress = recipe["views"], recipe["progress"]
-    return Settings.of(
+    return StreamSettings.of(
         common
         | recipe["sampling"]
         | {"size": views["size"], "resize": views["resize"], "views": views["names"]}

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import ClipError
-from kdcache.extraction.frames import Need, find_need, read_needs
-from kdcache.extraction.motion import FlowMemory, Prepared, prepare
+from kdcache.extraction.frames import FrameRequest, read_requests, request_frames
+from kdcache.extraction.motion import ClipInputs, FlowMemory, prepare
 from kdcache.extraction.plan import Task
-from kdcache.levels import Progress
+from kdcache.levels import LevelSpec
 from kdcache.runtime import cores
 from kdcache.sampling import clip_range
 from kdcache.skeletons import open_skeleton
@@ -28,7 +28,7 @@ from kdcache.streams.base import Stream
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipSpan:
     """A span of a source: seconds, half-open, NaN for its start or end; ``fps`` of folders and tars of images."""
 
     path: Path
@@ -38,14 +38,14 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Seen:
+class StreamingFeature:
     """What is known after part n: the vector ``[d]`` of that level as it would be cached, and when it was complete."""
 
     features: NDArray[Any]
     seconds: float
 
 
-def unfold(stream: Stream, clip: Clip, weights: Any, device: str) -> Iterator[Seen]:
+def stream_features(stream: Stream, clip: ClipSpan, weights: Any, device: str) -> Iterator[StreamingFeature]:
     """The first view of each level of a clip in turn.
 
     Raises:
@@ -60,53 +60,53 @@ def unfold(stream: Stream, clip: Clip, weights: Any, device: str) -> Iterator[Se
         features = nets.features([level], one)[0]
         if isinstance(features, ClipError):
             raise features
-        yield Seen(features[0, 0], seconds)
+        yield StreamingFeature(features[0, 0], seconds)
 
 
 def _one(stream: Stream) -> Stream:
     """The same stream for a clip of one level, seen in the view that runs answer from."""
     views = stream.views and replace(stream.views, names=stream.views.names[:1])
-    return replace(stream, views=views, progress=stream.progress and Progress(1))
+    return replace(stream, views=views, progress=stream.progress and LevelSpec(1))
 
 
-def _frames(stream: Stream, one: Stream, clip: Clip) -> Iterator[tuple[float, Prepared]]:
+def _frames(stream: Stream, one: Stream, clip: ClipSpan) -> Iterator[tuple[float, ClipInputs]]:
     """Segments of a video, each when its last frame has been decoded."""
     assert stream.progress is not None
     with open_source(clip.path, stream.recipe["decoder"], clip.fps) as source:
         low, high = clip_range(source.times, clip.start_s, clip.stop_s)
         ends = [*source.times, source.info.duration_s]
         stops = low + stream.progress.spans(high - low)[:, 1]
-        needs = _levels(find_need(_task(clip), [stream], source.times), stream)
+        requests = _levels(request_frames(_task(clip), [stream], source.times), stream)
         memory = FlowMemory(cores())
-        for stop, frames in zip(stops, read_needs(source, needs, [stream]), strict=True):
+        for stop, frames in zip(stops, read_requests(source, requests, [stream]), strict=True):
             yield float(ends[stop]), prepare(frames, [one], memory)
 
 
-def _levels(need: Need, stream: Stream) -> list[Need]:
+def _levels(request: FrameRequest, stream: Stream) -> list[FrameRequest]:
     """What each level takes of what the clip takes."""
     assert stream.progress is not None
     count = stream.progress.levels
     levels = []
     for n in range(count):
         indices, pairs = (
-            {name: np.split(frames, count)[n] for name, frames in of.items()} for of in (need.indices, need.pairs)
+            {name: np.split(frames, count)[n] for name, frames in of.items()} for of in (request.indices, request.pairs)
         )
         used = np.concatenate([frames.ravel() for frames in (*indices.values(), *pairs.values())])
-        levels.append(Need(need.task, indices, pairs, int(used.min()), int(used.max())))
+        levels.append(FrameRequest(request.task, indices, pairs, int(used.min()), int(used.max())))
     return levels
 
 
-def _joints(stream: Stream, one: Stream, clip: Clip) -> Iterator[tuple[float, Prepared]]:
+def _joints(stream: Stream, one: Stream, clip: ClipSpan) -> Iterator[tuple[float, ClipInputs]]:
     """Images of a skeleton, each from the frames up to its end."""
     imaging = stream.imaging
     assert imaging is not None
     skeleton = open_skeleton(clip.path).span(clip.start_s, clip.stop_s)
     for start, stop in imaging.progress.spans(skeleton.total).tolist():
         image = level_image(skeleton, start, stop, imaging.limits, imaging.resize)
-        level = Prepared(_task(clip), {}, {}, inputs={one.name: image[None, None]})
+        level = ClipInputs(_task(clip), {}, {}, inputs={one.name: image[None, None]})
         yield (skeleton.begin + stop) / skeleton.fps, level
 
 
-def _task(clip: Clip) -> Task:
+def _task(clip: ClipSpan) -> Task:
     path = str(clip.path)
     return Task({"clip_id": path}, path, "", clip.start_s, clip.stop_s, {})
