@@ -15,7 +15,7 @@ import kdcache
 from kdcache.cli import main
 from kdcache.data.clips import clips
 from kdcache.data.pairs import pairs
-from kdcache.data.splits import split_by, split_columns
+from kdcache.data.splits import split_by
 from kdcache.errors import OptionError
 from kdcache.methods.contract import HELD_OUT
 from kdcache.methods.fit_options import parse_set
@@ -25,6 +25,7 @@ from kdcache.runs.ablation.replicates import Repeat, choose_splits, in_words
 from kdcache.runs.ablation.results import table_over_splits
 from kdcache.runs.ablation.rows import Plan, Row, plan
 from kdcache.runs.train import Run
+from kdcache.splits import split_columns
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

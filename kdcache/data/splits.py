@@ -5,19 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from kdcache.errors import OptionError, unknown
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, Samples
+from kdcache.methods.contract import UNLABELLED, Samples
+from kdcache.splits import HELD_OUT, NAMES, SPLIT, cells, split_columns, split_name
 
 TARGETS = ("label", "verb", "noun")
-SPLIT = "split"  # the column that says it where no other is named
-_OTHER_NAMES = {"val": "validation", "valid": "validation"}  # of a split
-_NAMES = {"train", *HELD_OUT, *_OTHER_NAMES}
 
 
 @dataclass(frozen=True)
@@ -27,11 +24,6 @@ class Clips:
     splits: dict[str, Samples]
     clip_ids: list[str]
     classes: dict[str, list[int]]
-
-
-def split_columns(rows: pd.DataFrame) -> list[str]:
-    """The columns of a manifest whose cells are names of splits or empty, and not all empty."""
-    return [str(column) for column in rows if (cells := _cells(rows[column])) and cells <= _NAMES]
 
 
 def split_by(rows: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -45,26 +37,21 @@ def split_by(rows: pd.DataFrame, column: str) -> pd.DataFrame:
         return rows
     if column not in rows:
         raise unknown("split column", column, split_columns(rows) or [str(c) for c in rows])
-    cells = _cells(rows[column])
-    if not cells:
+    found = cells(rows[column])
+    if not found:
         raise OptionError(f"split={column}: every cell of that column is empty; write train, validation or test there.")
-    if wrong := sorted(cells - _NAMES):
+    if wrong := sorted(found - NAMES):
         raise OptionError(
             f"split={column}: {wrong[0]!r} is not the name of a split; choose a column of train, validation and test."
         )
     return rows.assign(**{SPLIT: rows[column]})
 
 
-def _cells(column: pd.Series[Any]) -> set[str]:
-    """The distinct cells that are not empty."""
-    return {str(cell) for cell in column.dropna().unique()} - {""}
-
-
 def named_splits(table: pd.DataFrame) -> pd.Series[str] | None:
     """The split of each row under its usual name, None where the manifest gives none."""
     if "split" not in table or not (table["split"].fillna("") != "").any():
         return None
-    return pd.Series([_OTHER_NAMES.get(s, s) for s in table["split"].fillna("")], index=table.index, dtype=str)
+    return pd.Series([split_name(s) for s in table["split"].fillna("")], index=table.index, dtype=str)
 
 
 def hold_out(

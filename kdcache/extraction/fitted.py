@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcache.files import atomic
+from kdcache.splits import SPLIT, held_out_clips
 from kdcache.streams.base import Stream, facts_of
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from kdcache.backbones.metadata import Facts
 
 FOLDER = "fitted"  # of a cache: <sha256 of the weights file>.json
-HELD_OUT = ("validation", "val", "test")
 
 
 def fitted_weights(streams: Sequence[Stream], weights: Mapping[str, Any]) -> dict[str, Facts]:
@@ -46,16 +46,21 @@ def keep_facts(out: Path, fitted: Mapping[str, Facts]) -> None:
 
 
 def leaks(rows: pd.DataFrame, fitted: Mapping[str, Facts]) -> list[str]:
-    """One sentence for each weights file that saw labels of clips which this manifest holds out."""
-    if "split" not in rows:
-        return []
-    held_out = set(rows.loc[rows["split"].isin(HELD_OUT), "clip_id"])
+    """One sentence for each weights file that saw labels of clips which this manifest holds out.
+
+    Every split column counts; the sentence names the first in which it happens, and the others behind it.
+    """
+    held_out = held_out_clips(rows)
     sentences = []
     for facts in fitted.values():
-        seen = sorted(held_out.intersection(facts.fitted_on))
-        if seen:
+        seen = {column: sorted(clips.intersection(facts.fitted_on)) for column, clips in held_out.items()}
+        columns = [column for column in seen if seen[column]]
+        if columns:
+            first, *others = columns
+            by = "" if columns == [SPLIT] else f" by column {first}{f' and {len(others)} more' if others else ''}"
             sentences.append(
-                f"{facts.backbone} was fitted on the labels of {len(seen)} clips that this manifest holds out, such as "
-                f"{seen[0]}: accuracy on them would be too good; fit it again on the training clips of this manifest."
+                f"{facts.backbone} was fitted on the labels of {len(seen[first])} clips that this manifest holds out"
+                f"{by}, such as {seen[first][0]}: accuracy on them would be too good; fit it again on the training "
+                f"clips of this manifest."
             )
     return sentences

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from kdcache.data.splits import split_by, split_columns
+from kdcache.data.splits import split_by
 from kdcache.errors import OptionError
+from kdcache.splits import split_columns
 
 Splits = Sequence[str | None]
 """Columns of the manifest; ``[None]`` where the rows' own settings say which."""
