@@ -13,7 +13,7 @@ import torch
 
 import kdcache
 from kdcache import backbones
-from kdcache.backbones.metadata import Facts, write
+from kdcache.backbones.metadata import FitMetadata, write
 from kdcache.errors import OptionError
 from kdcache.levels import LevelSpec
 from kdcache.skeletons import Skeleton, open_skeleton
@@ -225,7 +225,7 @@ def test_settings_that_cannot_be_honoured(streams, settings, match):
 @pytest.fixture
 def fitted(tmp_path):
     """A fitted weights file, of which planning reads the facts alone."""
-    facts = Facts(
+    facts = FitMetadata(
         backbone="vacnn",
         num_classes=3,
         classes=(0, 1, 2),

@@ -59,7 +59,7 @@ def tiny(monkeypatch):
     module.make = lambda spec, classes=None: Tiny(classes or 10)
     monkeypatch.setitem(sys.modules, "kdcache.backbones.tiny", module)
     spec = InputSpec("rgb", frames=2, size=16, resize=18)
-    monkeypatch.setitem(backbones.REGISTRY, "tiny", backbones._Entry("tiny", spec))
+    monkeypatch.setitem(backbones.REGISTRY, "tiny", backbones.BackboneEntry("tiny", spec))
     monkeypatch.setitem(options.RECIPES, "tiny", {**options.RECIPES["tsm-resnet50"], "dropout": 0.25})
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -103,7 +103,7 @@ def finished(folder, tmp_path):
 
 
 def test_the_file_tells_what_it_has_seen_and_loads_as_it_is(finished, folder):
-    facts, rows = fitted.read_facts(finished.weights), rows_of(folder)
+    facts, rows = fitted.read_metadata(finished.weights), rows_of(folder)
     assert (facts.backbone, facts.num_classes, facts.classes, facts.limits) == ("tiny", 3, (0, 5, 10), None)
     train = set(rows["clip_id"][rows["split"] == "train"])
     assert set(facts.fitted_on) | set(facts.validated_on) == train
@@ -291,7 +291,7 @@ def test_clips_that_cannot_be_read_are_listed_and_left_out(finished, folder, tmp
     table = pd.read_csv(tmp_path / "out" / "failures.csv")
     assert sorted(table["clip_id"]) == sorted([lost, late])
     assert set(table["stage"]) == {"open", "sample"}
-    facts = fitted.read_facts(tmp_path / "out" / "tiny.safetensors")
+    facts = fitted.read_metadata(tmp_path / "out" / "tiny.safetensors")
     assert set(facts.fitted_on) == set(finished.facts.fitted_on) - {lost, late}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["epochs"] == 3
 
@@ -335,22 +335,22 @@ def test_backbones_of_flow_and_unknown_ones_are_refused(folder):
 
 
 def test_facts_survive_the_file_and_other_files_have_none(tmp_path):
-    facts = fitted.Facts(
+    facts = fitted.FitMetadata(
         backbone="vacnn", num_classes=2, classes=(3, 7), limits=(-1.25, 2.5), fitted_on=("a", "ü"), options={"lr": 0.1}
     )
     fitted.write(tmp_path / "w.safetensors", {"w": torch.arange(3.0)}, facts)
-    assert fitted.read_facts(tmp_path / "w.safetensors") == facts
+    assert fitted.read_metadata(tmp_path / "w.safetensors") == facts
     assert torch.equal(load_file(tmp_path / "w.safetensors")["w"], torch.arange(3.0))
     torch.save({"w": torch.ones(1)}, tmp_path / "w.pt")
     (tmp_path / "empty").touch()
     for name in ("w.pt", "empty"):
-        assert fitted.read_facts(tmp_path / name) is None
+        assert fitted.read_metadata(tmp_path / name) is None
     with pytest.raises(WeightsError, match="missing"):
-        fitted.read_facts(tmp_path / "missing")
+        fitted.read_metadata(tmp_path / "missing")
     damaged = (tmp_path / "w.safetensors").read_bytes().replace(b'\\"classes\\"', b'\\"glasses\\"')
     (tmp_path / "damaged.safetensors").write_bytes(damaged)
     with pytest.raises(WeightsError, match="damaged"):
-        fitted.read_facts(tmp_path / "damaged.safetensors")
+        fitted.read_metadata(tmp_path / "damaged.safetensors")
     assert dataclasses.asdict(facts)["validated_on"] == ()
 
 

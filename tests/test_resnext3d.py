@@ -9,7 +9,7 @@ from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, 
 
 from kdcache import backbones
 from kdcache.backbones import resnext3d_layers
-from kdcache.backbones.checkpoint import draw
+from kdcache.backbones.checkpoint import random_init
 from kdcache.backbones.freeze import Frozen
 from kdcache.backbones.resnext3d import ResNeXt3D
 from kdcache.errors import OptionError
@@ -65,7 +65,7 @@ def net(tmp_path_factory) -> ResNeXt3D:
     """Read from a file as MARS's training writes it: wrapped, with every name behind ``module.``."""
     with torch.device("meta"):
         blank = ResNeXt3D()
-    drawn = draw(blank, 3)
+    drawn = random_init(blank, 3)
     shapes = published_shapes(3)
     assert {k: tuple(v.shape) for k, v in drawn.items() if not k.endswith("num_batches_tracked")} == shapes
     path = tmp_path_factory.mktemp("mars") / "RGB_Kinetics_16f.pth"

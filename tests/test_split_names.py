@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from kdcache.backbones.metadata import Facts
+from kdcache.backbones.metadata import FitMetadata
 from kdcache.data.splits import named_splits, split_by
 from kdcache.extraction.fitted import leaks
 from kdcache.methods import contract
@@ -18,7 +18,7 @@ def rows(**columns):
 
 
 def fitted(*clips, backbone="vacnn"):
-    return Facts(backbone=backbone, num_classes=2, classes=(0, 1), fitted_on=clips)
+    return FitMetadata(backbone=backbone, num_classes=2, classes=(0, 1), fitted_on=clips)
 
 
 def test_one_list_of_names():

@@ -15,7 +15,7 @@ from torchvision.models import resnet50
 
 from kdcache import backbones
 from kdcache.backbones import vacnn_layers
-from kdcache.backbones.checkpoint import draw
+from kdcache.backbones.checkpoint import random_init
 from kdcache.backbones.freeze import Frozen
 from kdcache.backbones.vacnn import VACNN, rotation, seen_from, start
 from kdcache.errors import OptionError, WeightsError
@@ -125,7 +125,7 @@ def test_frozen_is_the_network(net):
 def test_start_is_the_published_one(net):
     with torch.device("meta"):
         blank = resnet50(weights=None)
-    imagenet = draw(blank, 5)
+    imagenet = random_init(blank, 5)
     begun = start(copy.deepcopy(net), 3, imagenet)
     x = begun.prepare(images(1, 1, 224, 224, 3))
     with torch.inference_mode():

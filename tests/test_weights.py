@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from kdcache import backbones
 from kdcache.backbones import checkpoint, published, weights
-from kdcache.backbones.checkpoint import draw, fill, load_state_dict
+from kdcache.backbones.checkpoint import fill, load_state_dict, random_init
 from kdcache.backbones.i3d import I3D, I3DTail
 from kdcache.errors import OptionError, WeightsError
 
@@ -37,7 +37,7 @@ def state() -> checkpoint.State:
     """The state dict of an I3D for RGB with 5 classes."""
     with torch.device("meta"):
         net = I3D(num_classes=5)
-    return draw(net, 0)
+    return random_init(net, 0)
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, file: Path, **changes: object) -> published.Published:
@@ -257,7 +257,7 @@ def test_random_weights_are_explicit_loud_and_the_same_each_time(
     assert first.weights_id == {"spec": "random:3", "rule": weights.RANDOM_RULE}
     # the rule is part of recipes: if these numbers move, its version must
     assert again[stem].flatten()[:2].tolist() == pytest.approx([-0.0270088129, 0.0041481494], abs=1e-9)
-    tail = draw(I3DTail(4), 3)
+    tail = random_init(I3DTail(4), 3)
     assert all(torch.equal(value, again[name]) for name, value in tail.items())
     for bad in ("random:", "random:-1", "random:x"):
         with pytest.raises(OptionError, match="random:0"):

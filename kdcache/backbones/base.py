@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcache.backbones import InputSpec, Shape
-from kdcache.backbones.metadata import Facts
+from kdcache.backbones.metadata import FitMetadata
+from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError
 
 
@@ -43,16 +43,16 @@ class Backbone(nn.Module):
         """Turn the ``uint8 [B, T, H, W, C]`` batch that extraction yields into the network's float input."""
         raise NotImplementedError
 
-    def drawn_as(self, name: str) -> float | None:
-        """The constant at which random weights put the parameter ``name``; None: by the rule for all networks."""
+    def init_constant(self, name: str) -> float | None:
+        """The constant that random weights give the parameter ``name``; None: the rule for all networks applies."""
         return None
 
     def truncate(self, layer: str) -> None:
         """Drop, in place, the modules that ``layer`` does not need."""
         raise NotImplementedError
 
-    def adopt(self, facts: Facts) -> None:
-        """Take over what a fitted weights file says of the network beside its parameters; most need nothing."""
+    def load_metadata(self, metadata: FitMetadata) -> None:
+        """Set what a fitted weights file says of the network beside its parameters; most networks need nothing."""
         return
 
 

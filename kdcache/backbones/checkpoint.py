@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdcache.backbones import Weights
 from kdcache.backbones.base import Backbone
-from kdcache.backbones.metadata import read_facts
+from kdcache.backbones.metadata import read_metadata
+from kdcache.backbones.spec import Weights
 from kdcache.backbones.weights import resolve
 from kdcache.errors import WeightsError
 
@@ -34,21 +34,21 @@ def load(
     with torch.device("meta"):
         net = make(num_classes)
     if choice.path is None:
-        fill(net, draw(net, choice.seed or 0), choice.identity()["spec"])
+        fill(net, random_init(net, choice.seed or 0), choice.identity()["spec"])
     else:
         state = load_state_dict(choice.path)
-        facts = read_facts(choice.path)
-        if facts is not None and facts.backbone != name:
+        metadata = read_metadata(choice.path)
+        if metadata is not None and metadata.backbone != name:
             raise WeightsError(
-                f"{choice.path} was fitted as {facts.backbone}, not as {name}: give it to {facts.backbone}, or fit "
-                f"{name} with `kdcache fit {name}`."
+                f"{choice.path} was fitted as {metadata.backbone}, not as {name}: give it to {metadata.backbone}, or "
+                f"fit {name} with `kdcache fit {name}`."
             )
         if num_classes is None and net.classifier and net.classifier[-1] in state:
             with torch.device("meta"):
                 net = make(int(state[net.classifier[-1]].shape[0]))
         fill(net, state, choice.path, classifier=net.classifier if num_classes else ())
-        if facts is not None:
-            net.adopt(facts)
+        if metadata is not None:
+            net.load_metadata(metadata)
     net.weights_id = choice.identity()
     return net.eval()
 
@@ -109,7 +109,7 @@ def fill(
         state: tensors by name, as ``load_state_dict`` gives them.
         source: the file's name, for errors.
         part: ``net`` is a part of the network that ``state`` is of: names beyond it are left alone.
-        classifier: parameters that are drawn anew (with ``seed``) where their number of classes differs.
+        classifier: parameters that get new random values (by ``seed``) where their number of classes differs.
 
     Raises:
         WeightsError: a parameter is missing, not wanted, or of another shape: the file, the first one in the network's
@@ -122,7 +122,7 @@ def fill(
         if found is None and name.endswith(_COUNTER):
             found = torch.zeros((), dtype=torch.int64)
         if name in classifier and found is not None and found.shape[1:] == own.shape[1:] and found.shape != own.shape:
-            found = _draw(name, own, seed, classifier)
+            found = _random_tensor(name, own, seed, classifier)
         if found is None or found.shape != own.shape:
             has = "is missing" if found is None else f"has shape {list(found.shape)}"
             raise _misfit(source, f"{name} {has}, expected {list(own.shape)}", state)
@@ -134,23 +134,24 @@ def fill(
     return net
 
 
-def draw(net: nn.Module, seed: int) -> State:
+def random_init(net: nn.Module, seed: int) -> State:
     """Random weights under which activations keep their scale through the network (rule 1).
 
     Kernels are He-normal (fan-in, for ReLU), a classifier's have variance 1 / fan-in; batch norms are the identity,
-    biases zero, unless the network's ``drawn_as`` says otherwise. Each tensor is drawn from its own stream, keyed by
-    ``seed`` and its name, so a part of a network gets what the whole would.
+    biases zero, unless the network's ``init_constant`` says otherwise. Each tensor has its own random generator, seeded
+    by ``seed`` and its name, so a part of a network gets what the whole would.
     """
     classifier = tuple(getattr(net, "classifier", ()))
     state = {}
     for name, own in net.state_dict().items():
-        constant = net.drawn_as(name) if isinstance(net, Backbone) else None
-        drawn = _draw(name, own, seed, classifier) if constant is None else torch.full(own.shape, constant)
-        state[name] = drawn
+        constant = net.init_constant(name) if isinstance(net, Backbone) else None
+        state[name] = (
+            _random_tensor(name, own, seed, classifier) if constant is None else torch.full(own.shape, constant)
+        )
     return state
 
 
-def _draw(name: str, own: Tensor, seed: int, classifier: tuple[str, ...]) -> Tensor:
+def _random_tensor(name: str, own: Tensor, seed: int, classifier: tuple[str, ...]) -> Tensor:
     shape = tuple(own.shape)
     if own.ndim < 2:
         one = name.endswith(("running_var", ".weight"))

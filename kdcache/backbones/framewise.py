@@ -32,7 +32,7 @@ class Framewise(Backbone):
     owners: dict[str, str]
     last_norm: str = "bn3"  # the batch norm that ends each residual branch
 
-    def drawn_as(self, name: str) -> float | None:
+    def init_constant(self, name: str) -> float | None:
         """Residual branches start with a gain of 1/4, so that random activations keep their scale."""
         return RESIDUAL_GAIN if name.endswith(f"{self.last_norm}.weight") else None
 

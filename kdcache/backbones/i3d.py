@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdcache.backbones import InputSpec, Shape
 from kdcache.backbones import i3d_layers as plan
 from kdcache.backbones.base import Backbone, scaled_video
+from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError, unknown
 
 

@@ -1,7 +1,7 @@
-"""Weights that ``kdcache fit`` wrote: a safetensors file that also tells what the network was fitted on.
+"""Weights that ``kdcache fit`` wrote: a safetensors file that also records what the network was fitted on.
 
-The state dict has the names of the published checkpoint; the file's metadata holds the facts as JSON under ``kdcache``.
-They are read without torch, so that planning can ask for them.
+The state dict has the names of the published checkpoint; the file's header holds a ``FitMetadata`` as JSON under
+``kdcache``. It is read without torch, so that planning can ask for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LONGEST_HEADER = 100_000_000  # bytes; what the safetensors library accepts, to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class FitMetadata:
     """What a fitted weights file says of itself."""
 
     backbone: str
@@ -46,12 +46,12 @@ class Facts:
     """Of kdcache."""
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the file; ``from_json`` gives the same facts back."""
+        """As it stands in the file; ``from_json`` gives an equal one back."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Facts:
-        """Facts from their JSON; fields that are not known here are left out. ``TypeError``, ``KeyError`` or
+    def from_json(cls, content: Mapping[str, Any]) -> FitMetadata:
+        """From the JSON of ``to_json``; fields that are not known here are left out. ``TypeError``, ``KeyError`` or
         ``ValueError`` where it is none of them.
         """
         known = {f.name: content[f.name] for f in fields(cls) if f.name in content}
@@ -68,22 +68,22 @@ class Facts:
         )
 
 
-def write(path: str | os.PathLike[str], state: Mapping[str, Tensor], facts: Facts) -> None:
-    """Write a state dict and its facts, atomically; the name must end in ``.safetensors``."""
+def write(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: FitMetadata) -> None:
+    """Write a state dict and its metadata, atomically; the name must end in ``.safetensors``."""
     from safetensors.torch import save
 
     if Path(path).suffix != SUFFIX:
         raise WeightsError(f"{os.fspath(path)}: fitted weights are safetensors; give a name that ends in {SUFFIX}.")
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with atomic(path) as temporary:
-        temporary.write_bytes(save(tensors, {_KEY: json.dumps(facts.to_json(), sort_keys=True)}))
+        temporary.write_bytes(save(tensors, {_KEY: json.dumps(metadata.to_json(), sort_keys=True)}))
 
 
-def read_facts(path: str | os.PathLike[str]) -> Facts | None:
+def read_metadata(path: str | os.PathLike[str]) -> FitMetadata | None:
     """What a fitted weights file says of itself; None for every other file, published checkpoints among them.
 
     Raises:
-        WeightsError: the file is missing or cannot be read, or it says that it is fitted but its facts are damaged.
+        WeightsError: the file is missing or cannot be read, or it says that it is fitted but its metadata is damaged.
     """
     try:
         with open(path, "rb") as file:
@@ -95,14 +95,14 @@ def read_facts(path: str | os.PathLike[str]) -> Facts | None:
     if not header.startswith(b"{"):
         return None
     try:
-        metadata = json.loads(header).get("__metadata__")
+        stored = json.loads(header).get("__metadata__")
     except (ValueError, RecursionError):  # not JSON: another kind of file
         return None
-    text = metadata.get(_KEY) if isinstance(metadata, dict) else None
+    text = stored.get(_KEY) if isinstance(stored, dict) else None
     if text is None:
         return None
     try:
-        return Facts.from_json(json.loads(text))
+        return FitMetadata.from_json(json.loads(text))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{os.fspath(path)}: what it says of its fit is damaged ({error}); fit it again or copy it again."

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet34
 
-from kdcache.backbones import InputSpec, Shape
 from kdcache.backbones import resnet_layers as plan
 from kdcache.backbones.framewise import Framewise, stem
+from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError
 
 FLOW_MEAN, FLOW_STD = 0.449, 0.226  # of 8-bit flow images: the means of ImageNet's three values [ego-rnn]

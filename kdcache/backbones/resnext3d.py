@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from kdcache.backbones import InputSpec, Shape
 from kdcache.backbones import resnext3d_layers as plan
 from kdcache.backbones.base import Backbone
 from kdcache.backbones.framewise import RESIDUAL_GAIN, drop, normalised, stem
 from kdcache.backbones.i3d import SameConv3d
 from kdcache.backbones.resnet_layers import STAGES, known
+from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError
 
 BLOCKS = (3, 4, 23, 3)
@@ -88,7 +88,7 @@ class ResNeXt3D(Backbone):
         self.channels, self.num_classes = channels, num_classes
         self.input = spec or InputSpec("rgb" if channels == 3 else "flow", frames=16, size=112, resize=112)
 
-    def drawn_as(self, name: str) -> float | None:
+    def init_constant(self, name: str) -> float | None:
         """Residual branches start with a gain of 1/4, so that random activations keep their scale."""
         return RESIDUAL_GAIN if name.endswith("bn3.weight") else None
 

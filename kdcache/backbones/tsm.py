@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from kdcache.backbones import InputSpec, Shape
 from kdcache.backbones import tsm_layers as plan
 from kdcache.backbones.framewise import Framewise, trunk
 from kdcache.backbones.resnet_layers import STAGES
+from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.levels import Mode, progress_frames
 
 SHARE = 8  # one channel in so many moves, each way

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from kdcache.backbones import InputSpec, Shape
 from kdcache.backbones import vacnn_layers as plan
 from kdcache.backbones.framewise import Framewise, trunk
-from kdcache.backbones.metadata import Facts
+from kdcache.backbones.metadata import FitMetadata
 from kdcache.backbones.resnet_layers import STAGES
+from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError, WeightsError
 from kdcache.skeletons.image import NTU_LIMITS
 from kdcache.skeletons.rotation import rotation
@@ -61,14 +61,14 @@ class VACNN(Framewise):
         self.limits, self.num_classes = limits, num_classes
         self.input = InputSpec("skeleton", frames=10, size=plan.SIDE, resize=plan.SIDE)
 
-    def drawn_as(self, name: str) -> float | None:
+    def init_constant(self, name: str) -> float | None:
         """The identity view, as in training's start; else as in any ResNet."""
-        return 0.0 if name in ("fc.weight", "fc.bias") else super().drawn_as(name)
+        return 0.0 if name in ("fc.weight", "fc.bias") else super().init_constant(name)
 
-    def adopt(self, facts: Facts) -> None:
-        """Take over the limits of the skeletons that the network was fitted on."""
-        if facts.limits is not None:
-            self.limits = facts.limits
+    def load_metadata(self, metadata: FitMetadata) -> None:
+        """Set the limits of the skeletons that the network was fitted on."""
+        if metadata.limits is not None:
+            self.limits = metadata.limits
 
     @property
     def resnet(self) -> nn.Module:
@@ -148,7 +148,7 @@ def start(net: VACNN, seed: int = 0, imagenet: Mapping[str, Tensor] | None = Non
     """Set a network to the published start of training, in place: identity view, ImageNet's ResNet-50.
 
     The view network's convolutions are Xavier-uniform and its last layer zero, so that every skeleton is first seen
-    as it is; the class scores' layer stays as it was drawn.
+    as it is; the class scores' layer keeps its random values.
 
     Args:
         net: as ``build("vacnn", weights="random:SEED", num_classes=…)`` gives it.

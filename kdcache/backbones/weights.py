@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcache.backbones import Weights
 from kdcache.backbones.published import TABLE, Published
+from kdcache.backbones.spec import Weights
 from kdcache.errors import OptionError, WeightsError, unknown
 from kdcache.files import atomic
 
 log = logging.getLogger("kdcache")
 
 RANDOM = "random:"
-RANDOM_RULE = 1  # version of the rule in checkpoint.draw; part of recipes
+RANDOM_RULE = 1  # version of the rule in checkpoint.random_init; part of recipes
 _digests: dict[tuple[str, int, int], str] = {}
-_announced: set[tuple[str, str]] = set()  # random weights are told of once, not at each use
+_announced: set[tuple[str, str]] = set()  # random weights are warned of once, not at each use
 
 
 @dataclass(frozen=True)

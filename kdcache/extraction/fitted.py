@@ -14,14 +14,14 @@ from kdcache.streams.base import Stream, facts_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdcache.backbones.metadata import Facts
+    from kdcache.backbones.metadata import FitMetadata
 
 FOLDER = "fitted"  # of a cache: <sha256 of the weights file>.json
 
 
-def fitted_weights(streams: Sequence[Stream], weights: Mapping[str, Any]) -> dict[str, Facts]:
+def fitted_weights(streams: Sequence[Stream], weights: Mapping[str, Any]) -> dict[str, FitMetadata]:
     """SHA-256 → facts of every fitted weights file that the streams use."""
-    found: dict[str, Facts] = {}
+    found: dict[str, FitMetadata] = {}
     for stream in streams:
         sha256 = stream.recipe.get("backbone", {}).get("weights", {}).get("sha256")
         if sha256 is None or sha256 in found or stream.backbone is None:
@@ -32,7 +32,7 @@ def fitted_weights(streams: Sequence[Stream], weights: Mapping[str, Any]) -> dic
     return found
 
 
-def keep_facts(out: Path, fitted: Mapping[str, Facts]) -> None:
+def keep_facts(out: Path, fitted: Mapping[str, FitMetadata]) -> None:
     """Write ``out/fitted/<sha256>.json`` for each file, so that training can tell of leaks without the weights."""
     from kdcache.store import clean
 
@@ -45,7 +45,7 @@ def keep_facts(out: Path, fitted: Mapping[str, Facts]) -> None:
             temporary.write_text(json.dumps(facts.to_json(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def leaks(rows: pd.DataFrame, fitted: Mapping[str, Facts]) -> list[str]:
+def leaks(rows: pd.DataFrame, fitted: Mapping[str, FitMetadata]) -> list[str]:
     """One sentence for each weights file that saw labels of clips which this manifest holds out.
 
     Every split column counts; the sentence names the first in which it happens, and the others behind it.

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from kdcache import backbones
 from kdcache.backbones import vacnn
 from kdcache.backbones.base import Backbone
-from kdcache.backbones.checkpoint import draw, load_state_dict
+from kdcache.backbones.checkpoint import load_state_dict, random_init
 from kdcache.backbones.framewise import Framewise
-from kdcache.backbones.metadata import Facts, read_facts
+from kdcache.backbones.metadata import FitMetadata, read_metadata
 from kdcache.backbones.published import TABLE
 from kdcache.backbones.weights import RANDOM, find, random_seed, resolve
 from kdcache.methods.fit_options import Options
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
 
 def start(
     name: str, classes: int, options: Options, seed: int, say: Callable[[str], None]
-) -> tuple[Backbone, Facts | None]:
+) -> tuple[Backbone, FitMetadata | None]:
     """A backbone as its training starts, and the facts of the fitted weights that it starts from, if it does.
 
     Raises:
@@ -61,9 +61,9 @@ def start(
     else:
         file = resolve(name, init or None).path
         assert file is not None
-        net, facts = backbones.build(name, file, num_classes=classes), read_facts(file)
+        net, facts = backbones.build(name, file, num_classes=classes), read_metadata(file)
         say(f"{name} starts from {file}, with a new classifier for {classes} classes")
-    fresh = draw(net, seed)
+    fresh = random_init(net, seed)
     net.load_state_dict({k: v for k, v in fresh.items() if k in net.classifier}, strict=False)
     return net, facts
 
@@ -74,5 +74,5 @@ def _random(name: str, classes: int, seed: int) -> Backbone:
     net: Backbone = importlib.import_module(f"kdcache.backbones.{entry.module}").make(
         entry.input, classes, **entry.options
     )
-    net.load_state_dict(draw(net, seed))
+    net.load_state_dict(random_init(net, seed))
     return net

@@ -14,7 +14,7 @@ import torch
 
 from kdcache import __version__
 from kdcache.backbones import canonical
-from kdcache.backbones.metadata import Facts, write
+from kdcache.backbones.metadata import FitMetadata, write
 from kdcache.data.loader import feed, in_order
 from kdcache.data.ondemand.examples import Examples, gather
 from kdcache.data.prepare import absolute
@@ -128,7 +128,7 @@ class _Job:
     examples: Examples
     data: Data
     module: Classifier
-    facts: Facts
+    facts: FitMetadata
     resolved: dict[str, Any]
     """What ``auto`` came to, as ``config.toml`` keeps it; a fit is only continued where it is the same."""
 
@@ -140,7 +140,7 @@ def _prepare(rows: pd.DataFrame, settings: Settings, options: Options, before: d
     examples = gather(rows, settings, options, device, settings.hold * free_bytes(torch.device("cpu")), say)
     net, origin = start(settings.backbone, len(examples.classes), options, settings.seed, say)
     facts = _facts(settings, options, examples, origin)
-    net.adopt(facts)
+    net.load_metadata(facts)
 
     def batches(items: Items, size: int, view: int) -> Any:
         return feed(items, in_order(items, size, view), device)
@@ -185,9 +185,9 @@ def _train(task: Stage, job: _Job, folder: Path, keep: str, save_every: float) -
     return metrics
 
 
-def _facts(settings: Settings, options: Options, examples: Examples, origin: Facts | None) -> Facts:
+def _facts(settings: Settings, options: Options, examples: Examples, origin: FitMetadata | None) -> FitMetadata:
     """What the weights file will say; clips seen by weights from which the fit starts count too."""
-    return Facts(
+    return FitMetadata(
         backbone=settings.backbone,
         num_classes=len(examples.classes),
         classes=tuple(examples.classes),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdcache.backbones.metadata import SUFFIX, Facts, read_facts
+from kdcache.backbones.metadata import SUFFIX, FitMetadata, read_metadata
 from kdcache.data.prepare import absolute
 from kdcache.engine.checkpoint import STATE, SUMMARY
 from kdcache.errors import OptionError
@@ -45,9 +45,9 @@ class Fit:
         return cls(folder, weights_path(folder, backbone), json.loads(path.read_text()), load_failures(folder))
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> FitMetadata:
         """What the weights file says of itself."""
-        facts = read_facts(self.weights)
+        facts = read_metadata(self.weights)
         assert facts is not None
         return facts
 

@@ -14,7 +14,7 @@ from kdcache.views import Views
 
 if TYPE_CHECKING:
     from kdcache.backbones import InputSpec
-    from kdcache.backbones.metadata import Facts
+    from kdcache.backbones.metadata import FitMetadata
     from kdcache.skeletons.image import Imaging
 
 Kind = Literal["rgb", "flow", "flow-warped", "idt", "feature"]
@@ -281,13 +281,13 @@ def _skeleton(name: str, backbone: str, layer: str, settings: StreamSettings, sp
     )
 
 
-def facts_of(backbone: str, weights: Any) -> Facts | None:
+def facts_of(backbone: str, weights: Any) -> FitMetadata | None:
     """What the chosen weights say of their fit; ``None`` for published and random ones."""
-    from kdcache.backbones.metadata import read_facts
+    from kdcache.backbones.metadata import read_metadata
     from kdcache.backbones.weights import resolve
 
     path = resolve(backbone, weights).path
-    return None if path is None else read_facts(path)
+    return None if path is None else read_metadata(path)
 
 
 def _backbone_recipe(backbone: str, endpoint: str, settings: StreamSettings, weights: Any) -> dict[str, Any]:
