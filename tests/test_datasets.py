@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from kdcache import datasets
-from kdcache.datasets.listing import Folders, Report, locate
+from kdcache.datasets import registry
+from kdcache.datasets.listing import DatasetReport, Folders, locate
 from kdcache.datasets.options import coerce, options
 from kdcache.datasets.pairs import assert_no_leak
 from kdcache.errors import ManifestError, OptionError
@@ -32,14 +33,14 @@ def test_every_dataset_explains_itself(name):
     assert datasets.layout(name) in text
     assert datasets.describe(name) in text
     assert datasets.describe(name).endswith(".")
-    assert all(option in text for option in options(datasets._module(name).manifest))
+    assert all(option in text for option in options(registry.dataset_module(name).manifest))
 
 
 @pytest.mark.parametrize("name", datasets.names())
 def test_every_dataset_has_a_page_that_shows_its_layout_and_options(name):
-    page = (PAGES / f"{datasets._MODULES[name]}.md").read_text()
+    page = (PAGES / f"{registry.MODULES[name]}.md").read_text()
     assert datasets.layout(name) in page
-    for option in options(datasets._module(name).manifest):
+    for option in options(registry.dataset_module(name).manifest):
         assert f"`{option}`" in page
 
 
@@ -127,7 +128,7 @@ def test_one_layout_is_used_for_all_and_missing_and_extra_files_are_named(tmp_pa
 
 
 def test_report_names_a_few_and_counts_the_rest():
-    report = Report(missing=tuple(f"{i}.mp4" for i in range(20))).dropping({"too short": ["a", "b"], "none": []})
+    report = DatasetReport(missing=tuple(f"{i}.mp4" for i in range(20))).dropping({"too short": ["a", "b"], "none": []})
     assert report.lines() == [
         "20 of 20 sources missing: " + ", ".join(f"{i}.mp4" for i in range(8)) + ", … and 12 more",
         "2 left out, too short: a, b",

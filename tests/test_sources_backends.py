@@ -172,14 +172,14 @@ def test_decord_hands_over_on_an_error_and_the_pixels_go_on(plain, monkeypatch):
 
     def fails(self, index):
         if index >= 20:
-            raise _decord.Doubt("made up")
+            raise _decord.DecoderFallback("made up")
         return forward(self, index)
 
     monkeypatch.setattr(_decord.DecordDecoder, "_forward", fails)
     with open_source(plain) as source:
         assert source.info.backend == "decord"
         assert same(source, make.decode_all(plain))
-        assert (source.info.backend, source.handed_over) == ("pyav", "made up")
+        assert (source.info.backend, source.fallback_reason) == ("pyav", "made up")
     with open_source(plain, decoder="decord") as source, pytest.raises(SourceError, match="stops before frame 20"):
         list(source.read(range(60)))
 

@@ -1,129 +1,13 @@
-"""Annotations as distributed → manifest: one module a dataset, named in ``_MODULES``.
+"""Annotations as distributed → manifest: one module a dataset, named in ``registry.MODULES``.
 
-A dataset module has a function ``manifest(root, *, options…)`` returning the rows and a ``Report`` of what was and was
-not found, a ``LAYOUT`` string that shows how its files lie below the root, and a docstring whose first line says what
-it is. Its options are the keyword arguments of ``manifest``; ``SETTINGS`` are the extraction settings it asks for.
+A dataset module has a function ``manifest(root, *, options…)`` returning the rows and a ``DatasetReport`` of what was
+and was not found, a ``LAYOUT`` string that shows how its files lie below the root, and a docstring whose first line
+says what it is. Its options are the keyword arguments of ``manifest``; ``SETTINGS`` are the extraction settings it
+asks for.
 """
 
 from __future__ import annotations
 
-import importlib
-import logging
-import os
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from kdcache.datasets.registry import describe, explain, layout, manifest_for, names, settings, status
 
-from kdcache.errors import KdcacheError, ManifestError, OptionError, unknown
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-_MODULES = {
-    "epic": "epic55",
-    "epic55": "epic55",
-    "epic100": "epic100",
-    "rulstm": "rulstm",
-    "jhmdb": "jhmdb",
-    "jhmdb-joints": "jhmdb_joints",
-    "thumos14": "thumos14",
-    "ucf101": "ucf101",
-    "hmdb51": "hmdb51",
-    "kinetics": "kinetics",
-    "sysu": "sysu",
-    "ntu": "ntu",
-    "msraction3d": "msraction3d",
-    "gtea": "gtea",
-    "egtea": "egtea",
-    "folder": "folder",
-}
-_log = logging.getLogger(__name__)
-
-
-def names() -> list[str]:
-    """The known datasets; ``epic`` is another name of ``epic55``."""
-    return list(_MODULES)
-
-
-def describe(name: str) -> str:
-    """One dataset in one line."""
-    return (_module(name).__doc__ or "").partition("\n")[0]
-
-
-def explain(name: str) -> str:
-    """One dataset in full: what it is, its options with their defaults, and the layout it expects."""
-    from kdcache.datasets.options import options
-
-    module = _module(name)
-    lines = [f"  {o.name} = {o.shown}  ({o.choices})" for o in options(module.manifest).values()]
-    return "\n".join([(module.__doc__ or "").strip(), "", "Options:", *lines, "", "Layout:", layout(name)])
-
-
-def settings(name: str) -> dict[str, Any]:
-    """Extraction settings that a dataset's protocol asks for, such as the frame rate of its clips."""
-    return dict(getattr(_module(name), "SETTINGS", {}))
-
-
-def status(name: str, root: str | os.PathLike[str]) -> str:
-    """What lies below a root of a dataset, in one line; says so where its annotations are absent."""
-    try:
-        rows = manifest_for(name, root)
-    except KdcacheError as error:
-        return str(error).partition("\n")[0]
-    report = rows.attrs["report"]
-    return f"{len(rows)} clips; {report.found} sources found, {len(report.missing)} missing, {len(report.extra)} extra"
-
-
-def layout(name: str) -> str:
-    """How the files of a dataset lie below its root, one path a line."""
-    return str(_module(name).LAYOUT).strip("\n")
-
-
-def manifest_for(name: str, root: str | os.PathLike[str], *, missing: str = "keep", **options: Any) -> pd.DataFrame:
-    """The manifest of a dataset.
-
-    Args:
-        name: one of ``names()``.
-        root: the data root, laid out as ``layout(name)`` says; sources are relative to it.
-        missing: ``keep`` the rows of absent files (the extraction then lists them as failures) or ``drop`` them. Either
-            way they are named in the report.
-        options: the dataset's own, typed; text is converted (``"1.5"``, ``"true"``, ``"ido,ira"``).
-
-    Returns:
-        A valid manifest, as from ``read_manifest``; ``.attrs["report"]`` is a ``Report`` of missing, extra and left-out
-        files, which is also logged.
-
-    Raises:
-        OptionError: unknown dataset or option, absent root, absent annotations.
-        ManifestError: annotations that contradict themselves or are of another kind than the dataset's.
-    """
-    from kdcache.datasets.options import coerce
-    from kdcache.datasets.pairs import assert_no_leak
-    from kdcache.manifest import REQUIRED, validate
-
-    module = _module(name)
-    chosen = coerce(module.manifest, options, name)
-    if missing not in ("keep", "drop"):
-        raise OptionError(f"missing is {missing!r}: choose keep or drop.")
-    folder = Path(root)
-    if not folder.is_dir():
-        raise OptionError(f"{folder}: no such folder; {name} expects below it:\n{layout(name)}")
-    rows, report = module.manifest(folder, **chosen)
-    if missing == "drop":
-        absent = rows["source"].isin(report.missing)
-        report = report.dropping({"the file is missing": rows.loc[absent, "clip_id"]})
-        rows = rows[~absent]
-    if not len(rows):
-        raise ManifestError(f"{folder}", [f"holds nothing of {name}; it expects:\n{layout(name)}", *report.lines()])
-    result = validate(rows[[*REQUIRED, *(column for column in rows if column not in REQUIRED)]], name)
-    assert_no_leak(result, name)
-    for line in report.lines():
-        _log.warning("%s: %s", name, line)
-    result.attrs["report"] = report
-    return result
-
-
-def _module(name: str) -> ModuleType:
-    if name not in _MODULES:
-        raise unknown("dataset", name, names())
-    return importlib.import_module(f"kdcache.datasets.{_MODULES[name]}")
+__all__ = ["describe", "explain", "layout", "manifest_for", "names", "settings", "status"]

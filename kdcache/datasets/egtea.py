@@ -11,7 +11,7 @@ from typing import Literal
 
 import pandas as pd
 
-from kdcache.datasets.listing import Report, annotation_folder, locate, whole_clips
+from kdcache.datasets.listing import DatasetReport, annotation_folder, locate, whole_clips
 from kdcache.datasets.splits import Wanted, official
 from kdcache.errors import ManifestError
 
@@ -30,7 +30,7 @@ def manifest(
     split: Wanted = 1,
     target: Literal["action", "verb", "noun"] = "action",
     annotations: Path | None = None,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """One row a clip, named as its file without suffix; classes count from 0 (the lists count from 1).
 
     Args:

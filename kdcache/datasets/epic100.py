@@ -20,7 +20,7 @@ from kdcache.datasets.epic import (
     read_official,
     with_classes,
 )
-from kdcache.datasets.listing import Report
+from kdcache.datasets.listing import DatasetReport
 from kdcache.datasets.pairs import SETTINGS, WINDOW_S, Early, action_pairs
 from kdcache.errors import OptionError
 
@@ -51,7 +51,7 @@ def manifest(
     layout: Layout = "auto",
     annotations: Path | None = None,
     test: bool = False,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """Pairs ``ek100-<narration_id>@<tau>-observed`` / ``-action``.
 
     Args:

@@ -24,8 +24,9 @@ from kdcache.datasets.epic import (
     with_classes,
 )
 from kdcache.datasets.gaps import unlabelled_pairs
-from kdcache.datasets.listing import Located, Report
+from kdcache.datasets.listing import DatasetReport, Located
 from kdcache.datasets.pairs import SETTINGS, WINDOW_S, Early, action_pairs
+from kdcache.datasets.rulstm import read_list
 from kdcache.errors import ManifestError, OptionError
 
 LAYOUT = """
@@ -58,7 +59,7 @@ def manifest(
     annotations: Path | None = None,
     rulstm: Path | None = None,
     test: bool = False,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """Pairs ``ek55-<uid>@<tau>-observed`` / ``-action``, then ``ek55-<video>-gap<i>@<tau>-…`` without labels.
 
     Args:
@@ -102,8 +103,6 @@ def _paper_split(table: pd.DataFrame) -> pd.Series[str]:
 
 def _rulstm_split(root: Path, given: Path | None, table: pd.DataFrame) -> pd.Series[str]:
     """RULSTM's ids are the official uids; its times are not used."""
-    from kdcache.datasets.rulstm import read_list
-
     files = ("training.csv", "validation.csv")
     folder = find_annotations(root, given, files, "epic55 with split=rulstm")
     of = {
@@ -111,9 +110,9 @@ def _rulstm_split(root: Path, given: Path | None, table: pd.DataFrame) -> pd.Ser
         for name, file in zip(("train", "val"), files, strict=True)
         for uid in read_list(folder / file, "rulstm-ek55")["id"]
     }
-    strangers = sorted(set(of) - set(table["uid"].astype(int)))
-    if strangers:
-        raise ManifestError(str(folder), [f"id {uid} is in no official annotation" for uid in strangers])
+    unlisted = sorted(set(of) - set(table["uid"].astype(int)))
+    if unlisted:
+        raise ManifestError(str(folder), [f"id {uid} is in no official annotation" for uid in unlisted])
     return table["uid"].map(lambda uid: of.get(int(uid), ""))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kdcache.datasets.listing import PICTURE_SUFFIXES, VIDEO_SUFFIXES, Folders, Report
+from kdcache.datasets.listing import PICTURE_SUFFIXES, VIDEO_SUFFIXES, DatasetReport, Folders
 from kdcache.datasets.pairs import ONE_FRAME, observed_until, part_pairs
 from kdcache.errors import ManifestError, OptionError, unknown
 
@@ -41,7 +41,7 @@ def manifest(
     seed: int = 0,
     observe: float = 0.0,
     fps: float | None = None,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """One row a clip, or two with ``observe``; clip ids are the paths without suffix.
 
     Args:
@@ -69,9 +69,9 @@ def manifest(
         if key not in clips:
             raise OptionError("held_out needs subject=REGEX or groups=CSV, to know which clips belong together.")
         chosen = set(held_out) or _draw(clips, key, held_out_share, seed)
-        strangers = sorted(chosen - set(clips[key]))
-        if strangers:
-            raise unknown(key, strangers[0], sorted(set(clips[key])))
+        unlisted = sorted(chosen - set(clips[key]))
+        if unlisted:
+            raise unknown(key, unlisted[0], sorted(set(clips[key])))
         clips["split"] = clips[key].isin(chosen).map({True: "test", False: "train"})
     if fps is not None:
         clips["fps"] = np.where(clips.pop("pictures"), f"{fps:g}", "")
@@ -86,7 +86,7 @@ def manifest(
     return part_pairs(clips[whole], cuts, "rest"), report
 
 
-def _clips(root: Path, fps: float | None) -> tuple[pd.DataFrame, Report]:
+def _clips(root: Path, fps: float | None) -> tuple[pd.DataFrame, DatasetReport]:
     """All clips: name, source, split (where the layout has it), class, label."""
     folders = Folders(root)
     top = [name for name, kind in folders.entries("").values() if kind == "/"]
@@ -117,7 +117,7 @@ def _clips(root: Path, fps: float | None) -> tuple[pd.DataFrame, Report]:
     frame.loc[twice, "name"] = frame.loc[twice, "source"]
     number = {name: i for i, name in enumerate(sorted(set(frame["class"])))}
     frame["label"] = frame["class"].map(number).astype("Int64")
-    return frame if by_split else frame.drop(columns="split"), Report(found=len(frame), extra=tuple(extra))
+    return frame if by_split else frame.drop(columns="split"), DatasetReport(found=len(frame), extra=tuple(extra))
 
 
 def _has_pictures(folders: Folders, folder: str) -> bool:

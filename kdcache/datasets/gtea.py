@@ -12,7 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
-from kdcache.datasets.listing import PICTURE_SUFFIXES, Folders, Report, annotation_folder, locate
+from kdcache.datasets.listing import PICTURE_SUFFIXES, DatasetReport, Folders, annotation_folder, locate
 from kdcache.errors import ManifestError
 
 LAYOUT = """
@@ -36,7 +36,7 @@ def manifest(
     layout: Literal["auto", "frames", "videos"] = "auto",
     fps: float = FPS,
     annotations: Path | None = None,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """One row an action: ``<video>-<n>``, or ``<subject>/<class>/<instance>`` from pictures.
 
     Args:
@@ -63,7 +63,7 @@ def manifest(
 
 def _from_labels(
     root: Path, annotations: Path | None, classes: int, fps: float
-) -> tuple[pd.DataFrame, set[str], Report]:
+) -> tuple[pd.DataFrame, set[str], DatasetReport]:
     usual = ("labels", "annotations", "")
     folder = annotation_folder(root, annotations, ["S1_Cheese_C1.txt", "S2_Cheese_C1.txt"], usual, "gtea")
     rows: list[dict[str, object]] = []
@@ -105,7 +105,7 @@ def class_name(verb: str, objects: str, subject: str, classes: int) -> str | Non
     return None if name == "put_tea" and subject in ("S1", "S2") else name
 
 
-def _from_pictures(root: Path, fps: float) -> tuple[pd.DataFrame, set[str], Report]:
+def _from_pictures(root: Path, fps: float) -> tuple[pd.DataFrame, set[str], DatasetReport]:
     """All instances, and the classes of all subjects' folders together, also of empty ones."""
     folders = Folders(root)
     rows: list[Mapping[str, object]] = []
@@ -124,7 +124,7 @@ def _from_pictures(root: Path, fps: float) -> tuple[pd.DataFrame, set[str], Repo
                 rows.append({"clip_id": clip, "source": f"frames/{clip}", **times, "class": name, "subject": subject})
     if not rows:
         raise ManifestError(f"{root}/frames", [f"holds no clips; expected:\n{LAYOUT}"])
-    report = Report(found=len(rows)).dropping({f"they have fewer than {SHORTEST} frames": short})
+    report = DatasetReport(found=len(rows)).dropping({f"they have fewer than {SHORTEST} frames": short})
     return pd.DataFrame(rows), names, report
 
 

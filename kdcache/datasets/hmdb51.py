@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdcache.datasets.listing import Report, annotation_folder, locate, whole_clips
+from kdcache.datasets.listing import DatasetReport, annotation_folder, locate, whole_clips
 from kdcache.datasets.splits import OFFICIAL, Wanted, official
 from kdcache.errors import ManifestError
 
@@ -20,7 +20,7 @@ hmdb51_org/brush_hair/<clip>.avi                            or <class>/… direc
 LAYOUTS = {"videos": ["hmdb51_org/{c}/{v}.avi", "{c}/{v}.avi", "videos/{c}/{v}.avi"]}
 
 
-def manifest(root: Path, *, split: Wanted = 1, annotations: Path | None = None) -> tuple[pd.DataFrame, Report]:
+def manifest(root: Path, *, split: Wanted = 1, annotations: Path | None = None) -> tuple[pd.DataFrame, DatasetReport]:
     """One row a clip that the split uses, named ``<class>/<file without suffix>``.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Literal
 import pandas as pd
 
 from kdcache.datasets.hmdb51 import read_lists
-from kdcache.datasets.listing import Report, locate, whole_clips
+from kdcache.datasets.listing import DatasetReport, locate, whole_clips
 from kdcache.datasets.pairs import ONE_FRAME, observed_until, part_pairs
 from kdcache.datasets.splits import Wanted
 from kdcache.errors import OptionError
@@ -34,7 +34,7 @@ def manifest(
     fps: float = 30.0,
     layout: Literal["auto", "frames", "videos"] = "auto",
     annotations: Path | None = None,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """Pairs ``<class>/<clip>-observed`` / ``-action``; with ``observe=0`` one row a clip.
 
     Args:

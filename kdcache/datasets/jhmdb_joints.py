@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from kdcache.datasets.listing import Folders, Report
+from kdcache.datasets.listing import DatasetReport, Folders
 from kdcache.errors import OptionError
 from kdcache.skeletons.jhmdb import FPS, clips_of
 
@@ -28,7 +28,7 @@ def manifest(
     split: Literal[1, 2] = 1,
     validation: float = 0.0,
     seed: int = 0,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """One row a clip, ``split1_train_000`` and so on in the archive's order; classes are numbered by sorted names.
 
     Args:
@@ -59,7 +59,7 @@ def manifest(
         }
     )
     rows.loc[_drawn(rows, validation, seed), "split"] = "validation"
-    return rows, Report(found=1)
+    return rows, DatasetReport(found=1)
 
 
 def _drawn(rows: pd.DataFrame, share: float, seed: int) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdcache.datasets.listing import Report, annotation_folder, locate, whole_clips
+from kdcache.datasets.listing import DatasetReport, annotation_folder, locate, whole_clips
 from kdcache.errors import ManifestError
 
 LAYOUT = """
@@ -28,7 +28,7 @@ LAYOUTS = {
 }
 
 
-def manifest(root: Path, *, annotations: Path | None = None) -> tuple[pd.DataFrame, Report]:
+def manifest(root: Path, *, annotations: Path | None = None) -> tuple[pd.DataFrame, DatasetReport]:
     """One row a listed clip, named ``<youtube id>_<start>_<end>``; test clips may be unlabelled.
 
     Classes are numbered by the label map where there is one, else in the sorted order of their names, which is the
@@ -70,7 +70,7 @@ def _labels(names: pd.Series[str], label_map: Path) -> pd.Series[int]:
     if label_map.exists():
         order = [line.strip() for line in label_map.read_text().splitlines() if line.strip()]
     number = {name: i for i, name in enumerate(order)}
-    strangers = sorted(set(names) - {""} - set(number))
-    if strangers:
-        raise ManifestError(str(label_map), [f"has no class {name!r}" for name in strangers])
+    unlisted = sorted(set(names) - {""} - set(number))
+    if unlisted:
+        raise ManifestError(str(label_map), [f"has no class {name!r}" for name in unlisted])
     return names.map(number).astype("Int64")

@@ -23,7 +23,7 @@ _NAMED = 8  # files named in one line of a report; the report itself keeps all
 
 
 @dataclass(frozen=True)
-class Report:
+class DatasetReport:
     """What building a manifest met: nothing is left out of one without being named here."""
 
     found: int = 0
@@ -36,12 +36,12 @@ class Report:
     """Reason → clips left out of the manifest."""
     notes: tuple[str, ...] = ()
 
-    def dropping(self, clips_for: Mapping[str, Iterable[str]]) -> Report:
+    def dropping(self, clips_for: Mapping[str, Iterable[str]]) -> DatasetReport:
         """This report with more clips left out, by reason."""
         named = {reason: tuple(clips) for reason, clips in clips_for.items()}
         return replace(self, dropped={**self.dropped, **{reason: clips for reason, clips in named.items() if clips}})
 
-    def noting(self, *notes: str) -> Report:
+    def noting(self, *notes: str) -> DatasetReport:
         """This report with more remarks."""
         return replace(self, notes=(*self.notes, *notes))
 
@@ -56,7 +56,7 @@ class Report:
             lines.append(f"{len(self.extra)} files in no list: {_some(self.extra)}")
         return lines + [f"{len(clips)} left out, {reason}: {_some(clips)}" for reason, clips in self.dropped.items()]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Report:
+    def __deepcopy__(self, memo: dict[int, Any]) -> DatasetReport:
         return self  # never changes; pandas copies ``attrs`` with every frame
 
 
@@ -112,7 +112,7 @@ class Located:
 
     paths: dict[str, str]
     layout: str
-    report: Report
+    report: DatasetReport
 
 
 def locate(
@@ -152,7 +152,7 @@ def locate(
     paths = {clip: found.get(clip) or layouts[chosen][0].format(**fields) for clip, fields in clips.items()}
     missing = tuple(paths[clip] for clip in clips if clip not in found)
     extra = tuple(p for p in folders.beside(found.values()) if Path(p).stem not in others)
-    return Located(paths, chosen, Report(len(found), missing, extra))
+    return Located(paths, chosen, DatasetReport(len(found), missing, extra))
 
 
 def whole_clips(clips: pd.DataFrame, located: Located) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
-from kdcache.datasets.listing import Folders, Report, locate, whole_clips
+from kdcache.datasets.listing import DatasetReport, Folders, locate, whole_clips
 from kdcache.errors import ManifestError, OptionError
 
 LAYOUT = """
@@ -23,7 +23,7 @@ TRAINING_SUBJECTS = frozenset((1, 3, 5, 7, 9))
 
 def manifest(
     root: Path, *, files: Literal["used", "all"] = "used", validation: tuple[str, ...] = ()
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """One row a sequence, ``aAA_sSS_eEE``; subjects 1, 3, 5, 7, 9 train.
 
     Args:

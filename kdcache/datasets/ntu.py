@@ -11,7 +11,7 @@ from typing import Literal
 
 import pandas as pd
 
-from kdcache.datasets.listing import Folders, Report, annotation_folder, locate, whole_clips
+from kdcache.datasets.listing import DatasetReport, Folders, annotation_folder, locate, whole_clips
 from kdcache.errors import ManifestError, OptionError
 
 LAYOUT = """
@@ -38,7 +38,7 @@ def manifest(
     protocol: Literal["subject", "view"] = "subject",
     modality: Literal["skeleton", "rgb"] = "skeleton",
     annotations: Path | None = None,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """One row a sample, named as the data set names it; both protocols stand in ``split_subject`` and ``split_view``.
 
     Args:

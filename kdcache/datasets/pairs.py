@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kdcache.errors import ManifestError, OptionError
+from kdcache.sources import open_source
 
 FPS = 30.0  # [reconstructed]: the paper says 32 frames and no rate
 WINDOW_S = 32 / FPS
@@ -99,8 +100,6 @@ def part_pairs(clips: pd.DataFrame, cut_s: Mapping[str, float], action: Literal[
 
 def observed_until(path: Path, share: float, fps: float | None = None) -> float:
     """Time of the first frame after the first ``ceil(share × n)`` frames of a source; NaN if there is none."""
-    from kdcache.sources import open_source
-
     with open_source(path, fps=fps) as source:
         times = source.times
     first = max(1, math.ceil(share * len(times) - 1e-9))

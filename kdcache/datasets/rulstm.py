@@ -22,7 +22,7 @@ from kdcache.datasets.epic import (
     kind_of,
     refuse_other,
 )
-from kdcache.datasets.listing import Report, locate
+from kdcache.datasets.listing import DatasetReport, locate
 from kdcache.datasets.pairs import SETTINGS, WINDOW_S, Early, action_pairs
 from kdcache.errors import ManifestError
 
@@ -49,7 +49,7 @@ def manifest(
     early: Early = "clamp",
     layout: Layout = "auto",
     annotations: Path | None = None,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """Pairs ``<ek55|ek100|egtea>-<id>@<tau>-observed`` / ``-action``.
 
     Args:

@@ -68,8 +68,8 @@ def read_halves(path: Path, names: Sequence[str]) -> list[set[str]]:
     known, problems, halves = set(names), [], []
     for i, line in enumerate(path.read_text().splitlines(), 1):
         half = set(line.split())
-        if strangers := sorted(half - known):
-            problems.append(f"line {i}: {strangers[0]!r} is not in the index; names are separated by blanks")
+        if unlisted := sorted(half - known):
+            problems.append(f"line {i}: {unlisted[0]!r} is not in the index; names are separated by blanks")
         elif half == known:
             problems.append(f"line {i}: names all there are, so that nothing is left to test on")
         elif half:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import pandas as pd
 
-from kdcache.datasets.listing import Report, annotation_folder, locate, whole_clips
+from kdcache.datasets.listing import DatasetReport, annotation_folder, locate, whole_clips
 from kdcache.datasets.splits import column as split_column
 from kdcache.datasets.splits import random_halves, read_halves
 from kdcache.errors import ManifestError
@@ -38,7 +38,7 @@ def manifest(
     halves: Path | None = None,
     modality: Literal["skeleton", "rgb", "both"] = "skeleton",
     annotations: Path | None = None,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """One row a sequence; in every split 240 train and 240 test.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from kdcache.datasets.listing import Report, annotation_folder, locate
+from kdcache.datasets.listing import DatasetReport, annotation_folder, locate
 from kdcache.datasets.pairs import Early, action_pairs
 from kdcache.errors import ManifestError
 
@@ -41,7 +41,7 @@ def manifest(
     early: Early = "whole",
     overlap: Literal["drop", "keep"] = "drop",
     annotations: Path | None = None,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """Pairs ``<video>-<n>@<tau>-observed`` / ``-action``.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pandas as pd
 
-from kdcache.datasets.listing import Report, annotation_folder, locate, whole_clips
+from kdcache.datasets.listing import DatasetReport, annotation_folder, locate, whole_clips
 from kdcache.datasets.splits import Wanted, official
 from kdcache.errors import ManifestError
 
@@ -29,7 +29,7 @@ def manifest(
     protocol: Literal["official", "early"] = "official",
     split: Wanted = 1,
     annotations: Path | None = None,
-) -> tuple[pd.DataFrame, Report]:
+) -> tuple[pd.DataFrame, DatasetReport]:
     """One row a clip, named as its file without suffix.
 
     Args:
@@ -44,9 +44,9 @@ def manifest(
         name.lower(): int(index) - 1 for index, name in (line.split() for line in _lines(folder / "classInd.txt"))
     }
     clips = official(lambda k: _read(folder, k), split)
-    strangers = sorted(set(clips["class"].str.lower()) - set(number))
-    if strangers:
-        raise ManifestError(str(folder / "classInd.txt"), [f"has no class {name}" for name in strangers])
+    unlisted = sorted(set(clips["class"].str.lower()) - set(number))
+    if unlisted:
+        raise ManifestError(str(folder / "classInd.txt"), [f"has no class {name}" for name in unlisted])
     clips["label"] = clips["class"].str.lower().map(number).astype("Int64")
     clips["group"] = clips["name"].str.extract(r"_(g\d+)_c\d+$", expand=False)
     if protocol == "early":

@@ -5,70 +5,8 @@
 
 from __future__ import annotations
 
-import os
-
-from kdcache.errors import SourceError, unknown
 from kdcache.sources.base import Source, SourceInfo
+from kdcache.sources.opening import DECODERS, check, open_source
 from kdcache.sources.paths import fingerprint, inside
 
 __all__ = ["DECODERS", "Source", "SourceInfo", "check", "fingerprint", "inside", "open_source"]
-
-DECODERS = ("auto", "decord", "pyav")
-_TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-
-
-def open_source(path: str | os.PathLike[str], decoder: str = "auto", fps: float | None = None) -> Source:
-    """Open a video, a folder of images or a tar of images.
-
-    Args:
-        path: the file or folder.
-        decoder: for videos, ``auto`` (decord for files that it reads right, PyAV for the others), ``decord`` or
-            ``pyav``.
-        fps: frame rate of a folder or tar, whose images carry no clock. A video's own clock is used whatever is given.
-
-    Raises:
-        SourceError: missing, unreadable, empty, damaged, without video, or of a kind that cannot be read right.
-        OptionError: an unknown decoder.
-    """
-    if decoder not in DECODERS:
-        raise unknown("decoder", decoder, DECODERS)
-    name = os.path.abspath(path)  # also keeps FFmpeg from taking "name:rest" for a protocol
-    if os.path.isdir(name):
-        from kdcache.sources.frames import open_folder
-
-        return open_folder(name, fps)
-    if not os.path.exists(name):
-        raise SourceError(f"{name}: no such file; put it there or take it out of the manifest.")
-    if not os.access(name, os.R_OK):
-        raise SourceError(f"{name}: may not be read by this user; change its permissions.")
-    if not os.path.isfile(name):
-        raise SourceError(f"{name}: neither a file nor a folder; give a video or a folder of frames.")
-    if name.lower().endswith(_TARS):
-        from kdcache.sources.frames import open_tar
-
-        return open_tar(name, fps)
-    from kdcache.sources.video import VideoSource
-
-    return VideoSource(name, decoder)
-
-
-def check(path: str | os.PathLike[str], decoder: str = "auto", fps: float | None = None) -> SourceInfo:
-    """Decode everything once, as extraction would.
-
-    Images of a folder or tar need no rate for this.
-
-    Returns:
-        The facts of a source in which every frame was decoded.
-
-    Raises:
-        SourceError: what is damaged, and where.
-    """
-    with open_source(path, decoder, fps if fps is not None else _any_rate(path)) as source:
-        for _ in source.read(range(len(source.times))):
-            pass
-        return source.info
-
-
-def _any_rate(path: str | os.PathLike[str]) -> float | None:
-    name = os.fspath(path)
-    return 1.0 if os.path.isdir(name) or name.lower().endswith(_TARS) else None

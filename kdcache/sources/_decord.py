@@ -1,8 +1,8 @@
-"""Pixels through decord, on one thread: for plain files, in order, and only while its FFmpeg has no complaint.
+"""Pixels through decord, on one thread: for plain files, in order, and only while its FFmpeg logs no warning.
 
-decord patches over damage without a word, and loses its place when it seeks (it counts frames by time stamp and key
-frames in decoding order). So it gets files without quirks, reads them from the first frame on, and the complaints of
-its FFmpeg are listened to: the first one hands the rest of the file to PyAV, which judges each frame.
+decord conceals damage without an error, and returns wrong frames after a seek (it counts frames by time stamp and key
+frames in decoding order). So it gets files without quirks, reads them from the first frame on, and the log of its
+FFmpeg is counted: at the first warning, PyAV decodes the rest of the file and checks each frame.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kdcache.sources._ffmpeg_log import ear
-from kdcache.sources.timeline import Axis
+from kdcache.sources._ffmpeg_log import ffmpeg_log
+from kdcache.sources.timeline import VideoTimeline
 
 if TYPE_CHECKING:
     from kdcache.sources.base import Frame
@@ -26,49 +26,49 @@ LONG_GAP = 250  # frames; across more than these PyAV's seek is cheaper than dec
 _of_parents: list[Any] = []  # readers opened before a fork: freeing one joins a thread that is not in the child
 
 
-class Doubt(Exception):
-    """decord cannot vouch for the next frame; the message says why."""
+class DecoderFallback(Exception):
+    """decord cannot be trusted with the next frame, which PyAV must decode; the message says why."""
 
 
-def why_not(axis: Axis) -> str | None:
+def unsupported_reason(timeline: VideoTimeline) -> str | None:
     """Why a file is left to PyAV, or ``None``; a function of the file and of whether decord is installed."""
     if importlib.util.find_spec("decord") is None:
         return "decord is not installed"
-    if axis.codec not in READS.get(axis.container, ()):
-        return f"{axis.codec} in {axis.container}"
-    if axis.quirks:
-        return axis.quirks[0]
-    if ear() is None:
-        return "this build of decord does not let its errors be heard"
+    if timeline.codec not in READS.get(timeline.container, ()):
+        return f"{timeline.codec} in {timeline.container}"
+    if timeline.quirks:
+        return timeline.quirks[0]
+    if ffmpeg_log() is None:
+        return "this build of decord does not pass on its errors"
     return None
 
 
 class DecordDecoder:
-    """Decodes frames of an ``Axis`` by index, forward."""
+    """Decodes frames of an ``VideoTimeline`` by index, forward."""
 
     name = "decord"
 
-    def __init__(self, axis: Axis, skips: bool) -> None:
-        """``skips``: give way (``Doubt``) where a key frame beyond a long gap would save decoding it."""
-        self._axis = axis
-        self._starts = [key.index for key in axis.keys] if skips else []
+    def __init__(self, timeline: VideoTimeline, skips: bool) -> None:
+        """``skips``: raise ``DecoderFallback`` where PyAV's seek to a key frame would save decoding a long gap."""
+        self._timeline = timeline
+        self._starts = [key.index for key in timeline.keys] if skips else []
         self._reader: Any = None
         self._process = os.getpid()
         self._next = 0
-        self._before = 0  # complaints heard before this reader's first frame
+        self._before = 0  # warnings logged before this reader's first frame
         self.version = _version()
 
     def frames(self, indices: list[int]) -> Iterator[Frame]:
         """The frames at ascending ``indices``.
 
         Raises:
-            Doubt: an error, or a complaint of its decoder, before the next frame; those yielded are right.
+            DecoderFallback: an error, or a warning of its decoder, before the next frame; those yielded are right.
         """
         for index in indices:
             if self._reader is None or index < self._next or os.getpid() != self._process:
                 self._start()
             if any(self._next + LONG_GAP < start <= index for start in self._starts):
-                raise Doubt(f"a gap of {index - self._next} frames")
+                raise DecoderFallback(f"a gap of {index - self._next} frames")
             yield self._forward(index)
 
     def close(self) -> None:
@@ -85,12 +85,12 @@ class DecordDecoder:
         try:
             # One thread: extraction runs in several processes. The least tolerance to be had makes decord raise where
             # it would repeat the nearest frame instead of a missing one.
-            self._reader = decord.VideoReader(self._axis.path, num_threads=1, fault_tol="0.000001")
+            self._reader = decord.VideoReader(self._timeline.path, num_threads=1, fault_tol="0.000001")
         except (decord.DECORDError, RuntimeError, AssertionError) as error:
-            raise Doubt(f"it does not open: {_first_line(error)}") from error
-        if len(self._reader) != len(self._axis.times):
-            raise Doubt(f"it counts {len(self._reader)} frames, not {len(self._axis.times)}")
-        self._next, self._before = 0, _complaints()
+            raise DecoderFallback(f"it does not open: {_first_line(error)}") from error
+        if len(self._reader) != len(self._timeline.times):
+            raise DecoderFallback(f"it counts {len(self._reader)} frames, not {len(self._timeline.times)}")
+        self._next, self._before = 0, _warnings()
 
     def _forward(self, index: int) -> Frame:
         import decord
@@ -99,19 +99,19 @@ class DecordDecoder:
             try:
                 picture = self._reader.next()
             except (decord.DECORDError, decord.DECORDLimitReachedError, StopIteration) as error:
-                raise Doubt(_first_line(error)) from error
-            if _complaints() > self._before:
-                heard = ear()
-                raise Doubt(heard.last if heard else "")
+                raise DecoderFallback(_first_line(error)) from error
+            if _warnings() > self._before:
+                log = ffmpeg_log()
+                raise DecoderFallback(log.last if log else "")
             self._next += 1
             if self._next > index:
                 frame: Frame = picture.asnumpy()
                 return frame
 
 
-def _complaints() -> int:
-    heard = ear()
-    return heard.count if heard else 0
+def _warnings() -> int:
+    log = ffmpeg_log()
+    return log.count if log else 0
 
 
 def _version() -> str:

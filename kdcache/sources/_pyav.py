@@ -1,4 +1,4 @@
-"""Pixels through PyAV: any codec, every frame checked against the axis, seeks across gaps."""
+"""Pixels through PyAV: any codec, every frame checked against the timeline, seeks across gaps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from kdcache.errors import SourceError
-from kdcache.sources.timeline import Axis, Key, damaged, open_container
+from kdcache.sources.timeline import Key, VideoTimeline, damaged, open_container
 
 if TYPE_CHECKING:
     from kdcache.sources.base import Frame
@@ -29,21 +29,21 @@ _of_parents: list[Any] = []  # containers opened before a fork: freeing one wait
 
 
 class PyAVDecoder:
-    """Decodes frames of an ``Axis`` by index, forward."""
+    """Decodes frames of an ``VideoTimeline`` by index, forward."""
 
     name = "pyav"
     version = av.__version__
 
-    def __init__(self, axis: Axis) -> None:
-        self._axis = axis
+    def __init__(self, timeline: VideoTimeline) -> None:
+        self._timeline = timeline
         self._container: Any = None
         self._decoded: Iterator[av.VideoFrame] = iter(())
         self._process = os.getpid()
         self._next = 0  # index of the frame that comes out next
         self._settled = False  # whether a frame has come out since the last start or seek
-        self._keys = list(axis.keys)
-        self._starts = [key.index for key in axis.keys]
-        self._place = {key.pts: key.index for key in axis.keys}
+        self._keys = list(timeline.keys)
+        self._starts = [key.index for key in timeline.keys]
+        self._place = {key.pts: key.index for key in timeline.keys}
         self._reformatter = VideoReformatter()  # one for all frames: building it costs more than a small frame's use
 
     def frames(self, indices: list[int]) -> Iterator[Frame]:
@@ -84,41 +84,41 @@ class PyAVDecoder:
     def _start(self) -> None:
         self.close()
         self._process = os.getpid()
-        self._container = open_container(self._axis.path)
-        stream = self._container.streams[self._axis.stream]
+        self._container = open_container(self._timeline.path)
+        stream = self._container.streams[self._timeline.stream]
         stream.codec_context.thread_type, stream.codec_context.thread_count = "FRAME", THREADS
-        if self._axis.codec in STRICT:
+        if self._timeline.codec in STRICT:
             stream.codec_context.options = {"err_detect": "explode"}
         self._decoded = self._container.decode(stream)
         self._next, self._settled = 0, False
 
     def _seek(self, key: Key) -> None:
         """Go to a key frame, or to one before it; which one is read from the packet that is found there."""
-        stream = self._container.streams[self._axis.stream]
+        stream = self._container.streams[self._timeline.stream]
         try:
             self._container.seek(key.seek, stream=stream, backward=True)
             packets = self._container.demux(stream)
             first = next(packets)
         except (av.FFmpegError, StopIteration) as error:
-            raise damaged(self._axis.path, f"frame {key.index} cannot be found") from error
+            raise damaged(self._timeline.path, f"frame {key.index} cannot be found") from error
         found = self._place.get(first.pts)
         if found is None or found > key.index:
-            raise damaged(self._axis.path, f"frame {key.index} is not where its index says")
+            raise damaged(self._timeline.path, f"frame {key.index} is not where its index says")
         self._decoded = (f for p in itertools.chain([first], packets) for f in p.decode())
         self._next, self._settled = found, False
 
     def _forward(self, index: int) -> av.VideoFrame:
         """Decode up to frame ``index``, checking each frame on the way."""
-        axis = self._axis
+        timeline = self._timeline
         while True:
             try:
                 frame = next(self._decoded, None)
             except av.FFmpegError as error:
                 self._container.close()
                 self._container = None
-                raise damaged(axis.path, f"{self._where()} cannot be decoded ({error.strerror})") from error
+                raise damaged(timeline.path, f"{self._where()} cannot be decoded ({error.strerror})") from error
             if frame is None:
-                raise damaged(axis.path, f"decoding ends before {self._where()}")
+                raise damaged(timeline.path, f"decoding ends before {self._where()}")
             if not self._settled and self._early(frame):
                 continue
             self._check(frame)
@@ -129,28 +129,28 @@ class PyAVDecoder:
 
     def _early(self, frame: av.VideoFrame) -> bool:
         """Whether a frame is shown before the key frame that decoding started from, and so not to be trusted."""
-        pts = self._axis.pts
+        pts = self._timeline.pts
         return pts is not None and frame.pts is not None and frame.pts < int(pts[self._next])
 
     def _check(self, frame: av.VideoFrame) -> None:
-        axis = self._axis
+        timeline = self._timeline
         if frame.is_corrupt:
-            raise damaged(axis.path, f"{self._where()} is corrupt")
-        if axis.pts is not None and frame.pts != axis.pts[self._next]:
-            raise damaged(axis.path, f"{self._where()} has time stamp {frame.pts}, not {axis.pts[self._next]}")
-        if (frame.width, frame.height) != (axis.width, axis.height):
+            raise damaged(timeline.path, f"{self._where()} is corrupt")
+        if timeline.pts is not None and frame.pts != timeline.pts[self._next]:
+            raise damaged(timeline.path, f"{self._where()} has time stamp {frame.pts}, not {timeline.pts[self._next]}")
+        if (frame.width, frame.height) != (timeline.width, timeline.height):
             raise SourceError(
-                f"{axis.path}: {self._where()} is {frame.width}×{frame.height}, the first {axis.width}×{axis.height}; "
-                "re-encode it to one size."
+                f"{timeline.path}: {self._where()} is {frame.width}×{frame.height}, the first "
+                f"{timeline.width}×{timeline.height}; re-encode it to one size."
             )
 
     def _where(self) -> str:
-        return f"frame {self._next} of {len(self._axis.times)}"
+        return f"frame {self._next} of {len(self._timeline.times)}"
 
     def _rgb(self, frame: av.VideoFrame) -> Frame:
         plane: Any = self._reformatter.reformat(frame, format="rgb24", threads=1).planes[0]
         rows: Frame = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
         picture = rows[: frame.height, : 3 * frame.width].reshape(frame.height, frame.width, 3)
-        if self._axis.rotation:
-            return np.ascontiguousarray(np.rot90(picture, -self._axis.rotation // 90))
+        if self._timeline.rotation:
+            return np.ascontiguousarray(np.rot90(picture, -self._timeline.rotation // 90))
         return picture.copy()

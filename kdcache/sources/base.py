@@ -1,4 +1,4 @@
-"""What every source of frames offers: facts, a time for each frame, and frames in order."""
+"""What every source of frames offers: its properties, a time for each frame, and frames in order."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """Facts about an opened source; ``backend`` is what decodes its pixels at this moment.
+    """Properties of an opened source; ``backend`` is what decodes its pixels at this moment.
 
     Attributes:
         path: absolute path.
         width, height: pixels of a frame as displayed, after rotation.
         fps: average frame rate over the whole source.
-        duration_s: end of the last frame in seconds on the axis of ``Source.times``.
+        duration_s: end of the last frame in seconds as ``Source.times`` counts them.
         codec: FFmpeg's name of the codec, or the kind of the image files.
         container: FFmpeg's name of the container, ``folder`` or ``tar``.
         rotation: degrees by which stored frames were turned clockwise for display (0, 90, 180 or 270).
@@ -48,7 +48,7 @@ class Source(Protocol):
     """A video, or a folder or tar of frames, read forward.
 
     Attributes:
-        info: facts; replaced when another backend takes over.
+        info: properties; replaced when another backend takes over.
         times: float64 [N], presentation time in seconds of every frame in display order, strictly increasing.
     """
 

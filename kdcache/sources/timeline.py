@@ -1,10 +1,10 @@
 """When each frame of a video is shown: read from the container's packets, so that nearly nothing is decoded.
 
-Both backends find frames by their index on this axis; which of them decodes changes speed and nothing else.
+Both backends find frames by their index on this timeline; which of them decodes changes speed and nothing else.
 
 Time zero is where players put it: the earliest time stamp of the container's video and audio. A video track that starts
 0.3 s after the sound has its first frame at 0.3 s; a file whose clock starts at 0.5 s (MPEG program streams do) has it
-at 0 s. Sound that starts before zero is encoder padding that nobody hears and does not move it.
+at 0 s. Sound that starts before zero is encoder padding, is not played, and does not move it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from av.sidedata.sidedata import Type as SideData
 from numpy.typing import NDArray
 
 from kdcache.errors import SourceError
-from kdcache.sources.truncation import shortfall
+from kdcache.sources.truncation import find_truncation
 
 # Containers that hold video in one local file; playlists, which can name other files and addresses, are not among them.
 CONTAINERS = (
@@ -43,7 +43,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Axis:
+class VideoTimeline:
     """The frames of one video stream in display order, and what a decoder needs to know about them.
 
     Attributes:
@@ -87,7 +87,7 @@ class _Packets:
 
 
 def damaged(path: str, what: str) -> SourceError:
-    """The error for a file whose content is not whole."""
+    """The error for a file whose content is damaged or incomplete."""
     return SourceError(f"{path}: the file is damaged: {what}; copy it again from its origin or leave it out.")
 
 
@@ -96,7 +96,7 @@ def open_container(path: str) -> Any:
     try:
         if os.path.getsize(path) == 0:
             raise SourceError(f"{path}: the file is empty; copy it again from its origin.")
-        missing = shortfall(path)
+        missing = find_truncation(path)
     except OSError as error:
         if isinstance(error, SourceError):
             raise
@@ -114,8 +114,8 @@ def open_container(path: str) -> Any:
         ) from error
 
 
-def read_axis(path: str) -> Axis:
-    """Read the time axis of the video at ``path`` (absolute).
+def read_timeline(path: str) -> VideoTimeline:
+    """Read the timeline of the video at ``path`` (absolute).
 
     Every packet of the file passes by once; only those up to the first shown frame are decoded.
 
@@ -131,8 +131,8 @@ def read_axis(path: str) -> Axis:
         if packets.first is None:
             raise damaged(path, "none of its frames can be decoded")
         name = container.format.name.split(",")[0]
-        _whole(container, name, packets, path)
-        return _axis(path, name, container, stream, packets, only)
+        _check_duration(container, name, packets, path)
+        return _timeline(path, name, container, stream, packets, only)
 
 
 def _video_stream(container: Any, path: str) -> tuple[Any, bool]:
@@ -177,7 +177,7 @@ def _demux(container: Any, stream: Any) -> _Packets:
     return found
 
 
-def _whole(container: Any, name: str, packets: _Packets, path: str) -> None:
+def _check_duration(container: Any, name: str, packets: _Packets, path: str) -> None:
     """Compare where the packets end with the duration in the header, for containers where that is reliable."""
     if name not in _DECLARE_DURATION or not container.duration:
         return
@@ -194,7 +194,7 @@ def _increasing(stamps: list[int | None]) -> NDArray[np.int64] | None:
     return ordered if (np.diff(ordered) > 0).all() else None
 
 
-def _axis(path: str, name: str, container: Any, stream: Any, packets: _Packets, only: bool) -> Axis:
+def _timeline(path: str, name: str, container: Any, stream: Any, packets: _Packets, only: bool) -> VideoTimeline:
     assert packets.first is not None
     tick = Fraction(stream.time_base)
     rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
@@ -206,13 +206,13 @@ def _axis(path: str, name: str, container: Any, stream: Any, packets: _Packets, 
     if pts is not None:
         pts = shown = _without_orphans(path, pts, packets)
     start = int(shown[0]) * tick
-    heard = [max(Fraction(0), s.start_time * s.time_base) for s in container.streams.audio if s.start_time is not None]
-    zero = min([start, *heard])
+    sounds = [max(Fraction(0), s.start_time * s.time_base) for s in container.streams.audio if s.start_time is not None]
+    zero = min([start, *sounds])
     times = (shown - shown[0]) * tick.numerator / tick.denominator + float(start - zero)
     fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float(rate)
     codec = stream.codec_context
     rotation = _rotation(path, packets.first)
-    return Axis(
+    return VideoTimeline(
         path=path,
         container=name,
         codec=codec.codec.canonical_name,

@@ -1,4 +1,4 @@
-"""Is a video file all there? The sizes that its container declares, held against the bytes on disk."""
+"""Truncated video files, found by comparing the sizes that a container declares with the bytes on disk."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the header's fi
 _TS = 188  # bytes of an MPEG transport packet, each of which starts with "G" (ISO/IEC 13818-1 §2.4.3.2)
 
 
-def shortfall(path: str) -> str | None:
-    """What an mp4, Matroska, AVI, ASF or MPEG-TS file lacks, in words; ``None`` if nothing, or if it is another kind.
+def find_truncation(path: str) -> str | None:
+    """Where an mp4, Matroska, AVI, ASF or MPEG-TS file is cut off, in words; ``None`` if it is not, or is another kind.
 
     Reads only the headers of the boxes that hold the frames. Exact: a copy that stopped anywhere inside a box is
     found, where decoders see a shorter video. MPEG program streams declare no size; there, only a last frame that is

@@ -1,4 +1,4 @@
-"""A video file as a source: the axis, the backend that suits the file, and PyAV where that one has doubts."""
+"""A video file as a source: its timeline, the backend that suits the file, and PyAV as the fallback of decord."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kdcache.errors import SourceError
-from kdcache.sources._decord import DecordDecoder, Doubt, why_not
+from kdcache.sources._decord import DecoderFallback, DecordDecoder, unsupported_reason
 from kdcache.sources._pyav import PyAVDecoder
 from kdcache.sources.base import Source, SourceInfo, ascending
-from kdcache.sources.timeline import read_axis
+from kdcache.sources.timeline import read_timeline
 
 if TYPE_CHECKING:
     from kdcache.sources.base import Frame, Indices
@@ -19,33 +19,35 @@ if TYPE_CHECKING:
 class VideoSource(Source):
     """A video, decoded forward by decord or PyAV.
 
-    ``info.backend`` changes to ``pyav`` when decord met an error or a gap across which PyAV can seek; ``handed_over``
-    then says why. The pixels do not depend on it.
+    ``info.backend`` changes to ``pyav`` when decord met an error or a gap across which PyAV can seek;
+    ``fallback_reason`` then says why. The pixels do not depend on it.
     """
 
     def __init__(self, path: str, decoder: str = "auto") -> None:
-        """Read the axis of the file at ``path`` (absolute); choose its decoder (``auto``, ``decord`` or ``pyav``)."""
-        axis = read_axis(path)
-        unfit = why_not(axis) if decoder != "pyav" else "PyAV was asked for"
-        if decoder == "decord" and unfit:
-            raise SourceError(f"{path}: decord does not read this file right ({unfit}); use --decoder auto or pyav.")
-        self._axis = axis
+        """Read the timeline of ``path`` (absolute) and choose its decoder (``auto``, ``decord`` or ``pyav``)."""
+        timeline = read_timeline(path)
+        unsupported = unsupported_reason(timeline) if decoder != "pyav" else "PyAV was asked for"
+        if decoder == "decord" and unsupported:
+            raise SourceError(
+                f"{path}: decord does not read this file right ({unsupported}); use --decoder auto or pyav."
+            )
+        self._timeline = timeline
         self._forced = decoder == "decord"
         self._decoder: DecordDecoder | PyAVDecoder = (
-            PyAVDecoder(axis) if unfit else DecordDecoder(axis, skips=not self._forced)
+            PyAVDecoder(timeline) if unsupported else DecordDecoder(timeline, skips=not self._forced)
         )
-        self.times = axis.times
-        self.handed_over: str | None = None
-        upright = axis.rotation % 180 == 0
+        self.times = timeline.times
+        self.fallback_reason: str | None = None
+        upright = timeline.rotation % 180 == 0
         self.info = SourceInfo(
             path=path,
-            width=axis.width if upright else axis.height,
-            height=axis.height if upright else axis.width,
-            fps=axis.fps,
-            duration_s=axis.duration_s,
-            codec=axis.codec,
-            container=axis.container,
-            rotation=axis.rotation,
+            width=timeline.width if upright else timeline.height,
+            height=timeline.height if upright else timeline.width,
+            fps=timeline.fps,
+            duration_s=timeline.duration_s,
+            codec=timeline.codec,
+            container=timeline.container,
+            rotation=timeline.rotation,
             backend=self._decoder.name,
             backend_version=self._decoder.version,
         )
@@ -61,17 +63,17 @@ class VideoSource(Source):
                 for frame in self._decoder.frames(indices[done:]):
                     done += 1
                     yield frame
-            except Doubt as doubt:
+            except DecoderFallback as fallback:
                 if self._forced:
                     raise SourceError(
-                        f"{self.info.path}: decord stops before frame {indices[done]} ({doubt}); use --decoder auto."
-                    ) from doubt
-                self._hand_over(str(doubt))
+                        f"{self.info.path}: decord stops before frame {indices[done]} ({fallback}); use --decoder auto."
+                    ) from fallback
+                self._fall_back(str(fallback))
 
-    def _hand_over(self, reason: str) -> None:
+    def _fall_back(self, reason: str) -> None:
         self._decoder.close()
-        self._decoder = PyAVDecoder(self._axis)
-        self.handed_over = reason
+        self._decoder = PyAVDecoder(self._timeline)
+        self.fallback_reason = reason
         self.info = replace(self.info, backend=self._decoder.name, backend_version=self._decoder.version)
 
     def close(self) -> None:
