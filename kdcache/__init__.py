@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from kdcache import backbones, datasets, motion
     from kdcache.extraction.run import extract
     from kdcache.manifest import read_manifest, write_manifest
+    from kdcache.report.ablation import ablate
     from kdcache.report.sheet import show
-    from kdcache.runs.ablation.ablate import ablate
     from kdcache.runs.evaluate import evaluate
     from kdcache.runs.fit import fit
     from kdcache.runs.online import predict
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Cache": "kdcache.store",
-    "ablate": "kdcache.runs.ablation.ablate",
+    "ablate": "kdcache.report.ablation",
     "evaluate": "kdcache.runs.evaluate",
     "extract": "kdcache.extraction.run",
     "fit": "kdcache.runs.fit",

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import clips_cache
@@ -22,11 +26,13 @@ from kdcache.engine import loop
 from kdcache.errors import KdcacheError, OptionError
 from kdcache.metrics.early import measure_levels
 from kdcache.metrics.significance import paired
-from kdcache.report import ablation as pictures
-from kdcache.runs.ablation import pool, results, tuning
-from kdcache.runs.ablation.ablate import parse_grid, parse_row
+from kdcache.report import ablation as report
+from kdcache.report.tables import markdown, results_table, shown_metrics, steps_line
+from kdcache.runs.ablation import pool, tuning
+from kdcache.runs.ablation.conclusion import conclude
 from kdcache.runs.ablation.pool import Job, run_jobs
-from kdcache.runs.ablation.rows import Plan, Row, plan
+from kdcache.runs.ablation.rows import Comparison, choose_rows, parse_grid, parse_row
+from kdcache.runs.presets import TableRow
 from kdcache.runs.train import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,7 +59,7 @@ def compared(shards, tmp_path_factory):
 
 
 def test_rows_of_a_table_carry_preset_options_and_the_papers_numbers():
-    table = plan("early", "table1-sysu", {}, {}, None, {"epochs": 2})
+    table = choose_rows("early", "table1-sysu", {}, {}, None, {"epochs": 2})
     assert table.columns == ["20", "40", "60", "80", "100", "AUC"]
     by_name = {row.name: row for row in table.rows}
     ours = by_name["With distillation"]
@@ -69,10 +75,10 @@ def test_a_grid_is_the_product_of_its_values_on_every_row():
     common, grid = parse_grid("early", ["alpha=0,0.5", "beta=0,1", "epochs=4", "milestones=2,3"])
     assert common == {"epochs": 4, "milestones": (2, 3)}
     assert grid == {"alpha": [0.0, 0.5], "beta": [0.0, 1.0]}
-    rows = plan("early", None, {}, grid, None, common).rows
+    rows = choose_rows("early", None, {}, grid, None, common).rows
     assert [row.name for row in rows] == [f"alpha={a}, beta={b}" for a in ("0", "0.5") for b in ("0", "1")]
     assert rows[1].options == {"alpha": 0.0, "beta": 1.0, "epochs": 4, "milestones": (2, 3)}
-    two = plan("early", None, {"a": {}, "b": {"tau": 2}}, {"beta": [0.0, 1.0]}, "sysu", {})
+    two = choose_rows("early", None, {"a": {}, "b": {"tau": 2}}, {"beta": [0.0, 1.0]}, "sysu", {})
     assert [row.name for row in two.rows] == ["a, beta=0", "a, beta=1", "b, beta=0", "b, beta=1"]
     assert two.rows[3].options == {"batch_size": 32, "beta": 1.0, "tau": 2}
 
@@ -84,7 +90,7 @@ def test_a_row_in_words():
 
 
 def test_rows_with_like_names_have_folders_of_their_own():
-    rows = plan("anticipation", "table1", {}, {}, None, {}).runnable
+    rows = choose_rows("anticipation", "table1", {}, {}, None, {}).runnable
     assert len({row.slug for row in rows}) == len(rows) == 7
 
 
@@ -112,7 +118,7 @@ def test_wrong_calls_are_refused_before_anything_is_trained(tmp_path, arguments,
 
 
 def test_every_row_gets_the_same_trials_around_the_common_settings():
-    table = plan("early", "table2", {}, {}, None, {"lr": 0.02})
+    table = choose_rows("early", "table2", {}, {}, None, {"lr": 0.02})
     found = tuning.trials(table, 40)
     by_row = {row.name: [t.settings for t in found if t.row is row] for row in table.runnable}
     first = by_row["RankLSTM"]
@@ -166,25 +172,33 @@ def test_labels_of_test_clips_cannot_change_what_is_chosen(compared, tmp_path):
     assert not np.allclose(mine[~on_validation], theirs[~on_validation])
 
 
-def test_a_cache_without_validation_clips_cannot_be_tuned_on(tmp_path):
-    folder = clips_cache.cache(tmp_path / "cache", train=12, test=6)
-    call = {"shards": folder, "rows": {"neither": ROWS["neither"]}, "validation": 0.0, **QUICK, "epochs": 1}
-    with pytest.raises(OptionError, match="tune chooses on validation clips, and this cache has none"):
+def test_without_validation_clips_nothing_is_selected(tmp_path, monkeypatch):
+    folder = clips_cache.cache(tmp_path / "cache", train=12, test=6, noise=NOISE)
+    call = {"shards": folder, "rows": ROWS, "validation": 0.0, **QUICK, "epochs": 1, "milestones": ()}
+    with pytest.raises(OptionError, match="tune chooses on validation clips alone, and the cache has no validation"):
         kdcache.ablate("early", tune=2, out=tmp_path / "tuned", **call)
+    assert not (tmp_path / "tuned").exists()  # before anything is trained
     result = kdcache.ablate("early", seeds=1, out=tmp_path / "plain", **call)  # tuned by default only where it can be
+    assert result.tuning.empty
     assert set(result.results["weights"]) == {"last"}  # an epoch chosen on test clips is no result
-    assert "no validation clips" in result.text
+    assert set(result.tests["weights"]) == {"last"}
+    assert "no validation clips, so no epoch was selected" in result.text
+    conclusion = conclude(tmp_path / "plain")
+    for row in ROWS:  # whichever is best on test clips, the plots show the last row
+        better = conclusion.results.copy()
+        better.loc[better["row"] == row, "value"] = 100.0
+        assert report.shown_row(replace(conclusion, results=better)).name == "knn"
 
 
-def test_rows_are_tuned_by_default_unless_they_differ_in_what_is_tuned(shards, monkeypatch):
-    said: list[str] = []
+def test_rows_are_tuned_by_default_unless_they_differ_in_what_is_tuned(shards, caplog):
+    caplog.set_level("INFO", "kdcache")
     common = {"method": "early", "shards": str(shards), "device": "cpu", "precision": "auto", "stream": None}
     quick = {name: value for name, value in QUICK.items() if name != "device"}
-    rows = plan("early", None, ROWS, {}, None, quick)
-    assert tuning.automatic(rows, common, said.append) == tuning.TRIALS == 8
-    assert said == ["tune=8: each row gets 8 trials of learning rate and length; tune=0 keeps what it has"]
-    assert tuning.automatic(plan("early", None, {}, {"lr": [0.1, 1.0]}, None, quick), common, said.append) == 0
-    assert said[-1] == "not tuned: lr differs between rows"
+    rows = choose_rows("early", None, ROWS, {}, None, quick)
+    assert tuning.automatic(rows, common) == tuning.TRIALS == 8
+    assert caplog.messages == ["tune=8: each row gets 8 trials of learning rate and length; tune=0 keeps what it has"]
+    assert tuning.automatic(choose_rows("early", None, {}, {"lr": [0.1, 1.0]}, None, quick), common) == 0
+    assert caplog.messages[-1] == "not tuned: lr differs between rows"
 
 
 def test_a_trial_that_diverges_is_not_chosen_and_all_of_them_are_an_error(shards, tmp_path, monkeypatch):
@@ -211,7 +225,17 @@ def test_a_trial_that_diverges_is_not_chosen_and_all_of_them_are_an_error(shards
 
 def test_results_are_those_of_the_runs(compared):
     stored = pd.read_csv(compared.path / "results.csv")
-    assert list(stored.columns) == ["row", "split_column", "seed", "weights", "epoch", "split", "metric", "value"]
+    assert list(stored.columns) == [
+        "row",
+        "split_column",
+        "seed",
+        "weights",
+        "epoch",
+        "steps",
+        "split",
+        "metric",
+        "value",
+    ]
     assert len(stored) == 3 * 2 * 2 * 2 * 7  # rows, seeds, weights, splits, metrics
     for row in compared.results.to_dict("records"):
         metrics = Run(compared.path / row["row"] / f"seed-{row['seed']}").metrics
@@ -234,7 +258,7 @@ def test_tests_are_paired_by_seed(compared):
 
 def test_scores_are_those_that_the_metrics_came_from(compared):
     run = Run(compared.path / "both" / "seed-1")
-    probs, y, classes = pictures.scores(run, "best", "test")
+    probs, y, classes = report.scores(run, "best", "test")
     assert probs.shape == (12, 5, 3)
     assert classes == [0, 10, 20]
     measured = measure_levels(probs, y)
@@ -242,9 +266,9 @@ def test_scores_are_those_that_the_metrics_came_from(compared):
 
 
 def test_the_table_shows_ours_the_papers_and_the_difference():
-    rows = [Row("A", "a", {}, {"AUC": 50.0}), Row("B", "b", {}, {"AUC": 40.0}, quoted=True), Row("C", "c", {}, {})]
-    wanted = Plan("early", "", ["40", "AUC"], rows)
-    known = {"weights": "best", "split_column": "split", "split": "test"}
+    rows = [TableRow("A", {}, {"AUC": 50.0}), TableRow("B", {}, {"AUC": 40.0}, quoted=True), TableRow("C", {}, {})]
+    wanted = Comparison("early", "", ["40", "AUC"], rows)
+    known = {"weights": "best", "split_column": "split", "split": "test", "steps": 12}
     found = pd.DataFrame(
         [
             {"row": row, "seed": seed, "epoch": 4, "metric": metric, "value": value + seed, **known}
@@ -252,17 +276,52 @@ def test_the_table_shows_ours_the_papers_and_the_difference():
             for seed in range(3)
         ]
     )
-    shown = results.columns(wanted, found, "label")
+    shown = shown_metrics(wanted, ["auc", "acc40"], "label", "auc")
     assert shown == {"40": "acc40", "AUC": "auc"}
-    assert results.table(wanted, found, shown, "best", "test") == [
-        "| row | epoch | 40 | AUC |",
-        "| --- | --- | --- | --- |",
-        "| **A** | 4 | 31.0 ± 1.0 | 52.0 ± 1.0 |",
-        "| ↳ paper | |  | 50.0 |",
-        "| ↳ difference | |  | +2.0 |",
-        "| B (not run): paper | |  | 40.0 |",
-        "| **C** | 4 | 34.0 ± 1.0 | 61.0 ± 1.0 |",
+    assert results_table(wanted, found, shown, "best", "test") == [
+        "| row | epoch | steps | 40 | AUC |",
+        "| --- | --- | --- | --- | --- |",
+        "| **A** | 4 | 12 | 31.0 ± 1.0 | 52.0 ± 1.0 |",
+        "| ↳ paper | | |  | 50.0 |",
+        "| ↳ difference | | |  | +2.0 |",
+        "| B (not run): paper | | |  | 40.0 |",
+        "| **C** | 4 | 12 | 34.0 ± 1.0 | 61.0 ± 1.0 |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "cells", "words"),
+    [
+        ({"neither": 9, "both": 9, "knn": 0}, ["9", "9", "0"], None),
+        ({"neither": 9, "both": 18, "knn": 0}, ["9", "18", "0"], "unequal numbers of steps (neither 9, both 18)"),
+        ({"neither": None, "both": None, "knn": None}, ["–", "–", "–"], "before steps were recorded"),
+    ],
+)
+def test_tables_say_how_many_steps_each_row_took(compared, tmp_path, steps, cells, words):
+    folder = shutil.copytree(compared.path, tmp_path / "out")
+    for row, count in steps.items():
+        for path in (folder / row).glob("seed-*/student/summary.json"):
+            summary = {k: v for k, v in json.loads(path.read_text()).items() if k != "steps"}
+            path.write_text(json.dumps(summary | ({} if count is None else {"steps": count})))
+    conclusion = conclude(folder)
+    text = markdown(conclusion)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| **")]
+    assert [line[2] for line in rows] == cells * 2
+    assert ("Warning" in text) == (words is not None and "unequal" in words)
+    assert "a teacher's are not counted" in text
+    assert words is None or words in text
+    stored = pd.read_csv(folder / "results.csv").groupby("row")["steps"].unique()
+    assert all(np.isnan(stored[row]).all() if n is None else stored[row].tolist() == [n] for row, n in steps.items())
+
+
+def test_steps_that_differ_between_splits_alone_are_no_cause_for_a_warning():
+    wanted = Comparison("early", "", [], [TableRow("A", {}, {}), TableRow("B", {}, {})])
+    found = pd.DataFrame(
+        [{"row": row, "split_column": f"s{s}", "seed": 0, "steps": 10 + s} for row in "AB" for s in (0, 1)]
+    )
+    assert "Warning" not in steps_line(wanted, found)
+    found.loc[0, "steps"] = 12
+    assert "(A 11–12, B 10–11)" in steps_line(wanted, found)
 
 
 @pytest.mark.parametrize(
@@ -273,10 +332,11 @@ def test_the_table_shows_ours_the_papers_and_the_difference():
         ([], ["auc", *(f"acc{p}" for p in range(10, 101, 10))], ["20", "40", "60", "80", "100", "AUC"]),
         (["verb"], ["top1", "top5"], {"verb": "top1"}),
         (["rgb", "flow"], ["top1", "top5"], {"top1": "top1", "rgb": None, "flow": None}),
+        ([], ["f1", "top1"], {"f1": "f1"}),
     ],
 )
 def test_columns_find_their_metrics(paper, metrics, shown):
-    found = results.columns(Plan("early", "", paper, []), pd.DataFrame({"metric": metrics}), "verb")
+    found = shown_metrics(Comparison("early", "", paper, []), metrics, "verb", metrics[0])  # the first selects epochs
     assert found == shown if isinstance(shown, dict) else list(found) == shown
 
 
@@ -302,6 +362,7 @@ def test_what_is_finished_is_not_trained_again_and_teachers_are_shared(compared,
     monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("trained again"))
     again = kdcache.ablate("early", shards=shards, rows=ROWS, seeds=2, tune=2, out=compared.path, **QUICK)
     assert again.text == compared.text
+    pd.testing.assert_frame_equal(again.tuning, compared.tuning)
     pd.testing.assert_frame_equal(again.results, compared.results)
 
 
@@ -314,7 +375,7 @@ def test_methods_without_degrees_of_progress_are_compared_by_top1(tmp_path):
     grid = {"loss_d": ["none", "both"]}
     result = kdcache.ablate("anticipation", shards=shards, grid=grid, seeds=1, tune=0, out=tmp_path / "out", **quick)
     assert set(result.tests["metric"]) == {"top1"}
-    assert "| row | epoch | top1 |" in result.text
+    assert "| row | epoch | steps | top1 |" in result.text
     assert "no test clips" in result.text
     assert "Not tuned" in result.text
     assert not (tmp_path / "out" / "curve.png").exists()
@@ -360,6 +421,12 @@ def test_a_process_that_dies_is_named(shards, tmp_path, monkeypatch):
     with pytest.raises(KdcacheError, match=r"process that trained job \d died \(.*: check the free memory"):
         run_jobs(jobs, 2, tmp_path / "stages", lambda *_: None, print)
     assert not multiprocessing.active_children()
+
+
+def test_a_worker_imports_no_torch_before_it_has_its_process_group():
+    code = "import sys, kdcache.runs.ablation.pool; print('torch' in sys.modules, 'pandas' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.split() == ["False", "False"]
 
 
 def test_the_command_prints_the_table(shards, tmp_path):

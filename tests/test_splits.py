@@ -20,10 +20,11 @@ from kdcache.errors import OptionError
 from kdcache.methods.contract import HELD_OUT
 from kdcache.methods.fit_options import parse_set
 from kdcache.metrics.significance import mean_std, paired
+from kdcache.report.tables import table_over_splits
 from kdcache.runs.ablation import tuning
-from kdcache.runs.ablation.replicates import Repeat, choose_splits, in_words
-from kdcache.runs.ablation.results import table_over_splits
-from kdcache.runs.ablation.rows import Plan, Row, plan
+from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words
+from kdcache.runs.ablation.rows import Comparison, choose_rows
+from kdcache.runs.presets import TableRow
 from kdcache.runs.train import Run
 from kdcache.splits import split_columns
 
@@ -54,7 +55,9 @@ def shards(tmp_path_factory):
 def compared(shards, tmp_path_factory):
     """Two rows on two splits with two seeds, tuned."""
     out = tmp_path_factory.mktemp("ablations") / "early"
-    return kdcache.ablate("early", shards=shards, rows=ROWS, seeds=2, tune=2, splits=["split_*"], out=out, **QUICK)
+    return kdcache.ablate(
+        "early", shards=shards, rows=ROWS, seeds=2, tune=2, split_columns=["split_*"], out=out, **QUICK
+    )
 
 
 # The column that says which clips train
@@ -165,7 +168,7 @@ def test_every_row_split_and_seed_is_a_run_of_its_own(compared, shards):
                 Run(compared.path / "plain" / name / "tuning" / f"trial-{trial}" / "seed-1000").settings.split == name
             )
     stored = json.loads((compared.path / "ablation.json").read_text())
-    assert stored["splits"] == COLUMNS
+    assert stored["split_columns"] == COLUMNS
     call = stored["rows"][-1]
     assert kdcache.train(**call["arguments"], out=call["folder"]).metrics  # found finished, with equal settings
     assert pd.read_csv(compared.path / "results.csv")["split_column"].value_counts().nunique() == 1
@@ -199,8 +202,9 @@ def test_tables_are_over_all_runs_and_tests_pair_splits_and_seeds(compared):
 
 
 def test_spread_over_splits_is_that_of_the_means_over_seeds():
-    wanted = Plan("early", "", [], [Row("A", "a", {}, {"AUC": 1.0}), Row("B", "b", {}, {"AUC": 2.0}, quoted=True)])
-    known = {"row": "A", "weights": "best", "split": "test", "metric": "auc", "epoch": 3}
+    rows = [TableRow("A", {}, {"AUC": 1.0}), TableRow("B", {}, {"AUC": 2.0}, quoted=True)]
+    wanted = Comparison("early", "", [], rows)
+    known = {"row": "A", "weights": "best", "split": "test", "metric": "auc", "epoch": 3, "steps": 6}
     found = pd.DataFrame(
         [
             known | {"split_column": f"s{s}", "seed": seed, "value": v}
@@ -209,7 +213,7 @@ def test_spread_over_splits_is_that_of_the_means_over_seeds():
         ]
     )
     lines = table_over_splits(wanted, found, {"AUC": "auc"}, "best", "test")
-    assert lines[2:] == ["| **A** | 3 | 27.5 ± 17.7 |"]
+    assert lines[2:] == ["| **A** | 3 | 6 | 27.5 ± 17.7 |"]
 
 
 def test_without_splits_nothing_is_different(shards, tmp_path):
@@ -218,51 +222,62 @@ def test_without_splits_nothing_is_different(shards, tmp_path):
     )
     assert (tmp_path / "knn" / "seed-0" / "metrics.json").exists()
     assert set(result.results["split_column"]) == {"split_1"}
-    assert ", 1 seeds" in result.text
-    assert "splits" not in json.loads((tmp_path / "ablation.json").read_text())
+    assert ", 1 seed\n" in result.text
+    assert "split_columns" not in json.loads((tmp_path / "ablation.json").read_text())
 
 
 def test_rows_are_tuned_by_themselves_on_each_split():
-    wanted = plan("early", None, ROWS, {}, None, {"epochs": 4})
+    wanted = choose_rows("early", None, ROWS, {}, None, {"epochs": 4})
     found = tuning.trials(wanted, 3, COLUMNS)
-    assert [t.split for t in found] == ["split_1"] * 6 + ["split_2"] * 6
+    assert [t.split_column for t in found] == ["split_1"] * 6 + ["split_2"] * 6
     assert [t.settings for t in found[:6]] == [t.settings for t in found[6:]]
 
 
-def test_a_split_without_validation_clips_leaves_all_untuned(tmp_path):
+def test_a_split_without_validation_clips_leaves_all_untuned(tmp_path, caplog):
     rows = table()
     rows["split_2"] = rows["split_2"].replace("validation", "train")
     folder = clips_cache.write(tmp_path / "cache", rows, {clips_cache.STREAM: clips_cache.arrays(rows)})
-    said: list[str] = []
+    caplog.set_level("INFO", "kdcache")
     common = {"method": "early", "shards": str(folder), "device": "cpu", "precision": "auto", "stream": None}
-    wanted = plan("early", None, ROWS, {}, None, {"validation": 0.0})
-    assert tuning.automatic(wanted, common, said.append, COLUMNS) == 0
-    assert said == ["not tuned: split_2 has no validation clips"]
-    assert tuning.automatic(wanted, common, said.append, ["split_1"]) == tuning.TRIALS
+    wanted = choose_rows("early", None, ROWS, {}, None, {"validation": 0.0})
+    assert tuning.automatic(wanted, common, COLUMNS) == 0
+    assert caplog.messages == ["not tuned: split_2 has no validation clips"]
+    assert tuning.automatic(wanted, common, ["split_1"]) == tuning.TRIALS
+    with pytest.raises(OptionError, match="on validation clips alone, and split_2 has no validation clips"):
+        tuning.refuse(wanted, common, COLUMNS)
 
 
 def test_columns_are_named_or_matched():
     rows = table().assign(splitting="no")
-    assert choose_splits(["split_2", "split_*"], rows) == ["split_2", "split_1"]
-    assert choose_splits(["split*"], rows) == ["split", *COLUMNS]
-    with pytest.raises(OptionError, match=r"splits=fold_\*: no split column .* it has split, split_1, split_2"):
-        choose_splits(["fold_*"], rows)
+    assert choose_columns(["split_2", "split_*"], rows) == ["split_2", "split_1"]
+    assert choose_columns(["split*"], rows) == ["split", *COLUMNS]
+    with pytest.raises(OptionError, match=r"split_columns=fold_\*: no split column .* it has split, split_1, split_2"):
+        choose_columns(["fold_*"], rows)
     with pytest.raises(OptionError, match="Unknown split column 'split1': did you mean 'split_1'"):
-        choose_splits(["split1"], rows)
+        choose_columns(["split1"], rows)
     with pytest.raises(OptionError, match="name at least one column"):
-        choose_splits([], rows)
-    assert in_words([Repeat(f"s{i}", 0) for i in range(9)]) == "1 seed × 9 splits (s0 … s8)"
-    with pytest.raises(OptionError, match="split and splits both say"):
-        kdcache.ablate("early", shards="nowhere", splits=["split_1"], split="split_2")
+        choose_columns([], rows)
+    assert in_words([Replicate(f"s{i}", 0) for i in range(9)]) == "1 seed × 9 splits (s0 … s8)"
+    with pytest.raises(OptionError, match="split and split_columns both say"):
+        kdcache.ablate("early", shards="nowhere", split_columns=["split_1"], split="split_2")
 
 
 def test_the_command_takes_columns_and_patterns(shards, tmp_path):
     call = ["ablate", "early", f"--shards={shards}", "--row=knn:model=knn", "--seeds=1", "--tune=0", "--device=cpu"]
-    result = CliRunner().invoke(main, [*call, "--splits=split_1, split_2", f"--out={tmp_path / 'named'}"])
+    result = CliRunner().invoke(main, [*call, "--split-columns=split_1, split_2", f"--out={tmp_path / 'named'}"])
     assert result.exit_code == 0, result.output
     assert "1 seed × 2 splits" in result.output
     assert (tmp_path / "named" / "knn" / "split_2" / "seed-0" / "metrics.json").exists()
-    refused = CliRunner().invoke(main, [*call, "--splits=spilt_1", f"--out={tmp_path / 'wrong'}"])
+    refused = CliRunner().invoke(main, [*call, "--split-columns=spilt_1", f"--out={tmp_path / 'wrong'}"])
     assert refused.exit_code == 1
     assert "did you mean 'split_1'" in refused.output
     assert not (tmp_path / "wrong").exists()
+
+
+def test_the_old_name_of_the_option_still_works(shards, tmp_path, caplog):
+    call = ["ablate", "early", f"--shards={shards}", "--row=knn:model=knn", "--seeds=1", "--tune=0", "--device=cpu"]
+    result = CliRunner().invoke(main, [*call, "--splits=split_1", f"--out={tmp_path / 'old'}"])
+    assert result.exit_code == 0, result.output
+    assert "splits is now called split_columns" in caplog.text
+    assert (tmp_path / "old" / "knn" / "split_1" / "seed-0" / "metrics.json").exists()
+    assert "--splits" not in CliRunner().invoke(main, ["ablate", "--help"]).output

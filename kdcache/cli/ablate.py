@@ -27,30 +27,43 @@ from kdcache.cli.common import given
 @click.option("--tune-seeds", default=1, show_default=True, help="Trainings a trial.")
 @click.option("--against", help="Row that the others are tested against.  [default: the first]")
 @click.option(
-    "--splits", metavar="COLUMN,…", help="Manifest columns, or split_*: every row on each.  [default: split alone]"
+    "--split-columns",
+    metavar="COLUMN,…",
+    help="Manifest columns, or split_*: every row on each.  [default: split alone]",
 )
+@click.option("--splits", hidden=True, help="The name of --split-columns in version 0.1.")
 @click.option("--workers", default=1, show_default=True, help="Processes that share the cores.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
 @click.option("--stream", help="Which cached features to train on, if there are several.")
-def ablate(method: str, rows: tuple[str, ...], sets: tuple[str, ...], splits: str | None, **options: Any) -> None:
+def ablate(
+    method: str,
+    rows: tuple[str, ...],
+    sets: tuple[str, ...],
+    split_columns: str | None,
+    splits: str | None,
+    **options: Any,
+) -> None:
     """Run every row of a paper's TABLE, or rows of your own, with several seeds and splits, and compare them.
 
-    Trials choose on validation clips alone. What has been trained before is not trained again.
+    Learning rate, length and epoch are selected on validation clips alone; without any, the last epoch is shown. The
+    tables also say how many optimiser steps each row took. What has been trained before is not trained again.
 
     \b
     Example:
       kdcache ablate anticipation table3 --shards out/ --seeds 5
       kdcache ablate early --shards out/ --set alpha=0,0.5 --set beta=0,1 --tune 8 --workers 2
       kdcache ablate early --row "neither:alpha=0,beta=0" --row "both:alpha=0.5,beta=1" --seeds 10
-      kdcache ablate early table1-sysu --seeds 3 --splits 'split_*'
+      kdcache ablate early table1-sysu --seeds 3 --split-columns 'split_*'
     """
     import kdcache
-    from kdcache.runs.ablation.ablate import parse_grid, parse_row
+    from kdcache.runs.ablation.rows import parse_grid, parse_row
 
     common, grid = parse_grid(method, sets)
     named = dict(parse_row(method, text) for text in rows)
-    columns = [name.strip() for name in splits.split(",")] if splits is not None else None
-    result = kdcache.ablate(method, rows=named, grid=grid, splits=columns, **given(options), **common)
+    for name, text in (("split_columns", split_columns), ("splits", splits)):
+        if text is not None:
+            options[name] = [column.strip() for column in text.split(",")]
+    result = kdcache.ablate(method, rows=named, grid=grid, **given(options), **common)
     click.echo(result)
     click.echo(f"{result.path}/")

@@ -1,13 +1,17 @@
-"""Accuracy while a clip unfolds: at each observed fraction, their mean (AUC), class by class.
+"""Metrics of early recognition: accuracy at each observation ratio, their mean (AUC), class by class.
 
-``probs`` is float ``[n, N, C]``: class probabilities after each of N degrees of progress (any monotone function of
-probability will do); ``y`` is int ``[n]``. All results are in per cent; equal scores are ranked as in
-``kdcache.metrics.topk``. Paper: "Progressive knowledge distillation for early action recognition", Section 3.
+The observation ratio is the share of a clip that has been seen: level n of N is the ratio n/N.
+
+``probs`` is float ``[n, N, C]``: class probabilities at each of N levels (any monotone function of probability will
+do); ``y`` is int ``[n]``, class indices. All results are in per cent; equal scores are ranked as in
+``kdcache.metrics.topk``.
+Paper: "Progressive knowledge distillation for early action recognition", Section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +20,32 @@ from kdcache.metrics.topk import Classes, Scores, ranks
 
 Curve = NDArray[np.float64]
 
+TITLES = {"auc": "AUC"}  # as the paper's tables call a metric
+
 
 def percent(levels: int) -> list[int]:
-    """How much of a clip has been observed at each of N degrees of progress, in per cent: 10, 20, … 100 for N = 10."""
+    """The observation ratio at each of N levels in per cent, rounded: 10, 20, … 100 for N = 10."""
     return [round(100 * n / levels) for n in range(1, levels + 1)]
 
 
+def at_ratio(observed: int) -> str:
+    """Name of the accuracy at an observation ratio in per cent: 20 → ``acc20``."""
+    return f"acc{observed}"
+
+
+def ratio_metrics(names: Iterable[str]) -> dict[str, int]:
+    """Those metrics that are accuracies at an observation ratio, with the ratio in per cent: ``acc20`` → 20."""
+    return {name: int(found[1]) for name in names if (found := re.fullmatch(r"acc(\d+)", name))}
+
+
+def column_title(metric: str) -> str:
+    """A metric as the column of a table: ``acc20`` → ``20``, ``auc`` → ``AUC``; others keep their name."""
+    ratio = ratio_metrics([metric])
+    return str(ratio[metric]) if ratio else TITLES.get(metric, metric)
+
+
 def accuracy_curve(probs: Scores, y: Classes) -> Curve:
-    """Top-1 accuracy at each degree of progress, float64 ``[N]`` in per cent; NaN without samples.
+    """Top-1 accuracy at each observation ratio, float64 ``[N]`` in per cent; NaN without samples.
 
     Raises:
         ValueError: scores that are not finite or do not go with ``y``.
@@ -33,7 +55,7 @@ def accuracy_curve(probs: Scores, y: Classes) -> Curve:
 
 
 def mean_auc(curve: Sequence[float] | Curve) -> float:
-    """Mean accuracy over the degrees of progress: the paper's AUC (its ten ratios; see the column AUC of Table 1)."""
+    """Mean accuracy over the observation ratios: the paper's AUC (over ten ratios; see the column AUC of Table 1)."""
     return float(np.mean(curve))
 
 
@@ -44,16 +66,23 @@ def trapezoid_auc(curve: Sequence[float] | Curve) -> float:
 
 
 def measure_levels(probs: Scores, y: Classes) -> dict[str, float]:
-    """``auc``, ``auc_trapezoid`` and the accuracy at each observed percentage, ``acc10`` … ``acc100`` for N = 10."""
+    """``auc``, ``auc_trapezoid`` and the accuracy at each observation ratio, ``acc10`` … ``acc100`` for N = 10.
+
+    Raises:
+        ValueError: as for ``accuracy_curve``.
+    """
     curve = accuracy_curve(probs, y)
     measured = {"auc": mean_auc(curve), "auc_trapezoid": trapezoid_auc(curve)}
-    return measured | {f"acc{p}": float(a) for p, a in zip(percent(len(curve)), curve, strict=True)}
+    return measured | {at_ratio(p): float(a) for p, a in zip(percent(len(curve)), curve, strict=True)}
 
 
 def per_class_accuracy(probs: Scores, y: Classes) -> Curve:
-    """Share of each class's samples that are right at each degree of progress, ``[C, N]`` in per cent.
+    """Accuracy on each class's samples at each observation ratio, float64 ``[C, N]`` in per cent.
 
     NaN for classes without samples.
+
+    Raises:
+        ValueError: as for ``accuracy_curve``.
     """
     hits = _hits(probs, y)
     table = np.full((probs.shape[2], probs.shape[1]), np.nan)
@@ -63,10 +92,10 @@ def per_class_accuracy(probs: Scores, y: Classes) -> Curve:
 
 
 def per_class_gain(probs_a: Scores, probs_b: Scores, y: Classes) -> tuple[Curve, Curve]:
-    """By how many points ``probs_b`` is more often right than ``probs_a`` on each class of the same samples.
+    """Difference in accuracy between ``probs_b`` and ``probs_a`` on each class of the same samples, in points.
 
     Returns:
-        The gain averaged over the degrees of progress, ``[C]``, and at each of them, ``[C, N]``; NaN for classes
+        The gain averaged over the observation ratios, float64 ``[C]``, and at each of them, ``[C, N]``; NaN for classes
         without samples.
 
     Raises:
@@ -79,9 +108,9 @@ def per_class_gain(probs_a: Scores, probs_b: Scores, y: Classes) -> tuple[Curve,
 
 
 def confusion(probs: Scores, y: Classes, level: int) -> NDArray[np.int64]:
-    """How many samples of each class (row) were taken for each class (column), int64 ``[C, C]``.
+    """Confusion matrix at one level: samples of each true class (row) by predicted class (column), int64 ``[C, C]``.
 
-    ``level`` counts degrees of progress from 1 to N; -1 is the last.
+    ``level`` counts from 1 to N; -1 is the last.
 
     Raises:
         ValueError: no such level, or scores that are not finite or do not go with ``y``.
@@ -98,7 +127,7 @@ def confusion(probs: Scores, y: Classes, level: int) -> NDArray[np.int64]:
 
 
 def _hits(probs: Scores, y: Classes) -> NDArray[np.bool_]:
-    """Whether each sample is right at each degree of progress, ``[n, N]``."""
+    """Whether each sample is classified correctly at each level, bool ``[n, N]``."""
     _check(probs, y)
     n, levels, classes = probs.shape
     before = ranks(probs.reshape(-1, classes), np.repeat(y, levels))

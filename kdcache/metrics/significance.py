@@ -20,7 +20,7 @@ SAMPLES = 100_000  # sign flips drawn for more
 
 @dataclass(frozen=True)
 class Paired:
-    """How a row compares with another over the pairs that both have."""
+    """How a row compares with another over the pairs of runs that both have."""
 
     pairs: int
     mean: float
@@ -68,7 +68,9 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
 
 
 def permutation_p(differences: NDArray[np.float64]) -> float:
-    """Share of sign flips whose mean is at least as far from 0, two-sided.
+    """Two-sided p of the sign-flip test: the share of sign flips whose mean is at least as far from 0.
+
+    ``differences`` is float64 ``[n]``.
 
     All 2^n flips are counted for n ≤ 12; for more, 100,000 are drawn with a fixed seed, and the one observed is
     counted among them, so that p is never 0 (Phipson & Smyth 2010).

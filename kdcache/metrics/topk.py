@@ -1,7 +1,8 @@
-"""Metrics on class scores, in per cent, in plain numpy.
+"""Metrics on class scores, in per cent, in plain numpy: top-k accuracy, class-mean recall.
 
-``scores`` is float ``[n, C]`` (any monotone function of probability), ``y`` int ``[n]``. Equal scores are ranked with
-the higher class index first, which is what ``argsort()[::-1]`` with a stable sort gives in the EPIC-KITCHENS tools.
+``scores`` is float ``[n, C]`` (any monotone function of probability), ``y`` int ``[n]``, class indices. Equal scores
+are ranked with the higher class index first, which is what ``argsort()[::-1]`` with a stable sort gives in the
+EPIC-KITCHENS tools.
 """
 
 from __future__ import annotations
@@ -28,15 +29,22 @@ def ranks(scores: Scores, y: Classes) -> NDArray[np.int64]:
 
 
 def top_k(scores: Scores, y: Classes, k: int = 1) -> float:
-    """Share of samples whose class is among the k best; NaN without samples."""
+    """Share of samples whose class is among the k best, in per cent; NaN without samples.
+
+    Raises:
+        ValueError: scores that are not finite or do not go with ``y``.
+    """
     return 100 * float((ranks(scores, y) < k).mean()) if len(y) else float("nan")
 
 
 def class_mean_recall(scores: Scores, y: Classes, k: int = 1, only: Collection[int] | None = None) -> float:
     """Mean over the classes that occur in ``y`` of the share of their samples with the class among the k best.
 
-    ``only`` restricts the mean to some classes (EPIC-KITCHENS-55: those with many training samples). NaN when none
-    of them occurs.
+    In per cent. ``only`` restricts the mean to some classes (EPIC-KITCHENS-55: those with many training samples). NaN
+    when none of them occurs.
+
+    Raises:
+        ValueError: scores that are not finite or do not go with ``y``.
     """
     hit = ranks(scores, y) < k
     classes = [c for c in np.unique(y) if only is None or int(c) in only]
@@ -44,9 +52,9 @@ def class_mean_recall(scores: Scores, y: Classes, k: int = 1, only: Collection[i
 
 
 def marginalise(probabilities: Scores, part_of: Classes, parts: int) -> Scores:
-    """Probabilities of verbs (or nouns) as sums over the actions that have them, ``[n, parts]``.
+    """Probabilities of verbs (or nouns) as sums over the actions that have them, ``[n, parts]`` of the same dtype.
 
-    ``part_of`` is int ``[C]``: the verb of each action.
+    ``probabilities`` is float ``[n, C]`` over actions, ``part_of`` int ``[C]``: the verb of each action.
     """
     sums = np.zeros((len(probabilities), parts), probabilities.dtype)
     np.add.at(sums.T, part_of, probabilities.T)
@@ -54,7 +62,13 @@ def marginalise(probabilities: Scores, part_of: Classes, parts: int) -> Scores:
 
 
 def measure(scores: Scores, y: Classes, many_shot: Collection[int] | None = None) -> dict[str, float]:
-    """Top-1, top-5, class-mean recall and mean top-5 recall; with ``many_shot`` these recalls over its classes too."""
+    """``top1``, ``top5``, ``class_mean_recall`` and ``mean_top5_recall`` in per cent.
+
+    With ``many_shot``, a set of classes, also ``many_shot_recall`` and ``many_shot_top5_recall`` over these alone.
+
+    Raises:
+        ValueError: scores that are not finite or do not go with ``y``.
+    """
     measured = {
         "top1": top_k(scores, y, 1),
         "top5": top_k(scores, y, 5),

@@ -1,8 +1,9 @@
-"""The pictures of a comparison, from its finished runs."""
+"""``kdcache.ablate``: compare many runs, and report what came out as tables and plots."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,67 +11,199 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kdcache.data.prepare import absolute
+from kdcache.errors import OptionError
+from kdcache.files import atomic
+from kdcache.log import logger, show_log
 from kdcache.methods.contract import HELD_OUT
-from kdcache.metrics.early import confusion, per_class_gain, percent
+from kdcache.metrics.early import confusion, per_class_gain, percent, ratio_metrics
 from kdcache.metrics.significance import mean_std
-from kdcache.report import figures
-from kdcache.runs.ablation.replicates import Repeat, in_words, run_folder
-from kdcache.runs.ablation.results import summary, values
-from kdcache.runs.ablation.rows import Plan, Row
+from kdcache.report import plots
+from kdcache.report.tables import markdown
+from kdcache.runs.ablation.conclusion import Conclusion, conclude
+from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
+from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, run_folder
+from kdcache.runs.ablation.results import stage_summary, values
+from kdcache.runs.ablation.rows import choose_rows
+from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
-from kdcache.runs.train import Session
+from kdcache.runs.session import Session
+from kdcache.store import Cache
 
 Scored = tuple[NDArray[np.float64], NDArray[np.int64], list[int]]
 
 
-def draw(
-    plan: Plan,
-    out: Path,
-    repeats: Sequence[Repeat],
-    results: pd.DataFrame,
-    against: str,
-    metric: str,
-    split: str,
-    weights: str,
-) -> None:
+@dataclass(frozen=True)
+class Ablation:
+    """A finished comparison; printing it shows its tables.
+
+    Attributes:
+        path: folder with ``table.md``, ``results.csv``, ``tests.csv``, the plots, ``ablation.json`` (the call), with
+            tuning ``tuning.csv``, and the runs: ``<row>/seed-<n>``, or with split columns ``<row>/<column>/seed-<n>``.
+        results: ``row``, ``split_column``, ``seed``, ``weights`` (best, last), ``epoch``, ``steps``, ``split``,
+            ``metric``, ``value``.
+        tests: each other row against one, paired over split columns and seeds, by the metric that selects epochs.
+        tuning: ``row``, ``split_column``, ``trial``, the settings, ``score`` on validation clips, ``chosen``,
+            ``problem``; or empty.
+        text: the tables in Markdown.
+    """
+
+    path: Path
+    results: pd.DataFrame
+    tests: pd.DataFrame
+    tuning: pd.DataFrame
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def ablate(
+    method: str,
+    table: str | None = None,
+    shards: str | Path = "out",
+    seeds: int = 5,
+    out: str | Path | None = None,
+    *,
+    rows: Mapping[str, Mapping[str, Any]] | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    preset: str | None = None,
+    tune: int | None = None,
+    tune_seeds: int = 1,
+    against: str | None = None,
+    split_columns: Sequence[str] | None = None,
+    workers: int = 1,
+    device: str = "auto",
+    precision: str = "auto",
+    stream: str | None = None,
+    **options: Any,
+) -> Ablation:
+    """Train every row with every seed and compare them; what has been trained before is not trained again.
+
+    Numbers that count are those of test clips (of validation clips where there are no others) at the epoch that was
+    best on validation clips; those of the last epoch stand beside them. Without validation clips nothing is selected:
+    there is no best epoch and no tuning. Every table says how many optimiser steps each row took.
+
+    Args:
+        method: name in ``kdcache.methods.METHODS``.
+        table: one of the paper's tables in ``kdcache/presets/<method>.toml``.
+        shards: folder of the cache.
+        seeds: how many; 0, 1, 2 …
+        out: folder of the comparison; default ``ablations/<method>`` or ``ablations/<method>-<table>``. The same call
+            goes on where it was.
+        rows: instead of a table: name → options of ``train``.
+        grid: option → values; every row is run with each combination.
+        preset: the paper's settings for a dataset, below those of ``rows``.
+        tune: how many trials of learning rate and length each row gets on validation clips before its final runs: see
+            ``kdcache.runs.ablation.tuning``. 0: every row keeps its own. None: 8, where there is something to tune and
+            clips to tune it on.
+        tune_seeds: trainings a trial, of which the mean score counts.
+        against: the row that the others are tested against; default the first.
+        split_columns: manifest columns that say which clips train, validate and test, or patterns (``split_*``) of
+            their names: every row is run with every seed on each of them, and tuned on each of them by itself, for a
+            test clip of one may be a validation clip of another. None: ``split``, or what the rows' options say. (The
+            name ``splits`` of version 0.1 still works.)
+        workers: processes; each gets an equal share of the cores. The number of threads changes the last bits.
+        device: as for ``train``.
+        precision: as for ``train``.
+        stream: as for ``train``.
+        options: for all rows, on top of theirs.
+
+    Raises:
+        OptionError: unknown names or options, rows that ``tune`` would make alike, nothing to tune on, or a run that
+            failed.
+        KdcacheError: a worker process died.
+        KeyboardInterrupt, SystemExit: interrupted; the same call goes on.
+    """
+    show_log()
+    if "splits" in options:
+        logger.warning("splits is now called split_columns; the old name will go in a later version.")
+        split_columns = options.pop("splits") if split_columns is None else split_columns
+    comparison = choose_rows(method, table, rows or {}, grid or {}, preset, options)
+    if split_columns is not None and any("split" in row.options for row in comparison.runnable):
+        raise OptionError("split and split_columns both say which clips train: give one of them.")
+    protocol = AblationProtocol(
+        comparison=comparison,
+        folder=Path(out) if out is not None else Path("ablations") / "-".join([method, *([table] if table else [])]),
+        common={
+            "method": method,
+            "shards": absolute(shards),
+            "device": device,
+            "precision": precision,
+            "stream": stream,
+        },
+        against=comparison.runnable[0].name if against is None else against,
+        table=table,
+        preset=preset,
+        seeds=seeds,
+        split_columns=[None] if split_columns is None else choose_columns(split_columns, Cache(absolute(shards)).clips),
+        tune=tune,
+        tune_seeds=tune_seeds,
+        workers=workers,
+    )
+    train_rows(protocol)
+    conclusion = conclude(protocol.folder)
+    text = write_report(conclusion)
+    return Ablation(conclusion.path, conclusion.results, conclusion.tests, conclusion.tuning, text)
+
+
+def write_report(conclusion: Conclusion) -> str:
+    """Write ``table.md`` and the plots of a comparison into its folder; the text of the tables."""
+    text = markdown(conclusion)
+    with atomic(conclusion.path / "table.md") as temporary:
+        temporary.write_text(text)
+    draw(conclusion)
+    return text
+
+
+def draw(conclusion: Conclusion) -> None:
     """Write ``curve.png``, ``training.png``, ``gain.png`` and ``confusion.png``.
 
-    All runs of a row count alike, whatever their split. There is no curve without degrees of progress, and no gain
-    without a second row. The row whose gain and confusion are shown is the best other one by its mean on validation
-    clips, where there are any.
+    All runs of a row count alike, whatever their split column. There is no curve without several observation ratios,
+    and no gain without a second row. The row whose gain and confusion are shown is the best other one by its mean on
+    validation clips; where there are none, nothing may be selected, and it is the last other one.
     """
-    levels = [m for m in dict.fromkeys(results["metric"]) if m.startswith("acc")]
+    c = conclusion
+    levels = list(ratio_metrics(dict.fromkeys(c.results["metric"])))
     if len(levels) > 1:
         curves = {
-            row.name: np.array([values(results, row.name, weights, split, m) for m in levels]).T
-            for row in plan.runnable
+            row.name: np.array([values(c.results, row.name, c.weights, c.split, m) for m in levels]).T
+            for row in c.comparison.runnable
         }
-        figures.observed_curves(out / "curve.png", curves, f"{split}, {in_words(repeats)}")
-    _draw_training(plan, out, repeats, metric)
+        plots.observed_curves(c.path / "curve.png", curves, f"{c.split}, {in_words(c.replicates)}")
+    _draw_training(c)
 
-    chosen = _best_other(plan, results, against, metric, weights)
+    shown, base = shown_row(c), c.comparison.row(c.against)
     session = Session(say=lambda _: None)
     scored, gains = list[Scored](), list[NDArray[np.float64]]()
-    for repeat in repeats:
-        probs, y, classes = scores(_open(out, chosen, repeat, session), weights, split)
+    for replicate in c.replicates:
+        probs, y, classes = scores(_open(c.path, shown, replicate, session), c.weights, c.split)
         scored.append((probs, y, classes))
-        if chosen.name != against:
-            base = scores(_open(out, plan.row(against), repeat, session), weights, split)[0]
-            gains.append(per_class_gain(base, probs, y)[0])
+        if shown.name != base.name:
+            others = scores(_open(c.path, base, replicate, session), c.weights, c.split)[0]
+            gains.append(per_class_gain(others, probs, y)[0])
     if gains:
-        title = f"{chosen.name} over {against}, {split}"
-        figures.class_gains(out / "gain.png", np.array(gains), classes, title)
+        plots.class_gains(c.path / "gain.png", np.array(gains), classes, f"{shown.name} over {base.name}, {c.split}")
     observed = percent(scored[0][0].shape[1])
     several = sorted({0, len(observed) // 2 - 1 if len(observed) > 2 else 0, len(observed) - 1})
     tables = {
         f"{observed[n]} % observed": np.sum([confusion(probs, y, n + 1) for probs, y, _ in scored], axis=0)
         for n in several
     }
-    figures.confusions(out / "confusion.png", tables, classes, f"{chosen.name}, {split}")
+    plots.confusions(c.path / "confusion.png", tables, classes, f"{shown.name}, {c.split}")
+
+
+def shown_row(conclusion: Conclusion) -> TableRow:
+    """The row whose classes are shown: the best on validation clips besides ``against``, which alone is its own."""
+    c = conclusion
+    others = [row for row in c.comparison.runnable if row.name != c.against] or [c.comparison.row(c.against)]
+    if not (c.results["split"] == "validation").any():
+        return others[-1]
+    return max(others, key=lambda row: mean_std(values(c.results, row.name, c.weights, "validation", c.monitor))[0])
 
 
 def scores(run: Run, weights: str, split: str) -> Scored:
-    """Probabilities ``[n, N, C]`` of labelled examples (N = 1 without degrees of progress), class indices, classes."""
+    """Probabilities ``[n, N, C]`` of labelled examples (N = 1 without levels), class indices ``[n]``, classes."""
     frame = run.predictions(weights)
     frame = frame[(frame["split"] == split) & frame[run.target].notna()]
     classes = [c for c in list[Any](frame.columns) if isinstance(c, int)]
@@ -79,26 +212,20 @@ def scores(run: Run, weights: str, split: str) -> Scored:
     return frame[classes].to_numpy(np.float64).reshape(-1, levels, len(classes)), y, classes
 
 
-def _draw_training(plan: Plan, out: Path, repeats: Sequence[Repeat], metric: str) -> None:
+def _draw_training(conclusion: Conclusion) -> None:
+    c = conclusion
     panels: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
-    for row in plan.runnable:
-        for repeat in repeats:
-            epochs = summary(Run(run_folder(out, row.slug, repeat)))["rows"]  # none for nearest neighbours
-            for split in (s for s in HELD_OUT if epochs and f"{s}/{metric}" in epochs[0]):
-                curve = np.array([epoch[f"{split}/{metric}"] for epoch in epochs])
+    for row in c.comparison.runnable:
+        for replicate in c.replicates:
+            epochs = stage_summary(Run(run_folder(c.path, row.slug, replicate)))["rows"]  # none for nearest neighbours
+            for split in (s for s in HELD_OUT if epochs and f"{s}/{c.monitor}" in epochs[0]):
+                curve = np.array([epoch[f"{split}/{c.monitor}"] for epoch in epochs])
                 panels.setdefault(split, {}).setdefault(row.name, []).append(curve)
     if panels:
-        figures.training_curves(out / "training.png", panels, metric)
+        plots.training_curves(c.path / "training.png", panels, c.monitor)
 
 
-def _best_other(plan: Plan, results: pd.DataFrame, against: str, metric: str, weights: str) -> Row:
-    """The best row besides ``against``, which alone is its own."""
-    split = next(s for s in HELD_OUT if (results["split"] == s).any())
-    others = [row for row in plan.runnable if row.name != against] or [plan.row(against)]
-    return max(others, key=lambda row: mean_std(values(results, row.name, weights, split, metric))[0])
-
-
-def _open(out: Path, row: Row, repeat: Repeat, session: Session) -> Run:
+def _open(out: Path, row: TableRow, replicate: Replicate, session: Session) -> Run:
     """A run on the session's opened cache."""
-    run = Run(run_folder(out, row.slug, repeat))
+    run = Run(run_folder(out, row.slug, replicate))
     return Run(run.path, session.prepare(run.settings, run.options, {}))

@@ -13,16 +13,18 @@ from kdcache.runs.config import build
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a paper's table."""
+class TableRow:
+    """One row of a comparison: of a paper's table, or of the user's own."""
 
     name: str
     options: dict[str, Any]
-    """Of the method, on top of the table's preset; ``train(method, ..., **row.options)`` runs it."""
+    """What ``train`` is called with, without seed and data; those of a table's preset are among them."""
     paper: dict[str, float]
     """Column → the paper's number, per cent."""
     quoted: bool = False
-    """A method that is not there to be run: the file gives the row no ``options``, the paper only quotes it."""
+    """A method that cannot be run here: the file gives the row no ``options``, the paper only quotes it."""
+    slug: str = ""
+    """Name of its folder in a comparison; empty outside one."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Table:
 
     name: str
     caption: str
-    rows: list[Row]
+    rows: list[TableRow]
 
 
 def preset(method: str, name: str) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def tables(method: str) -> dict[str, Table]:
     found = {}
     for name, table in content["tables"].items():
         base = dict(content["presets"][table["preset"]])
-        rows = [Row(r["name"], base | r.get("options", {}), r["paper"], "options" not in r) for r in table["rows"]]
+        rows = [TableRow(r["name"], base | r.get("options", {}), r["paper"], "options" not in r) for r in table["rows"]]
         for row in rows:
             build(kind, row.options)
         found[name] = Table(name, table["caption"], rows)

@@ -1,4 +1,4 @@
-"""With what each row is repeated: seeds and, where a protocol has several, splits of the clips."""
+"""With what each row is repeated: seeds and, where a protocol has several, columns that split the clips."""
 
 from __future__ import annotations
 
@@ -14,42 +14,44 @@ from kdcache.data.splits import split_by
 from kdcache.errors import OptionError
 from kdcache.splits import split_columns
 
-Splits = Sequence[str | None]
-"""Columns of the manifest; ``[None]`` where the rows' own settings say which."""
+TRIAL_SEED = 1000  # of the first run of a trial; final runs have seeds below
+
+SplitColumns = Sequence[str | None]
+"""Columns of the manifest; ``[None]`` where the rows' own settings name one."""
 
 
-class Repeat(NamedTuple):
+class Replicate(NamedTuple):
     """One run of every row."""
 
-    split: str | None
+    split_column: str | None
     seed: int
 
     @property
     def options(self) -> dict[str, Any]:
         """What ``train`` is called with."""
-        return split_option(self.split) | {"seed": self.seed}
+        return split_option(self.split_column) | {"seed": self.seed}
 
     def __str__(self) -> str:
-        return f"{self.split}, seed {self.seed}" if self.split else f"seed {self.seed}"
+        return f"{self.split_column}, seed {self.seed}" if self.split_column else f"seed {self.seed}"
 
 
-def split_option(split: str | None) -> dict[str, Any]:
-    """As an option of ``train``."""
-    return {} if split is None else {"split": split}
+def split_option(column: str | None) -> dict[str, Any]:
+    """A split column as an option of ``train``."""
+    return {} if column is None else {"split": column}
 
 
-def row_folder(out: Path, slug: str, split: str | None) -> Path:
-    """Where a row's runs lie."""
-    return out / slug / re.sub(r"[^\w.=-]+", "-", split) if split else out / slug
+def row_folder(out: Path, slug: str, column: str | None) -> Path:
+    """Folder of a row's runs."""
+    return out / slug / re.sub(r"[^\w.=-]+", "-", column) if column else out / slug
 
 
-def run_folder(out: Path, slug: str, repeat: Repeat) -> Path:
-    """Where a final run lies."""
-    return row_folder(out, slug, repeat.split) / f"seed-{repeat.seed}"
+def run_folder(out: Path, slug: str, replicate: Replicate) -> Path:
+    """Folder of a final run."""
+    return row_folder(out, slug, replicate.split_column) / f"seed-{replicate.seed}"
 
 
-def choose_splits(wanted: Sequence[str], clips: pd.DataFrame) -> list[str]:
-    """The manifest columns that are meant by names and patterns such as ``split_*``, each once.
+def choose_columns(wanted: Sequence[str], clips: pd.DataFrame) -> list[str]:
+    """The split columns of a manifest that match names and patterns such as ``split_*``, each once.
 
     Raises:
         OptionError: there is no such column, or it does not say which clips train, validate and test.
@@ -58,19 +60,22 @@ def choose_splits(wanted: Sequence[str], clips: pd.DataFrame) -> list[str]:
     for name in wanted:
         matching = fnmatch.filter(known, name) if re.search(r"[*?[]", name) else [name]
         if not matching:
-            raise OptionError(f"splits={name}: no split column of the manifest is of that form; it has {_some(known)}.")
+            raise OptionError(
+                f"split_columns={name}: no split column of the manifest is of that form; it has {_some(known)}."
+            )
         found += matching
     if not found:
-        raise OptionError("splits: name at least one column of the manifest, such as split_1 or split_*.")
+        raise OptionError("split_columns: name at least one column of the manifest, such as split_1 or split_*.")
     for name in found:
         split_by(clips, name)
     return list(dict.fromkeys(found))
 
 
-def in_words(repeats: Sequence[Repeat]) -> str:
+def in_words(replicates: Sequence[Replicate]) -> str:
     """``5 seeds × 30 splits``."""
-    seeds, splits = len({r.seed for r in repeats}), list(dict.fromkeys(r.split for r in repeats if r.split))
-    return f"{_count(seeds, 'seed')} × {_count(len(splits), 'split')} ({_some(splits)})" if splits else f"{seeds} seeds"
+    seeds = _count(len({r.seed for r in replicates}), "seed")
+    columns = list(dict.fromkeys(r.split_column for r in replicates if r.split_column))
+    return f"{seeds} × {_count(len(columns), 'split')} ({_some(columns)})" if columns else seeds
 
 
 def _count(number: int, what: str) -> str:

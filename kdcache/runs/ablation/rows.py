@@ -12,56 +12,41 @@ from kdcache.errors import OptionError, unknown
 from kdcache.methods import method as method_module
 from kdcache.runs import presets
 from kdcache.runs.config import SETTABLE, Settings, build, parse_set
-
-Options = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a comparison."""
-
-    name: str
-    slug: str
-    """Name of its folder."""
-    options: Options
-    """What ``train`` is called with, without seed and data."""
-    paper: dict[str, float]
-    """Column → the paper's number, per cent."""
-    quoted: bool = False
-    """Only the paper's numbers are there; the method cannot be run."""
+from kdcache.runs.presets import TableRow
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All rows of a comparison."""
+class Comparison:
+    """The rows that are compared, and the table that they come from."""
 
     method: str
     caption: str
+    """Of the paper's table; empty for rows of the user's own."""
     columns: list[str]
     """Of the paper's table, in its order."""
-    rows: list[Row]
+    rows: list[TableRow]
 
     @property
-    def runnable(self) -> list[Row]:
-        """Rows that are not merely quoted."""
+    def runnable(self) -> list[TableRow]:
+        """Rows that can be run, in the order of the table."""
         return [row for row in self.rows if not row.quoted]
 
-    def row(self, name: str) -> Row:
-        """A row that runs, by name; ``OptionError`` with the nearest name for one that does not exist."""
+    def row(self, name: str) -> TableRow:
+        """A row that can be run, by name; ``OptionError`` with the nearest name for one that does not exist."""
         found = {row.name: row for row in self.runnable}
         if name not in found:
             raise unknown("row", name, list(found))
         return found[name]
 
 
-def plan(
+def choose_rows(
     method: str,
     table: str | None,
     rows: Mapping[str, Mapping[str, Any]],
     grid: Mapping[str, Sequence[Any]],
     preset: str | None,
     common: Mapping[str, Any],
-) -> Plan:
+) -> Comparison:
     """The rows of a comparison, their options checked: (table or own rows) × grid, each with the common options.
 
     Options of ``common`` and ``grid`` go on top of a row's, a row's on top of the preset's.
@@ -69,7 +54,7 @@ def plan(
     Raises:
         OptionError: unknown names or options, a table together with rows or a preset, fewer than one row.
     """
-    known: list[presets.Row]
+    known: list[TableRow]
     caption, base = "", {}
     if table is not None:
         if rows or preset:
@@ -80,29 +65,30 @@ def plan(
         caption, known = tables[table].caption, tables[table].rows
     else:
         base = presets.preset(method, preset) if preset else {}
-        known = [presets.Row(name, dict(options), {}) for name, options in rows.items()]
+        known = [TableRow(name, dict(options), {}) for name, options in rows.items()]
     if not known:
-        known = [presets.Row("", {}, {})]
-    found: list[Row] = []
+        known = [TableRow("", {}, {})]
+    found: list[TableRow] = []
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for row in known:
         if row.quoted:
-            found.append(Row(row.name, "", {}, row.paper, quoted=True))
+            found.append(row)
             continue
         for point in points:
             name = ", ".join([row.name] * bool(row.name) + [f"{k}={_shown(v)}" for k, v in point.items()]) or method
             options = {**base, **row.options, **common, **point}
             _check(method, name, options)
-            found.append(Row(name, _slug(name, [r.slug for r in found]), options, row.paper))
+            slug = _slug(name, [r.slug for r in found])
+            found.append(TableRow(name, options, row.paper, slug=slug))
     names = [row.name for row in found]
     for name in names:
         if names.count(name) > 1:
             raise OptionError(f"Two rows are called {name!r}: give each its own name.")
     columns = list(dict.fromkeys(column for row in known for column in row.paper))
-    return Plan(method, caption, columns, found)
+    return Comparison(method, caption, columns, found)
 
 
-def parse_row(method: str, text: str) -> tuple[str, Options]:
+def parse_row(method: str, text: str) -> tuple[str, dict[str, Any]]:
     """``"both:alpha=0.5,beta=1"`` → its name and options, typed by the method; ``milestones=15,25`` stays one."""
     name, colon, rest = text.partition(":")
     if not colon or not name.strip():
@@ -116,12 +102,12 @@ def parse_row(method: str, text: str) -> tuple[str, Options]:
     return name.strip(), parse_set(method, sets)
 
 
-def parse_grid(method: str, sets: Sequence[str]) -> tuple[Options, dict[str, list[Any]]]:
+def parse_grid(method: str, sets: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """``["epochs=5", "alpha=0,0.5"]`` → options with one value, and those with several.
 
     Options that are sequences, such as ``milestones=15,25``, have one value.
     """
-    common: Options = {}
+    common: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
     for text in sets:
         name, equals, value = text.partition("=")
@@ -134,7 +120,7 @@ def parse_grid(method: str, sets: Sequence[str]) -> tuple[Options, dict[str, lis
     return common, grid
 
 
-def _check(method: str, name: str, options: Options) -> None:
+def _check(method: str, name: str, options: dict[str, Any]) -> None:
     """Refuse a row before anything is trained, not after hours."""
     settings = {key: value for key, value in options.items() if key in SETTABLE}
     try:

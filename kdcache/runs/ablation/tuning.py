@@ -8,42 +8,52 @@ the same N trials: the first with its own settings, the others with settings tha
 
 They are points of a Halton sequence, which covers both evenly for any N (Bergstra & Bengio 2012, Section 5). Trials
 are trained with seeds that no final run has, and scored by the metric that selects epochs, at the best epoch on the
-validation split. Nothing here reads a number of another part. Where a protocol has several splits, each row is tuned on
-each of them by itself: what is a test clip in one may be a validation clip in another.
+validation clips. Nothing here reads a number of other clips: without a split named ``validation`` nothing is tuned.
+Where a protocol has several split columns, each row is tuned on each of them by itself: what is a test clip in one may
+be a validation clip in another.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from kdcache.errors import OptionError
+from kdcache.files import atomic
+from kdcache.log import logger
 from kdcache.methods import method as method_module
+from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import Job
-from kdcache.runs.ablation.replicates import Splits, row_folder, split_option
-from kdcache.runs.ablation.rows import Options, Plan, Row
+from kdcache.runs.ablation.replicates import TRIAL_SEED, SplitColumns, row_folder, split_option
+from kdcache.runs.ablation.results import monitor_of
+from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.config import SETTABLE, Settings, build
+from kdcache.runs.presets import TableRow
+from kdcache.runs.run import Run
 
 TRIALS = 8  # for each row, where nobody says how many
-SEED = 1000  # of the first trial run; final runs have seeds below
 LR_SPAN = 10.0
 LENGTHS = (0.5, 1.0, 2.0)
 FIRST = 2  # point of the sequence that is trial 1; before it lie the rows' own settings
 TUNED = ("lr", "epochs", "milestones")
+TABLE = "tuning.csv"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of one row on one split."""
+    """One trial of one row on one split column."""
 
-    row: Row
+    row: TableRow
     number: int
-    settings: Options
+    settings: dict[str, Any]
     """On top of the row's options."""
-    split: str | None = None
+    split_column: str | None = None
 
     def options(self, method: str) -> Any:
         """The method's options of the trial, as far as they are known before the data."""
@@ -52,46 +62,112 @@ class Trial:
 
     def jobs(self, out: Path, common: Mapping[str, Any], seeds: int) -> list[Job]:
         """Its trainings."""
-        name = ", ".join(filter(None, [self.row.name, self.split]))
-        folder = row_folder(out, self.row.slug, self.split) / "tuning" / f"trial-{self.number}"
+        name = ", ".join(filter(None, [self.row.name, self.split_column]))
+        folder = row_folder(out, self.row.slug, self.split_column) / "tuning" / f"trial-{self.number}"
         return [
             Job(
                 f"{name}, trial {self.number}, seed {seed}",
                 folder / f"seed-{seed}",
-                {**common, **self.row.options, **split_option(self.split), **self.settings, "seed": seed},
+                {**common, **self.row.options, **split_option(self.split_column), **self.settings, "seed": seed},
             )
-            for seed in range(SEED, SEED + seeds)
+            for seed in range(TRIAL_SEED, TRIAL_SEED + seeds)
         ]
 
 
-def split_column(row: Row, split: str | None) -> str:
-    """The manifest column by which a row is run."""
-    return split or str(row.options.get("split", Settings.split))
+def column_of(row: TableRow, column: str | None) -> str:
+    """The manifest column by which a row's clips are split."""
+    return column or str(row.options.get("split", Settings.split))
 
 
-def trials(plan: Plan, count: int, splits: Splits = (None,)) -> list[Trial]:
-    """The same ``count`` trials for each row on each split; trial 0 leaves the row as it is.
+def choose(
+    comparison: Comparison,
+    count: int,
+    folder: Path,
+    common: Mapping[str, Any],
+    seeds: int = 1,
+    workers: int = 1,
+    columns: SplitColumns = (None,),
+) -> pd.DataFrame:
+    """Train all trials, mark the best of each row on each split column, and write ``tuning.csv``.
+
+    Args:
+        comparison: the rows.
+        count: trials of each.
+        folder: of the comparison.
+        common: what ``train`` is called with in every run.
+        seeds: trainings a trial, of which the mean score counts.
+        workers: processes.
+        columns: split columns.
+
+    Returns:
+        ``row``, ``split_column``, ``trial``, ``lr``, ``epochs``, ``settings`` (JSON), ``score`` (NaN where a training
+        failed), ``problem``, ``chosen``.
 
     Raises:
-        OptionError: the method has no learning rate or no number of epochs, or rows fix them one by one.
+        OptionError: every trial of a row failed, or the method has nothing to tune.
     """
-    kind = method_module(plan.method).Options
+    of_trials = [(trial, trial.jobs(folder, common, seeds)) for trial in trials(comparison, count, columns)]
+    every = [job for _, jobs in of_trials for job in jobs]
+    problems = run_with_bar(every, workers, folder, "trials", _trained_score)
+    found: list[dict[str, Any]] = []
+    for trial, jobs in of_trials:
+        failed = [problems[job.label] for job in jobs if job.label in problems]
+        options = trial.options(comparison.method)
+        found.append(
+            {
+                "row": trial.row.name,
+                "split_column": column_of(trial.row, trial.split_column),
+                "trial": trial.number,
+                "lr": options.lr,
+                "epochs": options.epochs,
+                "settings": json.dumps(trial.settings),
+                "score": math.nan if failed else sum(_trained_score(job) for job in jobs) / seeds,
+                "problem": "; ".join(failed),
+            }
+        )
+    table = pd.DataFrame(found)
+    table["chosen"] = False
+    for (row, column), part in table.groupby(["row", "split_column"], sort=False):
+        if part["score"].isna().all():
+            on = f" on {column}" if len(columns) > 1 else ""
+            raise OptionError(f"{row}{on}: every trial failed, the first with: {part['problem'].iloc[0]}")
+        number = best(dict(zip(part["trial"], part["score"], strict=True)))
+        table.loc[part.index[part["trial"] == number], "chosen"] = True
+    with atomic(folder / TABLE) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    return table
+
+
+def read_tuning(folder: Path) -> pd.DataFrame:
+    """``tuning.csv`` as ``choose`` returned it, to the last digit."""
+    table = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
+    numbers = {"lr": table["lr"].map(float), "score": table["score"].map(lambda text: float(text or "nan"))}
+    return table.astype({"trial": int, "epochs": int}).assign(**numbers, chosen=table["chosen"] == "True")
+
+
+def trials(comparison: Comparison, count: int, columns: SplitColumns = (None,)) -> list[Trial]:
+    """The same ``count`` trials for each row on each split column; trial 0 leaves the row as it is.
+
+    Raises:
+        OptionError: the method has no learning rate or no number of epochs.
+    """
+    kind = method_module(comparison.method).Options
     names = {field.name for field in fields(kind)}
     if not {"lr", "epochs"} <= names:
-        raise OptionError(f"tune: {plan.method} has no lr and epochs to tune; leave tune out.")
-    first = Trial(plan.runnable[0], 0, {}).options(plan.method)
-    drawn: list[Options] = [{}]
+        raise OptionError(f"tune: {comparison.method} has no lr and epochs to tune; leave tune out.")
+    first = Trial(comparison.runnable[0], 0, {}).options(comparison.method)
+    drawn: list[dict[str, Any]] = [{}]
     for k in range(FIRST, FIRST + count - 1):
         length = LENGTHS[int(radical_inverse(k, 3) * len(LENGTHS))]
         lr = first.lr * LR_SPAN ** (2 * radical_inverse(k, 2) - 1)
-        settings: Options = {"lr": float(f"{lr:.3g}"), "epochs": max(1, round(first.epochs * length))}
+        settings: dict[str, Any] = {"lr": float(f"{lr:.3g}"), "epochs": max(1, round(first.epochs * length))}
         if "milestones" in names:
             settings["milestones"] = tuple(max(1, round(m * length)) for m in first.milestones)
         drawn.append(settings)
     return [
-        Trial(row, number, settings, split)
-        for split in splits
-        for row in plan.runnable
+        Trial(row, number, settings, column)
+        for column in columns
+        for row in comparison.runnable
         for number, settings in enumerate(drawn)
     ]
 
@@ -106,43 +182,70 @@ def radical_inverse(k: int, base: int) -> float:
     return value
 
 
-def automatic(plan: Plan, common: Mapping[str, Any], say: Callable[[str], None], splits: Splits = (None,)) -> int:
-    """How many trials each row gets where nobody says: ``TRIALS``, or none, and why, where tuning would be refused."""
-    from kdcache.data.prepare import prepare
-
-    first = plan.runnable[0]
-    options = {**common, **first.options}
-    settings = build(Settings, {k: v for k, v in options.items() if k in {f.name for f in fields(Settings)}})
-    own = Trial(first, 0, {}).options(plan.method)
-    why = next((f"{n} differs between rows" for n in TUNED if len({r.options.get(n) for r in plan.runnable}) > 1), "")
-    for split in splits if not why else ():
-        here = replace(settings, **split_option(split))
-        if "validation" not in prepare(here, own, lambda _: None, {"budget": 0}).data.splits:
-            why = f"{'the cache' if split is None else split} has no validation clips"
-            break
+def automatic(comparison: Comparison, common: Mapping[str, Any], columns: SplitColumns = (None,)) -> int:
+    """How many trials each row gets where nobody says: ``TRIALS``, or none where tuning would be refused; is logged."""
+    differing = _differing(comparison)
+    why = f"{differing} differs between rows" if differing else _unvalidated(comparison, common, columns)
     if why:
-        say(f"not tuned: {why}")
+        logger.info(f"not tuned: {why}")
         return 0
-    say(f"tune={TRIALS}: each row gets {TRIALS} trials of learning rate and length; tune=0 keeps what it has")
+    logger.info(f"tune={TRIALS}: each row gets {TRIALS} trials of learning rate and length; tune=0 keeps what it has")
     return TRIALS
 
 
-def refuse_tuned(plan: Plan) -> None:
-    """``OptionError`` where rows differ in what would be tuned for each."""
-    for name in TUNED:
-        if len({row.options.get(name) for row in plan.runnable}) > 1:
-            raise OptionError(f"{name} differs between rows, but tune chooses it for each: drop one of the two.")
+def refuse(
+    comparison: Comparison, common: Mapping[str, Any], columns: SplitColumns = (None,), of_paper: bool = False
+) -> None:
+    """``OptionError`` where rows cannot be tuned; the settings of a paper's rows may differ, tuning replaces them."""
+    differing = _differing(comparison)
+    if differing and not of_paper:
+        raise OptionError(f"{differing} differs between rows, but tune chooses it for each: drop one of the two.")
+    why = _unvalidated(comparison, common, columns)
+    if why:
+        raise OptionError(
+            f"tune chooses on validation clips alone, and {why}: mark some, drop validation=0, or set tune=0."
+        )
+
+
+def _differing(comparison: Comparison) -> str:
+    """The first option that is tuned and that rows set unequally; empty: none."""
+    return next((n for n in TUNED if len({row.options.get(n) for row in comparison.runnable}) > 1), "")
+
+
+def _unvalidated(comparison: Comparison, common: Mapping[str, Any], columns: SplitColumns) -> str:
+    """Where validation clips are missing, in words; empty: nowhere."""
+    from kdcache.data.prepare import prepare
+
+    known = {field.name for field in fields(Settings)}
+    seen: set[Settings] = set()
+    for row in comparison.runnable:
+        given = {k: v for k, v in {**common, **row.options}.items() if k in known}
+        own = Trial(row, 0, {}).options(comparison.method)
+        for column in columns:
+            settings = replace(build(Settings, given), **split_option(column))
+            if settings in seen:
+                continue
+            seen.add(settings)
+            if "validation" not in prepare(settings, own, lambda _: None, {"budget": 0}).data.splits:
+                return f"{'the cache' if column is None else column} has no validation clips"
+    return ""
 
 
 def score(metrics: Mapping[str, Any], target: str, metric: str) -> float:
-    """A trained trial's worth: the metric on validation clips, at the epoch that was best on them.
+    """A trained trial's score: the metric on validation clips, at the epoch that was best on them.
 
     Raises:
         OptionError: the run has no validation clips.
     """
     if metrics["selected_by"] != "validation":
-        raise OptionError("tune chooses on validation clips, and this cache has none: mark some or drop validation=0.")
+        raise OptionError("tune chooses on validation clips alone, and this run has none: set tune=0.")
     return float(metrics["best@validation"]["validation"][target][metric])
+
+
+def _trained_score(job: Job) -> float:
+    """The score of a job that has been trained."""
+    run = Run(job.folder)
+    return score(run.metrics, run.target, monitor_of(run))
 
 
 def best(scores: Mapping[int, float]) -> int:

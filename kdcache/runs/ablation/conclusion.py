@@ -1,0 +1,74 @@
+"""What a finished comparison comes to: read from its runs, written as ``results.csv`` and ``tests.csv``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdcache.errors import OptionError
+from kdcache.files import atomic
+from kdcache.runs.ablation import results
+from kdcache.runs.ablation.protocol import DESCRIPTION
+from kdcache.runs.ablation.replicates import Replicate, run_folder
+from kdcache.runs.ablation.rows import Comparison
+from kdcache.runs.ablation.tuning import read_tuning
+from kdcache.runs.presets import TableRow
+from kdcache.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """All that a report needs to know of a comparison."""
+
+    path: Path
+    comparison: Comparison
+    replicates: list[Replicate]
+    against: str
+    """The row that the others are tested against."""
+    target: str
+    """Which label is predicted."""
+    monitor: str
+    """The metric that selects epochs, and by which rows are tested."""
+    split: str
+    """The clips whose numbers count: test, or validation where there are no others."""
+    weights: str
+    """The weights that count: ``best`` on validation clips, or ``last`` where there are none."""
+    results: pd.DataFrame
+    """See ``results.collect``."""
+    tests: pd.DataFrame
+    """See ``results.tests``."""
+    tuning: pd.DataFrame
+    """See ``tuning.choose``; empty where rows were not tuned."""
+
+
+def conclude(folder: str | Path) -> Conclusion:
+    """Gather the numbers of a comparison whose runs have finished; write ``results.csv`` and ``tests.csv``.
+
+    Raises:
+        OptionError: the folder holds no comparison, or a run has not finished.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).exists():
+        raise OptionError(
+            f"{folder} holds no finished comparison: it has no {DESCRIPTION}; run `kdcache ablate` first."
+        )
+    description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+    its = description["comparison"]
+    comparison = Comparison(its["method"], its["caption"], its["columns"], [TableRow(**row) for row in its["rows"]])
+    columns = description.get("split_columns", [None])
+    replicates = [Replicate(column, seed) for column in columns for seed in range(description["seeds"])]
+    against = description["against"]
+    run = Run(run_folder(folder, comparison.row(against).slug, replicates[0]))
+    monitor = results.monitor_of(run)
+    found = results.collect(comparison, folder, replicates)
+    split, weights = results.reported_on(found)
+    tests = results.tests(comparison, found, against, monitor, split)
+    for name, table in (("results.csv", found), ("tests.csv", tests)):
+        with atomic(folder / name) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    tuned = read_tuning(folder) if description["tune"] else pd.DataFrame()
+    return Conclusion(folder, comparison, replicates, against, run.target, monitor, split, weights, found, tests, tuned)
