@@ -14,13 +14,38 @@ settings.register_profile("kdcache", database=None)
 settings.load_profile("kdcache")
 
 
+NEED_CLIPS = "need real clips"
+"""Where tests that skip for want of them are counted, and how their reason begins."""
+
+
+def shared_root() -> Path:
+    """Where real clips are looked for."""
+    return Path(os.environ.get("KDCACHE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real clips and golden outputs (``KDCACHE_SHARED``, default ``../shared``)."""
-    root = Path(os.environ.get("KDCACHE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    """The folder of real clips and annotations (``KDCACHE_SHARED``, default ``../shared``)."""
+    root = shared_root()
     if not (root / "data").is_dir():
-        pytest.skip(f"real data not found: {root}/data is absent; set KDCACHE_SHARED to the folder that holds it")
+        pytest.skip(f"{NEED_CLIPS}: {root / 'data'} is absent")
     return root
+
+
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
+    """Tests that need real clips are counted by themselves: they are one line at the end, not one each."""
+    if report.skipped and isinstance(report.longrepr, tuple) and NEED_CLIPS in report.longrepr[2]:
+        return NEED_CLIPS, "s", "SKIPPED"
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The line of the tests that need real clips."""
+    if count := len(terminalreporter.stats.get(NEED_CLIPS, [])):
+        terminalreporter.line(
+            f"{count} tests need real clips, not found at {shared_root() / 'data'}; set KDCACHE_SHARED to the folder "
+            "that holds them."
+        )
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+WEIGHTS = Path(__file__).parent / "data" / "weights"
+"""Names and shapes of the published checkpoints' parameters, and golden outputs."""
+
 
 def golden_state(shapes: Path) -> dict[str, torch.Tensor]:
     """A state dict with the names and shapes of the JSON file ``shapes``; each entry is drawn from its name alone."""

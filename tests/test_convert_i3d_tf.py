@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from golden_weights import WEIGHTS
 
 from kdcache import backbones
 from kdcache.backbones.checkpoint import fill
@@ -32,8 +33,8 @@ def tool() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def index(shared: Path) -> bytes:
-    return (shared / "data" / "weights" / "i3d_rgb_imagenet.ckpt.index").read_bytes()
+def index() -> bytes:
+    return (WEIGHTS / "i3d_rgb_imagenet.ckpt.index").read_bytes()
 
 
 @pytest.fixture

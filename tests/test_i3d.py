@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_weights import golden_state
+from golden_weights import WEIGHTS, golden_state
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -46,16 +45,15 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def test_golden_outputs(shared: Path) -> None:
-    folder = shared / "data" / "weights"
-    net = fill(I3D(), golden_state(folder / "i3d_rgb_state_dict.json"), "golden").eval()
+def test_golden_outputs() -> None:
+    net = fill(I3D(), golden_state(WEIGHTS / "i3d_rgb_state_dict.json"), "golden").eval()
     x = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 3, 16, 224, 224)).astype(np.float32))
     with torch.inference_mode():
         outputs = dict(net.endpoints(x))
         tail = fill(I3DTail(400), net.state_dict(), "golden", part=True).eval()
         scores, features = tail(outputs["MaxPool3d_4a_3x3"])
         classified = net.logits(outputs["pool"][..., None, None, None]).flatten(1)
-    with np.load(folder / "i3d_rgb_golden.npz") as golden:
+    with np.load(WEIGHTS / "i3d_rgb_golden.npz") as golden:
         expected = {name: torch.from_numpy(golden[name]) for name in golden.files}
     assert outputs["Logits"].shape == (1, 400, 1)
     assert relative(outputs["MaxPool3d_4a_3x3"], expected["mixed4a"]) < 1e-4

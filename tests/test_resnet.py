@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, relative
-from golden_weights import golden_state
+from golden_weights import WEIGHTS, golden_state
 from torchvision.models import resnet34
 
 from kdcache import backbones
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def state(shared):
-    return golden_state(shared / "data/weights/resnet34_state_dict.json")
+def state():
+    return golden_state(WEIGHTS / "resnet34_state_dict.json")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def test_scores_and_maps_are_torchvisions(net, state):
     assert relative(outputs["attended"], outputs["layer4-pre"] * attention[:, None]) < 1e-5
 
 
-def test_names_are_torchvisions(net, shared):
-    published = json.loads((shared / "data/weights/resnet34_state_dict.json").read_text())
+def test_names_are_torchvisions(net):
+    published = json.loads((WEIGHTS / "resnet34_state_dict.json").read_text())
     assert {name: list(value.shape) for name, value in net.state_dict().items()} == published
 
 

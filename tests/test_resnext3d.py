@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, relative
+from golden_weights import WEIGHTS, golden_state
 
 from kdcache import backbones
 from kdcache.backbones import resnext3d_layers
-from kdcache.backbones.checkpoint import random_init
+from kdcache.backbones.checkpoint import fill, random_init
 from kdcache.backbones.freeze import Frozen
 from kdcache.backbones.resnext3d import ResNeXt3D
 from kdcache.errors import OptionError
@@ -163,3 +167,24 @@ def test_frozen_is_the_network(net):
     assert not any(name.startswith(("layer4", "fc")) for name in frozen._net.state_dict())
     with torch.inference_mode():
         assert relative(frozen(pixels), net.features(net.prepare(pixels), "layer3")) < 1e-4
+
+
+def test_golden():
+    """Of MARS's own code."""
+    net = fill(ResNeXt3D(), golden_state(WEIGHTS / "resnext101_rgb_state_dict.json"), "golden").eval()
+    x = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 3, 16, 112, 112)).astype(np.float32))
+    with torch.inference_mode():
+        outputs = dict(net.endpoints(x))
+    with np.load(WEIGHTS / "resnext101_rgb_golden.npz") as file:
+        expected = {name: torch.from_numpy(file[name]) for name in file.files}
+    assert relative(outputs["layer3"][:, ::16], expected["layer3"]) < 1e-4
+    assert relative(outputs["layer4"][:, ::8], expected["layer4"]) < 1e-4
+    assert relative(outputs["pool"], expected["pool"]) < 1e-4
+    assert relative(outputs["logits"], expected["logits"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnext101", "resnext101-flow"])
+def test_names_and_shapes_are_the_published_checkpoints(name):
+    file = WEIGHTS / f"{name.partition('-')[0]}_{'flow' if 'flow' in name else 'rgb'}_state_dict.json"
+    net = backbones.build(name, "random:0")
+    assert {k: list(v.shape) for k, v in net.state_dict().items()} == json.loads(file.read_text())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, relative
-from golden_weights import golden_state
+from golden_weights import WEIGHTS, golden_state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def net(shared, tmp_path_factory) -> TSM:
+def net(tmp_path_factory) -> TSM:
     """Read from a file as the authors publish it, with the weights behind the golden output."""
-    state = golden_state(shared / "data/weights/tsm_resnet50_state_dict.json")
+    state = golden_state(WEIGHTS / "tsm_resnet50_state_dict.json")
     path = tmp_path_factory.mktemp("tsm") / "published.pth"
     torch.save({"epoch": 50, "state_dict": state, "best_prec1": 71.2}, path)
     built = backbones.build("tsm-resnet50", path)
@@ -35,11 +35,11 @@ def net(shared, tmp_path_factory) -> TSM:
     return built
 
 
-def test_golden(net, shared):
+def test_golden(net):
     x = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (8, 3, 224, 224)).astype(np.float32))
     with torch.inference_mode():
         outputs = dict(net.endpoints(x))
-    expected = np.load(shared / "data/weights/tsm_resnet50_golden.npz")["pool"]
+    expected = np.load(WEIGHTS / "tsm_resnet50_golden.npz")["pool"]
     assert relative(outputs["pool"], torch.from_numpy(expected)) < 1e-4
     assert relative(outputs["clip"][0], outputs["pool"].mean(0)) < 1e-6
     with torch.inference_mode():
@@ -47,8 +47,8 @@ def test_golden(net, shared):
     assert relative(outputs["logits"][0], segments.mean(0)) < 1e-5  # the published consensus
 
 
-def test_names_are_the_published_ones(net, shared):
-    published = json.loads((shared / "data/weights/tsm_resnet50_state_dict.json").read_text())
+def test_names_are_the_published_ones(net):
+    published = json.loads((WEIGHTS / "tsm_resnet50_state_dict.json").read_text())
     own = {f"module.{name}": list(value.shape) for name, value in net.state_dict().items()}
     assert own == published
     assert backbones.build("tsm-resnet50-online", "random:0").state_dict().keys() == net.state_dict().keys()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, relative
-from golden_weights import golden_state
+from golden_weights import WEIGHTS, golden_state
 from PIL import Image
 from torchvision.models import resnet50
 
@@ -38,9 +38,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def net(shared, tmp_path_factory) -> VACNN:
+def net(tmp_path_factory) -> VACNN:
     """Read from a file as the published training writes it, with the weights behind the golden output."""
-    state = golden_state(shared / "data/weights/vacnn_state_dict.json")
+    state = golden_state(WEIGHTS / "vacnn_state_dict.json")
     state["fc.weight"] *= 0.02
     path = tmp_path_factory.mktemp("vacnn") / "0_best.pth"
     torch.save({"epoch": 9, "state_dict": state, "best": torch.tensor(88.0), "monitor": "val_acc"}, path)
@@ -64,8 +64,8 @@ def moving(rng, frames, joints, bodies=1):
 # ---- the network
 
 
-def test_golden(net, shared):
-    golden = np.load(shared / "data/weights/vacnn_golden.npz")
+def test_golden(net):
+    golden = np.load(WEIGHTS / "vacnn_golden.npz")
     x = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (2, 3, 224, 224)).astype(np.float32))
     with torch.inference_mode():
         outputs = dict(net.endpoints(x, torch.from_numpy(golden["maxmin"]).flip(1)))
@@ -78,8 +78,8 @@ def test_golden(net, shared):
         assert output.shape == (2, *vacnn_layers.shape(name, 3, 1, 224)[1:]), name
 
 
-def test_names_are_the_published_ones(net, shared):
-    published = json.loads((shared / "data/weights/vacnn_state_dict.json").read_text())
+def test_names_are_the_published_ones(net):
+    published = json.loads((WEIGHTS / "vacnn_state_dict.json").read_text())
     assert {name: list(value.shape) for name, value in net.state_dict().items()} == published
 
 

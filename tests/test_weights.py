@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_weights import WEIGHTS
 from safetensors.torch import save_file
 
 from kdcache import backbones
@@ -74,8 +75,8 @@ def test_checkpoints_load_unchanged(state, tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["i3d-rgb", "i3d-flow"])
-def test_networks_have_the_published_names_and_shapes(shared: Path, name: str) -> None:
-    file = shared / "data" / "weights" / f"{name.replace('-', '_')}_state_dict.json"
+def test_networks_have_the_published_names_and_shapes(name: str) -> None:
+    file = WEIGHTS / f"{name.replace('-', '_')}_state_dict.json"
     net = backbones.build(name, weights="random:0")
     assert {k: list(v.shape) for k, v in net.state_dict().items()} == json.loads(file.read_text())
 
@@ -113,8 +114,8 @@ def test_misfits_name_the_file_the_parameter_and_the_network(state, tmp_path: Pa
         ("i3d_flow", r"I3D with 2 input channels \(i3d-flow\)"),
     ],
 )
-def test_other_networks_are_recognised(shared: Path, file: str, words: str) -> None:
-    shapes = json.loads((shared / "data" / "weights" / f"{file}_state_dict.json").read_text())
+def test_other_networks_are_recognised(file: str, words: str) -> None:
+    shapes = json.loads((WEIGHTS / f"{file}_state_dict.json").read_text())
     state = {k.removeprefix("module."): torch.empty(shape, device="meta") for k, shape in shapes.items()}
     with pytest.raises(WeightsError, match=f"looks like an? {words}"):
         fill(I3D(), state, "other.pt")
