@@ -190,6 +190,18 @@ def test_without_validation_clips_nothing_is_selected(tmp_path, monkeypatch):
         assert report.shown_row(replace(conclusion, results=better)).name == "knn"
 
 
+def test_a_row_without_validation_clips_leaves_the_best_epoch_of_the_others_aside(tmp_path):
+    folder = clips_cache.cache(tmp_path / "cache", train=24, test=6, noise=NOISE)
+    rows = {"held": ROWS["neither"], "all": ROWS["neither"] | {"validation": 0.0}}
+    call = {"shards": folder, "rows": rows, **QUICK, "epochs": 1, "milestones": ()}
+    with pytest.raises(OptionError, match="and row 'all' has no validation clips"):
+        kdcache.ablate("early", tune=2, out=tmp_path / "tuned", **call)
+    result = kdcache.ablate("early", seeds=2, out=tmp_path / "plain", **call)
+    assert set(result.tests["weights"]) == {"last"}
+    assert "best on validation" not in result.text
+    assert "Not every run has validation clips, so no epoch was selected" in result.text
+
+
 def test_rows_are_tuned_by_default_unless_they_differ_in_what_is_tuned(shards, caplog):
     caplog.set_level("INFO", "kdcache")
     common = {"method": "early", "shards": str(shards), "device": "cpu", "precision": "auto", "stream": None}
@@ -369,7 +381,7 @@ def test_what_is_finished_is_not_trained_again_and_teachers_are_shared(compared,
 # Other methods, processes, the command
 
 
-def test_methods_without_degrees_of_progress_are_compared_by_top1(tmp_path):
+def test_methods_without_levels_are_compared_by_top1(tmp_path):
     shards = pairs_cache.cache(tmp_path / "cache", 24)
     quick = {"epochs": 1, "milestones": (), "head": "light", "width": 8, "device": "cpu", "data": "S"}
     grid = {"loss_d": ["none", "both"]}

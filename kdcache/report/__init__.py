@@ -1,1 +1,1 @@
-"""Pictures and tables of clips and runs."""
+"""Reports: contact sheets of clips; tables and plots of comparisons, and ``ablate``, which makes both."""

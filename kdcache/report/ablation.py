@@ -197,9 +197,11 @@ def shown_row(conclusion: Conclusion) -> TableRow:
     """The row whose classes are shown: the best on validation clips besides ``against``, which alone is its own."""
     c = conclusion
     others = [row for row in c.comparison.runnable if row.name != c.against] or [c.comparison.row(c.against)]
-    if not (c.results["split"] == "validation").any():
+    found = [values(c.results, row.name, c.weights, "validation", c.monitor) for row in others]
+    if not all(found):
         return others[-1]
-    return max(others, key=lambda row: mean_std(values(c.results, row.name, c.weights, "validation", c.monitor))[0])
+    means = [mean_std(numbers)[0] for numbers in found]
+    return others[means.index(max(means))]
 
 
 def scores(run: Run, weights: str, split: str) -> Scored:

@@ -1,4 +1,4 @@
-"""Pictures of comparisons as PNG: curves over observed fractions and over training, gains by class, confusion."""
+"""Plots of comparisons as PNG: accuracy over observation ratios and over training, gains by class, confusion."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _WIDTH, _HEIGHT = 6.4, 4.2  # inches of one panel
 
 
 def observed_curves(path: Path, curves: Mapping[str, Array], title: str) -> None:
-    """Accuracy against the observed fraction, one line a row.
+    """Accuracy against the observation ratio, one line a row.
 
     Args:
         path: PNG to write.
-        curves: row → accuracies ``[seeds, N]`` in per cent, of N equal steps up to the whole clip. The line is the
+        curves: row → accuracies ``[seeds, N]`` in per cent, at the ratios 1/N … 1. The line is the
             mean over seeds, the band one standard deviation to either side.
-        title: of the picture.
+        title: of the plot.
     """
     figure, (axes,) = _panels(1)
     for number, (name, values) in enumerate(curves.items()):
@@ -61,7 +61,7 @@ def class_gains(path: Path, gains: Array, classes: Sequence[object], title: str)
         path: PNG to write.
         gains: ``[seeds, C]``, NaN for classes without samples; those that never have any are left out.
         classes: name of each class.
-        title: of the picture.
+        title: of the plot.
     """
     there = np.asarray(~np.isnan(gains).all(axis=0))
     gains = gains[:, there]
@@ -88,7 +88,7 @@ def confusions(path: Path, tables: Mapping[str, Array], classes: Sequence[object
         path: PNG to write.
         tables: caption → counts ``[C, C]``, true class by row; shown as a share of the row.
         classes: name of each class.
-        title: of the picture.
+        title: of the plot.
     """
     figure, all_axes = _panels(len(tables), width=_HEIGHT)
     for axes, (caption, counts) in zip(all_axes, tables.items(), strict=True):
@@ -98,7 +98,7 @@ def confusions(path: Path, tables: Mapping[str, Array], classes: Sequence[object
         names = [str(classes[i]) for i in ticks]
         axes.set_xticks(ticks, names, rotation=90)
         axes.set_yticks(ticks, names)
-        axes.set(xlabel="answered", ylabel="true class", title=caption)
+        axes.set(xlabel="predicted class", ylabel="true class", title=caption)
     figure.colorbar(image, ax=all_axes, label="% of the class", shrink=0.8)
     figure.suptitle(title)
     _save(figure, path)

@@ -41,7 +41,8 @@ def markdown(conclusion: Conclusion) -> str:
     if c.split == "validation":
         lines += ["The cache has no test clips: the tables show the validation clips, which selected the epochs.", ""]
     elif c.weights == "last":
-        lines += ["The cache has no validation clips, so no epoch was selected: the tables show the last one.", ""]
+        which = "Not every run has" if (c.results["weights"] == "best").any() else "The cache has no"
+        lines += [f"{which} validation clips, so no epoch was selected: the tables show the last one.", ""]
     if len(c.tuning):
         lines += [*tuning_table(c.tuning, c.monitor), ""]
     elif len(c.comparison.runnable) > 1:

@@ -1,4 +1,4 @@
-"""Metrics, predictions, and ``evaluate``, which computes a run's metrics anew from its weights."""
+"""``evaluate`` computes the metrics of a finished run again, from its weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(run: Run | str | Path, split: str | None = None, many_shot: int | None = None) -> dict[str, Any]:
-    """Metrics of a finished run from its checkpoints: see ``kdcache.runs.run.Run.evaluate``.
+    """Metrics of a finished run, computed from its checkpoints: see ``kdcache.runs.run.Run.evaluate``.
 
     Args:
         run: a ``Run`` or its folder.

@@ -59,12 +59,14 @@ def collect(comparison: Comparison, out: Path, replicates: Sequence[Replicate]) 
 def reported_on(results: pd.DataFrame) -> tuple[str, str]:
     """The split and the weights that count: test clips, at the epoch that was best on validation clips."""
     split = next(s for s in reversed(HELD_OUT) if (results["split"] == s).any())
-    return split, "best" if (results["weights"] == "best").any() else "last"
+    return split, weights_of(results)[0]
 
 
 def weights_of(results: pd.DataFrame) -> list[str]:
-    """The kinds of weights that there are, the ones that count first."""
-    return [weights for weights in WEIGHTS if (results["weights"] == weights).any()]
+    """The kinds of weights that every run has, those that count first; without validation clips a run has no best."""
+    runs = ["row", "split_column", "seed"]
+    having = {weights: len(part.drop_duplicates(runs)) for weights, part in results.groupby("weights")}
+    return [weights for weights in WEIGHTS if having.get(weights) == len(results.drop_duplicates(runs))]
 
 
 def steps_of(results: pd.DataFrame, row: str) -> list[int]:

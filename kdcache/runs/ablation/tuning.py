@@ -227,7 +227,8 @@ def _unvalidated(comparison: Comparison, common: Mapping[str, Any], columns: Spl
                 continue
             seen.add(settings)
             if "validation" not in prepare(settings, own, lambda _: None, {"budget": 0}).data.splits:
-                return f"{'the cache' if column is None else column} has no validation clips"
+                of_all = "the cache" if row is comparison.runnable[0] else f"row {row.name!r}"
+                return f"{column or of_all} has no validation clips"
     return ""
 
 
