@@ -31,7 +31,7 @@ from kdcache import backbones
 from kdcache.backbones.base import Backbone
 from kdcache.demo.scene import make_dataset
 from kdcache.skeletons import Skeleton
-from kdcache.skeletons.image import NTU_LIMITS, bytescale, image_of, progress_images
+from kdcache.skeletons.image import NTU_LIMITS, bytescale, image_of, level_images
 
 # backbone: layer, images or frames of a clip (fewer than usual where one is much like the next)
 CASES = {
@@ -147,7 +147,7 @@ def skeletons() -> dict[str, Any]:
                 "published steps": partial(published_steps, joints),
                 "image": partial(image_of, clip),
                 "image, float_bilinear": partial(image_of, clip, resize="float_bilinear"),
-                "10 levels of progress": partial(progress_images, clip, 10),
+                "10 levels of progress": partial(level_images, clip, 10),
             },
             repeat=15,
             warmup=2,

@@ -1,4 +1,4 @@
-"""Every error a user can cause or meet, each one sentence: the culprit, what is wrong, what to do."""
+"""Every error a user can cause or meet, each one sentence: the offending input, what is wrong, what to do."""
 
 from __future__ import annotations
 

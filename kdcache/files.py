@@ -16,12 +16,12 @@ _OURS = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(?P<pid>\d+)\.[0-
 
 
 def temporary_name(name: str) -> str:
-    """A hidden name for a file still being written, which tells the host and process that write it."""
+    """A hidden name for a file still being written, which names the host and process that write it."""
     return f".{name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}{PARTIAL}"
 
 
 def writer(name: str) -> int | None:
-    """The process of this host that a ``temporary_name`` tells of; ``None`` for any other name."""
+    """The process of this host that a ``temporary_name`` identifies; ``None`` for any other name."""
     ours = _OURS.fullmatch(name)
     return int(ours["pid"]) if ours else None
 

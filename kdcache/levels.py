@@ -1,4 +1,4 @@
-"""Degrees of progress: which frames have been seen when so much of a clip has been observed.
+"""Observation levels: which frames of a clip are seen at level n of N, that is at an observation ratio of n / N.
 
 A clip of F frames is cut into N equal parts; part n holds frames ⌊(n−1)F/N⌋ … ⌊nF/N⌋ − 1 (n from 1). Where that is
 empty because F < N, the last observed frame stands in; before any is observed, the first.
@@ -20,7 +20,7 @@ MODES: tuple[Mode, ...] = ("segment", "prefix")
 
 @dataclass(frozen=True)
 class LevelSpec:
-    """``levels`` degrees of progress; ``mode`` says what of a clip each shows, see ``progress_spans``."""
+    """``levels`` observation levels N; ``mode`` says which part of a clip each shows, see ``level_spans``."""
 
     levels: int = 10
     mode: Mode = "segment"
@@ -32,15 +32,15 @@ class LevelSpec:
             raise unknown("progress", self.mode, MODES)
 
     def spans(self, frames: int) -> NDArray[np.int32]:
-        """``progress_spans`` of a clip of so many frames, int32 [levels, 2]."""
-        return progress_spans(frames, self.levels, self.mode)
+        """``level_spans`` of a clip of so many frames, int32 [levels, 2]."""
+        return level_spans(frames, self.levels, self.mode)
 
     def to_recipe(self) -> dict[str, Any]:
         """As it stands in a recipe."""
         return asdict(self)
 
 
-def progress_spans(frames: int, levels: int = 10, mode: Mode = "segment") -> NDArray[np.int32]:
+def level_spans(frames: int, levels: int = 10, mode: Mode = "segment") -> NDArray[np.int32]:
     """Half-open frame spans of each level: the part itself (``segment``) or all up to its end (``prefix``).
 
     Returns int32 [levels, 2], never empty spans, ends non-decreasing, the last one ``frames``. No span ends after
@@ -57,11 +57,11 @@ def progress_spans(frames: int, levels: int = 10, mode: Mode = "segment") -> NDA
     return np.stack([start, stop], axis=1).astype(np.int32)
 
 
-def progress_frames(frames: int, levels: int = 10, count: int = 8, mode: Mode = "segment") -> NDArray[np.int32]:
+def level_frames(frames: int, levels: int = 10, count: int = 8, mode: Mode = "segment") -> NDArray[np.int32]:
     """``count`` frames spread evenly over each level's span, by TSM's published test rule.
 
     Returns int32 [levels, count]: of a span of length L, the frames ⌊L/2C + iL/C⌋; short spans repeat frames.
     """
-    spans = progress_spans(frames, levels, mode)
+    spans = level_spans(frames, levels, mode)
     step = (spans[:, 1] - spans[:, 0])[:, None] / count
     return (spans[:, :1] + np.floor(step / 2 + step * np.arange(count))).astype(np.int32)

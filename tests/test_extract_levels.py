@@ -16,7 +16,7 @@ from kdcache.backbones.weights import Choice
 from kdcache.errors import OptionError
 from kdcache.extraction.frames import flow_pairs, request_frames
 from kdcache.extraction.plan import Task
-from kdcache.levels import progress_frames, progress_spans
+from kdcache.levels import level_frames, level_spans
 from kdcache.motion import tvl1
 from kdcache.motion.flow_image import quantise
 from kdcache.streams.base import StreamSettings, resolve
@@ -129,7 +129,7 @@ def test_no_level_takes_a_frame_after_its_end(mode, fps, backbone):
         task = Task({"clip_id": "a"}, "a", "", start, stop, {})
         request = request_frames(task, [stream], times)
         frames = request.indices[stream.name].reshape(6, -1)
-        spans = low + progress_spans(high - low, 6, mode)
+        spans = low + level_spans(high - low, 6, mode)
         assert frames.shape[1] == stream.sampling.frames
         assert (frames >= spans[:, :1]).all()
         assert (frames < spans[:, 1:]).all()
@@ -144,7 +144,7 @@ def test_levels_of_even_sampling_are_the_published_frames():
     (stream,) = resolve(["tsm/clip"], StreamSettings(levels=10), {"tsm": "random:0"})
     for count in (160, 83, 12):
         request = request_frames(Task({"clip_id": "a"}, "a", "", NAN, NAN, {}), [stream], np.arange(count) / 25)
-        assert request.indices["tsm/clip"].tolist() == progress_frames(count, 10, 8).ravel().tolist()
+        assert request.indices["tsm/clip"].tolist() == level_frames(count, 10, 8).ravel().tolist()
 
 
 # ---- TSM
@@ -166,7 +166,7 @@ def test_tsm_levels_are_clips_of_their_own_and_causal(tmp_path, nets):
     assert clip.shape == (2, 1, 3, 2048)
     assert pool.shape == (2, 1, 3, 8, 2048)
     net = nets("tsm-resnet50", "random:0")
-    wanted = progress_frames(30, 3, 8)
+    wanted = level_frames(30, 3, 8)
     assert cache.frames("tsm/clip", ["before"])[0].tolist() == wanted.ravel().tolist()
     views = Views(size=32, resize=SIDE)
     for level in range(3):

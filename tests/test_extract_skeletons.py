@@ -17,7 +17,7 @@ from kdcache.backbones.metadata import FitMetadata, write
 from kdcache.errors import OptionError
 from kdcache.levels import LevelSpec
 from kdcache.skeletons import Skeleton, open_skeleton
-from kdcache.skeletons.image import NTU_LIMITS, Imaging, centred, progress_images, skeleton_image, turn
+from kdcache.skeletons.image import NTU_LIMITS, Imaging, centred, level_images, skeleton_image, turn
 from kdcache.skeletons.jhmdb import clips_of
 from kdcache.store.failures import load_failures
 from kdcache.streams.base import StreamSettings, resolve
@@ -92,7 +92,7 @@ def test_features_are_those_of_the_images_of_each_level(root, net, tmp_path):
     assert (found.shape, found.dtype) == ((2, 1, 3, 2048), np.float16)
     for (clip_id, source, start, stop), features_found in zip(table.itertuples(index=False), found, strict=True):
         clip = open_skeleton(root / source).span(start, stop)
-        expected = features(net, progress_images(clip, 3)[None])
+        expected = features(net, level_images(clip, 3)[None])
         assert np.allclose(features_found, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())
         last = clip.begin + np.arange(1, 4) * clip.total // 3 - 1
         assert cache.frames(STREAM, [clip_id])[0].tolist() == last.tolist()
@@ -125,7 +125,7 @@ def test_turned_views_by_hand():
     clip = Skeleton(joints, 20, 3, np.arange(30, dtype=np.int32), 30, 15.0, "msraction3d")
     images = imaging.images(clip, 7)
     assert images.shape == (3, 3, 224, 224, 3)
-    np.testing.assert_array_equal(images[0], progress_images(clip, 3, "prefix", (-4.0, 4.0), "float_bilinear"))
+    np.testing.assert_array_equal(images[0], level_images(clip, 3, "prefix", (-4.0, 4.0), "float_bilinear"))
     for view in (1, 2):
         a, b, c = turn(7, view).astype(float)
         assert np.abs([a, b, c]).max() <= 0.3

@@ -14,7 +14,7 @@ from kdcache.data.ondemand.clips import clips_of
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods import fit_options as options
 from kdcache.skeletons import Skeleton, open_skeleton
-from kdcache.skeletons.image import centred, image_of, limits_of, progress_images, skeleton_image
+from kdcache.skeletons.image import centred, image_of, level_images, limits_of, skeleton_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +48,7 @@ def test_view_0_is_the_image_that_extraction_makes_and_others_are_repeatable():
     assert fetched.shape == (4, 1, 224, 224, 3)
     assert fetched.dtype == np.uint8
     np.testing.assert_array_equal(fetched[0, 0], image_of(clip, LIMITS))
-    np.testing.assert_array_equal(fetched[0, 0], progress_images(clip, 10, "prefix", LIMITS)[-1])
+    np.testing.assert_array_equal(fetched[0, 0], level_images(clip, 10, "prefix", LIMITS)[-1])
     np.testing.assert_array_equal(fetched[2], stream(clip, clip).view(0, 5))
     assert (fetched[2] != fetched[3]).any()
     assert (fetched[2] != images.view(1, 5)).any()  # another clip is seen from elsewhere

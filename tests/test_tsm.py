@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from kdcache import backbones
 from kdcache.backbones import tsm_layers
 from kdcache.backbones.freeze import Frozen
-from kdcache.backbones.tsm import TSM, progress_features, shift
+from kdcache.backbones.tsm import TSM, level_features, shift
 from kdcache.errors import OptionError
-from kdcache.levels import progress_frames, progress_spans
+from kdcache.levels import level_frames, level_spans
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,12 +140,12 @@ def test_frozen_is_the_network(net):
 def test_progress_never_looks_ahead(net, mode):
     rng = np.random.default_rng(3)
     frames = rng.integers(0, 256, (23, 32, 32, 3), np.uint8)
-    features = progress_features(net, frames, 3, mode)
+    features = level_features(net, frames, 3, mode)
     assert features.shape == (3, 2048)
     for level, end in enumerate([7, 15]):  # ⌊23 n / 3⌋
         changed = frames.copy()
         changed[end:] = rng.integers(0, 256, changed[end:].shape)
-        later = progress_features(net, changed, 3, mode)
+        later = level_features(net, changed, 3, mode)
         assert torch.equal(later[: level + 1], features[: level + 1])
         assert not torch.equal(later[level + 1], features[level + 1])
 
@@ -168,8 +168,8 @@ def test_online_shift_sees_the_past_alone():
 
 
 @given(frames=st.integers(1, 400), levels=st.integers(1, 20), mode=st.sampled_from(["segment", "prefix"]))
-def test_progress_spans(frames, levels, mode):
-    spans = progress_spans(frames, levels, mode)
+def test_level_spans(frames, levels, mode):
+    spans = level_spans(frames, levels, mode)
     ends = [max(1, (n + 1) * frames // levels) for n in range(levels)]
     assert spans[:, 1].tolist() == ends
     assert ends[-1] == frames
@@ -177,17 +177,17 @@ def test_progress_spans(frames, levels, mode):
     assert (spans[:, 0] < spans[:, 1]).all()
     if mode == "segment" and frames >= levels:
         assert spans[:, 0].tolist() == [0, *ends[:-1]]
-    sampled = progress_frames(frames, levels, 8, mode)
+    sampled = level_frames(frames, levels, 8, mode)
     assert (np.diff(sampled, axis=1) >= 0).all()
     assert ((sampled >= spans[:, :1]) & (sampled < spans[:, 1:])).all()
 
 
-def test_progress_frames_by_hand():
-    assert progress_frames(80, 10)[3].tolist() == list(range(24, 32))
-    assert progress_frames(160, 10)[0].tolist() == [1, 3, 5, 7, 9, 11, 13, 15]  # ⌊tick/2 + tick i⌋ with tick 2
-    assert progress_frames(1, 3, 2).tolist() == [[0, 0]] * 3
-    assert progress_frames(4, 10, 1)[:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 3]
+def test_level_frames_by_hand():
+    assert level_frames(80, 10)[3].tolist() == list(range(24, 32))
+    assert level_frames(160, 10)[0].tolist() == [1, 3, 5, 7, 9, 11, 13, 15]  # ⌊tick/2 + tick i⌋ with tick 2
+    assert level_frames(1, 3, 2).tolist() == [[0, 0]] * 3
+    assert level_frames(4, 10, 1)[:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 3]
     with pytest.raises(OptionError, match="Unknown mode 'prefx': did you mean 'prefix'"):
-        progress_spans(9, 3, "prefx")
+        level_spans(9, 3, "prefx")
     with pytest.raises(OptionError, match="at least one of each"):
-        progress_spans(0, 3)
+        level_spans(0, 3)

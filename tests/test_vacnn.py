@@ -25,8 +25,8 @@ from kdcache.skeletons.image import (
     bytescale,
     centred,
     image_of,
+    level_images,
     limits_of,
-    progress_images,
     rotated,
     skeleton_image,
     visible,
@@ -281,18 +281,18 @@ def test_real_skeletons(shared):
         assert image.shape == (224, 224, 3)
         assert image.min() < 8
         assert image.max() > 247  # the stretch spans 0 to 255, resizing takes the edge off
-        assert progress_images(skeleton, 10).shape == (10, 224, 224, 3)
-        np.testing.assert_array_equal(progress_images(skeleton, 10)[-1], image_of(skeleton))
+        assert level_images(skeleton, 10).shape == (10, 224, 224, 3)
+        np.testing.assert_array_equal(level_images(skeleton, 10)[-1], image_of(skeleton))
     assert np.ptp(image_of(flat[0])[..., 2]) == 0  # z of 2-D joints
     late = open_skeleton(folder / "msraction3d/a07_s04_e01_skeleton3D.txt")  # nobody in the first 36 of 45 frames
-    levels = progress_images(late, 10)
+    levels = level_images(late, 10)
     assert not levels[:8].any()
     assert levels[8].any()
 
 
 def test_ten_levels_through_the_network(net, shared):
     skeleton = open_skeleton(shared / "data/skeletons/msraction3d/a01_s01_e01_skeleton3D.txt")
-    batch = torch.from_numpy(progress_images(skeleton, 10))[None]
+    batch = torch.from_numpy(level_images(skeleton, 10))[None]
     with torch.inference_mode():
         features = net.features(net.prepare(batch), "params")
     assert features.shape == (1, 10, 6)
@@ -305,12 +305,12 @@ def test_progress_never_looks_ahead(mode, resize):
     rng = np.random.default_rng(7)
     joints = moving(rng, 43, 20)
     joints[:6] = 0
-    levels = progress_images(one_person(joints), 10, mode, resize=resize)
+    levels = level_images(one_person(joints), 10, mode, resize=resize)
     for level in range(9):
         end = (level + 1) * 43 // 10
         changed = joints.copy()
         changed[end:] = moving(rng, 43 - end, 20) * 3
-        later = progress_images(one_person(changed), 10, mode, resize=resize)
+        later = level_images(one_person(changed), 10, mode, resize=resize)
         np.testing.assert_array_equal(later[: level + 1], levels[: level + 1])
         assert not np.array_equal(later[level + 1], levels[level + 1])
 
@@ -326,7 +326,7 @@ def test_progress_of_two_people_never_looks_ahead():
     def levels(second):
         choose = Actors((Track(every, first), Track(every, second)), every)
         joints, frames = choose(40)
-        return progress_images(Skeleton(joints, 25, 1, frames, 40, 30.0, "ntu", choose), 10)
+        return level_images(Skeleton(joints, 25, 1, frames, 40, 30.0, "ntu", choose), 10)
 
     changed = second.copy()
     changed[20:] = 20 * moving(rng, 20, 25)

@@ -19,7 +19,7 @@ from kdcache.errors import OptionError, unknown
 
 
 class SameConv3d(nn.Conv3d):
-    """3-D convolution with TensorFlow's SAME padding, found anew for each input size.
+    """3-D convolution with TensorFlow's SAME padding, which depends on the input size.
 
     ``engine`` does the arithmetic: torch's choice, unless a frozen network asks for a particular one.
     """

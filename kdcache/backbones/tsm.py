@@ -19,7 +19,7 @@ from kdcache.backbones import tsm_layers as plan
 from kdcache.backbones.framewise import Framewise, trunk
 from kdcache.backbones.resnet_layers import STAGES
 from kdcache.backbones.spec import InputSpec, Shape
-from kdcache.levels import Mode, progress_frames
+from kdcache.levels import Mode, level_frames
 
 SHARE = 8  # one channel in so many moves, each way
 
@@ -80,7 +80,7 @@ class TSM(Framewise):
     segments' scores, as published).
 
     The shift is offline: a segment's feature sees the next segment of its clip, and through 16 blocks all of them. For
-    early recognition see ``progress_features``. With ``online=True`` it sees past segments only; that is for weights
+    early recognition see ``level_features``. With ``online=True`` it sees past segments only; that is for weights
     trained so, with any number of ``segments``.
     """
 
@@ -123,8 +123,8 @@ class TSM(Framewise):
         yield "logits", self.new_fc(clip)  # linear, so the scores of the mean are the mean of the scores
 
 
-def progress_features(net: TSM, frames: NDArray[np.uint8], levels: int = 10, mode: Mode = "segment") -> Tensor:
-    """Causal features of a video at ``levels`` degrees of progress: level n sees nothing of what follows it.
+def level_features(net: TSM, frames: NDArray[np.uint8], levels: int = 10, mode: Mode = "segment") -> Tensor:
+    """Causal features of a video at ``levels`` observation ratios: level n sees nothing of what follows it.
 
     Args:
         net: the network, offline or online.
@@ -136,7 +136,7 @@ def progress_features(net: TSM, frames: NDArray[np.uint8], levels: int = 10, mod
     Returns:
         float32 [levels, 2048], the layer ``clip`` of each level.
     """
-    wanted = progress_frames(len(frames), levels, net.segments, mode)
+    wanted = level_frames(len(frames), levels, net.segments, mode)
     with torch.inference_mode():
         clips = net.prepare(torch.from_numpy(frames[wanted]))
         return torch.cat([net.features(clip[None], "clip")[0] for clip in clips])

@@ -26,10 +26,10 @@ OFFSET = 110.0  # taken off every channel of a skeleton image
 
 
 class VACNN(Framewise):
-    """VA-CNN on skeleton images ``float [B, N, 3, 224, 224]``, one for each of N levels of progress.
+    """VA-CNN on skeleton images ``float [B, N, 3, 224, 224]``, one for each of N levels.
 
     ``prepare`` takes what ``skeleton_image`` gives, ``[B, N, 224, 224, 3]``, uint8 or float32, and takes 110 off.
-    State dicts of the published network load unchanged. Nobody publishes weights: fit them.
+    State dicts of the published network load unchanged. No weights are published: fit them.
 
     Layers, for each image: ``params`` [6] (three angles, three shifts), ``image`` [3, 224, 224] (seen from there),
     ``layer1`` … ``layer4``, ``pool`` [2048], ``logits``.
@@ -79,7 +79,7 @@ class VACNN(Framewise):
 
     @property
     def layers(self) -> dict[str, Shape]:
-        """Every layer → its shape for one clip of 10 levels of progress."""
+        """Every layer → its shape for one clip of 10 levels."""
         return {name: plan.shape(name, 3, self.input.frames, plan.SIDE, self.num_classes) for name in self.order}
 
     def check(self, x: Tensor) -> None:

@@ -9,7 +9,7 @@ What that code does with people and joints that are missing, and so does this:
 - The whole sequence is moved so that the middle joint of the first body, where that body is first seen, is the origin;
   a body stays at zero in frames in which it was not seen. A single joint that was lost, at (0, 0, 0) in the file,
   counts as seen there and moves along.
-- Frames in which nobody was seen are left out, so the image's time is that of visible frames.
+- Frames in which no body was seen are left out, so the image's time is that of visible frames.
 - Of two bodies, one that is never seen is left out: 25 columns instead of 50 before resizing.
 - Files without any joint stop that code with an error; here readers refuse them.
 """
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdcache.errors import OptionError, unknown
-from kdcache.levels import LevelSpec, Mode, progress_spans
+from kdcache.levels import LevelSpec, Mode, level_spans
 from kdcache.skeletons.base import Joints, Skeleton
 
 Resize = Literal["scipy_bytescale", "float_bilinear"]
@@ -39,7 +39,7 @@ TURN = 0.3  # radians: the largest turn of the training augmentation, about each
 
 @dataclass(frozen=True)
 class Imaging:
-    """How a clip's joints become images: one for each degree of progress, seen straight and from turned views."""
+    """How a clip's joints become images: one for each level, seen straight and from turned views."""
 
     progress: LevelSpec
     limits: tuple[float, float] = NTU_LIMITS
@@ -56,11 +56,11 @@ class Imaging:
         """Images of one clip, uint8 or float32 [1 + rotations, levels, 224, 224, 3]; the first view is not turned.
 
         View v is turned by angles drawn from (``seed``, v), the same at every level: U(-0.3, 0.3) rad about each axis,
-        about z alone for joints in the plane [reconstructed: the paper turns anew in every epoch].
+        about z alone for joints in the plane [reconstructed: the paper draws new angles in every epoch].
         """
         angles = [None, *(turn(seed, v, planar=skeleton.planar) for v in range(1, 1 + self.rotations))]
         levels, mode = self.progress.levels, self.progress.mode
-        return np.stack([progress_images(skeleton, levels, mode, self.limits, self.resize, a) for a in angles])
+        return np.stack([level_images(skeleton, levels, mode, self.limits, self.resize, a) for a in angles])
 
     def to_recipe(self) -> dict[str, Any]:
         """As it stands in a recipe."""
@@ -153,7 +153,7 @@ def skeleton_image(
         side: rows and columns.
 
     Returns:
-        uint8 (``scipy_bytescale``) or float32 [side, side, 3], (time, joint, xyz). A sequence in which nobody is
+        uint8 (``scipy_bytescale``) or float32 [side, side, 3], (time, joint, xyz). A sequence in which no body is
         seen is a frame of zeros [reconstructed]. The old function took the time of a 3-frame sequence for its colour
         channels; this does not.
 
@@ -188,7 +188,7 @@ def image_of(
     )
 
 
-def progress_images(
+def level_images(
     skeleton: Skeleton,
     levels: int = 10,
     mode: Mode = "prefix",
@@ -196,9 +196,9 @@ def progress_images(
     resize: Resize = "scipy_bytescale",
     angles: NDArray[np.float32] | None = None,
 ) -> NDArray[Any]:
-    """One image for each degree of progress; image n knows nothing of what follows part n.
+    """One image for each level; image n does not depend on what follows part n.
 
-    Everything is found anew for each level from the frames up to its end: NTU's actors, the origin, the stretch.
+    Each level is computed from the frames up to its end alone: NTU's actors, the origin, the stretch.
 
     Args:
         skeleton: one clip. Levels count the file's frames, lost ones too.
@@ -210,7 +210,7 @@ def progress_images(
     Returns:
         uint8 or float32 [levels, 224, 224, 3].
     """
-    spans = progress_spans(skeleton.total, levels, mode).tolist()
+    spans = level_spans(skeleton.total, levels, mode).tolist()
     return np.stack([level_image(skeleton, start, stop, limits, resize, angles) for start, stop in spans])
 
 
@@ -222,7 +222,7 @@ def level_image(
     resize: Resize,
     angles: NDArray[np.float32] | None = None,
 ) -> NDArray[Any]:
-    """The image of one degree of progress: frames ``start`` to before ``stop``; what follows is not looked at."""
+    """The image of one level: frames ``start`` to before ``stop``; what follows is not looked at."""
     known = skeleton.observed(stop)
     joints = centred(known.joints, known.per_body, known.centre)[known.frames >= start]
     if angles is not None:

@@ -72,7 +72,7 @@ class DecordDecoder:
             yield self._forward(index)
 
     def close(self) -> None:
-        """Let go of the reader and its thread."""
+        """Release the reader and its thread."""
         if self._reader is not None and os.getpid() != self._process:
             _of_parents.append(self._reader)
         self._reader = None

@@ -68,7 +68,7 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of files and decoders; closing twice is fine."""
+        """Release files and decoders; closing twice is fine."""
         ...
 
     def __enter__(self) -> Self:

@@ -55,7 +55,7 @@ def _walk(fd: int, at: int, end: int, known: set[int] | None) -> Iterator[tuple[
         number = int.from_bytes(head[:width], "big")
         if known is not None and number not in known:
             if _EBML in known:
-                return  # bytes after the Segment, which nobody reads
+                return  # bytes after the Segment, which no reader uses
             raise _Broken(f"it is damaged at byte {at:,}, where no Matroska element starts")
         if more > 8 or len(head) < width + more:
             raise _Broken(f"it is damaged or cut at byte {at:,}")

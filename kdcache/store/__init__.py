@@ -53,7 +53,7 @@ from kdcache.store.cache import Cache
 from kdcache.store.commit import clean
 from kdcache.store.describe import inspect
 from kdcache.store.index import load_index, load_places, update_index
-from kdcache.store.integrity import Report, verify
+from kdcache.store.integrity import VerifyReport, verify
 from kdcache.store.layout import Record
 from kdcache.store.scan import reindex, scan
 from kdcache.store.writer import Committed, commit_shard
@@ -62,7 +62,7 @@ __all__ = [
     "Cache",
     "Committed",
     "Record",
-    "Report",
+    "VerifyReport",
     "clean",
     "commit_shard",
     "inspect",

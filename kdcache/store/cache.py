@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,16 +14,12 @@ from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, StoreError, unknown
 from kdcache.recipe import Recipe, differences
+from kdcache.store.failures import load_failures
 from kdcache.store.index import indexed_streams, load_index, location_columns
+from kdcache.store.integrity import VerifyReport, verify
 from kdcache.store.layout import StrPath
 from kdcache.store.reader import Shard, StreamReader, decode_jpeg, open_shard
 from kdcache.store.scan import open_all, span_of, strings
-
-if TYPE_CHECKING:
-    from kdcache.store.integrity import Report
-
-FAILURES = "failures.csv"
-
 
 _Part = tuple[Shard, list[int], list[int]]  # a shard, rows in it, and their positions among the clips asked for
 
@@ -164,10 +159,8 @@ class Cache:
             raise StoreError(self._lacking("cached stream", lacking))
         return [found[clip] for clip in clip_ids]
 
-    def verify(self, repair: bool = False) -> Report:
+    def verify(self, repair: bool = False) -> VerifyReport:
         """Hash everything again; see ``kdcache.store.integrity``."""
-        from kdcache.store.integrity import verify
-
         return verify(self.path, repair=repair)
 
     @staticmethod
@@ -202,14 +195,11 @@ class Cache:
         return parts
 
     def _lacking(self, stream: str, clips: Sequence[str]) -> str:
-        """Why clips are not there, as far as the ledger of failures knows."""
-        reasons = {}
-        if (self.path / FAILURES).exists():
-            with open(self.path / FAILURES, encoding="utf-8", newline="") as file:
-                reasons = {r["clip_id"]: f"{r['stage']}: {r['reason']}" for r in csv.DictReader(file)}
+        """Why clips are not there, as far as ``failures.csv`` says."""
+        reasons = {failure.clip_id: f"{failure.stage}: {failure.reason}" for failure in load_failures(self.path)}
         first = f"{clips[0]!r}" + (f" (and {len(clips) - 1} more)" if len(clips) > 1 else "")
         if clips[0] in reasons:
-            why, advice = f"failed ({reasons[clips[0]]})", "mend it and run `kdcache extract --retry-failed`"
+            why, advice = f"failed ({reasons[clips[0]]})", "repair it and run `kdcache extract --retry-failed`"
         elif clips[0] in self._number:
             why, advice = f"has no {stream}", "run `kdcache extract` with that stream"
         else:

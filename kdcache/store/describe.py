@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
 from kdcache.recipe import canonical
-from kdcache.store.cache import FAILURES
 from kdcache.store.commit import shard_files
+from kdcache.store.failures import FILE as FAILURES
 from kdcache.store.layout import FORMAT, StrPath
 from kdcache.store.reader import Shard, open_shard
 from kdcache.store.scan import load_set_aside, strings

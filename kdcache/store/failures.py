@@ -1,4 +1,4 @@
-"""The ledger of clips that could not be extracted: ``failures.csv`` beside the shards."""
+"""The list of clips that could not be extracted: ``failures.csv`` beside the shards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def load_failures(out: Path) -> list[Failure]:
     if not path.exists():
         return []
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return [Failure(*row) for row in table[list(Failure._fields)].itertuples(index=False, name=None)]
+    table = table.reindex(columns=list(Failure._fields), fill_value="")  # lists written before keys were have none
+    return [Failure(*row) for row in table.itertuples(index=False, name=None)]
 
 
 def save_failures(out: Path, failures: Iterable[Failure]) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
-from kdcache.manifest import read_manifest, write_manifest
+from kdcache.manifest import INTEGERS, TIMES, read_manifest, write_manifest
 from kdcache.store.commit import shard_files
 from kdcache.store.layout import Entry, StrPath
 from kdcache.store.lock import locked
@@ -105,12 +105,12 @@ def update_index(
         folder: the cache.
         rows: manifest rows, as ``read_manifest`` gives them; columns of an index in them are ignored.
         located: stream → clip_id → (shard, row, key, digest), for clips of ``rows``.
-
-    Raises:
-        StoreError: the disk refuses; the old index stands.
         missing: stream → clip_id → key of arrays that are wanted and may not be there: where the index points to an
             array of another key (an older recipe, another content of the source) it forgets it, so that what is
             wanted now is never mixed with what was wanted before.
+
+    Raises:
+        StoreError: the index cannot be written; the old one stands.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,14 +126,14 @@ def save_index(index: pd.DataFrame, folder: Path) -> None:
     """Replace the index; the folder's lock must be held.
 
     Raises:
-        StoreError: the disk refuses; the old index stands.
+        StoreError: the index cannot be written; the old one stands.
     """
     try:
         write_manifest(index, folder / INDEX)
     except OSError as error:
         raise StoreError(
             f"{folder / INDEX}: could not be written ({error.strerror or error}), the old one stands. Free disk space "
-            "or mend the folder, then run the same command again; no shard is lost."
+            "or make the folder writable, then run the same command again; no shard is lost."
         ) from error
 
 
@@ -198,7 +198,5 @@ def _merge(
 
 def _empty(column: str, size: int) -> NDArray[Any]:
     """Missing values as ``load_index`` gives them."""
-    from kdcache.manifest import INTEGERS, TIMES
-
     missing: Any = np.nan if column in TIMES else pd.NA if column in INTEGERS or column.endswith(":row") else ""
     return np.full(size, missing, object)

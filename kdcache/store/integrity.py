@@ -1,4 +1,4 @@
-"""``kdcache verify``: hash everything again, name what is damaged, and with ``repair`` let go of it."""
+"""``kdcache verify``: hash everything again, name what is damaged, and with ``repair`` take it out of use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ADVICE = "run `kdcache verify {} --repair`, then the same `kdcache extract` aga
 
 
 @dataclass
-class Report:
+class VerifyReport:
     """What ``verify`` found."""
 
     folder: Path
@@ -73,7 +73,7 @@ class Report:
         return "\n".join(lines)
 
 
-def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Report:
+def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> VerifyReport:
     """Hash every array of a cache again and compare with the digests in shards and index.
 
     Args:
@@ -82,7 +82,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Repo
             opened is renamed to ``*.damaged``; single arrays are listed in ``damaged.csv``, which ``extract`` and
             ``reindex`` heed while the rest of their shard stays in use; both are dropped from ``manifest.csv``. A
             listed array that hashes right again (a shard restored from a copy) is taken back into the list of good
-            ones, and ``reindex`` finds it. A missing or broken index is written anew.
+            ones, and ``reindex`` finds it. A missing or broken index is rebuilt.
         progress: show a bar, when standard error is a terminal.
 
     Raises:
@@ -91,7 +91,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Repo
     folder = Path(folder)
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder; name one that `kdcache extract` has filled.")
-    report = Report(folder)
+    report = VerifyReport(folder)
     before = set(load_set_aside(folder))
     paths = shard_files(folder)
     opened: dict[str, tuple[Shard, dict[str, NDArray[Any]]]] = {}
@@ -116,7 +116,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Repo
     return report
 
 
-def _hash_shard(shard: Shard, tables: dict[str, NDArray[Any]], report: Report) -> None:
+def _hash_shard(shard: Shard, tables: dict[str, NDArray[Any]], report: VerifyReport) -> None:
     """Compare every array of a shard with its digest."""
     clips = strings(tables["clip"])
     for stream in shard.streams:
@@ -135,7 +135,7 @@ def _hash_shard(shard: Shard, tables: dict[str, NDArray[Any]], report: Report) -
 
 
 def _check_index(
-    folder: Path, opened: dict[str, tuple[Shard, dict[str, NDArray[Any]]]], report: Report
+    folder: Path, opened: dict[str, tuple[Shard, dict[str, NDArray[Any]]]], report: VerifyReport
 ) -> dict[str, NDArray[np.bool_]]:
     """Find index entries that point at nothing, at something else or at something damaged: masks by stream."""
     try:
@@ -179,7 +179,7 @@ def _misplaced(
     ]
 
 
-def _repair(folder: Path, report: Report, bad: dict[str, NDArray[np.bool_]]) -> None:
+def _repair(folder: Path, report: VerifyReport, bad: dict[str, NDArray[np.bool_]]) -> None:
     """Take everything damaged out of use."""
     for name in report.unreadable:
         os.rename(folder / name, folder / (name + QUARANTINED))

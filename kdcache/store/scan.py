@@ -1,4 +1,4 @@
-"""What the shards themselves say: enough to find every cached array and to write the index anew."""
+"""What the shards themselves say: enough to find every cached array and to rebuild the index."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def strings(table: NDArray[Any]) -> list[str]:
 
 
 def reindex(folder: StrPath) -> pd.DataFrame:
-    """Write ``manifest.csv`` anew from the shards alone.
+    """Rebuild ``manifest.csv`` from the shards alone.
 
     Rows come in the order of shards; where a clip is there twice, the later shard counts. What no shard holds (clips
     that failed, rows edited since) comes back with the next ``extract``.
@@ -121,7 +121,7 @@ def reindex(folder: StrPath) -> pd.DataFrame:
         for row, text in enumerate(strings(tables["row"])):
             clip = json.loads(text)
             name, span = clip["clip_id"], span_of(clip)
-            if spans.get(name, span) != span:  # cut anew since: what earlier shards hold is of another span
+            if spans.get(name, span) != span:  # its span has changed since: earlier shards hold another one
                 del rows[name]
             spans[name] = span
             rows.setdefault(name, {}).update(clip)

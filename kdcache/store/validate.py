@@ -30,7 +30,7 @@ def check_records(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> N
         layout, dtype = recipe.get("layout"), recipe.get("dtype")
         if layout not in LAYOUTS or dtype not in DTYPES or (layout == "jpeg" and dtype != "uint8"):
             raise StoreError(
-                f"Stream {stream!r}: layout {layout!r} with dtype {dtype!r} cannot be stored; mend its recipe."
+                f"Stream {stream!r}: layout {layout!r} with dtype {dtype!r} cannot be stored; correct its recipe."
             )
         shapes = set()
         for record in records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -108,7 +109,8 @@ def commit_shard(
     except OSError as error:
         raise StoreError(
             f"{folder}: a shard of {len(records)} clip(s) could not be written ({error.strerror or error}); "
-            "nothing half-written is left. Free disk space or mend the folder, then run the same command again."
+            "nothing half-written is left. Free disk space or make the folder writable, then run the same command "
+            "again."
         ) from error
     return Committed(name, [r.clip_id for r in records], {s: [r.keys[s] for r in records] for s in recipes}, digests)
 
@@ -135,7 +137,7 @@ def _write(
         try:
             _write_file(sink, datas, tables, attributes, records)
         except (OSError, RuntimeError):
-            sink.raise_error()  # HDF5's complaint about what the disk refused says less
+            sink.raise_error()  # HDF5's own error says less than the disk's
             raise
         sink.raise_error()
 
@@ -240,8 +242,6 @@ def _text(values: Sequence[str]) -> NDArray[Any]:
 @functools.cache
 def _libraries() -> dict[str, str]:
     """Versions of the libraries that had a hand in the bytes."""
-    import platform
-
     found = {"python": platform.python_version(), "hdf5": h5py.version.hdf5_version}
     for name in _LIBRARIES:
         try:
@@ -252,7 +252,7 @@ def _libraries() -> dict[str, str]:
 
 
 def _check_written(path: Path, digests: dict[str, list[str]]) -> None:
-    """Open a finished file anew and compare every clip's bytes with what was handed in."""
+    """Open a finished file again and compare every clip's bytes with what was handed in."""
     shard = Shard.open(path)
     for stream, expected in digests.items():
         with StreamReader(shard, stream) as reader:

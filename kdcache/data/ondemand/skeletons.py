@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kdcache.data.ondemand.clips import Clip, Loaded, read_each
 from kdcache.data.ondemand.stream import OnDemand
-from kdcache.levels import progress_spans
+from kdcache.levels import level_spans
 from kdcache.methods.fit_options import Options
 from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.skeletons.image import SIDE, image_of, level_image, random_angles
@@ -44,5 +44,5 @@ class SkeletonClips(OnDemand):
         angles = random_angles(rng, planar=clip.planar)
         start, stop = 0, clip.total
         if options.observed == "random":
-            start, stop = progress_spans(clip.total, options.levels, options.progress)[rng.integers(options.levels)]
+            start, stop = level_spans(clip.total, options.levels, options.progress)[rng.integers(options.levels)]
         return level_image(clip, int(start), int(stop), self.limits, options.skeleton, angles)[None]
