@@ -35,12 +35,13 @@ from common import compare, main
 from kdcache.data.loader import feed, shuffled
 from kdcache.data.prepare import Prepared, prepare
 from kdcache.engine.log import Log
-from kdcache.engine.loop import Interrupts, fit
+from kdcache.engine.loop import fit
 from kdcache.manifest import validate
 from kdcache.methods import early
 from kdcache.methods.contract import Stage
 from kdcache.runs.config import Settings
 from kdcache.store import Record, commit_shard, update_index
+from kdcache.workers import Interrupts
 
 STREAM = "tsm-resnet50/clip"
 N, D = 10, 2048

@@ -30,7 +30,7 @@ from kdcache.report import ablation as report
 from kdcache.report.tables import markdown, results_table, shown_metrics, steps_line
 from kdcache.runs.ablation import pool, tuning
 from kdcache.runs.ablation.conclusion import conclude
-from kdcache.runs.ablation.pool import Job, run_jobs
+from kdcache.runs.ablation.pool import Job, TrainingWork, run_jobs
 from kdcache.runs.ablation.rows import Comparison, choose_rows, parse_grid, parse_row
 from kdcache.runs.presets import TableRow
 from kdcache.runs.train import Run
@@ -426,11 +426,27 @@ def test_processes_get_the_same_numbers_tell_of_failures_and_keep_checkpoints_wh
     assert not multiprocessing.active_children()
 
 
-def test_a_process_that_dies_is_named(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_worker", os.abort)
+class FatalWork(TrainingWork):
+    """Work that kills the process, in a training or before the first."""
+
+    def start(self, worker: int):
+        if self.threads is None:
+            os.abort()
+        return lambda job, emit, stop: os.abort()
+
+
+@pytest.mark.parametrize(
+    ("threads", "message"),
+    [
+        (1, r"^The process that trained job \d died \(killed by signal 6\): check the free memory"),
+        (None, "^A process died"),
+    ],
+)
+def test_a_process_that_dies_is_named(shards, tmp_path, monkeypatch, threads, message):
+    monkeypatch.setattr(pool, "TrainingWork", lambda stages, _: FatalWork(stages, threads))
     common = {"method": "early", "shards": str(shards), "seed": 0}
     jobs = [Job(f"job {i}", tmp_path / str(i), common) for i in range(2)]
-    with pytest.raises(KdcacheError, match=r"process that trained job \d died \(.*: check the free memory"):
+    with pytest.raises(KdcacheError, match=message):
         run_jobs(jobs, 2, tmp_path / "stages", lambda *_: None, print)
     assert not multiprocessing.active_children()
 

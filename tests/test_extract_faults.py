@@ -10,9 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from kdcache.demo.scene import make_dataset
 from kdcache.errors import KdcacheError
 from kdcache.extraction import local as local_module
 from kdcache.extraction import run as run_module
-from kdcache.extraction.local import _after_death, _Worker
+from kdcache.extraction.local import ExtractionWork, after_death
 from kdcache.extraction.plan import Task, WorkUnit
 from kdcache.extraction.worker import Computed, Done, Started
 from kdcache.prefetch import prefetch
@@ -208,79 +208,78 @@ def task(clip_id: str, path: str) -> Task:
 A1, A2, B1, C1 = task("a1", "a.mp4"), task("a2", "a.mp4"), task("b1", "b.mp4"), task("c1", "c.mp4")
 
 
-def worker_with(*tasks: Task, at: str = "", exitcode: int = -9) -> _Worker:
-    """A worker that was given a unit and died."""
-    worker = object.__new__(_Worker)
-    worker.process = SimpleNamespace(exitcode=exitcode)
-    worker.pipe = SimpleNamespace(send=lambda unit: None)
-    worker.source, worker.left = "", {}
-    if tasks:
-        worker.give(WorkUnit(("rgb",), tasks))
-    if at:
-        worker.note(Started(f"/root/{at}"))
-    return worker
+def after(
+    *tasks: Task, events: Sequence[object] = (), how: str = "killed by signal 9", deaths: dict[str, int] | None = None
+) -> tuple[list[WorkUnit], list[Failure]]:
+    """What is run again after a worker died with a unit of ``tasks``, and what has failed."""
+    failures: list[Failure] = []
+    unit = WorkUnit(("rgb",), tasks) if tasks else None
+    return after_death(unit, events, how, {} if deaths is None else deaths, failures.append), failures
+
+
+AT_A = Started("/root/a.mp4")
 
 
 def test_after_a_first_death_all_that_was_not_committed_is_tried_again():
-    worker = worker_with(A1, A2, B1, C1, at="a.mp4")
-    worker.note(Done(Committed("shard-00000.h5", ["a1"], {}, {}), (A1,)))
-    worker.note(Failure("c1", "c.mp4", "decode", "damaged."))
-    heard: list[object] = []
+    done = Done(Committed("shard-00000.h5", ["a1"], {}, {}), (A1,))
     deaths: dict[str, int] = {}
-    assert _after_death(worker, deaths, heard.append) == [WorkUnit(("rgb",), (A2,)), WorkUnit(("rgb",), (B1,))]
-    assert (heard, deaths) == ([], {"/root/a.mp4": 1})
+    units, failures = after(
+        A1, A2, B1, C1, events=[AT_A, done, Failure("c1", "c.mp4", "decode", "damaged.")], deaths=deaths
+    )
+    assert units == [WorkUnit(("rgb",), (A2,)), WorkUnit(("rgb",), (B1,))]
+    assert (failures, deaths) == ([], {"/root/a.mp4": 1})
 
 
-@pytest.mark.parametrize(("exitcode", "how"), [(-9, "killed by signal 9"), (1, "exit code 1")])
-def test_clips_of_a_source_that_kills_two_workers_fail(exitcode, how):
-    heard: list[Failure] = []
-    deaths = {"/root/a.mp4": 1}
-    units = _after_death(worker_with(A1, A2, B1, at="a.mp4", exitcode=exitcode), deaths, heard.append)
+@pytest.mark.parametrize("how", ["killed by signal 9", "exit code 1"])
+def test_clips_of_a_source_that_kills_two_workers_fail(how):
+    units, failures = after(A1, A2, B1, events=[AT_A], how=how, deaths={"/root/a.mp4": 1})
     assert units == [WorkUnit(("rgb",), (B1,))]
-    assert [(f.clip_id, f.source, f.stage, f.key) for f in heard] == [
+    assert [(f.clip_id, f.source, f.stage, f.key) for f in failures] == [
         ("a1", "a.mp4", "worker", "key-a1"),
         ("a2", "a.mp4", "worker", "key-a2"),
     ]
-    assert f"Two workers died ({how}) while reading /root/a.mp4" in heard[0].reason
+    assert f"Two workers died ({how}) while reading /root/a.mp4" in failures[0].reason
 
 
 def test_a_source_that_kills_before_word_of_it_is_blamed_all_the_same():
-    """Decoding runs ahead of the events: the worker may seem to be at the source before, or nowhere."""
-    heard: list[Failure] = []
+    """Decoding runs ahead of the events: the worker may seem to be at no source."""
     deaths: dict[str, int] = {}
-    first = worker_with(B1, at="a.mp4")  # a.mp4 was of the unit before
-    (unit,) = _after_death(first, deaths, heard.append)
-    assert _after_death(worker_with(*unit.tasks), deaths, heard.append) == []
-    assert [f.clip_id for f in heard] == ["b1"]
+    (unit,), _ = after(B1, deaths=deaths)
+    units, failures = after(*unit.tasks, deaths=deaths)
+    assert units == []
+    assert [f.clip_id for f in failures] == ["b1"]
 
 
 def test_workers_that_die_before_they_get_anything_end_the_run():
     deaths: dict[str, int] = {}
-    assert _after_death(worker_with(), deaths, print) == []
+    assert after(deaths=deaths) == ([], [])
     with pytest.raises(KdcacheError, match="Workers die before reading anything"):
-        _after_death(worker_with(), deaths, print)
+        after(deaths=deaths)
 
 
-def fatal_worker(*args) -> None:
-    """A worker that one video kills as a decoder's crash would."""
-    from kdcache.extraction import local, worker
+@dataclass(frozen=True)
+class FatalWork(ExtractionWork):
+    """Work in which one video kills the worker as a decoder's crash would."""
 
-    real = worker.open_source
+    def start(self, worker: int):
+        from kdcache.extraction import worker as module
 
-    def open_source(path, **options):
-        if path.endswith("turn-00.mp4"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(path, **options)
+        real = module.open_source
 
-    worker.open_source = open_source
-    local._worker(*args)
+        def open_source(path, **options):
+            if path.endswith("turn-00.mp4"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(path, **options)
+
+        module.open_source = open_source
+        return super().start(worker)
 
 
 @posix
 def test_a_source_that_kills_every_worker_is_left_out(dataset, tmp_path, monkeypatch):
     rows = kdcache.read_manifest(dataset / "clips.csv", dataset)
     rows = rows[rows["source"].isin(["videos/lift-00.mp4", "videos/turn-00.mp4"])].reset_index(drop=True)
-    monkeypatch.setattr(local_module, "_worker", fatal_worker)
+    monkeypatch.setattr(local_module, "ExtractionWork", FatalWork)
     report = kdcache.extract(rows, root=dataset, out=tmp_path, streams=["rgb"], workers=2, **SMALL)
     assert report.extracted == 2
     assert {(f.clip_id, f.stage) for f in load_failures(tmp_path)} == {

@@ -18,10 +18,11 @@ from kdcache.data.clips import clips
 from kdcache.data.loader import cached_stream
 from kdcache.data.prepare import choose_streams
 from kdcache.engine.log import Log
-from kdcache.engine.loop import Interrupts, fit
+from kdcache.engine.loop import fit
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Data, Items, Stage
 from kdcache.store import Cache
+from kdcache.workers import Interrupts
 
 CPU = torch.device("cpu")
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -26,42 +21,9 @@ from kdcache.engine.log import Log
 from kdcache.errors import DeviceError, OptionError
 from kdcache.methods.contract import Batch, Data, Stage, reseed
 from kdcache.runs.predictions import probabilities
+from kdcache.workers import Interrupts
 
 CHECK = 25  # steps between looks at whether the loss is still finite (each makes a GPU wait)
-
-
-class Interrupts:
-    """Notes SIGINT and SIGTERM, so that the loop can stop at a good place; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Take the signals over inside; only the main thread may."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-        def note(number: int, _: FrameType | None) -> None:
-            self.received = number
-            for s, handler in before.items():
-                signal.signal(s, handler)
-
-        for s in before:
-            signal.signal(s, note)
-        try:
-            yield
-        finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)
-
-    def leave(self) -> None:
-        """End the process, or the notebook cell, as the signal asked."""
-        if self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + int(self.received or signal.SIGTERM))
 
 
 @dataclass

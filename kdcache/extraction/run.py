@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +27,7 @@ from kdcache.manifest import read_manifest, validate
 from kdcache.runtime import cores, resolve_device
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
 from kdcache.streams.base import Stream, StreamSettings, named, resolve
+from kdcache.workers import StopFlag, stop_on_signals
 
 log = logging.getLogger("kdcache")
 
@@ -218,18 +216,14 @@ class _Run:
 
     def go(self, units: list[WorkUnit], config: WorkerConfig, workers: int) -> None:
         """Run the units; whatever ends the run, ledger and index are saved."""
-        from kdcache.extraction.local import run_here, run_processes
+        from kdcache.extraction.local import run_units
 
         config.out.mkdir(parents=True, exist_ok=True)
-        many = workers > 1 and len(units) > 1
-        stop: Any = multiprocessing.get_context("spawn").Event() if many else threading.Event()
-        with _stop_on_signals(stop), contextlib.ExitStack() as at_end:
+        stop = StopFlag()
+        with stop_on_signals(stop), contextlib.ExitStack() as at_end:
             at_end.callback(self._save)
             at_end.callback(self._bar.close)
-            if many:
-                run_processes(units, config, workers, self._listen, stop)
-            else:
-                run_here(units, config, self._listen, stop)
+            run_units(units, config, workers, self._listen, stop)
         self._report.stopped = stop.is_set()
 
     def _listen(self, event: Event) -> None:
@@ -272,25 +266,3 @@ class _Run:
         self._report.failures = [f for f in self._ledger.values() if f.clip_id in self._here]
         self._save_ledger()
         update_index(self._report.out, self._rows, self._located, self._plan.missing)
-
-
-@contextlib.contextmanager
-def _stop_on_signals(stop: Any) -> Iterator[None]:
-    """SIGTERM and Ctrl-C ask for a clean stop after the clip at hand; outside the main thread nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before: dict[int, Callable[..., Any] | int | None] = {
-        s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,7 +20,6 @@ from kdcache.data.ondemand.examples import Examples, gather
 from kdcache.data.prepare import absolute
 from kdcache.engine import checkpoint
 from kdcache.engine.log import Log, say
-from kdcache.engine.loop import Interrupts
 from kdcache.engine.loop import fit as train
 from kdcache.errors import OptionError
 from kdcache.manifest import write_manifest
@@ -46,6 +45,7 @@ from kdcache.runs.fit_folder import (
 from kdcache.runs.predictions import probabilities
 from kdcache.runtime import autocast, free_bytes, reproducible, resolve_device, resolve_precision
 from kdcache.store.failures import save_failures
+from kdcache.workers import Interrupts
 
 __all__ = ["Fit", "fit", "load_config", "parse_set"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from kdcache.data.prepare import Prepared, absolute
 from kdcache.engine.checkpoint import STATE, SUMMARY
 from kdcache.engine.log import Log
-from kdcache.engine.loop import Interrupts, fit
+from kdcache.engine.loop import fit
 from kdcache.errors import OptionError
 from kdcache.files import PARTIAL, atomic
 from kdcache.methods import method as method_module
@@ -32,6 +32,7 @@ from kdcache.runs.environment import environment
 from kdcache.runs.run import CONFIG, METRICS, PREDICTIONS, Run
 from kdcache.runs.session import Session
 from kdcache.runtime import reproducible
+from kdcache.workers import Interrupts
 
 __all__ = ["Run", "Session", "load_config", "parse_set", "train"]
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from kdcache.errors import KdcacheError
-from kdcache.runtime import cores, without_main
+from kdcache.runtime import cores
+from kdcache.workers import Processes, Serial, StopFlag
 
 
 @dataclass(frozen=True)
@@ -26,6 +19,39 @@ class Job:
     label: str
     folder: Path
     arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JobEnded:
+    """A job has ended: ``problem`` is what went wrong in one sentence, or empty."""
+
+    job: Job
+    problem: str
+
+
+@dataclass(frozen=True)
+class TrainingWork:
+    """What every worker does: a session keeps the cached stream in memory from one job to the next.
+
+    ``threads``: for torch, None leaves them as they are. ``say`` takes the sentences of the runs, each once; None, in
+    worker processes: the first one prints them.
+    """
+
+    stages: Path
+    threads: int | None = None
+    say: Callable[[str], None] | None = None
+
+    def start(self, worker: int) -> Callable[[Job, Callable[[JobEnded], None], StopFlag], None]:
+        """See ``kdcache.workers.Work``."""
+        import torch
+
+        from kdcache.engine.log import say
+        from kdcache.runs.train import Session
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        session = Session(self.stages, _once(self.say or (say if worker == 0 else _silent)), bars=False)
+        return lambda job, emit, stop: emit(JobEnded(job, _train(job, session)))
 
 
 Listener = Callable[[Job, str], None]
@@ -48,17 +74,24 @@ def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener, 
     Raises:
         KdcacheError: a worker process died.
     """
-    if workers > 1 and len(jobs) > 1:
-        _run_processes(jobs, min(workers, len(jobs)), stages, listen)
-        return
-    session = _session(stages, say)
-    for job in jobs:
-        listen(job, _train(job, session))
+
+    def on_event(event: JobEnded) -> None:
+        listen(event.job, event.problem)
+
+    workers = min(workers, len(jobs))
+    if workers > 1:
+        work = TrainingWork(stages, max(1, cores() // workers))
+        Processes(work, workers, _on_death, interruptible=True).run(jobs, on_event, StopFlag())
+    else:
+        Serial(TrainingWork(stages, say=say)).run(jobs, on_event, StopFlag())
 
 
-def _session(stages: Path, say: Callable[[str], None]) -> Any:
-    from kdcache.runs.train import Session
+def _silent(text: str) -> None:
+    """Say nothing."""
 
+
+def _once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Say each sentence once."""
     said: set[str] = set()
 
     def once(text: str) -> None:
@@ -66,7 +99,7 @@ def _session(stages: Path, say: Callable[[str], None]) -> Any:
             said.add(text)
             say(text)
 
-    return Session(stages, once, bars=False)
+    return once
 
 
 def _train(job: Job, session: Any) -> str:
@@ -75,7 +108,7 @@ def _train(job: Job, session: Any) -> str:
     from kdcache.runs.train import Session, train
 
     if (job.folder / METRICS).exists():
-        session = Session(say=lambda _: None)
+        session = Session(say=_silent)
     try:
         train(**job.arguments, out=job.folder, session=session)
     except KdcacheError as error:
@@ -83,97 +116,10 @@ def _train(job: Job, session: Any) -> str:
     return ""
 
 
-def _worker(pipe: Connection, stages: Path, threads: int, talks: bool) -> None:
-    """A worker process: take jobs from the pipe until it closes, send back what went wrong."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C reaches the parent alone, which then ends this process with SIGTERM
-    import torch
-
-    from kdcache.engine.log import say
-
-    torch.set_num_threads(threads)
-    session = _session(stages, say if talks else lambda _: None)
-    try:
-        while True:
-            pipe.send(_train(pipe.recv(), session))
-    except (EOFError, ConnectionError):  # the parent has closed the pipe, or is dead
-        return
-
-
-class _Worker:
-    """The parent's end of a worker process."""
-
-    def __init__(self, stages: Path, threads: int, talks: bool) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, child = context.Pipe()
-        self.process = context.Process(target=_worker, args=(child, stages, threads, talks), daemon=True)
-        with without_main():
-            self.process.start()
-        child.close()
-        self.job: Job
-
-    def give(self, job: Job) -> None:
-        self.job = job
-        with contextlib.suppress(ConnectionError):  # it has just died, which its pipe will tell
-            self.pipe.send(job)
-
-    def end(self) -> None:
-        """Let it finish what it is saving, and go."""
-        self.pipe.close()
-        self.process.join()
-
-
-def _run_processes(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener) -> None:
-    queue = deque(jobs)
-    threads = max(1, cores() // workers)
-    crew: list[_Worker] = []
-    with _terminable():
-        try:
-            for number in range(workers):
-                crew.append(_Worker(stages, threads, talks=number == 0))
-                crew[-1].give(queue.popleft())
-            while crew:
-                ready = wait([worker.pipe for worker in crew])
-                for worker in [w for w in crew if w.pipe in ready]:
-                    try:
-                        problem = worker.pipe.recv()
-                    except (EOFError, ConnectionError):
-                        worker.process.join()
-                        raise KdcacheError(_death(worker)) from None
-                    listen(worker.job, problem)
-                    if queue:
-                        worker.give(queue.popleft())
-                    else:
-                        worker.end()
-                        crew.remove(worker)
-        finally:
-            for worker in crew:
-                worker.process.terminate()
-            for worker in crew:
-                worker.end()
-
-
-def _death(worker: _Worker) -> str:
-    code = worker.process.exitcode or 0
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return (
-        f"The process that trained {worker.job.label} died ({how}): check the free memory or take fewer workers; "
-        "the same command goes on."
+def _on_death(job: Job | None, events: Sequence[JobEnded], how: str) -> NoReturn:
+    """A death is of all: it is most often the memory, which the next process would lack, too."""
+    what = f"The process that trained {job.label}" if job else "A process"
+    when = "" if job else " before its first training"
+    raise KdcacheError(
+        f"{what} died ({how}){when}: check the free memory or take fewer workers; the same command goes on."
     )
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Inside, SIGTERM ends this process as an exception does, so that it can end its workers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
