@@ -32,6 +32,7 @@ from store_cases import (
 from kdcache.errors import OptionError, StoreError
 from kdcache.store import Cache, Record, commit_shard, inspect, update_index
 from kdcache.store.commit import shard_files
+from kdcache.store.fitted import fitted_clips, save_fitted
 from kdcache.store.layout import row_digest
 
 CODECS = [None, "zstd"]
@@ -279,3 +280,15 @@ def test_inspect_describes_cache_and_shard(cache):
     assert "1 shard(s), 6 clip(s)" in inspect(cache.path / "shard-00001.h5")
     with pytest.raises(StoreError, match="no shards here"):
         inspect(Path(__file__).parent)
+
+
+def test_what_weights_were_fitted_on_is_kept_once_and_damage_is_named(tmp_path):
+    first, second = "a" * 64, "b" * 64
+    save_fitted(tmp_path, {first: {"backbone": "vacnn", "fitted_on": ["x", "y"]}})
+    save_fitted(tmp_path, {first: {"backbone": "vacnn", "fitted_on": []}, second: {"fitted_on": ["z"]}})
+    assert fitted_clips(tmp_path, first) == ["x", "y"]  # named by content, so never written twice
+    assert fitted_clips(tmp_path, second) == ["z"]
+    assert fitted_clips(tmp_path, "c" * 64) == fitted_clips(tmp_path, None) == []
+    (tmp_path / "fitted" / f"{first}.json").write_text("[")
+    with pytest.raises(StoreError, match=rf"{first}.json: not the metadata of fitted weights"):
+        fitted_clips(tmp_path, first)

@@ -1,13 +1,10 @@
-"""Weights that were fitted on labelled clips: their facts are kept beside the shards, and leaks are told of."""
+"""Weights that were fitted on labelled clips: which a run uses, and warnings of leaked labels."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcache.files import atomic
 from kdcache.splits import SPLIT, held_out_clips
 from kdcache.streams.base import Stream, facts_of
 
@@ -16,11 +13,9 @@ if TYPE_CHECKING:
 
     from kdcache.backbones.metadata import FitMetadata
 
-FOLDER = "fitted"  # of a cache: <sha256 of the weights file>.json
-
 
 def fitted_weights(streams: Sequence[Stream], weights: Mapping[str, Any]) -> dict[str, FitMetadata]:
-    """SHA-256 → facts of every fitted weights file that the streams use."""
+    """SHA-256 → metadata of every fitted weights file that the streams use."""
     found: dict[str, FitMetadata] = {}
     for stream in streams:
         sha256 = stream.recipe.get("backbone", {}).get("weights", {}).get("sha256")
@@ -30,19 +25,6 @@ def fitted_weights(streams: Sequence[Stream], weights: Mapping[str, Any]) -> dic
         if facts is not None:
             found[sha256] = facts
     return found
-
-
-def keep_facts(out: Path, fitted: Mapping[str, FitMetadata]) -> None:
-    """Write ``out/fitted/<sha256>.json`` for each file, so that training can tell of leaks without the weights."""
-    from kdcache.store import clean
-
-    clean(out / FOLDER)
-    for sha256, facts in fitted.items():
-        path = out / FOLDER / f"{sha256}.json"
-        if path.exists():  # of the same bytes, so with the same facts
-            continue
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(facts.to_json(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def leaks(rows: pd.DataFrame, fitted: Mapping[str, FitMetadata]) -> list[str]:

@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import estimate_seconds
-from kdcache.extraction.fitted import fitted_weights, keep_facts, leaks
+from kdcache.extraction.fitted import fitted_weights, leaks
 from kdcache.extraction.plan import Plan, WorkUnit, fingerprint_sources, make_plan, sources_of
 from kdcache.extraction.worker import Computed, Done, Event, WorkerConfig
 from kdcache.manifest import read_manifest, validate
 from kdcache.runtime import cores, resolve_device
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
+from kdcache.store.fitted import save_fitted
 from kdcache.streams.base import Stream, StreamSettings, named, resolve
 from kdcache.workers import StopFlag, stop_on_signals
 
@@ -143,7 +144,7 @@ def extract(
         report.seconds = estimate_seconds(plan, config) / workers
         return report
     _check_disk(out, plan.bytes, codec)
-    keep_facts(out, fitted)
+    save_fitted(out, {sha256: metadata.to_json() for sha256, metadata in fitted.items()})
     _Run(rows, plan, report, bar).go(plan.units, config, workers)
     return report
 

@@ -28,7 +28,7 @@ class Choose(Protocol):
         ...
 
     def span(self, low: int, high: int) -> Choose:
-        """The choice for a clip that begins at frame ``low`` and ends before ``high``: it knows no other frames."""
+        """The choice for a clip from frame ``low`` to before ``high``; it depends on no other frames."""
         ...
 
 

@@ -113,7 +113,7 @@ def centred(joints: Joints, per_body: int, centre: int) -> Joints:
 
 
 def visible(joints: Joints, per_body: int) -> Joints:
-    """Leave out frames without anybody and bodies that are never seen; a sequence of zeros gives one frame of zeros."""
+    """Leave out frames without a body and bodies that are never seen; a sequence of zeros gives one frame of zeros."""
     bodies = joints[joints.any(axis=(1, 2))].reshape(-1, joints.shape[1] // per_body, per_body, 3)
     if not len(bodies):
         return np.zeros((1, per_body, 3), np.float32)

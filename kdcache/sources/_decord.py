@@ -44,7 +44,7 @@ def unsupported_reason(timeline: VideoTimeline) -> str | None:
 
 
 class DecordDecoder:
-    """Decodes frames of an ``VideoTimeline`` by index, forward."""
+    """Decodes frames of a ``VideoTimeline`` by index, forward."""
 
     name = "decord"
 

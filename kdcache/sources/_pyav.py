@@ -29,7 +29,7 @@ _of_parents: list[Any] = []  # containers opened before a fork: freeing one wait
 
 
 class PyAVDecoder:
-    """Decodes frames of an ``VideoTimeline`` by index, forward."""
+    """Decodes frames of a ``VideoTimeline`` by index, forward."""
 
     name = "pyav"
     version = av.__version__

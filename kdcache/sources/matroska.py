@@ -1,4 +1,4 @@
-"""Is a Matroska or WebM file all there? Its elements, walked from the first to the last without reading frames.
+"""Truncated Matroska or WebM files, found by their elements, walked from the first to the last without reading frames.
 
 After damage decoders go on at the next place that makes sense to them, and the frames in between are gone without a
 word. Walking the chain of lengths (RFC 8794 §6, RFC 9559 §5.1) finds where it breaks.

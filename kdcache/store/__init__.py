@@ -43,8 +43,9 @@ With plain h5py::
         flow = f["flow/data"][a:b].reshape(f["flow/shape"][0])                # [T − 1, H, W, 2]
 
 Beside the shards may lie ``failures.csv`` (clips that could not be extracted), ``damaged.csv`` (arrays that ``verify
---repair`` took out of use), ``*.damaged`` (shards that it renamed) and ``.*.partial`` (files being written; leftovers
-of dead writers are removed by the next extraction).
+--repair`` took out of use), ``*.damaged`` (shards that it renamed), ``fitted/<sha256>.json`` (what backbone weights
+were fitted on: ``kdcache.store.fitted``) and ``.*.partial`` (files being written; the next extraction removes those of
+writers that died).
 """
 
 from __future__ import annotations

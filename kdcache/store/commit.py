@@ -1,4 +1,4 @@
-"""Giving a finished shard its name, and clearing away what dead writers left."""
+"""Giving a finished shard its name, and removing temporary files of writers that died."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def partial_file(folder: Path) -> Iterator[Path]:
-    """Yield a temporary name for a shard, telling host and process; whatever lies there afterwards is removed."""
+    """Yield a temporary name for a shard, with host and process in it; a file left under it is removed."""
     path = folder / temporary_name("shard")
     try:
         yield path
@@ -100,7 +100,7 @@ def _alive(pid: int) -> bool:
 
 
 class Sink(io.RawIOBase):
-    """A file for HDF5 to write to that never fails in HDF5's sight.
+    """A file for HDF5 to write to that keeps an error instead of raising it within HDF5.
 
     HDF5 cannot give up a file that the disk refuses to take: it leaks the descriptor (and with it the space) and
     may crash the process later. So the first error is kept here, everything after it is dropped, and the caller

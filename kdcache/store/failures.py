@@ -29,7 +29,7 @@ def load_failures(out: Path) -> list[Failure]:
     if not path.exists():
         return []
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    table = table.reindex(columns=list(Failure._fields), fill_value="")  # lists written before keys were have none
+    table = table.reindex(columns=list(Failure._fields), fill_value="")  # a list written by hand may have none
     return [Failure(*row) for row in table.itertuples(index=False, name=None)]
 
 
