@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from kdcache.runs.run import Run
+from kdcache.runs.run import Run
 
 
 def evaluate(run: Run | str | Path, split: str | None = None, many_shot: int | None = None) -> dict[str, Any]:
@@ -20,6 +19,4 @@ def evaluate(run: Run | str | Path, split: str | None = None, many_shot: int | N
     Raises:
         OptionError: no run, one that has not finished, or an unknown split.
     """
-    from kdcache.runs.run import Run
-
     return (run if isinstance(run, Run) else Run(run)).evaluate(split, many_shot)

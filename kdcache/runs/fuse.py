@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
-
-if TYPE_CHECKING:
-    from kdcache.methods.contract import Measure
-    from kdcache.runs.run import Run
+from kdcache.methods import method
+from kdcache.methods.contract import Measure
+from kdcache.runs.config import build
+from kdcache.runs.run import Run
 
 
 def fuse(
@@ -37,8 +37,6 @@ def fuse(
     Raises:
         OptionError: no run, runs that differ in target, classes, held-out examples or levels, or an unknown split.
     """
-    from kdcache.runs.run import Run
-
     opened = [run if isinstance(run, Run) else Run(run) for run in runs]
     if not opened:
         raise OptionError("Name at least one run to fuse.")
@@ -121,9 +119,6 @@ def _by_example(mean: NDArray[np.float64], answers: _Answers) -> NDArray[np.floa
 
 def _measure(run: Run) -> Measure:
     """How the run's method measures what it answers."""
-    from kdcache.methods import method
-    from kdcache.runs.config import build
-
     module = method(run.settings.method)
     options = build(module.Options, run.resolved["options"])
     measure: Measure = module.predictor(options, run.prepared.data).measure

@@ -24,6 +24,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdcache.data.prepare import prepare
 from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.log import logger
@@ -214,8 +215,6 @@ def _differing(comparison: Comparison) -> str:
 
 def _unvalidated(comparison: Comparison, common: Mapping[str, Any], columns: SplitColumns) -> str:
     """Where validation clips are missing, in words; empty: nowhere."""
-    from kdcache.data.prepare import prepare
-
     known = {field.name for field in fields(Settings)}
     seen: set[Settings] = set()
     for row in comparison.runnable:
