@@ -14,7 +14,7 @@ UPWARD = {
     "kdcache/methods/fit_options.py": {"kdcache.runs.config"},
 }
 CIRCLES_OF_ROOMS = [["data", "engine", "methods", "runs"]]  # by the three above
-LOGIC = {"kdcache/cli/__init__.py", "kdcache/demo/__init__.py", "kdcache/methods/__init__.py"}
+LOGIC = {"kdcache/methods/__init__.py"}
 CLASSES = {"Options", "Settings", "Stream", "_Objective", "_Run", "_Worker"}
 
 FORBIDDEN = {

@@ -1,49 +1,5 @@
 """The command line: parse, call the Python function of the same name, print."""
 
-from __future__ import annotations
+from kdcache.cli.root import main
 
-import logging
-import sys
-
-import click
-
-from kdcache import __version__
-from kdcache.cli import ablate, cache, evaluate, extract, fit, predict, sources, train
-from kdcache.cli.common import Group
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-@click.group(cls=Group, context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="kdcache")
-def main() -> None:
-    """Extract frozen video features once, then train distillation heads on them as often as you like.
-
-    \b
-    Example:
-      kdcache demo
-      kdcache extract --manifest clips.csv --root videos/ --layer mixed4a
-      kdcache train anticipation --shards out/
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-
-
-for command in (
-    extract.extract,
-    extract.make_manifest,
-    cache.inspect,
-    cache.verify,
-    cache.reindex,
-    cache.show,
-    sources.check,
-    sources.idt,
-    sources.list_datasets,
-    sources.weights,
-    fit.fit,
-    train.train,
-    evaluate.evaluate,
-    predict.predict,
-    ablate.ablate,
-    train.demo,
-):
-    main.add_command(command)
+__all__ = ["main"]

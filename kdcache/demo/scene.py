@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
 from kdcache.files import atomic
+from kdcache.manifest import write_manifest
 
 CLASSES = ("push left", "push right", "lift", "lower", "turn", "shake")
 WIDTH, HEIGHT, FPS, FRAMES = 160, 120, 15, 48
@@ -47,8 +48,6 @@ def make_dataset(folder: Path, clips_per_class: int = 12, seed: int = 0) -> pd.D
     Returns:
         The manifest: two rows a video, ``observed`` (before the contact) and ``action``.
     """
-    from kdcache.manifest import write_manifest
-
     mark = folder / "seed"
     if mark.exists() and mark.read_text() != str(seed):
         raise OptionError(
