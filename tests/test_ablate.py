@@ -357,7 +357,7 @@ def test_the_folder_holds_all_that_was_promised(compared):
     tables = {"table.md", "results.csv", "tests.csv", "tuning.csv", "ablation.json"}
     assert names == tables | {"curve.png", "training.png", "gain.png", "confusion.png", "stages", *ROWS}
     assert (compared.path / "table.md").read_text() == str(compared)
-    assert "Chosen of 2 trials by auc" in compared.text
+    assert "Selected from 2 trials by auc" in compared.text
     for name in ("curve", "training", "gain", "confusion"):
         with Image.open(compared.path / f"{name}.png") as picture:
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20, name

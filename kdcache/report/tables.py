@@ -149,12 +149,12 @@ def tests_table(tests: pd.DataFrame, weights: str) -> list[str]:
 
 
 def tuning_table(tuned: pd.DataFrame, metric: str) -> list[str]:
-    """What each row chose, with a line of its own on top."""
+    """The settings that were selected for each row; above it a line that says how."""
     count, by = tuned["trial"].nunique(), ["row"]
     if len(tuned[["row", "split_column"]].drop_duplicates()) > tuned["row"].nunique():
         by.append("split_column")
-    lines = [f"Chosen of {count} trials by {metric} on validation clips" + " of each split" * (len(by) - 1), ""]
-    lines += [f"| {' | '.join(by)} | trial | lr | epochs | score | its own settings |", "| --- " * (len(by) + 5) + "|"]
+    lines = [f"Selected from {count} trials by {metric} on validation clips" + " of each split" * (len(by) - 1), ""]
+    lines += [f"| {' | '.join(by)} | trial | lr | epochs | score | score of its own settings |", "| --- " * (len(by) + 5) + "|"]
     for names, part in tuned.groupby(by, sort=False):
         best, own = part[part["chosen"]].iloc[0], part[part["trial"] == 0].iloc[0]
         shown = " | ".join(str(best[name]) for name in ("trial", "lr", "epochs"))
