@@ -154,7 +154,8 @@ def tuning_table(tuned: pd.DataFrame, metric: str) -> list[str]:
     if len(tuned[["row", "split_column"]].drop_duplicates()) > tuned["row"].nunique():
         by.append("split_column")
     lines = [f"Selected from {count} trials by {metric} on validation clips" + " of each split" * (len(by) - 1), ""]
-    lines += [f"| {' | '.join(by)} | trial | lr | epochs | score | score of its own settings |", "| --- " * (len(by) + 5) + "|"]
+    header = [*by, "trial", "lr", "epochs", "score", "score of its own settings"]
+    lines += [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
     for names, part in tuned.groupby(by, sort=False):
         best, own = part[part["chosen"]].iloc[0], part[part["trial"] == 0].iloc[0]
         shown = " | ".join(str(best[name]) for name in ("trial", "lr", "epochs"))
