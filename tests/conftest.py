@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-# Without this, hypothesis writes the examples that it tried into the current folder, which need not be writable.
 settings.register_profile("kdcache", database=None)
 settings.load_profile("kdcache")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep hypothesis from writing into the current folder, which need not be writable."""
+    folder = tempfile.TemporaryDirectory(prefix="hypothesis-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder.name
 
 
 NEED_CLIPS = "need real clips"
