@@ -132,7 +132,7 @@ def free_bytes(device: torch.device) -> int:
     free = [_available(), _container()]
     known = [value for value in free if value is not None]
     if not known:
-        raise OptionError("The free memory of this system cannot be told: set hold=0 to read from the shards.")
+        raise OptionError("The free memory of this system is unknown: set memory_fraction=0 to read from the shards.")
     return min(known)
 
 
