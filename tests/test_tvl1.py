@@ -310,6 +310,7 @@ def test_the_function_stays_the_function_after_its_module_is_imported():
     import kdcache.motion.tv_l1.cpu  # noqa: F401
 
     assert motion.tvl1 is tvl1
+    assert {*motion.__all__} <= {*dir(motion)}
     with pytest.raises(AttributeError, match="tvl2"):
         motion.tvl2  # noqa: B018
 
