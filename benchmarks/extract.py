@@ -28,25 +28,28 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
     import torch
 
     from kdcache.extraction.features import Backbones
-    from kdcache.extraction.motion import ClipInputs
     from kdcache.extraction.plan import WorkUnit, fingerprint_sources, make_plan
-    from kdcache.extraction.worker import WorkerConfig, decoded, prepared, run_unit
-    from kdcache.streams.base import StreamSettings, resolve
+    from kdcache.extraction.worker import ClipInputs, WorkerConfig, decoded, prepared, run_unit
+    from kdcache.streams.backbone import BackboneStream
+    from kdcache.streams.registry import resolve
+    from kdcache.streams.settings import StreamSettings
 
     chosen = StreamSettings.of(settings)
     streams = resolve([STREAM], chosen, WEIGHTS)
+    (stream,) = streams
+    assert isinstance(stream, BackboneStream)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         prints, paths = fingerprint_sources(rows["source"].unique().tolist(), root, out / "sources.csv")
         tasks = [t for u in make_plan(rows, rows["source"], streams, prints, paths, {}, {}).units for t in u.tasks]
         unit = WorkUnit((STREAM,), tuple(tasks))
         threads = torch.get_num_threads()
-        config = WorkerConfig(out, tuple(streams), WEIGHTS, "cpu", None, threads, "auto", None)
-        nets = Backbones(streams, WEIGHTS, "cpu", None)
+        config = WorkerConfig(out, tuple(streams), "cpu", None, threads, None)
+        nets = Backbones(streams, "cpu", None)
         stop = threading.Event()
 
         def inputs() -> Iterator[ClipInputs]:
-            for item in prepared(decoded(unit, streams, config, stop), streams, config):
+            for item in prepared(decoded(unit, streams, config, stop), streams):
                 if isinstance(item, ClipInputs):
                     yield item
 
@@ -55,7 +58,7 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
         return common.compare(
             {
                 "decode": lambda: sum(1 for _ in inputs()),
-                "backbone": lambda: [nets.features([clip], streams[0]) for clip in ready],
+                "backbone": lambda: [nets.features([clip.inputs[STREAM]], stream) for clip in ready],
                 "all": lambda: run_unit(unit, config, nets, lambda event: None, stop),
             },
             repeat=repeat,

@@ -19,7 +19,8 @@ from kdcache.extraction.run import extract
 from kdcache.manifest import read_manifest, write_manifest
 from kdcache.recipe import clip_key
 from kdcache.store.index import update_index
-from kdcache.streams.base import StreamSettings, resolve
+from kdcache.streams.registry import resolve
+from kdcache.streams.settings import StreamSettings
 
 CLIPS, SOURCES = 50_000, 700  # EPIC-KITCHENS-100 in size
 STREAMS = ["i3d-rgb/mixed4a", "i3d-flow/mixed4a"]

@@ -6,6 +6,7 @@ empty because F < N, the last observed frame stands in; before any is observed, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -38,6 +39,11 @@ class LevelSpec:
     def to_recipe(self) -> dict[str, Any]:
         """As it stands in a recipe."""
         return asdict(self)
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any]) -> LevelSpec:
+        """The levels that ``to_recipe`` wrote."""
+        return cls(**recipe)
 
 
 def level_spans(frames: int, levels: int = 10, mode: Mode = "segment") -> NDArray[np.int32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -42,6 +43,11 @@ class Sampling:
     def to_recipe(self) -> dict[str, Any]:
         """The rule as it stands in a recipe."""
         return asdict(self)
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any]) -> Sampling:
+        """The rule that ``to_recipe`` wrote."""
+        return cls(**recipe)
 
 
 def clip_range(times: NDArray[np.float64], start_s: float, stop_s: float) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -63,6 +64,11 @@ class Views:
     def to_recipe(self) -> dict[str, Any]:
         """The views as they stand in a recipe."""
         return {**asdict(self), "resize": self.short_side, "names": list(self.names)}
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any]) -> Views:
+        """The views that ``to_recipe`` wrote; ``resize`` is then a number, whatever it was left to be."""
+        return cls(recipe["size"], recipe["resize"], tuple(recipe["names"]))
 
 
 def box(name: str, height: int, width: int, views: Views) -> Box:

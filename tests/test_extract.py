@@ -16,11 +16,11 @@ from kdcache.demo.scene import make_dataset
 from kdcache.errors import ClipError, DeviceError, OptionError, SourceError, StoreError
 from kdcache.extraction import features as features_module
 from kdcache.extraction import run as run_module
-from kdcache.extraction.frames import flow_pairs
 from kdcache.sampling import Sampling, sample
 from kdcache.sources import open_source
 from kdcache.store import load_index
 from kdcache.store.failures import load_failures
+from kdcache.streams.video import flow_pairs
 from kdcache.views import Views, cut, resize_short_side
 
 STREAM = "i3d-rgb/mixed4a"
@@ -78,7 +78,7 @@ def test_an_unchanged_second_call_opens_nothing(clean_run, dataset, monkeypatch)
     def refuse(*args, **kwargs):
         raise AssertionError("a source was opened")
 
-    monkeypatch.setattr("kdcache.extraction.worker.open_source", refuse)
+    monkeypatch.setattr("kdcache.streams.video.open_source", refuse)
     before = (clean_run / "manifest.csv").stat().st_mtime_ns
     report = kdcache.extract(dataset / "clips.csv", root=dataset, out=clean_run, streams=[STREAM], **SMALL)
     assert (report.cached, report.extracted, report.sources) == (12, 0, 0)
@@ -250,7 +250,8 @@ def test_features_that_are_not_finite_fail_their_clip(dataset, rows, tmp_path, m
 
 
 def test_overflow_of_the_stored_type_is_an_error_not_infinity():
-    from kdcache.streams.base import StreamSettings, resolve
+    from kdcache.streams.registry import resolve
+    from kdcache.streams.settings import StreamSettings
 
     (stream,) = resolve([STREAM], StreamSettings(size=32, frames=8), {"i3d-rgb": "random:0"})
     result = features_module._checked(np.full((1, 2), 1e5, np.float32), stream)

@@ -262,7 +262,7 @@ class FatalWork(ExtractionWork):
     """Work in which one video kills the worker as a decoder's crash would."""
 
     def start(self, worker: int):
-        from kdcache.extraction import worker as module
+        from kdcache.streams import video as module
 
         real = module.open_source
 

@@ -14,12 +14,13 @@ import kdcache
 from kdcache import backbones
 from kdcache.backbones.weights import Choice
 from kdcache.errors import OptionError
-from kdcache.extraction.frames import flow_pairs, request_frames
-from kdcache.extraction.plan import Task
 from kdcache.levels import level_frames, level_spans
 from kdcache.motion import tvl1
 from kdcache.motion.flow_image import quantise
-from kdcache.streams.base import StreamSettings, resolve
+from kdcache.streams.base import ClipSpan
+from kdcache.streams.registry import resolve
+from kdcache.streams.settings import StreamSettings
+from kdcache.streams.video import flow_pairs
 from kdcache.views import Views, cut
 
 SIDE = 40  # short side of the pictures, so that nothing is resized
@@ -126,15 +127,14 @@ def test_no_level_takes_a_frame_after_its_end(mode, fps, backbone):
         high = count if math.isnan(stop) else round(stop * 25)
         settings = StreamSettings(levels=6, progress=mode, fps=fps, anchor="last")
         (stream,) = resolve([f"{backbone}/{layer}"], settings, weights)
-        task = Task({"clip_id": "a"}, "a", "", start, stop, {})
-        request = request_frames(task, [stream], times)
-        frames = request.indices[stream.name].reshape(6, -1)
+        request = stream.request(times, ClipSpan("a", start, stop))
+        frames = request.indices.reshape(6, -1)
         spans = low + level_spans(high - low, 6, mode)
         assert frames.shape[1] == stream.sampling.frames
         assert (frames >= spans[:, :1]).all()
         assert (frames < spans[:, 1:]).all()
-        if stream.needs_flow:
-            pairs = request.pairs[stream.name].reshape(6, -1)
+        if stream.bound is not None:
+            pairs = request.pairs.reshape(6, -1)
             assert pairs.shape[1] == 2 * stream.stack * stream.sampling.frames
             assert (pairs >= spans[:, :1]).all()
             assert (pairs < spans[:, 1:]).all()
@@ -143,8 +143,8 @@ def test_no_level_takes_a_frame_after_its_end(mode, fps, backbone):
 def test_levels_of_even_sampling_are_the_published_frames():
     (stream,) = resolve(["tsm/clip"], StreamSettings(levels=10), {"tsm": "random:0"})
     for count in (160, 83, 12):
-        request = request_frames(Task({"clip_id": "a"}, "a", "", NAN, NAN, {}), [stream], np.arange(count) / 25)
-        assert request.indices["tsm/clip"].tolist() == level_frames(count, 10, 8).ravel().tolist()
+        request = stream.request(np.arange(count) / 25, ClipSpan("a", NAN, NAN))
+        assert request.indices.tolist() == level_frames(count, 10, 8).ravel().tolist()
 
 
 # ---- TSM

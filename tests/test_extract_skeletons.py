@@ -20,7 +20,8 @@ from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.skeletons.image import NTU_LIMITS, Imaging, centred, level_images, skeleton_image, turn
 from kdcache.skeletons.jhmdb import clips_of
 from kdcache.store.failures import load_failures
-from kdcache.streams.base import StreamSettings, resolve
+from kdcache.streams.registry import resolve
+from kdcache.streams.settings import StreamSettings
 
 STREAM, EARLY = "vacnn/pool", "vacnn/layer1"  # the second costs less, and does where only what goes in matters
 CALL = {"weights": {"vacnn": "random:0"}, "streams": [STREAM], "levels": 3, "bar": False, "device": "cpu"}

@@ -17,16 +17,17 @@ from make_videos import pictures, write
 
 import kdcache
 from kdcache import backbones
+from kdcache.backbones.weights import Choice
 from kdcache.cli import main
 from kdcache.errors import ClipError, OptionError, SourceError, WeightsError
-from kdcache.extraction.frames import read_clips
-from kdcache.extraction.motion import FlowMemory, prepare
 from kdcache.manifest import validate
 from kdcache.runs.online import streaming
 from kdcache.runs.online.recipes import find_weights, restore
-from kdcache.sources import open_source
+from kdcache.skeletons import open_skeleton
 from kdcache.sources.video import VideoSource
-from kdcache.streams.base import StreamSettings, resolve
+from kdcache.streams.base import ClipSpan
+from kdcache.streams.registry import resolve
+from kdcache.streams.settings import StreamSettings
 
 VIDEO, SCORES, JOINTS = "tsm/clip", "tsm/logits", "vacnn/pool"
 START, STOP = 0.2, 1.0  # frames 5 to 24 at 25 frames a second
@@ -138,9 +139,9 @@ def test_a_skeleton_file_and_what_follows_in_it(train, folder, tmp_path):
     cut = 20 * 9  # the clip's frames are 3 to 14, half of it ends before frame 9
     (tmp_path / "other.txt").write_text("".join(lines[:cut] + other[cut:]))
     cache = kdcache.Cache(folder / "out.txt")
-    stream = restore(JOINTS, cache.recipe(JOINTS), "random:0")
+    stream = restore(JOINTS, cache.recipe(JOINTS), Choice(seed=0))
     first, second = (
-        list(streaming.stream_features(stream, streaming.ClipSpan(path, START, STOP), "random:0", "cpu"))
+        list(streaming.stream_features(stream, ClipSpan(path, START, STOP), "cpu"))
         for path in (folder / "c.txt", tmp_path / "other.txt")
     )
     assert [p.seconds for p in told] == [s.seconds for s in first] == pytest.approx([9 / 15, 15 / 15])
@@ -161,20 +162,19 @@ def test_joined_streams(train, folder):
 def test_levels_alone_are_those_of_the_clip_to_the_bit(folder, name, mode):
     settings = StreamSettings(levels=3, progress=mode, size=32, resize=32, frames=8, views=("centre", "tl-flip"))
     stream = resolve([name], settings, {name.partition("/")[0]: "random:0"})[0]
-    clip = streaming.ClipSpan(folder / "a.mp4", START, STOP)
-    with open_source(clip.path) as source:
-        (whole,) = read_clips(source, [streaming._task(clip)], [stream])
-    expected = prepare(whole, [stream], FlowMemory(1)).inputs[name][:3]  # of the first view
-    levels = [level.inputs[name] for _, level in streaming._frames(stream, streaming._one(stream), clip)]
+    clip = ClipSpan(folder / "a.mp4", START, STOP)
+    ((_, whole),) = stream.read([clip], [stream], 1)
+    expected = stream.compute(whole)[:3]  # of the first view
+    levels = [level for _, level in stream.level_inputs(clip, 1)]
     assert np.array_equal(np.concatenate(levels), expected)
 
 
 def test_skeletons_of_single_parts(folder):
     settings = StreamSettings(levels=3, progress="segment", rotations=1, skeleton="float_bilinear")
     stream = resolve([JOINTS], settings, RANDOM)[0]
-    clip = streaming.ClipSpan(folder / "a.txt", START, STOP)
-    skeleton = streaming.open_skeleton(clip.path).span(START, STOP)
-    levels = [level.inputs[JOINTS][0, 0] for _, level in streaming._joints(stream, streaming._one(stream), clip)]
+    clip = ClipSpan(folder / "a.txt", START, STOP)
+    skeleton = open_skeleton(clip.path).span(START, STOP)
+    levels = [level[0, 0] for _, level in stream.level_inputs(clip, 1)]
     assert np.array_equal(levels, stream.imaging.images(skeleton, 0)[0])
 
 
@@ -184,13 +184,13 @@ def test_a_recipe_leads_back_to_its_stream(name, given):
     settings = StreamSettings.of({"levels": 7, "fps": 12.5, "anchor": "last", "size": 96, "decoder": "pyav", **given})
     weights = {name.partition("/")[0]: "random:3"}
     stream = resolve([name], settings, weights)[0]
-    assert restore(name, stream.recipe, "random:3") == replace(
+    assert restore(name, stream.recipe, Choice(seed=3)) == replace(
         stream, views=replace(stream.views, resize=stream.short_side)
     )
     with pytest.raises(OptionError, match=r"cached by other rules .*version: 0 → "):
-        restore(name, {**stream.recipe, "version": 0}, "random:3")
+        restore(name, {**stream.recipe, "version": 0}, Choice(seed=3))
     with pytest.raises(OptionError, match="without degrees of progress"):
-        restore(name, resolve([name], StreamSettings(), weights)[0].recipe, "random:3")
+        restore(name, resolve([name], StreamSettings(), weights)[0].recipe, Choice(seed=3))
 
 
 def test_weights_are_found_by_digest_and_others_are_refused(tmp_path, monkeypatch):
@@ -202,13 +202,13 @@ def test_weights_are_found_by_digest_and_others_are_refused(tmp_path, monkeypatc
     wrong.write_bytes(b"wrong")
     known = {"sha256": hashlib.sha256(b"right").hexdigest()}
     recipes = {VIDEO: {"stream": VIDEO, "backbone": {"name": "tsm-resnet50", "weights": known}}}
-    assert find_weights(recipes, {"tsm": right}, None) == {VIDEO: right}
-    assert find_weights(recipes, None, str(right)) == {VIDEO: str(right)}
+    assert find_weights(recipes, {"tsm": right}, None) == {VIDEO: Choice(right)}
+    assert find_weights(recipes, None, str(right)) == {VIDEO: Choice(right)}
     for of_run in (None, str(wrong), str(tmp_path / "absent.pt")):
         with pytest.raises(WeightsError, match=r"not among those of .*--weights tsm-resnet50=FILE"):
             find_weights(recipes, None, of_run)
     kept = shutil.copy(right, tmp_path / "weights" / "any.name")
-    assert find_weights(recipes, None, str(wrong)) == {VIDEO: kept}
+    assert find_weights(recipes, None, str(wrong)) == {VIDEO: Choice(Path(kept))}
     with pytest.raises(WeightsError, match=r"wrong\.pt is not what tsm/clip was computed with \(sha256"):
         find_weights(recipes, wrong, None)
     with pytest.raises(OptionError, match="Unknown backbone of the run 'vacnn'"):

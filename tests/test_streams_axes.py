@@ -13,7 +13,8 @@ from kdcache import backbones
 from kdcache.errors import OptionError
 from kdcache.streams import axes_of, has_levels, view_names
 from kdcache.streams.axes import check_axes
-from kdcache.streams.base import StreamSettings, resolve
+from kdcache.streams.registry import resolve
+from kdcache.streams.settings import StreamSettings
 
 WEIGHTS = dict.fromkeys(backbones.names(), "random:0")
 

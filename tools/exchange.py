@@ -26,7 +26,8 @@ from kdcache.store.failures import FILE, Failure, load_failures, save_failures
 from kdcache.store.layout import row_digest
 from kdcache.store.validate import check_streams
 from kdcache.streams.axes import axes_of, check_axes
-from kdcache.streams.base import DENSE
+from kdcache.streams.registry import KINDS
+from kdcache.streams.video import DenseStream
 
 STAGE = "import"  # in failures.csv
 FRAMES = "frames"  # column of an export's manifest: the source frames of each clip, as 12 13 13
@@ -95,7 +96,7 @@ def imported_recipe(
         StoreError: the name has odd characters.
     """
     check_streams([stream])
-    if stream in DENSE:
+    if any(kind.accepts(stream) for kind in KINDS if issubclass(kind, DenseStream)):
         raise OptionError(
             f"--stream {stream}: kept for what kdcache extracts itself; write for example rulstm/{stream}."
         )

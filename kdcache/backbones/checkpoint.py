@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdcache.backbones.base import Backbone
 from kdcache.backbones.metadata import read_metadata
 from kdcache.backbones.spec import Weights
-from kdcache.backbones.weights import resolve
+from kdcache.backbones.weights import Choice, resolve
 from kdcache.errors import WeightsError
 
 State = dict[str, Tensor]
@@ -27,7 +27,7 @@ _COUNTER = "num_batches_tracked"  # absent from checkpoints older than PyTorch 0
 
 
 def load(
-    name: str, make: Callable[[int | None], Backbone], weights: Weights = None, num_classes: int | None = None
+    name: str, make: Callable[[int | None], Backbone], weights: Weights | Choice = None, num_classes: int | None = None
 ) -> Backbone:
     """The backbone that ``make(num_classes)`` gives, with the weights that ``weights`` means; see ``build``."""
     choice = resolve(name, weights)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdcache.backbones.base import Backbone
+    from kdcache.backbones.weights import Choice
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def weights_id(name: str, weights: Weights = None) -> dict[str, Any]:
     return resolve(canonical(name), weights).identity()
 
 
-def build(name: str, weights: Weights = None, num_classes: int | None = None) -> Backbone:
+def build(name: str, weights: Weights | Choice = None, num_classes: int | None = None) -> Backbone:
     """Backbone ``name`` with its weights, in evaluation mode, on the CPU in float32.
 
     Args:

@@ -44,12 +44,15 @@ class Choice:
         return {"sha256": weights_digest(self.path)}
 
 
-def resolve(name: str, weights: Weights = None) -> Choice:
+def resolve(name: str, weights: Weights | Choice = None) -> Choice:
     """The weights that ``weights`` means for backbone ``name``: ``"random:SEED"``, a file, or None = published ones.
+    A choice that was made before stays.
 
     Published ones that are not on this machine yet are fetched. Raises ``OptionError`` for a malformed random spec,
     ``WeightsError`` where no file is found or reached.
     """
+    if isinstance(weights, Choice):
+        return weights
     text = os.fspath(weights) if weights is not None else ""
     row = TABLE.get(name)
     if weights is None and row is not None and not any((folder / row.file).is_file() for folder in folders()):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from kdcache.extraction.motion import ClipInputs
 from kdcache.extraction.plan import Plan, WorkUnit
-from kdcache.extraction.worker import WorkerConfig, decoded, prepared
+from kdcache.extraction.worker import ClipInputs, WorkerConfig, decoded, prepared
+from kdcache.streams.backbone import BackboneStream
 
 
 def estimate_seconds(plan: Plan, config: WorkerConfig) -> float:
@@ -15,7 +15,7 @@ def estimate_seconds(plan: Plan, config: WorkerConfig) -> float:
     from kdcache.extraction.features import Backbones
 
     total = 0.0
-    nets = Backbones(config.streams, config.weights, config.device, config.batch) if plan.units else None
+    nets = Backbones(config.streams, config.device, config.batch) if plan.units else None
     for names in {unit.streams for unit in plan.units}:
         tasks = [t for unit in plan.units if unit.streams == names for t in unit.tasks]
         streams = [s for s in config.streams if s.name in names]
@@ -24,11 +24,11 @@ def estimate_seconds(plan: Plan, config: WorkerConfig) -> float:
         for task in (tasks[0], tasks[-1]):
             begin = time.perf_counter()
             unit = WorkUnit(names, (task,))
-            clips = list(prepared(decoded(unit, streams, config, threading.Event()), streams, config))
+            clips = list(prepared(decoded(unit, streams, config, threading.Event()), streams))
             ready = [c for c in clips if isinstance(c, ClipInputs)]
             for stream in streams:
-                if ready and stream.kind == "feature" and nets is not None:
-                    nets.features(ready, stream)
+                if ready and isinstance(stream, BackboneStream) and nets is not None:
+                    nets.features([clip.inputs[stream.name] for clip in ready], stream)
             taken.append(time.perf_counter() - begin)
         total += taken[-1] * len(tasks)
     return total

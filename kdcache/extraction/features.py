@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from kdcache import backbones
 from kdcache.errors import ClipError
-from kdcache.extraction.motion import ClipInputs
-from kdcache.streams.base import Stream, level_shape
+from kdcache.streams.backbone import BackboneStream
+from kdcache.streams.base import Stream
 
 log = logging.getLogger("kdcache")
 
@@ -27,29 +27,27 @@ class Backbones:
     which clips share its batch.
     """
 
-    def __init__(self, streams: Sequence[Stream], weights: Mapping[str, Any], device: str, batch: int | None) -> None:
+    def __init__(self, streams: Sequence[Stream], device: str, batch: int | None) -> None:
         self.device = device
         self.batch = batch or (1 if device == "cpu" else 8)
-        self._streams = [s for s in streams if s.kind == "feature"]
-        nets = {
-            name: backbones.build(name, weights=weights.get(name))
-            for name in {s.backbone for s in self._streams if s.backbone}
-        }
+        ours = [s for s in streams if isinstance(s, BackboneStream)]
+        nets = {(s.backbone, s.weights): None for s in ours}
+        built = {key: backbones.build(*key) for key in nets}
         self._compute: dict[str, Compute] = {
-            s.name: backbones.frozen(
-                nets[str(s.backbone)], str(s.layer), precision=s.recipe["backbone"]["precision"], device=device
-            )
-            for s in self._streams
+            s.name: backbones.frozen(built[s.backbone, s.weights], s.layer, precision=s.precision, device=device)
+            for s in ours
         }
 
-    def features(self, clips: Sequence[ClipInputs], stream: Stream) -> list[NDArray[Any] | ClipError]:
-        """Features [V, …] (with levels [V, N, …]) of each clip in the stream's dtype, or why a clip has none."""
-        segments = np.concatenate([clip.inputs[stream.name] for clip in clips])
-        out = self._run(segments, self._compute[stream.name])
-        if stream.progress is not None:  # each level was a segment
-            out = out.reshape(-1, stream.progress.levels, *level_shape(out.shape[1:]))
-        views = len(out) // len(clips)
-        return [_checked(out[i * views : (i + 1) * views], stream) for i in range(len(clips))]
+    def features(self, inputs: Sequence[NDArray[Any]], stream: BackboneStream) -> list[NDArray[Any] | ClipError]:
+        """Features [V, …] (with levels [V, N, …]) of each clip in the stream's dtype, or why a clip has none.
+
+        Args:
+            inputs: of each clip, what the stream's ``compute`` gave, [segments, …].
+            stream: which.
+        """
+        out = stream.assemble(self._run(np.concatenate(inputs), self._compute[stream.name]))
+        views = len(out) // len(inputs)
+        return [_checked(out[i * views : (i + 1) * views], stream) for i in range(len(inputs))]
 
     def _run(self, segments: NDArray[Any], compute: Compute) -> NDArray[np.float32]:
         done: list[NDArray[np.float32]] = []
@@ -77,11 +75,11 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _checked(features: NDArray[np.float32], stream: Stream) -> NDArray[Any] | ClipError:
+def _checked(features: NDArray[np.float32], stream: BackboneStream) -> NDArray[Any] | ClipError:
     """Cast to the stored dtype; NaN, infinity and overflow are the clip's failure, never silent."""
     if not np.isfinite(features).all():
         return ClipError(f"{stream.name} gave NaN or infinite values; check the clip and the checkpoint.")
-    dtype = np.dtype(stream.recipe["dtype"])
+    dtype = np.dtype(stream.dtype)
     peak = float(np.abs(features).max(initial=0.0))
     if peak > float(np.finfo(dtype).max):
         return ClipError(f"{stream.name} reaches {peak:.3g}, beyond {dtype}; extract with --dtype float32.")

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from kdcache.backbones.metadata import FitMetadata, read_metadata
 from kdcache.splits import SPLIT, held_out_clips
-from kdcache.streams.base import Stream, facts_of
+from kdcache.streams.backbone import BackboneStream
+from kdcache.streams.base import Stream
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kdcache.backbones.metadata import FitMetadata
 
-
-def fitted_weights(streams: Sequence[Stream], weights: Mapping[str, Any]) -> dict[str, FitMetadata]:
+def fitted_weights(streams: Sequence[Stream]) -> dict[str, FitMetadata]:
     """SHA-256 → metadata of every fitted weights file that the streams use."""
     found: dict[str, FitMetadata] = {}
     for stream in streams:
-        sha256 = stream.recipe.get("backbone", {}).get("weights", {}).get("sha256")
-        if sha256 is None or sha256 in found or stream.backbone is None:
+        if not isinstance(stream, BackboneStream) or stream.weights.path is None:
             continue
-        facts = facts_of(stream.backbone, weights.get(stream.backbone))
-        if facts is not None:
+        sha256 = stream.weights.identity()["sha256"]
+        if sha256 not in found and (facts := read_metadata(stream.weights.path)) is not None:
             found[sha256] = facts
     return found
 

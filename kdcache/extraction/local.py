@@ -29,7 +29,7 @@ class ExtractionWork:
 
         config = self.config
         torch.set_num_threads(config.threads)
-        nets = Backbones(config.streams, config.weights, config.device, config.batch)
+        nets = Backbones(config.streams, config.device, config.batch)
         return lambda unit, emit, stop: run_unit(unit, config, nets, emit, stop)
 
 

@@ -12,18 +12,12 @@ import numpy as np
 import pandas as pd
 
 from kdcache.errors import KdcacheError, SourceError
-from kdcache.manifest import skeletons_of
 from kdcache.recipe import clip_key
 from kdcache.store.failures import Failure
-from kdcache.streams.base import Stream
+from kdcache.streams.base import ClipSpan, Stream
 
 SHARD_BYTES = 256 * 2**20  # a shard closes at about this size …
 SHARD_SECONDS = 300.0  # … or after this much work, whichever comes first
-
-_ASSUMED_CLIP_S = 10.0  # size estimates only: a clip without a stop, read at …
-_ASSUMED_FPS = 30.0  # … this rate
-_ASSUMED_ASPECT = 4 / 3
-_JPEG_SHARE = 0.12  # JPEG bytes per raw byte at quality 95
 
 
 @dataclass(frozen=True)
@@ -41,6 +35,12 @@ class Task:
     def clip_id(self) -> str:
         """The manifest's ``clip_id``."""
         return str(self.row["clip_id"])
+
+    @property
+    def span(self) -> ClipSpan:
+        """What streams know of the clip."""
+        fps = self.row.get("fps")
+        return ClipSpan(self.path, self.start_s, self.stop_s, float(fps) if fps else None, self.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,6 @@ class Plan:
     def sources(self) -> int:
         """Number of sources to open."""
         return len({task.path for unit in self.units for task in unit.tasks})
-
-
-def clip_bytes(stream: Stream, start_s: float, stop_s: float) -> int:
-    """Estimated size of one clip of a stream; exact for features."""
-    if stream.shape is not None:
-        return int(np.prod(stream.shape)) * np.dtype(stream.recipe["dtype"]).itemsize
-    start = 0.0 if np.isnan(start_s) else start_s
-    span = (start + _ASSUMED_CLIP_S if np.isnan(stop_s) else stop_s) - start
-    frames = max(1.0, span * (stream.sampling.fps or _ASSUMED_FPS))
-    pixels = stream.short_side * stream.short_side * _ASSUMED_ASPECT
-    channels = {"rgb": 3.0, "flow": 2.0, "flow-warped": 2.0, "idt": 1.0}[stream.kind]
-    if stream.recipe["layout"] == "jpeg":
-        channels *= _JPEG_SHARE
-    return int(frames * pixels * channels * np.dtype(stream.recipe["dtype"]).itemsize)
 
 
 def make_plan(
@@ -149,7 +135,7 @@ def make_plan(
         if same is not task:
             plan.aliases.setdefault(same.clip_id, []).append(task)
             continue
-        plan.bytes += sum(clip_bytes(s, start_s, stop_s) for s in streams if s.name in lacking)
+        plan.bytes += sum(s.nbytes(start_s, stop_s) for s in streams if s.name in lacking)
         missing.setdefault(tuple(lacking), []).append(task)
     by_name = {s.name: s for s in streams}
     for names, tasks in missing.items():
@@ -158,8 +144,12 @@ def make_plan(
 
 
 def sources_of(manifest: pd.DataFrame, streams: Sequence[Stream]) -> pd.Series[str]:
-    """What is read of each clip; streams of skeletons and of videos are never asked for together."""
-    return skeletons_of(manifest) if any(s.imaging is not None for s in streams) else manifest["source"]
+    """What is read of each clip: what the manifest's column for the streams' medium names, else its ``source``.
+
+    All streams read the same medium; ``kdcache.streams.registry.resolve`` sees to it.
+    """
+    column, sources = streams[0].column, manifest["source"]
+    return manifest[column].where(manifest[column] != "", sources) if column in manifest else sources
 
 
 def json_rows(manifest: pd.DataFrame) -> list[dict[str, Any]]:
@@ -174,7 +164,7 @@ def json_rows(manifest: pd.DataFrame) -> list[dict[str, Any]]:
 def _cut(streams: list[Stream], tasks: list[Task], parts: int) -> list[WorkUnit]:
     """Cut tasks into units of about a shard, never more than needed to give every worker some, source by source."""
     tasks = sorted(tasks, key=lambda t: (t.path, -1.0 if np.isnan(t.start_s) else t.start_s, t.stop_s, t.clip_id))
-    sizes = [sum(clip_bytes(s, t.start_s, t.stop_s) for s in streams) for t in tasks]
+    sizes = [sum(s.nbytes(t.start_s, t.stop_s) for s in streams) for t in tasks]
     limit = min(SHARD_BYTES, max(1, sum(sizes) // max(parts, 1)))
     units: list[WorkUnit] = []
     current: list[Task] = []

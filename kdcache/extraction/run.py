@@ -27,7 +27,9 @@ from kdcache.manifest import read_manifest, validate
 from kdcache.runtime import cores, resolve_device
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
 from kdcache.store.fitted import save_fitted
-from kdcache.streams.base import Stream, StreamSettings, named, resolve
+from kdcache.streams.base import Stream
+from kdcache.streams.registry import resolve
+from kdcache.streams.settings import StreamSettings
 from kdcache.workers import StopFlag, stop_on_signals
 
 log = logging.getLogger("kdcache")
@@ -110,7 +112,7 @@ def extract(
         retry_failed: try clips again that failed before.
         part: ``(i, n)``: do the i-th of n parts of the plan, for job arrays.
         bar: show progress with clips/s and the time left.
-        settings: sampling, views, precision and storage: the fields of ``kdcache.streams.base.StreamSettings``.
+        settings: sampling, views, precision and storage: the fields of ``kdcache.streams.settings.StreamSettings``.
 
     Returns:
         A report; clips that failed are in it and in ``failures.csv``, they raise nothing.
@@ -126,10 +128,9 @@ def extract(
     rows = _part(rows, part)
     if device not in ("auto", "cpu"):
         resolve_device(device)  # a GPU that is not there is told of before any work
-    chosen = StreamSettings.of(settings)
-    wanted = resolve(streams, chosen, weights := named(weights))
+    wanted = resolve(streams, StreamSettings.of(settings), weights)
     plan = _plan(rows, wanted, root, out, workers, retry_failed=retry_failed, dry_run=dry_run)
-    fitted = fitted_weights(wanted, weights)
+    fitted = fitted_weights(wanted)
     report = ExtractReport(
         out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes, warnings=leaks(rows, fitted)
     )
@@ -137,7 +138,7 @@ def extract(
         log.warning("%s", sentence)
     device = str(resolve_device(device)) if plan.units else "cpu"  # an unchanged call needs no torch
     threads = max(1, cores() // workers)
-    config = WorkerConfig(out, tuple(wanted), weights, device, batch, threads, chosen.decoder, codec)
+    config = WorkerConfig(out, tuple(wanted), device, batch, threads, codec)
     if dry_run:
         report.failures = plan.unreadable + plan.skipped
         report.planned = plan.tasks

@@ -5,20 +5,20 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdcache.errors import ClipError, KdcacheError
-from kdcache.extraction.frames import ClipFrames, read_clips
-from kdcache.extraction.motion import ClipInputs, FlowMemory, prepare
 from kdcache.extraction.plan import SHARD_BYTES, SHARD_SECONDS, Task, WorkUnit
-from kdcache.extraction.skeletons import ClipJoints, draw, read_joints
 from kdcache.prefetch import prefetch
-from kdcache.sources import open_source
 from kdcache.store.failures import Failure
 from kdcache.store.writer import Committed, Record, commit_shard
-from kdcache.streams.base import Stream
+from kdcache.streams.backbone import BackboneStream
+from kdcache.streams.base import Array, ClipData, Payload, Stream
 
 if TYPE_CHECKING:
     from kdcache.extraction.features import Backbones
@@ -65,12 +65,34 @@ class WorkerConfig:
 
     out: Path
     streams: tuple[Stream, ...]
-    weights: dict[str, Any]
     device: str
     batch: int | None
     threads: int
-    decoder: str
     codec: str | None
+
+
+@dataclass
+class ClipInputs:
+    """One clip on its way to the networks."""
+
+    task: Task
+    origin: dict[str, Any]
+    frames: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+    """Stream → source frame indices."""
+    arrays: dict[str, Payload] = field(default_factory=dict)
+    """Stream → what is cached, of finished streams."""
+    inputs: dict[str, Array] = field(default_factory=dict)
+    """Stream → input of its network, [segments, …]."""
+
+    @property
+    def segments(self) -> int:
+        """Segments that the clip adds to a batch; a clip without a network is finished at once."""
+        return max((len(a) for a in self.inputs.values()), default=1_000_000)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of what is cached."""
+        return sum(sum(map(len, a)) if isinstance(a, list) else a.nbytes for a in self.arrays.values())
 
 
 def run_unit(unit: WorkUnit, config: WorkerConfig, nets: Backbones, emit: Callable[[Event], None], stop: Flag) -> None:
@@ -79,7 +101,7 @@ def run_unit(unit: WorkUnit, config: WorkerConfig, nets: Backbones, emit: Callab
     When ``stop`` is set, the clips finished by then are committed and the rest is left for the next call.
     """
     streams = [s for s in config.streams if s.name in unit.streams]
-    features = [s for s in streams if s.kind == "feature"]
+    features = [s for s in streams if isinstance(s, BackboneStream)]
     recipes = {s.name: s.recipe for s in streams}
     records: list[Record] = []
     tasks: list[Task] = []
@@ -98,7 +120,8 @@ def run_unit(unit: WorkUnit, config: WorkerConfig, nets: Backbones, emit: Callab
         nonlocal held
         bad: dict[str, ClipError] = {}
         for stream in features:
-            for clip, result in zip(clips, nets.features(clips, stream), strict=True):
+            results = nets.features([clip.inputs[stream.name] for clip in clips], stream)
+            for clip, result in zip(clips, results, strict=True):
                 if isinstance(result, ClipError):
                     bad[clip.task.clip_id] = result
                 else:
@@ -111,17 +134,16 @@ def run_unit(unit: WorkUnit, config: WorkerConfig, nets: Backbones, emit: Callab
             records.append(Record(task.row, clip.origin, task.keys, clip.frames, clip.arrays))
             tasks.append(task)
             emit(Computed(task.clip_id))
-            held += _size(clip)
+            held += clip.nbytes
             if held >= SHARD_BYTES or time.monotonic() - opened >= SHARD_SECONDS:
                 commit()
 
-    steps = prefetch(prepared(prefetch(decoded(unit, streams, config, stop), PREFETCH), streams, config), PREFETCH)
-    for item in steps:
+    for item in prefetch(prepared(prefetch(decoded(unit, streams, config, stop), PREFETCH), streams), PREFETCH):
         if not isinstance(item, ClipInputs):
             emit(item)
             continue
         waiting.append(item)
-        if sum(_segments(clip) for clip in waiting) >= nets.batch:
+        if sum(clip.segments for clip in waiting) >= nets.batch:
             finish(waiting)
             waiting = []
     if waiting:
@@ -129,28 +151,20 @@ def run_unit(unit: WorkUnit, config: WorkerConfig, nets: Backbones, emit: Callab
     commit()
 
 
-def _segments(clip: ClipInputs) -> int:
-    """Segments a clip adds to a batch; a clip without a backbone is finished at once."""
-    return max((len(a) for a in clip.inputs.values()), default=1_000_000)
-
-
-def _size(clip: ClipInputs) -> int:
-    return sum(sum(map(len, a)) if isinstance(a, list) else a.nbytes for a in clip.arrays.values())
-
-
 def decoded(
     unit: WorkUnit, streams: list[Stream], config: WorkerConfig, stop: Flag
-) -> Iterator[ClipFrames | ClipJoints | Failure | Started]:
+) -> Iterator[tuple[Task, ClipData] | Failure | Started]:
+    """Read each source of a unit once: its clips as they become complete, and those that cannot be had."""
     for path, group in itertools.groupby(unit.tasks, key=lambda t: t.path):
         if stop.is_set():
             return
         yield Started(path)
-        left = {task.clip_id: task for task in group}
+        tasks = list(group)
+        left = dict(enumerate(tasks))
         try:
-            for item in _clips(path, list(left.values()), streams, config):
-                task = item[0] if isinstance(item, tuple) else item.task
-                del left[task.clip_id]
-                yield _failure(task, "sample", item[1]) if isinstance(item, tuple) else item
+            for number, clip in streams[0].read([t.span for t in tasks], streams, config.threads):
+                task = left.pop(number)
+                yield _failure(task, "sample", clip) if isinstance(clip, ClipError) else (task, clip)
                 if stop.is_set():
                     return
         except KdcacheError as error:
@@ -158,34 +172,27 @@ def decoded(
                 yield _failure(task, "decode", error)
 
 
-def _clips(
-    path: str, tasks: list[Task], streams: list[Stream], config: WorkerConfig
-) -> Iterator[ClipFrames | ClipJoints | tuple[Task, ClipError]]:
-    if any(s.imaging is not None for s in streams):  # then all of them: ``resolve`` sees to it
-        yield from read_joints(path, tasks)
-        return
-    fps = tasks[0].row.get("fps")
-    with open_source(path, decoder=config.decoder, fps=float(fps) if fps else None) as source:
-        yield from read_clips(source, tasks, streams)
-
-
 def prepared(
-    items: Iterator[ClipFrames | ClipJoints | Failure | Started], streams: list[Stream], config: WorkerConfig
+    items: Iterator[tuple[Task, ClipData] | Failure | Started], streams: list[Stream]
 ) -> Iterator[ClipInputs | Failure | Started]:
-    memory = FlowMemory(config.threads)
+    """Compute everything of each clip that needs no network."""
     for item in items:
-        if isinstance(item, ClipJoints):
-            yield draw(item, streams)
-            continue
-        if not isinstance(item, ClipFrames):
-            if isinstance(item, Started):
-                memory = FlowMemory(config.threads)
+        if isinstance(item, (Failure, Started)):
             yield item
             continue
+        task, clip = item
+        done = ClipInputs(task, clip.origin)
         try:
-            yield prepare(item, streams, memory)
+            for stream in streams:
+                done.frames[stream.name] = stream.frames(clip)
+                if isinstance(stream, BackboneStream):
+                    done.inputs[stream.name] = stream.compute(clip)
+                else:
+                    done.arrays[stream.name] = stream.compute(clip)
         except KdcacheError as error:
-            yield _failure(item.task, "motion", error)
+            yield _failure(task, "motion", error)
+            continue
+        yield done
 
 
 def _failure(task: Task, stage: str, error: KdcacheError) -> Failure:

@@ -14,10 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.store import Cache
+from kdcache.streams.base import COLUMNS, CachedKind, Strip, thumbnails
+from kdcache.streams.registry import kind_of
 
 Picture = NDArray[np.uint8]  # [H, W, 3] RGB
 
-COLUMNS, THUMB, GAP, LEFT = 8, 150, 6, 118
+THUMB, GAP, LEFT = 150, 6, 118
 _WIDTH = LEFT + COLUMNS * (THUMB + GAP) + 90
 _BACK, _INK, _FAINT = (255, 255, 255), (30, 30, 36), (130, 130, 140)
 _LINES = ((31, 119, 180), (214, 89, 46), (60, 140, 70), (140, 86, 170))
@@ -55,63 +57,27 @@ def sheet(cache: Cache, clip_id: str) -> Picture:
     held = [s for s in cache.streams if bool(cache.has(s)[rows.index[0]])]
     if not held:
         raise OptionError(f"{cache.path}: clip {clip_id!r} has no cached stream; run extract first.")
-    data = {s: cache.read(s, [clip_id])[0] for s in held}
-    frames = {s: np.asarray(cache.frames(s, [clip_id])[0]) for s in held}
+    kinds = {s: kind_of(cache.recipe(s)) for s in held}
+    strips: list[Strip] = []
+    for name, kind in kinds.items():
+        array, frames = cache.read(name, [clip_id])[0], np.asarray(cache.frames(name, [clip_id])[0])
+        strips += kind.strips(name, cache.recipe(name), array, frames)
+    if not strips:
+        alike = len(set(kinds.values())) == 1
+        reason = (kinds[held[0]] if alike else CachedKind).undrawn(clip_id, ", ".join(held))
+        raise OptionError(f"{cache.path}: {reason}")
+    strips.sort(key=lambda strip: strip.order)
     bands = [_title({str(k): v for k, v in rows.iloc[0].items()}, cache.origin([clip_id])[0])]
-    if "rgb" in data:
-        bands.append(_strip("frames", data["rgb"], frames["rgb"]))
-    for name in ("flow", "flow-warped"):
-        if name in data and len(data[name]):
-            bands.append(_flow_strip(name, data[name], frames[name], cache.recipe(name)))
-    if "rgb" in data and len(data["rgb"]) > 1:
-        bands.append(_strip("trajectories", _tracks(data["rgb"]), frames["rgb"]))
-    if "idt" in data:
-        bands.append(_strip("motion map", np.repeat(data["idt"][..., None], 3, axis=-1), frames["idt"]))
-    maps = {s: data[s][0].astype(np.float32) for s in held if data[s].ndim == 5}
-    bands += [_energy_strip(name, m, frames[name]) for name, m in maps.items()]
-    if maps:
-        bands.append(_curves({name: _energy(m).mean(axis=(1, 2)) for name, m in maps.items()}))
-    if len(bands) == 1 and all("skeleton" in cache.recipe(s) for s in held):
-        raise OptionError(
-            f"{cache.path}: of clip {clip_id!r} there are only features of a skeleton ({', '.join(held)}), and caches "
-            "keep no joints: there is nothing to draw."
-        )
-    if len(bands) == 1:
-        raise OptionError(
-            f"{cache.path}: of clip {clip_id!r} there is only {', '.join(held)}, which is no picture; "
-            "extract rgb, flow, idt or a feature map such as i3d-rgb/mixed4a too."
-        )
+    bands += [_band(strip) for strip in strips]
+    curves = {strip.note: strip.curve for strip in strips if strip.curve is not None}
+    if curves:
+        bands.append(_curves(curves))
     return np.concatenate(bands)
-
-
-def _tracks(rgb: Picture) -> Picture:
-    """Trajectories that end at each frame or later, drawn over the frames."""
-    from kdcache.motion import trajectories
-    from kdcache.motion.idt import draw_trajectories
-
-    table = trajectories(rgb)
-    picked = _pick(len(rgb))
-    out = np.zeros_like(rgb)
-    for t in picked:
-        out[t] = draw_trajectories(rgb[t], table, int(t))
-    return out
-
-
-def _energy(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean square over channels of a map [C, T, H, W], or [T, C, H, W] from a frame-wise backbone: [T, H, W]."""
-    if features.shape[0] < features.shape[1]:  # there are more channels than time steps
-        features = features.swapaxes(0, 1)
-    return np.asarray(np.square(features).mean(axis=0), np.float32)
 
 
 # ---------------------------------------------------------------------------
 # rows
 # ---------------------------------------------------------------------------
-
-
-def _pick(count: int) -> NDArray[np.int64]:
-    """Up to ``COLUMNS`` positions spread over a strip."""
-    return np.unique(np.linspace(0, count - 1, COLUMNS).round().astype(np.int64))
 
 
 def _thumb(image: Picture) -> Picture:
@@ -121,41 +87,22 @@ def _thumb(image: Picture) -> Picture:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrink else cv2.INTER_NEAREST), np.uint8)
 
 
-def _strip(
-    name: str, images: Picture, frames: NDArray[np.int32], note: str = "", extra: Picture | None = None
-) -> Picture:
+def _band(strip: Strip) -> Picture:
     """One labelled row of thumbnails with their source frame numbers."""
-    picked = _pick(len(images))
-    thumbs = [_thumb(images[i]) for i in picked]
+    picked = thumbnails(len(strip.images))
+    thumbs = [_thumb(strip.images[i]) for i in picked]
     band = _blank(thumbs[0].shape[0] + 24)
     for column, (i, thumb) in enumerate(zip(picked, thumbs, strict=True)):
         x = LEFT + column * (THUMB + GAP)
         band[: thumb.shape[0], x : x + THUMB] = thumb
-        if len(frames):  # imported features may not tell
-            number = frames[min(int(i), len(frames) - 1)]
+        if len(strip.frames):  # imported features may not tell
+            number = strip.frames[min(int(i), len(strip.frames) - 1)]
             band = _text(band, (x, thumb.shape[0] + 3), f"frame {number}", _FAINT, 11)
-    if extra is not None:
+    if strip.legend is not None:
         x = LEFT + COLUMNS * (THUMB + GAP)
-        band[: extra.shape[0], x : x + extra.shape[1]] = extra[: band.shape[0]]
-    band = _text(band, (10, 4), name, _INK, 14)
-    return _text(band, (10, 24), note, _FAINT, 11)
-
-
-def _flow_strip(name: str, stored: NDArray[Any], frames: NDArray[np.int32], recipe: dict[str, Any]) -> Picture:
-    from kdcache.motion.flow_image import colour_wheel, dequantise, legend
-
-    flow = dequantise(stored, recipe["bound"]) if stored.dtype == np.uint8 else stored.astype(np.float32)
-    peak = max(1.0, float(np.percentile(np.hypot(flow[..., 0], flow[..., 1]), 99)))
-    images = np.stack([colour_wheel(f, peak) for f in flow])
-    return _strip(name, images, frames, f"rim = {peak:.1f} px", legend(80))
-
-
-def _energy_strip(name: str, features: NDArray[np.float32], frames: NDArray[np.int32]) -> Picture:
-    energy = _energy(features)
-    scaled = (255 * np.clip(energy / (np.percentile(energy, 99.5) + 1e-12), 0, 1)).astype(np.uint8)
-    images = np.stack([cv2.cvtColor(cv2.applyColorMap(e, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB) for e in scaled])
-    at = frames[np.linspace(0, len(frames) - 1, len(images)).round().astype(int)] if len(frames) else frames
-    return _strip("energy", images, at, name)
+        band[: strip.legend.shape[0], x : x + strip.legend.shape[1]] = strip.legend[: band.shape[0]]
+    band = _text(band, (10, 4), strip.title, _INK, 14)
+    return _text(band, (10, 24), strip.note, _FAINT, 11)
 
 
 def _curves(curves: dict[str, NDArray[np.float32]]) -> Picture:

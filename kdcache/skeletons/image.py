@@ -16,7 +16,7 @@ What that code does with people and joints that are missing, and so does this:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,6 +70,13 @@ class Imaging:
             "resize": self.resize,
             "rotations": self.rotations,
         }
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any]) -> Imaging:
+        """The images that ``to_recipe`` wrote."""
+        levels = LevelSpec(recipe["levels"], recipe["mode"])
+        low, high = recipe["limits"]
+        return cls(levels, (low, high), recipe["resize"], recipe["rotations"])
 
 
 def turn(seed: int, view: int, *, planar: bool = False) -> NDArray[np.float32]:

@@ -13,10 +13,12 @@ stream states them under ``axes`` where they do not follow. Nothing here needs t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdcache import backbones
 from kdcache.errors import OptionError
+
+if TYPE_CHECKING:
+    from kdcache.streams.base import CachedKind
 
 LETTERS = {
     "V": "views",
@@ -27,7 +29,6 @@ LETTERS = {
     "W": "columns",
     "D": "numbers of a vector",
 }
-_DENSE = {"rgb": "THWC", "flow": "THWC", "flow-warped": "THWC", "idt": "THW"}
 
 
 def axes_of(recipe: Mapping[str, Any]) -> str | None:
@@ -35,13 +36,7 @@ def axes_of(recipe: Mapping[str, Any]) -> str | None:
 
     ``None`` where they are not known: an import that does not state them, or a backbone that this version lacks.
     """
-    if "axes" in recipe:
-        return str(recipe["axes"])
-    if "backbone" in recipe:
-        return _feature_axes(recipe)
-    if "imported" in recipe:
-        return _imported_axes(recipe)
-    return _DENSE.get(str(recipe.get("stream")))
+    return _kind_of(recipe).axes_in(recipe)
 
 
 def has_levels(recipe: Mapping[str, Any]) -> bool:
@@ -56,11 +51,7 @@ def view_names(recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Names of the views along ``V``: crops and flips such as ``centre-flip``, or ``straight``, ``turned-1`` … of
     skeletons. Empty for whole-clip streams, which have no views; ``None`` where the recipe does not say.
     """
-    if "views" in recipe:
-        return tuple(recipe["views"]["names"])
-    if "skeleton" in recipe:
-        return ("straight", *(f"turned-{v}" for v in range(1, 1 + recipe["skeleton"]["rotations"])))
-    return () if recipe.get("stream") in _DENSE else None
+    return _kind_of(recipe).views_in(recipe)
 
 
 def check_axes(axes: str, dimensions: int) -> str:
@@ -73,18 +64,7 @@ def check_axes(axes: str, dimensions: int) -> str:
     return axes
 
 
-def _feature_axes(recipe: Mapping[str, Any]) -> str | None:
-    name, layer = recipe["backbone"]["name"], recipe["backbone"]["layer"]
-    try:
-        axes = backbones.layer_axes(name, layer)
-        if "progress" not in recipe:
-            return f"V{axes}"
-        shape = backbones.layer_shape(name, layer, recipe["sampling"]["frames"], recipe["views"]["size"])[1]
-    except OptionError:  # extracted by another version, which had such a layer
-        return None
-    return f"VN{axes[1:] if shape[0] == 1 else axes}"  # see ``kdcache.streams.base.level_shape``
+def _kind_of(recipe: Mapping[str, Any]) -> type[CachedKind]:
+    from kdcache.streams.registry import kind_of  # brings OpenCV, which the command line does without at its start
 
-
-def _imported_axes(recipe: Mapping[str, Any]) -> str | None:
-    """Vectors without a statement are one a time step, as the importers document; maps may be in any order."""
-    return {2: "VD", 3: "VTD"}.get(len(recipe.get("shape", ())))
+    return kind_of(recipe)

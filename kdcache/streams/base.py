@@ -1,313 +1,215 @@
-"""Streams: what can be cached for each clip, and the recipe that each setting leads to."""
+"""What every stream is: made of settings or of a recipe, computed clip by clip. A kind of stream is one subclass.
+
+A subclass says which names and recipes are its own (``accepts``, ``owns``), how settings and recipes lead to it
+(``from_settings``, ``from_recipe``, ``to_recipe``), how clips of its medium are read (``read``), what it computes of
+one (``compute``), what that takes on disk (``nbytes``), what its axes and views are (``axes_in``, ``views_in``) and how
+it looks on a contact sheet (``strips``). ``kdcache.streams.registry`` lists the kinds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
-from kdcache.errors import OptionError, unknown
-from kdcache.levels import MODES, LevelSpec
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache.backbones.weights import Choice
+from kdcache.errors import ClipError
 from kdcache.recipe import Recipe, digest
-from kdcache.sampling import Sampling
-from kdcache.views import Views
+from kdcache.streams.settings import StreamSettings
 
-if TYPE_CHECKING:
-    from kdcache.backbones import InputSpec
-    from kdcache.backbones.metadata import FitMetadata
-    from kdcache.skeletons.image import Imaging
+Array = NDArray[Any]
+Payload = Array | list[bytes]
+"""One clip of a stream as shards hold it: an array, or JPEG files one a frame."""
+Choose = Callable[[str], Choice]
+"""Backbone → its weights, each resolved once."""
 
-Kind = Literal["rgb", "flow", "flow-warped", "idt", "feature"]
-DENSE: tuple[Kind, ...] = ("rgb", "flow", "flow-warped", "idt")  # streams that keep whole clips, frame by frame
-
-# Raised when a change of the code changes a stream's bytes: old arrays then count as another recipe's.
-VERSIONS = {"rgb": 1, "flow": 1, "flow-warped": 1, "idt": 1, "feature": 1, "skeleton": 1}
-
-# What applies to frames of video alone: with a skeleton stream these are refused, not passed over.
-_VIDEO_ONLY = ("frames", "fps", "size", "resize", "views")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamSettings:
-    """How clips become streams. Every field that changes bytes goes into the recipe."""
-
-    frames: int | None = None
-    """Frames of a segment; ``None``: what the backbone was trained on (I3D: 32). Whole-clip streams ignore it."""
-    fps: float | None = None
-    """Sampling rate; ``None`` spreads segments over the clip and keeps every frame in whole-clip streams."""
-    anchor: Literal["first", "centre", "last"] = "centre"
-    """Where a segment of fixed rate lies in its clip."""
-    size: int | None = None
-    """Side in pixels of a backbone's input; ``None``: what the backbone was trained on."""
-    resize: int | None = None
-    """Short side in pixels of frames before cropping; ``None``: 8/7 of ``size``."""
-    views: tuple[str, ...] = ("centre",)
-    """Crops and flips cached side by side; see ``kdcache.views.Views``."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the backbone."""
-    dtype: Literal["float16", "float32"] = "float16"
-    """Stored type of features."""
-    short_side: int = 256
-    """Short side in pixels of ``rgb``, ``flow`` and ``idt``."""
-    rgb: Literal["jpeg", "raw"] = "jpeg"
-    """How ``rgb`` frames are kept."""
-    quality: int = 95
-    """JPEG quality of ``rgb``."""
-    flow: Literal["uint8", "float16"] = "uint8"
-    """Stored type of flow: bounded and quantised (the field's convention), or as it is."""
-    bound: float = 20.0
-    """Flow beyond this many pixels is clipped when stored as ``uint8`` or fed to a backbone."""
-    decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """Which decoder reads videos; ``auto`` is a function of the file alone."""
-    levels: int | None = None
-    """Degrees of progress N: features are [V, N, …], level n from nothing after the n-th of N equal parts of the clip.
-    ``None``: the whole clip at once for videos, the backbone's own number (10) for skeletons."""
-    progress: Literal["segment", "prefix"] | None = None
-    """What a level shows: its part alone, or all up to its end; ``None``: segment for videos, prefix for skeletons."""
-    rotations: int = 0
-    """Turned views of skeletons that are cached beside the straight one."""
-    skeleton: Literal["scipy_bytescale", "float_bilinear"] = "scipy_bytescale"
-    """How skeletons become images: the published code's 8 bits, stretched, or the paper's formula in float32."""
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> StreamSettings:
-        """StreamSettings from keyword arguments; a misspelt one is refused with the nearest that exists."""
-        names = [f.name for f in fields(cls)]
-        for name in values:
-            if name not in names:
-                raise unknown("option", name, names)
-        given = {name: value for name, value in values.items() if value is not None}
-        return cls(**{**given, "views": tuple(given["views"])} if "views" in given else given)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 100:
-            raise OptionError(f"quality is {self.quality}: JPEG quality lies between 1 and 100.")
-        if self.short_side < 32:
-            raise OptionError(f"short_side is {self.short_side}: frames need at least 32 pixels.")
-        if self.levels is not None and self.levels < 1:
-            raise OptionError(f"levels is {self.levels}: a clip is cut into at least 1 part.")
-        if self.progress not in (None, *MODES):
-            raise OptionError(
-                f"progress is {self.progress!r}: it is segment or prefix, what a level shows (bar=False hides the bar)."
-            )
-        if not self.bound > 0:
-            raise OptionError(f"bound is {self.bound}: give a positive number of pixels.")
+COLUMNS = 8  # thumbnails in a row of a contact sheet
 
 
 @dataclass(frozen=True)
-class Stream:
+class ClipSpan:
+    """A span of a source: seconds, half-open, NaN for its start or end; ``fps`` of folders and tars of images."""
+
+    path: Path | str
+    start_s: float
+    stop_s: float
+    fps: float | None = None
+    fingerprint: str = ""
+    """Of the source's content."""
+
+
+@dataclass
+class ClipData:
+    """What was read of a clip; each medium adds what its streams compute from."""
+
+    span: ClipSpan
+    origin: dict[str, Any]
+    """Provenance, as shards keep it: fingerprint, decoder …"""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One row of a contact sheet: a stream over time."""
+
+    title: str
+    images: NDArray[np.uint8]
+    """RGB, [T, H, W, 3]."""
+    frames: NDArray[np.int32]
+    """Source frame of each image; empty where it is not known."""
+    order: int
+    """Rows are sorted by it: what was seen first, what was computed of it last."""
+    note: str = ""
+    legend: NDArray[np.uint8] | None = None
+    """Picture at the right end, [h, w, 3]."""
+    curve: NDArray[np.float32] | None = field(default=None, repr=False)
+    """A value for each time step, for the diagram below the rows."""
+
+
+class CachedKind(ABC):
+    """A kind of cached arrays: what a recipe alone says of them. Nothing here needs weights or sources."""
+
+    @classmethod
+    @abstractmethod
+    def owns(cls, recipe: Mapping[str, Any]) -> bool:
+        """Whether a recipe is of this kind."""
+
+    @classmethod
+    @abstractmethod
+    def axes_in(cls, recipe: Mapping[str, Any]) -> str | None:
+        """Axes of one clip's array, see ``kdcache.streams.axes``; ``None`` where they are not known."""
+
+    @classmethod
+    def views_in(cls, recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """Names of the views; empty where there is no axis of views, ``None`` where they are not known."""
+        return ()
+
+    @classmethod
+    def strips(cls, name: str, recipe: Mapping[str, Any], array: Array, frames: NDArray[np.int32]) -> list[Strip]:
+        """A cached clip as rows of a contact sheet; none where it is no picture."""
+        return []
+
+    @classmethod
+    def undrawn(cls, clip: str, names: str) -> str:
+        """Why a contact sheet would be empty, where these streams are all that a clip has."""
+        return (
+            f"of clip {clip!r} there is only {names}, which is no picture; "
+            "extract rgb, flow, idt or a feature map such as i3d-rgb/mixed4a too."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream(CachedKind):
     """One stream with everything a worker needs to compute it."""
 
     name: str
-    kind: Kind
-    recipe: Recipe
-    sampling: Sampling
-    short_side: int
-    views: Views | None = None
-    backbone: str | None = None
-    layer: str | None = None
-    shape: tuple[int, ...] | None = None  # of one clip, [V, …] or [V, N, …]; None for whole-clip streams
-    progress: LevelSpec | None = None  # of videos: each level is a segment of its own
-    imaging: Imaging | None = None  # of skeletons
-    stack: int = 1  # flow fields that make up one frame of a segment
-    digest: str = field(default="")
+    """As it was asked for; an alias stays."""
+
+    medium: ClassVar[str]
+    """What it reads, in words for messages. All streams of one extraction read the same medium."""
+    column: ClassVar[str] = "source"
+    """Manifest column that names what is read, where a clip has one; else its ``source`` is read."""
+    version: ClassVar[int] = 1
+    """Raised when a change of the code changes the stream's bytes: old arrays then count as another recipe's."""
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, name: str) -> bool:
+        """Whether a stream of that name is of this kind."""
+
+    @classmethod
+    @abstractmethod
+    def examples(cls) -> list[str]:
+        """Names, for messages."""
+
+    @classmethod
+    def owns(cls, recipe: Mapping[str, Any]) -> bool:
+        """Whether a recipe is of this kind."""
+        return cls.accepts(str(recipe.get("stream")))
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, name: str, settings: StreamSettings, choose: Choose) -> Self:
+        """The stream that settings lead to.
+
+        Raises:
+            OptionError: settings that it cannot honour, or a layer that does not exist.
+            WeightsError: a checkpoint that is missing.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_recipe(cls, name: str, recipe: Recipe, choose: Choose) -> Self:
+        """The stream that wrote a recipe. ``kdcache.streams.registry.restore`` checks that it would write it again."""
+
+    @classmethod
+    def check(cls, name: str, settings: StreamSettings) -> None:
+        """Refuse settings that no stream of this medium honours; ``OptionError``."""
+        return
+
+    @classmethod
+    @abstractmethod
+    def read(
+        cls, spans: Sequence[ClipSpan], streams: Sequence[Any], threads: int
+    ) -> Iterator[tuple[int, ClipData | ClipError]]:
+        """Read clips of one source, which all streams share, forward and once.
+
+        Yields:
+            The position of a clip in ``spans`` with what was read, or why its span cannot be had; in any order.
+
+        Raises:
+            SourceError: the source is missing or damaged; clips yielded before are whole.
+        """
+
+    @abstractmethod
+    def to_recipe(self) -> Recipe:
+        """All that determines the stream's bytes."""
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """``to_recipe``, made once."""
+        return self.to_recipe()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the recipe."""
+        return digest(self.recipe)
 
     @property
-    def needs_flow(self) -> bool:
-        """Whether TV-L1 flow has to be computed for this stream."""
-        return self.kind in ("flow", "flow-warped") or (self.kind == "feature" and self.recipe.get("flow") is not None)
+    def shape(self) -> tuple[int, ...] | None:
+        """Of one clip, [V, …] or [V, N, …]; ``None`` for whole-clip streams, whose clips differ."""
+        return None
+
+    @abstractmethod
+    def nbytes(self, start_s: float, stop_s: float) -> int:
+        """Bytes that a clip of that span takes, estimated where they depend on its source."""
+
+    @abstractmethod
+    def frames(self, clip: Any) -> NDArray[np.int32]:
+        """Source frame indices that were used of a clip, int32 [T]."""
+
+    @abstractmethod
+    def compute(self, clip: Any) -> Payload:
+        """The array that is cached of a clip; of a ``BackboneStream`` the input of its network.
+
+        Args:
+            clip: what ``read`` yielded, a ``ClipData`` of the stream's medium.
+
+        Raises:
+            KdcacheError: it cannot be computed (frames too small, for example).
+        """
 
 
-def parse(name: str) -> tuple[str, str | None]:
-    """Split a stream's name into what is computed and the layer: ``i3d-rgb/mixed4a`` → (``i3d-rgb``, ``mixed4a``)."""
-    head, _, layer = name.partition("/")
-    return head, layer or None
-
-
-def resolve(
-    names: Sequence[str], settings: StreamSettings | None = None, weights: Mapping[str, Any] | None = None
-) -> list[Stream]:
-    """Turn stream names and settings into streams with their recipes.
-
-    Args:
-        names: ``rgb``, ``flow``, ``flow-warped``, ``idt`` or ``backbone/layer`` such as ``i3d-rgb/mixed4a``.
-        settings: sampling, views, precision and storage.
-        weights: backbone → checkpoint path or ``random:SEED``; a backbone that is left out uses its published
-            checkpoint, which must be on this machine or reachable.
-
-    Raises:
-        OptionError: an unknown stream, backbone or layer; a setting that these streams cannot honour; streams of videos
-            beside streams of skeletons.
-        WeightsError: a checkpoint that is missing or of another network.
-    """
-    settings = settings or StreamSettings()
-    if not names:
-        raise OptionError("No stream was asked for: name one, for example i3d-rgb/mixed4a or flow.")
-    if len(set(names)) != len(names):
-        raise OptionError(f"A stream is named twice in {', '.join(names)}: name each once.")
-    streams = [_resolve(name, settings, named(weights)) for name in names]
-    skeletons = [s.name for s in streams if s.imaging is not None]
-    if skeletons and len(skeletons) < len(streams):
-        other = next(s.name for s in streams if s.imaging is None)
-        raise OptionError(f"{skeletons[0]} reads skeleton files and {other} videos: extract them in two calls.")
-    if settings.rotations and not skeletons:
-        raise OptionError(f"rotations is {settings.rotations}, but {names[0]} reads videos: leave it out.")
-    if settings.progress and not settings.levels and not skeletons:
-        raise OptionError(f"progress is {settings.progress}: say of how many levels, for example levels=10.")
-    return streams
-
-
-def named(weights: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``weights`` by the backbones' own names, aliases replaced."""
-    from kdcache.backbones import canonical
-
-    return {canonical(name): value for name, value in (weights or {}).items()}
-
-
-def _resolve(name: str, settings: StreamSettings, weights: Mapping[str, Any]) -> Stream:
-    head, layer = parse(name)
-    stream = (
-        _dense(name, head, settings)
-        if layer is None and head in DENSE
-        else _feature(name, head, layer, settings, weights)
-    )
-    return replace(stream, digest=digest(stream.recipe))
-
-
-def _dense(name: str, kind: Kind, settings: StreamSettings) -> Stream:
-    sampling = Sampling(frames=None, fps=settings.fps)
-    recipe: Recipe = {
-        "stream": name,
-        "version": VERSIONS[kind],
-        "decoder": settings.decoder,
-        "sampling": sampling.to_recipe(),
-        "short_side": settings.short_side,
-    }
-    if kind == "rgb":
-        recipe |= {"layout": "jpeg", "dtype": "uint8", "quality": settings.quality}
-        if settings.rgb == "raw":
-            recipe |= {"layout": "ragged"}
-            del recipe["quality"]
-    elif kind == "idt":
-        recipe |= {"layout": "ragged", "dtype": "uint8", "idt": _idt_recipe()}
-    else:
-        recipe |= {"layout": "ragged", "dtype": settings.flow, "flow": _flow_recipe()}
-        if settings.flow == "uint8":
-            recipe["bound"] = settings.bound
-    return Stream(name, kind, recipe, sampling, settings.short_side)
-
-
-def _feature(name: str, head: str, layer: str | None, settings: StreamSettings, weights: Mapping[str, Any]) -> Stream:
-    from kdcache import backbones
-
-    backbone = backbones.canonical(head)
-    if backbone not in backbones.names():
-        known = (*backbones.names(), *backbones.ALIASES)
-        raise unknown("stream", name, [*DENSE, *(f"{b}/…" for b in known)])
-    spec = backbones.input_spec(backbone)
-    if layer is None:
-        raise OptionError(f"Stream {name!r} names no layer: write for example {name}/{spec.default_layer}.")
-    if spec.modality == "skeleton":
-        return _skeleton(name, backbone, layer, settings, spec, weights.get(backbone))
-    sampling = Sampling(frames=settings.frames or spec.frames, fps=settings.fps, anchor=settings.anchor)
-    size = settings.size or spec.size
-    resize = settings.resize or (spec.resize if size == spec.size else None)
-    views = Views(size=size, resize=resize, names=settings.views)
-    endpoint, shape = backbones.layer_shape(backbone, layer, frames=sampling.frames or spec.frames, size=views.size)
-    recipe: Recipe = {
-        "stream": f"{backbone}/{layer}",
-        "version": VERSIONS["feature"],
-        "layout": "fixed",
-        "dtype": settings.dtype,
-        "decoder": settings.decoder,
-        "sampling": sampling.to_recipe(),
-        "views": views.to_recipe(),
-        "backbone": _backbone_recipe(backbone, endpoint, settings, weights.get(backbone)),
-    }
-    if spec.modality == "flow":
-        recipe |= {"flow": _flow_recipe(), "bound": settings.bound}
-        if spec.stack > 1:
-            recipe["stack"] = spec.stack
-    progress = None
-    if settings.levels is not None:
-        progress = LevelSpec(settings.levels, settings.progress or "segment")
-        recipe["progress"] = progress.to_recipe()
-        shape = (progress.levels, *level_shape(shape))
-    clip_shape = (len(views.names), *shape)
-    return Stream(
-        name,
-        "feature",
-        recipe,
-        sampling,
-        views.short_side,
-        views,
-        backbone,
-        layer,
-        clip_shape,
-        progress=progress,
-        stack=spec.stack,
-    )
+def thumbnails(count: int) -> NDArray[np.int64]:
+    """Which of so many images a contact sheet shows: up to ``COLUMNS``, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, COLUMNS).round().astype(np.int64))
 
 
 def level_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Features of one level: those of its segment, less the axis of clips of a network that counts them (TSM's 1)."""
     return shape[1:] if shape[0] == 1 else shape
-
-
-def _skeleton(name: str, backbone: str, layer: str, settings: StreamSettings, spec: InputSpec, weights: Any) -> Stream:
-    """A stream of skeleton images; the limits are those of the clips that the weights were fitted on, else NTU's."""
-    from kdcache import backbones
-    from kdcache.skeletons.image import NTU_LIMITS, Imaging
-
-    for option in _VIDEO_ONLY:
-        if getattr(settings, option) != getattr(StreamSettings, option):
-            raise OptionError(f"{option} is for videos and {name} reads skeletons: leave it out.")
-    progress = LevelSpec(settings.levels if settings.levels is not None else spec.frames, settings.progress or "prefix")
-    facts = facts_of(backbone, weights)
-    limits = facts.limits if facts is not None and facts.limits is not None else NTU_LIMITS
-    imaging = Imaging(progress, limits, settings.skeleton, settings.rotations)
-    endpoint, shape = backbones.layer_shape(backbone, layer, frames=progress.levels)
-    recipe: Recipe = {
-        "stream": f"{backbone}/{layer}",
-        "version": VERSIONS["skeleton"],
-        "layout": "fixed",
-        "dtype": settings.dtype,
-        "skeleton": imaging.to_recipe(),
-        "backbone": _backbone_recipe(backbone, endpoint, settings, weights),
-    }
-    clip_shape = (1 + settings.rotations, *shape)
-    return Stream(
-        name, "feature", recipe, Sampling(frames=None), spec.size, None, backbone, layer, clip_shape, imaging=imaging
-    )
-
-
-def facts_of(backbone: str, weights: Any) -> FitMetadata | None:
-    """What the chosen weights say of their fit; ``None`` for published and random ones."""
-    from kdcache.backbones.metadata import read_metadata
-    from kdcache.backbones.weights import resolve
-
-    path = resolve(backbone, weights).path
-    return None if path is None else read_metadata(path)
-
-
-def _backbone_recipe(backbone: str, endpoint: str, settings: StreamSettings, weights: Any) -> dict[str, Any]:
-    from kdcache.backbones import weights_id
-
-    identity = weights_id(backbone, weights)
-    return {"name": backbone, "layer": endpoint, "precision": settings.precision, "weights": identity}
-
-
-def _flow_recipe() -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from kdcache.motion.tv_l1 import TVL1Params
-
-    return {"algorithm": "tvl1", **asdict(TVL1Params())}
-
-
-def _idt_recipe() -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from kdcache.motion.idt import IDTParams
-
-    return {"algorithm": "idt", **asdict(IDTParams())}

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
+from kdcache.manifest import SKELETON
 from kdcache.runs.online.recipes import find_weights, restore
-from kdcache.runs.online.streaming import ClipSpan, StreamingFeature, stream_features
+from kdcache.runs.online.streaming import StreamingFeature, stream_features
+from kdcache.streams.base import ClipSpan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,9 +121,7 @@ def predict(
         opened = Run(opened.path, prepare(settings, opened.options, lambda _: None, {"budget": 0}))
     network = cast(Stepping, opened.network(which))
     on = str(opened.prepared.data.device)
-    return _answers(
-        opened, network, [stream_features(s, c, chosen[s.name], on) for s, c in zip(streams, clips, strict=True)]
-    )
+    return _answers(opened, network, [stream_features(s, c, on) for s, c in zip(streams, clips, strict=True)])
 
 
 def _clips(
@@ -132,15 +132,16 @@ def _clips(
     fps: float | None,
 ) -> list[ClipSpan]:
     """What each stream reads."""
-    joints = [s.imaging is not None for s in streams]
-    if skeleton is None and any(joints) and not all(joints):
+    skeletons = [s.column == SKELETON for s in streams]
+    if skeleton is None and any(skeletons) and not all(skeletons):
         raise OptionError(
             "This run reads videos and skeletons: give the clip's skeleton file as well (--skeleton FILE)."
         )
-    if skeleton is not None and not any(joints):
+    if skeleton is not None and not any(skeletons):
         raise OptionError(f"skeleton={skeleton}: this run reads no skeletons; leave it out.")
+    named = {SKELETON: Path(skeleton)} if skeleton is not None else {}
     start, stop = (math.nan if t is None else t for t in span)
-    return [ClipSpan(Path(skeleton) if j and skeleton is not None else source, start, stop, fps) for j in joints]
+    return [ClipSpan(named.get(s.column, source), start, stop, fps) for s in streams]
 
 
 def _answers(run: Run, network: Stepping, parts: Sequence[Iterator[StreamingFeature]]) -> Iterator[Prediction]:

@@ -6,32 +6,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcache.backbones import weights_id
-from kdcache.backbones.weights import find_digest
+from kdcache.backbones.weights import Choice, find_digest, resolve
 from kdcache.errors import OptionError, WeightsError, unknown
-from kdcache.recipe import Recipe, differences, digest
-from kdcache.streams.base import Stream, StreamSettings, named, resolve
+from kdcache.recipe import Recipe
+from kdcache.streams import has_levels, registry
+from kdcache.streams.backbone import BackboneStream
+from kdcache.streams.registry import named
 
 
-def restore(name: str, recipe: Recipe, weights: Any) -> Stream:
+def restore(name: str, recipe: Recipe, weights: Choice) -> BackboneStream:
     """The stream ``name`` that a recipe describes.
 
     Raises:
         OptionError: a stream without degrees of progress, or one that this version would compute otherwise.
     """
-    if not ({"progress", "skeleton"} & set(recipe)):
+    stream = registry.restore(name, recipe, {recipe["backbone"]["name"]: weights}) if has_levels(recipe) else None
+    if not isinstance(stream, BackboneStream):
         raise OptionError(
             f"{name} was cached without degrees of progress, so it cannot unfold: extract with --levels and train anew."
         )
-    stream = resolve([name], _settings(recipe), {recipe["backbone"]["name"]: weights})[0]
-    if stream.digest != digest(recipe):
-        shown = "; ".join(differences(recipe, stream.recipe))
-        raise OptionError(f"{name} was cached by other rules than this version has ({shown}): extract it anew.")
     return stream
 
 
-def find_weights(recipes: Mapping[str, Recipe], given: Any, of_run: str | None) -> dict[str, Any]:
-    """For each stream the weights with which it was computed: a file, or ``random:SEED``.
+def find_weights(recipes: Mapping[str, Recipe], given: Any, of_run: str | None) -> dict[str, Choice]:
+    """For each stream the weights with which it was computed.
 
     Args:
         recipes: of each stream.
@@ -53,43 +51,23 @@ def find_weights(recipes: Mapping[str, Recipe], given: Any, of_run: str | None) 
     return {name: _weights(name, recipe["backbone"], chosen, of_run) for name, recipe in recipes.items()}
 
 
-def _weights(stream: str, recipe: Recipe, chosen: Mapping[str, Any], of_run: str | None) -> Any:
+def _weights(stream: str, recipe: Recipe, chosen: Mapping[str, Any], of_run: str | None) -> Choice:
     backbone, known = recipe["name"], recipe["weights"]
     given = chosen.get(backbone)
     described = known.get("spec") or f"sha256 {known['sha256'][:12]}…"
     if given is not None:
-        if weights_id(backbone, given) != known:
+        if (choice := resolve(backbone, given)).identity() != known:
             raise WeightsError(
                 f"{given} is not what {stream} was computed with ({described}): pass --weights with that one."
             )
-        return given
+        return choice
     if "spec" in known:
-        return known["spec"]
-    if of_run is not None and Path(of_run).is_file() and weights_id(backbone, of_run) == known:
-        return of_run
+        return resolve(backbone, known["spec"])
+    if of_run is not None and Path(of_run).is_file() and (choice := resolve(backbone, of_run)).identity() == known:
+        return choice
     if (found := find_digest(known["sha256"])) is None:
         raise WeightsError(
             f"The weights with which {stream} was computed ({described}) are not among those of "
             f"`kdcache weights`: pass --weights {backbone}=FILE."
         )
-    return found
-
-
-def _settings(recipe: Recipe) -> StreamSettings:
-    """The settings that lead to a recipe."""
-    common = {"dtype": recipe["dtype"], "precision": recipe["backbone"]["precision"]}
-    if "skeleton" in recipe:
-        imaging = recipe["skeleton"]
-        return StreamSettings.of(
-            common
-            | {"levels": imaging["levels"], "progress": imaging["mode"]}
-            | {"rotations": imaging["rotations"], "skeleton": imaging["resize"]}
-        )
-    views, progress = recipe["views"], recipe["progress"]
-    return StreamSettings.of(
-        common
-        | recipe["sampling"]
-        | {"size": views["size"], "resize": views["resize"], "views": views["names"]}
-        | {"levels": progress["levels"], "progress": progress["mode"]}
-        | {"decoder": recipe["decoder"], "bound": recipe.get("bound")}
-    )
+    return resolve(backbone, found)

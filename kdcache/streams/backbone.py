@@ -1,0 +1,146 @@
+"""Streams whose arrays a frozen network computes; what features of videos and of skeletons have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache import backbones
+from kdcache.backbones.weights import Choice
+from kdcache.errors import OptionError
+from kdcache.streams.base import Array, ClipSpan, Stream, Strip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneStream(Stream):
+    """Features [V, …] of one layer of a network, with levels [V, N, …]."""
+
+    backbone: str
+    layer: str
+    weights: Choice
+    precision: str
+    dtype: str
+
+    @classmethod
+    def accepts(cls, name: str) -> bool:
+        """``backbone/layer`` of a network that takes what this kind feeds."""
+        backbone = backbones.canonical(name.partition("/")[0])
+        return backbone in backbones.names() and cls._feeds(backbones.input_spec(backbone))
+
+    @classmethod
+    @abstractmethod
+    def _feeds(cls, spec: backbones.InputSpec) -> bool:
+        """Whether networks with such an input are fed by this kind."""
+
+    @classmethod
+    def examples(cls) -> list[str]:
+        """Every backbone, with its aliases."""
+        return [f"{name}/…" for name in (*backbones.names(), *backbones.ALIASES) if cls.accepts(name)]
+
+    @classmethod
+    def axes_in(cls, recipe: Mapping[str, Any]) -> str | None:
+        """As the backbone says."""
+        axes = layer_axes(recipe)
+        return None if axes is None else f"V{axes}"
+
+    @classmethod
+    def strips(cls, name: str, recipe: Mapping[str, Any], array: Array, frames: NDArray[np.int32]) -> list[Strip]:
+        """Energy of maps over time; vectors are no picture."""
+        return energy_strips(name, array, frames, cls.axes_in(recipe))
+
+    def _backbone_recipe(self) -> dict[str, Any]:
+        layer = backbones.layer_shape(self.backbone, self.layer)[0]
+        identity = self.weights.identity()
+        return {"name": self.backbone, "layer": layer, "precision": self.precision, "weights": identity}
+
+    @staticmethod
+    def _common_in(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """The fields that all streams of networks take from a recipe, but the weights."""
+        backbone = recipe["backbone"]
+        layer = recipe["stream"].partition("/")[2]  # as it was asked for; the backbone's is the published name
+        return {
+            "name": name,
+            "backbone": backbone["name"],
+            "layer": layer,
+            "precision": backbone["precision"],
+            "dtype": recipe["dtype"],
+        }
+
+    def nbytes(self, start_s: float, stop_s: float) -> int:
+        """Exact."""
+        assert self.shape is not None
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    def assemble(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the network gave for the segments of some clips → [clips × V, …], with levels [clips × V, N, …]."""
+        return features
+
+    @abstractmethod
+    def compute(self, clip: Any) -> Array:
+        """Input of the network for a clip, [segments, …]; a view of a clip or of one of its levels is a segment."""
+
+    @abstractmethod
+    def first_view(self) -> Self:
+        """The same stream for a clip of one level, seen in its first view alone: what runs answer from."""
+
+    @abstractmethod
+    def level_inputs(self, span: ClipSpan, threads: int) -> Iterator[tuple[float, Array]]:
+        """The network's input for the first view of each level in turn, and the second at which its part ends.
+
+        Nothing after a part is read before its input was handed on.
+
+        Raises:
+            SourceError: a source that cannot be read.
+            ClipError: a span that it does not have.
+        """
+
+
+def split_name(name: str) -> tuple[str, str, backbones.InputSpec]:
+    """Backbone, layer and input of a stream's name: ``tsm/pool`` → (``tsm-resnet50``, ``pool``, …).
+
+    Raises:
+        OptionError: no layer.
+    """
+    head, _, layer = name.partition("/")
+    spec = backbones.input_spec(head)
+    if not layer:
+        raise OptionError(f"Stream {name!r} names no layer: write for example {name}/{spec.default_layer}.")
+    return backbones.canonical(head), layer, spec
+
+
+def layer_axes(recipe: Mapping[str, Any]) -> str | None:
+    """Axes of the layer that a recipe names; ``None`` for one that this version lacks."""
+    backbone = recipe.get("backbone", {})
+    try:
+        return backbones.layer_axes(backbone["name"], backbone["layer"])
+    except (KeyError, OptionError):  # extracted by another version, which had such a network or layer
+        return None
+
+
+def energy_strips(name: str, array: Array, frames: NDArray[np.int32], axes: str | None) -> list[Strip]:
+    """The first view's map over time (or levels), as heat; none where the array is no map over time."""
+    if array.ndim != 5:
+        return []
+    energy = map_energy(array[0].astype(np.float32), axes and axes[1:])
+    scaled = (255 * np.clip(energy / (np.percentile(energy, 99.5) + 1e-12), 0, 1)).astype(np.uint8)
+    images = np.stack([cv2.cvtColor(cv2.applyColorMap(e, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB) for e in scaled])
+    at = frames[np.linspace(0, len(frames) - 1, len(images)).round().astype(int)] if len(frames) else frames
+    return [Strip("energy", images, at, order=4, note=name, curve=energy.mean(axis=(1, 2)))]
+
+
+def map_energy(features: NDArray[np.float32], axes: str | None) -> NDArray[np.float32]:
+    """Mean square over channels of a map with four axes, such as ``CTHW``: [T, H, W] (levels count as time).
+
+    Where the axes are not known (an import that does not say), H and W are taken to be last, and the longer of the
+    other two to be the channels.
+    """
+    if axes is None:
+        axes = "TCHW" if features.shape[0] < features.shape[1] else "CTHW"
+    order = [axes.index(letter) for letter in ("C", "N" if "N" in axes else "T", "H", "W")]
+    return np.asarray(np.square(features.transpose(order)).mean(axis=0), np.float32)

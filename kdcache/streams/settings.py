@@ -1,0 +1,92 @@
+"""The settings of streams. Light enough for the command line, which generates its options from the fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from kdcache.errors import OptionError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """How clips become streams. Every field that changes bytes goes into the recipe.
+
+    The string below a field is its help, on the command line too, where what follows "``None``:" is the default.
+    """
+
+    frames: int | None = None
+    """Frames of a segment; whole-clip streams ignore it. ``None``: what the backbone was trained on (I3D: 32)."""
+    fps: float | None = None
+    """Sampling rate. ``None``: segments spread over the clip, whole-clip streams keep every frame."""
+    anchor: Literal["first", "centre", "last"] = "centre"
+    """Where a segment of fixed rate lies in its clip."""
+    size: int | None = None
+    """Side in pixels of a backbone's input. ``None``: what the backbone was trained on."""
+    resize: int | None = None
+    """Short side in pixels of frames before cropping. ``None``: 8/7 of ``size``."""
+    views: tuple[str, ...] = ("centre",)
+    """Crops and flips cached side by side, such as centre,tl@0.875-flip; see ``kdcache.views``."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the backbone."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Stored type of features."""
+    short_side: int = 256
+    """Short side in pixels of ``rgb``, ``flow`` and ``idt``."""
+    rgb: Literal["jpeg", "raw"] = "jpeg"
+    """How ``rgb`` frames are kept."""
+    quality: int = 95
+    """JPEG quality of ``rgb``."""
+    flow: Literal["uint8", "float16"] = "uint8"
+    """Stored type of flow: bounded and quantised (the field's convention), or as it is."""
+    bound: float = 20.0
+    """Flow beyond this many pixels is clipped when stored as ``uint8`` or fed to a backbone."""
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    """Which decoder reads videos; ``auto`` is a function of the file alone."""
+    levels: int | None = None
+    """Degrees of progress N: features are [V, N, …], level n from nothing after the n-th of N equal parts of the clip.
+    ``None``: the whole clip at once for videos, the backbone's own number (10) for skeletons."""
+    progress: Literal["segment", "prefix"] | None = None
+    """What a level shows: its part alone, or all up to its end. ``None``: segment for videos, prefix for skeletons."""
+    rotations: int = 0
+    """Turned views of skeletons that are cached beside the straight one."""
+    skeleton: Literal["scipy_bytescale", "float_bilinear"] = "scipy_bytescale"
+    """How skeletons become images: the published code's 8 bits, stretched, or the paper's formula in float32."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> StreamSettings:
+        """Settings from keyword arguments; a misspelt one is refused with the nearest that exists."""
+        names = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in names:
+                raise unknown("option", name, names)
+        given = {name: value for name, value in values.items() if value is not None}
+        return cls(**{**given, "views": tuple(given["views"])} if "views" in given else given)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise OptionError(f"quality is {self.quality}: JPEG quality lies between 1 and 100.")
+        if self.short_side < 32:
+            raise OptionError(f"short_side is {self.short_side}: frames need at least 32 pixels.")
+        if self.levels is not None and self.levels < 1:
+            raise OptionError(f"levels is {self.levels}: a clip is cut into at least 1 part.")
+        if self.progress not in (None, "segment", "prefix"):
+            raise OptionError(
+                f"progress is {self.progress!r}: it is segment or prefix, what a level shows (bar=False hides the bar)."
+            )
+        if not self.bound > 0:
+            raise OptionError(f"bound is {self.bound}: give a positive number of pixels.")
+        for name in _CHOICES:
+            value = getattr(self, name)
+            if value is not None and value not in _CHOICES[name]:
+                raise unknown(name, value, _CHOICES[name])
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """The values of a ``Literal``, or of ``Literal | None``; empty for any other type."""
+    parts = [kind] if get_origin(kind) is Literal else [p for p in get_args(kind) if get_origin(p) is Literal]
+    return tuple(value for part in parts for value in get_args(part))
+
+
+_CHOICES = {name: found for name, kind in get_type_hints(StreamSettings).items() if (found := choices(kind))}

@@ -1,0 +1,314 @@
+"""Streams of videos: which frames a clip needs, reading a source once for all of them, flow between frames."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache.errors import ClipError, OptionError
+from kdcache.motion.stacks import flow_stacks
+from kdcache.recipe import Recipe
+from kdcache.sampling import Sampling, clip_range, within
+from kdcache.sources import Source, open_source
+from kdcache.streams.base import Array, ClipData, ClipSpan, Stream
+from kdcache.streams.settings import StreamSettings
+from kdcache.views import resize_short_side
+
+Frame = NDArray[np.uint8]  # [H, W, 3] RGB
+Part = tuple[int, int, float, float]  # frames low to before high, of the seconds start to before stop
+
+_NO_PAIRS = np.empty((0, 2), np.int32)
+_ASSUMED_CLIP_S = 10.0  # size estimates only: a clip without a stop, read at …
+_ASSUMED_FPS = 30.0  # … this rate
+_ASSUMED_ASPECT = 4 / 3
+
+
+@dataclass(frozen=True)
+class FrameRequest:
+    """Which source frames one stream takes of a clip."""
+
+    indices: NDArray[np.int32]
+    """Sampled frames [T]; with levels [N × T], one after the other."""
+    pairs: NDArray[np.int32] = field(default_factory=lambda: _NO_PAIRS)
+    """Frame pairs between which flow is computed, [n, 2]."""
+
+    @property
+    def used(self) -> NDArray[np.int32]:
+        """Every frame, repeated or not."""
+        return np.concatenate([self.indices, self.pairs.ravel()])
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """What all streams take of one clip."""
+
+    number: int
+    """Position of the clip among those of its source."""
+    span: ClipSpan
+    streams: dict[str, FrameRequest]
+
+    @property
+    def used(self) -> NDArray[np.int32]:
+        """Every frame, repeated or not."""
+        return np.concatenate([r.used for r in self.streams.values()])
+
+
+class FlowMemory:
+    """TV-L1 flow of one source's frame pairs, kept while a later clip may ask for them again."""
+
+    def __init__(self, threads: int) -> None:
+        self._fields: dict[tuple[int, int, int], Array] = {}
+        self._threads = threads
+
+    def get(self, clip: ClipFrames, pairs: NDArray[np.int32], short_side: int) -> Array:
+        """Flow of ``pairs`` [n, 2]: float32 [n, H, W, 2], in pixels of frames with that short side."""
+        from kdcache.motion import tvl1_pairs
+
+        fields = self._fields
+        for key in [k for k in fields if k[0] < clip.first]:
+            del fields[key]
+        wanted = [(int(a), int(b), short_side) for a, b in pairs]
+        new = sorted({k for k in wanted if k not in fields})
+        if new:
+            gray = {i: clip.gray(i, short_side) for i in {k[0] for k in new} | {k[1] for k in new}}
+            first = np.stack([gray[k[0]] for k in new])
+            second = np.stack([gray[k[1]] for k in new])
+            fields.update(zip(new, tvl1_pairs(first, second, threads=self._threads), strict=True))
+        return np.stack([fields[k] for k in wanted])
+
+
+@dataclass
+class ClipFrames(ClipData):
+    """A clip of a video, decoded."""
+
+    requests: dict[str, FrameRequest]
+    """Stream → what it takes."""
+    pixels: dict[tuple[int, int], Frame]
+    """(source index, short side) → frame."""
+    first: int
+    """No clip still to come needs a frame before this one."""
+    memory: FlowMemory
+
+    def stack(self, stream: VideoStream) -> NDArray[np.uint8]:
+        """The sampled frames of a stream, uint8 [T, H, W, 3]."""
+        return np.stack([self.pixels[int(i), stream.short_side] for i in self.requests[stream.name].indices])
+
+    def gray(self, index: int, short_side: int) -> NDArray[np.uint8]:
+        """One frame in grey, uint8 [H, W]."""
+        return np.asarray(cv2.cvtColor(self.pixels[index, short_side], cv2.COLOR_RGB2GRAY), np.uint8)
+
+    def flow(self, pairs: NDArray[np.int32], short_side: int) -> Array:
+        """TV-L1 flow of frame pairs [n, 2], n > 0: float32 [n, H, W, 2] in pixels."""
+        return self.memory.get(self, pairs, short_side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoStream(Stream):
+    """A stream that is computed from frames of a video."""
+
+    sampling: Sampling
+    short_side: int
+    """Short side in pixels of the frames that it takes."""
+    decoder: str
+
+    medium: ClassVar[str] = "videos"
+
+    @classmethod
+    def check(cls, name: str, settings: StreamSettings) -> None:
+        """Refuse what only skeletons have, and progress of no levels."""
+        if settings.rotations:
+            raise OptionError(f"rotations is {settings.rotations}, but {name} reads videos: leave it out.")
+        if settings.progress and not settings.levels:
+            raise OptionError(f"progress is {settings.progress}: say of how many levels, for example levels=10.")
+
+    @classmethod
+    def read(
+        cls, spans: Sequence[ClipSpan], streams: Sequence[VideoStream], threads: int
+    ) -> Iterator[tuple[int, ClipData | ClipError]]:
+        """Decode a source forward once and yield its clips as they become complete, in the order in which they end."""
+        with open_source(spans[0].path, decoder=streams[0].decoder, fps=spans[0].fps) as source:
+            requests: list[ClipRequest] = []
+            for number, span in enumerate(spans):
+                try:
+                    found = {s.name: s.request(source.times, span) for s in streams}
+                except ClipError as error:
+                    yield number, error
+                    continue
+                requests.append(ClipRequest(number, span, found))
+            for request, clip in read_requests(source, requests, {s.short_side for s in streams}, threads):
+                yield request.number, clip
+
+    def request(self, times: NDArray[np.float64], span: ClipSpan) -> FrameRequest:
+        """Which frames the stream takes of a clip, of a source with these times.
+
+        Raises:
+            ClipError: the span does not lie within the source.
+        """
+        low, high = clip_range(times, span.start_s, span.stop_s)
+        parts = self.parts(times, (low, high, span.start_s, span.stop_s))
+        sampled = [within(times, *part, self.sampling) for part in parts]
+        pairs = [self.pairs(indices, part[0], part[1]) for indices, part in zip(sampled, parts, strict=True)]
+        return FrameRequest(np.concatenate(sampled), np.concatenate(pairs))
+
+    def parts(self, times: NDArray[np.float64], whole: Part) -> list[Part]:
+        """What is sampled by itself: the whole clip, or each of its levels."""
+        return [whole]
+
+    def pairs(self, indices: NDArray[np.int32], low: int, high: int) -> NDArray[np.int32]:
+        """Frame pairs [n, 2] between which flow is needed for the sampled frames of a part."""
+        return _NO_PAIRS
+
+    def frames(self, clip: ClipFrames) -> NDArray[np.int32]:
+        """The sampled frames."""
+        return clip.requests[self.name].indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseStream(VideoStream):
+    """A stream that keeps whole clips, frame by frame."""
+
+    names: ClassVar[tuple[str, ...]]
+    channels: ClassVar[float]
+    """Numbers of a pixel."""
+
+    @classmethod
+    def accepts(cls, name: str) -> bool:
+        """Exactly the names."""
+        return name in cls.names
+
+    @classmethod
+    def examples(cls) -> list[str]:
+        """The names."""
+        return list(cls.names)
+
+    @staticmethod
+    def common(settings: StreamSettings) -> dict[str, Any]:
+        """The fields that all whole-clip streams take from settings."""
+        sampling = Sampling(frames=None, fps=settings.fps)
+        return {"sampling": sampling, "short_side": settings.short_side, "decoder": settings.decoder}
+
+    @staticmethod
+    def common_in(recipe: Recipe) -> dict[str, Any]:
+        """The same from a recipe."""
+        sampling = Sampling.from_recipe(recipe["sampling"])
+        return {"sampling": sampling, "short_side": recipe["short_side"], "decoder": recipe["decoder"]}
+
+    def to_recipe(self) -> Recipe:
+        """What all whole-clip streams have; arrays are ragged."""
+        return {
+            "stream": self.name,
+            "version": self.version,
+            "layout": "ragged",
+            "dtype": "uint8",
+            "decoder": self.decoder,
+            "sampling": self.sampling.to_recipe(),
+            "short_side": self.short_side,
+        }
+
+    def nbytes(self, start_s: float, stop_s: float) -> int:
+        """An estimate, for frames of 4:3."""
+        start = 0.0 if np.isnan(start_s) else start_s
+        span = (start + _ASSUMED_CLIP_S if np.isnan(stop_s) else stop_s) - start
+        frames = max(1.0, span * (self.sampling.fps or _ASSUMED_FPS))
+        pixels = self.short_side * self.short_side * _ASSUMED_ASPECT
+        return int(frames * pixels * self.pixel_bytes())
+
+    def pixel_bytes(self) -> float:
+        """Bytes of a pixel."""
+        return self.channels * np.dtype(self.recipe["dtype"]).itemsize
+
+    @abstractmethod
+    def compute(self, clip: ClipFrames) -> Any:
+        """As ``Stream.compute``."""
+
+
+def flow_pairs(
+    indices: NDArray[np.int32], low: int, high: int, *, dense: bool, fps: float | None, stack: int = 1
+) -> NDArray[np.int32]:
+    """Frame pairs between which a stream's flow is computed; never a frame outside ``[low, high)``.
+
+    Args:
+        indices: sampled frames, int32 [T].
+        low, high: the frames of the part that may be looked at.
+        dense: a whole-clip stream: T − 1 fields, each from a frame to the next sampled one. Otherwise a backbone's
+            segment: T fields, one a frame.
+        fps: the sampling rate; ``None`` pairs a segment's frame with the source's next frame [reconstructed].
+        stack: fields of a segment's frame. More than one are consecutive in the source whatever ``fps`` is, centred on
+            the frame and clamped at the clip's ends; see ``kdcache.motion.stacks.flow_stacks``.
+
+    Returns:
+        int32 [T − 1, 2] (dense) or [T × stack, 2]. The last frame of a segment has no successor in the clip: it gets
+        the field that leads to it, so that nothing beyond the clip is seen.
+    """
+    if stack > 1:
+        first = low + flow_stacks(max(1, high - low - 1), indices - low, stack).ravel()
+        return np.stack([first, np.minimum(first + 1, high - 1)], axis=1).astype(np.int32)
+    if dense:
+        return np.stack([indices[:-1], indices[1:]], axis=1).astype(np.int32)
+    if fps is None:
+        first = np.clip(indices, low, max(low, high - 2))
+        return np.stack([first, np.minimum(first + 1, high - 1)], axis=1).astype(np.int32)
+    if len(indices) == 1:
+        return np.stack([indices, indices], axis=1).astype(np.int32)
+    pairs = np.stack([indices[:-1], indices[1:]], axis=1)
+    return np.concatenate([pairs, pairs[-1:]]).astype(np.int32)
+
+
+def read_requests(
+    source: Source, requests: Sequence[ClipRequest], sizes: set[int], threads: int
+) -> Iterator[tuple[ClipRequest, ClipFrames]]:
+    """Decode forward once and yield what was asked for, in the order of last frames; none after those is read before.
+
+    Memory holds only the frames that a request still to come needs.
+
+    Args:
+        source: opened.
+        requests: in any order.
+        sizes: short sides in pixels that frames are resized to.
+        threads: of flow.
+
+    Raises:
+        SourceError: the source is damaged; what was yielded before is whole.
+    """
+    if not requests:
+        return
+    bounds = [(int(r.used.max()), int(r.used.min()), i) for i, r in enumerate(requests)]
+    order = sorted(range(len(requests)), key=lambda i: bounds[i][:2])  # stable: clips of one span stay in order
+    wanted = np.unique(np.concatenate([r.used for r in requests]))
+    firsts = [bounds[i][1] for i in order]
+    first_later = np.minimum.accumulate(firsts[::-1])[::-1]  # earliest frame needed from here on
+    held: dict[tuple[int, int], Frame] = {}
+    memory = FlowMemory(threads)
+    done = 0
+    for index, frame in zip(wanted.tolist(), source.read(wanted), strict=True):
+        for short_side in sizes:
+            held[index, short_side] = resize_short_side(frame, short_side)
+        while done < len(order) and bounds[order[done]][0] <= index:
+            request = requests[order[done]]
+            last, first, _ = bounds[order[done]]
+            pixels = {key: frame for key, frame in held.items() if first <= key[0] <= last}
+            origin = _origin(source, request.span.fingerprint)
+            yield request, ClipFrames(request.span, origin, request.streams, pixels, int(first_later[done]), memory)
+            done += 1
+            earliest = first_later[done] if done < len(order) else index + 1
+            for key in [k for k in held if k[0] < earliest]:
+                del held[key]
+
+
+def _origin(source: Source, fingerprint: str) -> dict[str, Any]:
+    info = source.info
+    return {
+        "fingerprint": fingerprint,
+        "decoder": f"{info.backend} {info.backend_version}",
+        "codec": info.codec,
+        "width": info.width,
+        "height": info.height,
+        "fps": info.fps,
+        "frames": len(source.times),
+    }
