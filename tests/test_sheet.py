@@ -14,7 +14,9 @@ import kdcache
 from kdcache.demo.scene import make_dataset
 from kdcache.errors import OptionError
 from kdcache.report import sheet as module
-from kdcache.report.sheet import COLUMNS, GAP, LEFT, THUMB, sheet
+from kdcache.report.sheet import GAP, LEFT, THUMB, sheet
+from kdcache.streams.backbone import map_energy
+from kdcache.streams.base import COLUMNS
 
 CLIP = "push-left-00-action"
 FEATURE = "i3d-rgb/mixed4a"
@@ -129,11 +131,14 @@ def test_a_clip_of_one_frame_has_frames_but_no_motion(dataset, tmp_path):
 
 
 def test_energy_takes_channels_wherever_they_are():
-    maps = np.random.default_rng(0).normal(size=(6, 3, 2, 2)).astype(np.float32)  # C, T, H, W
-    energy = module._energy(maps)
-    assert energy.shape == (3, 2, 2)
-    assert np.allclose(energy[1, 0, 1], (maps[:, 1, 0, 1] ** 2).mean())
-    assert (module._energy(np.swapaxes(maps, 0, 1)) == energy).all()
+    maps = np.random.default_rng(0).normal(size=(3, 6, 2, 2)).astype(np.float32)  # fewer channels than time steps
+    energy = map_energy(maps, "CTHW")
+    assert energy.shape == (6, 2, 2)
+    assert np.allclose(energy[4, 0, 1], (maps[:, 4, 0, 1] ** 2).mean())
+    assert (map_energy(np.swapaxes(maps, 0, 1), "TCHW") == energy).all()
+    assert (map_energy(np.swapaxes(maps, 0, 1), "NCHW") == energy).all()
+    assert (map_energy(np.moveaxis(maps, 0, -1), "THWC") == energy).all()
+    assert map_energy(maps, None).shape == (3, 2, 2)  # not known: the longer one is taken for channels
 
 
 def test_a_clip_with_nothing_to_draw_says_so(dataset, tmp_path):
