@@ -17,7 +17,7 @@ PACKAGE = "kdcache"
 
 LAYERS = [
     ["errors", "files", "log", "runtime", "workers", "prefetch",
-     "manifest", "splits", "sampling", "views", "levels", "recipe"],
+     "manifest", "splits", "sampling", "views", "levels", "recipe", "options"],
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],
     ["methods", "data"],

@@ -16,6 +16,38 @@ UPWARD = {
 CIRCLES_OF_ROOMS = [["data", "engine", "methods", "runs"]]  # by the three above
 LOGIC = {"kdcache/methods/__init__.py"}
 CLASSES = {"Options", "Settings", "Stream", "_Objective", "_Run", "_Worker"}
+NEEDLESS = {
+    "kdcache/cli/ablate.py": {"kdcache.runs.ablation.rows"},
+    "kdcache/cli/common.py": {"kdcache.backbones"},
+    "kdcache/cli/extract.py": {"kdcache.datasets"},
+    "kdcache/cli/fit.py": {"kdcache.methods.fit_options"},
+    "kdcache/cli/sources.py": {"kdcache.backbones.weights", "kdcache.datasets", "kdcache.sources"},
+    "kdcache/cli/train.py": {"kdcache.runs.config", "kdcache.runs.presets"},
+    "kdcache/data/prepare.py": {"kdcache.backbones", "kdcache.backbones.weights"},
+    "kdcache/demo/tour.py": {"kdcache.backbones.weights"},
+    "kdcache/extraction/motion.py": {"kdcache.motion.flow_image"},
+    "kdcache/extraction/plan.py": {"kdcache.files", "kdcache.sources"},
+    "kdcache/extraction/run.py": {
+        "kdcache.extraction.local",
+        "kdcache.store",
+        "kdcache.store.index",
+        "kdcache.store.scan",
+    },
+    "kdcache/report/sheet.py": {"kdcache.motion.flow_image"},
+    "kdcache/runs/ablation/pool.py": {"kdcache.engine.log"},
+    "kdcache/runs/ablation/tuning.py": {"kdcache.runs.prepare"},
+    "kdcache/runs/fuse.py": {"kdcache.methods", "kdcache.options"},
+    "kdcache/runs/online/prediction.py": {"kdcache.metrics.early", "kdcache.store"},
+    "kdcache/streams/base.py": {
+        "kdcache.backbones",
+        "kdcache.backbones.metadata",
+        "kdcache.backbones.weights",
+        "kdcache.motion.tv_l1",
+    },
+    "kdcache/streams/features.py": {"kdcache.motion.flow_image"},
+    "kdcache/streams/flow.py": {"kdcache.motion.flow_image", "kdcache.motion.tv_l1.params"},
+}
+"""Function-local imports that keep nothing heavy off the start."""
 
 FORBIDDEN = {
     "methods": {"h5py", "hdf5plugin", "click", "pandas", "kdcache.store", "kdcache.sources"},
@@ -53,6 +85,11 @@ def test_no_modules_import_each_other(package):
 
 def test_no_rooms_import_each_other(package):
     assert [circle for circle in structure.room_circles(package) if circle not in CIRCLES_OF_ROOMS] == []
+
+
+def test_function_local_imports_keep_something_heavy_off(package):
+    found = [i for i in structure.needless(package) if i.target not in NEEDLESS.get(package.paths[i.importer], ())]
+    assert not listed(package, found), "what loads nothing heavy that is not loaded already is imported at the top"
 
 
 @pytest.mark.parametrize("room", sorted(FORBIDDEN))
