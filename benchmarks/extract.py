@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
     from kdcache.streams.backbone import BackboneStream
     from kdcache.streams.registry import resolve
     from kdcache.streams.settings import StreamSettings
+    from kdcache.workers import StopFlag
 
     chosen = StreamSettings.of(settings)
     streams = resolve([STREAM], chosen, WEIGHTS)
@@ -46,7 +46,7 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
         threads = torch.get_num_threads()
         config = WorkerConfig(out, tuple(streams), "cpu", None, threads, None)
         nets = Backbones(streams, "cpu", None)
-        stop = threading.Event()
+        stop = StopFlag()
 
         def inputs() -> Iterator[ClipInputs]:
             for item in prepared(decoded(unit, streams, config, stop), streams):

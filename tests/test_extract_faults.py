@@ -186,7 +186,7 @@ def test_sigterm_keeps_what_was_finished(dataset, clean_run, tmp_path):
 
 @posix
 def test_a_killed_worker_is_replaced(dataset, clean_run, tmp_path, monkeypatch):
-    real, killed = run_module._Run._listen, []
+    real, killed = run_module.ExtractionRun._on_event, []
 
     def listen(self, event):
         if isinstance(event, Computed) and not killed:  # a clip is computed, its shard is not committed
@@ -194,7 +194,7 @@ def test_a_killed_worker_is_replaced(dataset, clean_run, tmp_path, monkeypatch):
             killed[0].kill()
         real(self, event)
 
-    monkeypatch.setattr(run_module._Run, "_listen", listen)
+    monkeypatch.setattr(run_module.ExtractionRun, "_on_event", listen)
     report = extract(dataset, tmp_path, workers=2)
     assert killed[0].exitcode == -signal.SIGKILL
     assert (report.extracted, report.failures) == (12, [])

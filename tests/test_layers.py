@@ -15,7 +15,7 @@ UPWARD = {
 }
 CIRCLES_OF_ROOMS = [["data", "engine", "methods", "runs"]]  # by the three above
 LOGIC = {"kdcache/methods/__init__.py"}
-CLASSES = {"Options", "Settings", "Stream", "_Objective", "_Run", "_Worker"}
+CLASSES = {"Options", "Settings", "Stream", "_Objective"}
 NEEDLESS = {
     "kdcache/cli/ablate.py": {"kdcache.runs.ablation.rows"},
     "kdcache/cli/common.py": {"kdcache.backbones"},

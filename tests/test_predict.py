@@ -189,7 +189,7 @@ def test_a_recipe_leads_back_to_its_stream(name, given):
     )
     with pytest.raises(OptionError, match=r"cached by other rules .*version: 0 → "):
         restore(name, {**stream.recipe, "version": 0}, Choice(seed=3))
-    with pytest.raises(OptionError, match="without degrees of progress"):
+    with pytest.raises(OptionError, match="without observation levels"):
         restore(name, resolve([name], StreamSettings(), weights)[0].recipe, Choice(seed=3))
 
 

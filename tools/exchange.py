@@ -87,7 +87,7 @@ def imported_recipe(
         source: kind of files, such as ``npy``.
         origin: what computed the features.
         axes: of ``shape``, see ``kdcache.streams.axes``. Default: ``VD`` or ``VTD`` for vectors, not known for maps.
-        levels: vectors stand for degrees of progress: ``VND``.
+        levels: vectors stand for observation levels: ``VND``.
         how: further facts that make one import differ from another.
 
     Raises:

@@ -6,7 +6,7 @@
 An environment holds one modality: ``rgb`` and ``flow`` 1024 numbers a frame, ``obj`` 352, under keys such as
 ``P01_01_frame_0000000001.jpg``, numbered from 1 at 30 frames a second (https://github.com/fpv-iplab/rulstm). Import
 each into a stream of its own; training joins them with ``stream=rulstm/rgb,rulstm/flow``. A clip becomes ``[1, T, d]``:
-T time steps, or with ``--levels`` T degrees of progress, of which each is a frame that was seen by then.
+T time steps, or with ``--levels`` T observation levels, of which each is a frame that was seen by then.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _shown(key: bytes) -> str:
     help="Without --step: frame of each part.  [default: centre]",
 )
 @click.option("--at", metavar="COLUMN", help="Take the frames that this column lists (export_lmdb.py: frames) instead.")
-@click.option("--levels", is_flag=True, help="The frames stand for degrees of progress (early recognition).")
+@click.option("--levels", is_flag=True, help="The frames stand for observation levels (early recognition).")
 @click.option(
     "--fps", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of the numbering."
 )

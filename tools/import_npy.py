@@ -4,8 +4,8 @@
 
 ``<clip_id>.npy`` holds one array, ``[T, d]``, ``[C, T, H, W]`` or any other shape that all clips share; with
 ``--views`` its first axis counts views, else it becomes the one view of its clip. What the other axes are goes into the
-recipe, and training refuses what does not fit: ``[T, d]`` are time steps unless ``--levels`` says that they are degrees
-of progress, and those of maps are named by ``--axes``, for example ``--axes VCTHW``.
+recipe, and training refuses what does not fit: ``[T, d]`` are time steps unless ``--levels`` says that they are
+observation levels, and those of maps are named by ``--axes``, for example ``--axes VCTHW``.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def survey(folder: Path, clips: list[str]) -> Kind:
 @click.option(
     "--axes", help="Of the arrays with V for views, of V N T C H W D, such as VCTHW.  [default: VD or VTD for vectors]"
 )
-@click.option("--levels", is_flag=True, help="Vectors [N, d] stand for degrees of progress: as --axes VND.")
+@click.option("--levels", is_flag=True, help="Vectors [N, d] stand for observation levels: as --axes VND.")
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of the cache.  [default: as in the files]")
 @click.option(
     "--at", metavar="COLUMN", help="Column that lists the source frames of each clip (export_npy.py: frames)."

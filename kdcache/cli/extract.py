@@ -3,57 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, STOPPED, Command, by_backbone, given, pairs, root_option
+from kdcache.cli.common import SOME_FAILED, STOPPED, by_backbone, given, pairs, root_option
+from kdcache.cli.fields import field_options
 from kdcache.errors import OptionError
-
-
-def _settings(command: Command) -> Command:
-    """The options that change what is cached: the fields of ``kdcache.streams.base.StreamSettings``."""
-    options = [
-        click.option("--frames", type=int, help="Frames of a segment.  [default: the backbone's]"),
-        click.option("--fps", type=float, help="Sampling rate.  [default: the dataset's, or spread over the clip]"),
-        click.option(
-            "--anchor", type=click.Choice(["first", "centre", "last"]), help="Where a segment of fixed rate lies."
-        ),
-        click.option("--size", type=int, help="Side in pixels of a backbone's input.  [default: the backbone's]"),
-        click.option("--resize", type=int, help="Short side in pixels before cropping.  [default: 8/7 of --size]"),
-        click.option("--views", help="Crops and flips to cache, such as centre,centre-flip.  [default: centre]"),
-        click.option(
-            "--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Backbone arithmetic.  [default: fp32]"
-        ),
-        click.option(
-            "--dtype", type=click.Choice(["float16", "float32"]), help="Type of features.  [default: float16]"
-        ),
-        click.option("--short-side", type=int, help="Short side in pixels of rgb, flow and idt.  [default: 256]"),
-        click.option("--rgb", type=click.Choice(["jpeg", "raw"]), help="How rgb frames are kept.  [default: jpeg]"),
-        click.option("--quality", type=int, help="JPEG quality.  [default: 95]"),
-        click.option("--flow", type=click.Choice(["uint8", "float16"]), help="Type of flow.  [default: uint8]"),
-        click.option("--bound", type=float, help="Flow beyond this many pixels is clipped.  [default: 20]"),
-        click.option(
-            "--decoder", type=click.Choice(["auto", "decord", "pyav"]), help="Video decoder.  [default: auto]"
-        ),
-        click.option("--levels", type=int, help="Degrees of progress.  [default: 10 for skeletons, none for videos]"),
-        click.option(
-            "--progress",
-            type=click.Choice(["segment", "prefix"]),
-            help="What a level shows: its part of the clip, or all up to its end.  "
-            "[default: segment for videos, prefix for skeletons]",
-        ),
-        click.option("--rotations", type=int, help="Turned views of skeletons beside the straight one.  [default: 0]"),
-        click.option(
-            "--skeleton",
-            type=click.Choice(["scipy_bytescale", "float_bilinear"]),
-            help="How skeletons become images.  [default: scipy_bytescale]",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+from kdcache.streams.settings import StreamSettings
 
 
 @click.command()
@@ -67,7 +26,7 @@ def _settings(command: Command) -> Command:
 @click.option(
     "--weights", multiple=True, metavar="[BACKBONE=]FILE|random:SEED", help="Default: the published checkpoint."
 )
-@_settings
+@field_options(StreamSettings)
 @click.option("--codec", type=click.Choice(["zstd"]), help="Compress shards.  [default: none, the fastest to read]")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -86,7 +45,6 @@ def extract(
     layers: tuple[str, ...],
     backbone: str,
     weights: tuple[str, ...],
-    views: str | None,
     part: str | None,
     sets: tuple[str, ...],
     **options: Any,
@@ -104,8 +62,8 @@ def extract(
     import kdcache
 
     rows, defaults = clip_rows(manifest, dataset, root, sets)
-    names = [*streams, *(f"{backbone}/{layer}" for layer in layers)] or ["i3d-rgb/mixed4a"]
-    settings = {**defaults, **given(options), **given({"views": views.split(",") if views else None})}
+    names = stream_names(streams, layers, backbone)
+    settings = {**defaults, **given(options)}
     report = kdcache.extract(
         rows, root=root or Path(), streams=names, weights=by_backbone(weights, names), part=_part(part), **settings
     )
@@ -114,6 +72,11 @@ def extract(
         sys.exit(STOPPED)
     if report.failures and not options["dry_run"]:
         sys.exit(SOME_FAILED)
+
+
+def stream_names(streams: Sequence[str], layers: Sequence[str], backbone: str) -> list[str]:
+    """The streams that a call asks for: by name, as layers of a backbone, or else the default."""
+    return [*streams, *(f"{backbone}/{layer}" for layer in layers)] or ["i3d-rgb/mixed4a"]
 
 
 def clip_rows(

@@ -41,7 +41,7 @@ def predict(
     method: str,
     **options: Any,
 ) -> None:
-    """Print the likeliest classes as SOURCE unfolds: a line for each degree of progress, from what was seen by then.
+    """Print the likeliest classes as SOURCE unfolds: a line for each observation level, from what was seen by then.
 
     SOURCE is what the run's clips were cut from: a video, a folder or tar of images, or a skeleton file.
 
@@ -55,9 +55,9 @@ def predict(
 
     opened = Run(run)
     streams = str(opened.resolved["stream"]).split(",")
-    told = kdcache.predict(opened, source, weights=by_backbone(weights, streams), **given(options))
+    predictions = kdcache.predict(opened, source, weights=by_backbone(weights, streams), **given(options))
     rows = []
-    for prediction in told:
+    for prediction in predictions:
         click.echo(prediction.line(top))
         rows.append(prediction)
     if table is not None:

@@ -1,13 +1,13 @@
-"""How long an extraction will take, told from computing two of its clips."""
+"""How long an extraction will take, estimated from two of its clips."""
 
 from __future__ import annotations
 
-import threading
 import time
 
 from kdcache.extraction.plan import Plan, WorkUnit
 from kdcache.extraction.worker import ClipInputs, WorkerConfig, decoded, prepared
 from kdcache.streams.backbone import BackboneStream
+from kdcache.workers import StopFlag
 
 
 def estimate_seconds(plan: Plan, config: WorkerConfig) -> float:
@@ -24,7 +24,7 @@ def estimate_seconds(plan: Plan, config: WorkerConfig) -> float:
         for task in (tasks[0], tasks[-1]):
             begin = time.perf_counter()
             unit = WorkUnit(names, (task,))
-            clips = list(prepared(decoded(unit, streams, config, threading.Event()), streams))
+            clips = list(prepared(decoded(unit, streams, config, StopFlag()), streams))
             ready = [c for c in clips if isinstance(c, ClipInputs)]
             for stream in streams:
                 if ready and isinstance(stream, BackboneStream) and nets is not None:

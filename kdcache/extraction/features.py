@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,10 +11,9 @@ from numpy.typing import NDArray
 
 from kdcache import backbones
 from kdcache.errors import ClipError
+from kdcache.log import logger
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Stream
-
-log = logging.getLogger("kdcache")
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 
@@ -62,7 +60,7 @@ class Backbones:
                 if not _out_of_memory(error) or self.batch == 1:
                     raise
                 self.batch //= 2
-                log.warning("Out of memory: going on with batches of %d segments.", self.batch)
+                logger.warning("Out of memory: going on with batches of %d segments.", self.batch)
                 if self.device != "cpu":
                     torch.cuda.empty_cache()
                 continue

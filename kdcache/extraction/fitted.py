@@ -21,8 +21,8 @@ def fitted_weights(streams: Sequence[Stream]) -> dict[str, FitMetadata]:
         if not isinstance(stream, BackboneStream) or stream.weights.path is None:
             continue
         sha256 = stream.weights.identity()["sha256"]
-        if sha256 not in found and (facts := read_metadata(stream.weights.path)) is not None:
-            found[sha256] = facts
+        if sha256 not in found and (fit := read_metadata(stream.weights.path)) is not None:
+            found[sha256] = fit
     return found
 
 
@@ -33,14 +33,14 @@ def leaks(rows: pd.DataFrame, fitted: Mapping[str, FitMetadata]) -> list[str]:
     """
     held_out = held_out_clips(rows)
     sentences = []
-    for facts in fitted.values():
-        seen = {column: sorted(clips.intersection(facts.fitted_on)) for column, clips in held_out.items()}
+    for fit in fitted.values():
+        seen = {column: sorted(clips.intersection(fit.fitted_on)) for column, clips in held_out.items()}
         columns = [column for column in seen if seen[column]]
         if columns:
             first, *others = columns
             by = "" if columns == [SPLIT] else f" by column {first}{f' and {len(others)} more' if others else ''}"
             sentences.append(
-                f"{facts.backbone} was fitted on the labels of {len(seen[first])} clips that this manifest holds out"
+                f"{fit.backbone} was fitted on the labels of {len(seen[first])} clips that this manifest holds out"
                 f"{by}, such as {seen[first][0]}: accuracy on them would be too good; fit it again on the training "
                 f"clips of this manifest."
             )

@@ -1,9 +1,8 @@
-"""``kdcache.extract``: plan, run, index, and tell what happened."""
+"""``kdcache.extract``: plan, run, index, report."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import sys
@@ -23,6 +22,7 @@ from kdcache.extraction.estimate import estimate_seconds
 from kdcache.extraction.fitted import fitted_weights, leaks
 from kdcache.extraction.plan import Plan, WorkUnit, fingerprint_sources, make_plan, sources_of
 from kdcache.extraction.worker import Computed, Done, Event, WorkerConfig
+from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
 from kdcache.runtime import cores, resolve_device
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
@@ -31,8 +31,6 @@ from kdcache.streams.base import Stream
 from kdcache.streams.registry import resolve
 from kdcache.streams.settings import StreamSettings
 from kdcache.workers import StopFlag, stop_on_signals
-
-log = logging.getLogger("kdcache")
 
 SAVE_PAUSE = 20  # the list of failures is written again after so many times as long as writing it took
 SPARE_BYTES = 64 * 2**20  # left free on the disk beyond the estimate
@@ -63,9 +61,9 @@ class ExtractReport:
     """Weights that were fitted on clips which the manifest holds out."""
 
     def __str__(self) -> str:
-        return "\n".join([self._told(), *(f"Warning: {sentence}" for sentence in self.warnings)])
+        return "\n".join([self._summary(), *(f"Warning: {sentence}" for sentence in self.warnings)])
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         if self.planned is not None:
             return (
                 f"{self.clips} clips: {self.cached} cached already, {len(self.failures)} unreadable or failed before, "
@@ -127,7 +125,7 @@ def extract(
     rows = read_manifest(manifest, root) if isinstance(manifest, (str, os.PathLike)) else validate(manifest, root=root)
     rows = _part(rows, part)
     if device not in ("auto", "cpu"):
-        resolve_device(device)  # a GPU that is not there is told of before any work
+        resolve_device(device)  # a GPU that is not there is an error before any work
     wanted = resolve(streams, StreamSettings.of(settings), weights)
     plan = _plan(rows, wanted, root, out, workers, retry_failed=retry_failed, dry_run=dry_run)
     fitted = fitted_weights(wanted)
@@ -135,7 +133,7 @@ def extract(
         out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes, warnings=leaks(rows, fitted)
     )
     for sentence in report.warnings:
-        log.warning("%s", sentence)
+        logger.warning("%s", sentence)
     device = str(resolve_device(device)) if plan.units else "cpu"  # an unchanged call needs no torch
     threads = max(1, cores() // workers)
     config = WorkerConfig(out, tuple(wanted), device, batch, threads, codec)
@@ -146,7 +144,7 @@ def extract(
         return report
     _check_disk(out, plan.bytes, codec)
     save_fitted(out, {sha256: metadata.to_json() for sha256, metadata in fitted.items()})
-    _Run(rows, plan, report, bar).go(plan.units, config, workers)
+    ExtractionRun(rows, plan, report, bar).go(plan.units, config, workers)
     return report
 
 
@@ -204,20 +202,20 @@ def _check_disk(out: Path, needed: int, codec: str | None) -> None:
         )
 
 
-class _Run:
-    """One run: listens to the workers, keeps ledger and index up to date."""
+class ExtractionRun:
+    """One run: takes the workers' events, keeps the list of failures and the index up to date."""
 
     def __init__(self, rows: pd.DataFrame, plan: Plan, report: ExtractReport, bar: bool) -> None:
         self._rows, self._plan, self._report = rows, plan, report
         self._located = plan.located
         self._here = set(rows["clip_id"])
-        self._ledger = {f.clip_id: f for f in load_failures(report.out) if f.clip_id not in self._here}
-        self._ledger |= {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
+        self._failures = {f.clip_id: f for f in load_failures(report.out) if f.clip_id not in self._here}
+        self._failures |= {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
         self._next_save = 0.0
         self._bar = tqdm(total=plan.tasks, unit="clip", disable=None if bar else True, dynamic_ncols=True)
 
     def go(self, units: list[WorkUnit], config: WorkerConfig, workers: int) -> None:
-        """Run the units; whatever ends the run, ledger and index are saved."""
+        """Run the units; whatever ends the run, failures and index are saved."""
         from kdcache.extraction.local import run_units
 
         config.out.mkdir(parents=True, exist_ok=True)
@@ -225,19 +223,19 @@ class _Run:
         with stop_on_signals(stop), contextlib.ExitStack() as at_end:
             at_end.callback(self._save)
             at_end.callback(self._bar.close)
-            run_units(units, config, workers, self._listen, stop)
+            run_units(units, config, workers, self._on_event, stop)
         self._report.stopped = stop.is_set()
 
-    def _listen(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, Computed):
             self._bar.update(1)
         elif isinstance(event, Failure):
             self._bar.update(1)
             for failure in (event, *(event._replace(clip_id=t.clip_id) for t in self._same(event.clip_id))):
-                self._ledger[failure.clip_id] = failure
+                self._failures[failure.clip_id] = failure
             self._bar.write(f"failed: {event.clip_id} ({event.stage}): {event.reason}", file=sys.stderr)
             if time.monotonic() >= self._next_save:
-                self._save_ledger()
+                self._save_failures()
         elif isinstance(event, Done):
             self._note_shard(event)
 
@@ -250,13 +248,13 @@ class _Run:
         for row, task in enumerate(event.tasks):
             for clip in (task, *self._same(task.clip_id)):
                 self._report.extracted += 1
-                self._ledger.pop(clip.clip_id, None)
+                self._failures.pop(clip.clip_id, None)
                 for stream, key in clip.keys.items():
                     self._located[stream][clip.clip_id] = (shard.name, row, key, shard.digests[stream][row])
 
-    def _save_ledger(self) -> None:
+    def _save_failures(self) -> None:
         began = time.monotonic()
-        save_failures(self._report.out, self._ledger.values())
+        save_failures(self._report.out, self._failures.values())
         ended = time.monotonic()
         self._next_save = ended + SAVE_PAUSE * (ended - began)
 
@@ -265,6 +263,6 @@ class _Run:
         from kdcache.store.index import update_index
 
         clean(self._report.out)  # of workers that died
-        self._report.failures = [f for f in self._ledger.values() if f.clip_id in self._here]
-        self._save_ledger()
+        self._report.failures = [f for f in self._failures.values() if f.clip_id in self._here]
+        self._save_failures()
         update_index(self._report.out, self._rows, self._located, self._plan.missing)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +19,12 @@ from kdcache.store.failures import Failure
 from kdcache.store.writer import Committed, Record, commit_shard
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Array, ClipData, Payload, Stream
+from kdcache.workers import StopFlag
 
 if TYPE_CHECKING:
     from kdcache.extraction.features import Backbones
 
 PREFETCH = 2  # clips held between two steps of the pipeline
-
-
-class Flag(Protocol):
-    """Something that tells that the run is to stop after the clip at hand."""
-
-    def is_set(self) -> bool:
-        """Whether to stop."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,9 @@ class ClipInputs:
         return sum(sum(map(len, a)) if isinstance(a, list) else a.nbytes for a in self.arrays.values())
 
 
-def run_unit(unit: WorkUnit, config: WorkerConfig, nets: Backbones, emit: Callable[[Event], None], stop: Flag) -> None:
+def run_unit(
+    unit: WorkUnit, config: WorkerConfig, nets: Backbones, emit: Callable[[Event], None], stop: StopFlag
+) -> None:
     """Compute and commit a unit's clips; clips that cannot be had are emitted as failures.
 
     When ``stop`` is set, the clips finished by then are committed and the rest is left for the next call.
@@ -152,7 +147,7 @@ def run_unit(unit: WorkUnit, config: WorkerConfig, nets: Backbones, emit: Callab
 
 
 def decoded(
-    unit: WorkUnit, streams: list[Stream], config: WorkerConfig, stop: Flag
+    unit: WorkUnit, streams: list[Stream], config: WorkerConfig, stop: StopFlag
 ) -> Iterator[tuple[Task, ClipData] | Failure | Started]:
     """Read each source of a unit once: its clips as they become complete, and those that cannot be had."""
     for path, group in itertools.groupby(unit.tasks, key=lambda t: t.path):

@@ -1,8 +1,8 @@
-"""What a recipe says of its arrays' dimensions: their axes, whether one counts levels of progress, names of views.
+"""What a recipe says of its arrays' dimensions: their axes, whether one counts observation levels, names of views.
 
 Axes are written one letter a dimension:
 
-    V views   N levels of progress   T time steps   C channels   H rows   W columns   D numbers of a vector
+    V views   N observation levels   T time steps   C channels   H rows   W columns   D numbers of a vector
 
 An I3D map is ``VCTHW``, a map of a network that looks at single images ``VTCHW``, pooled features of each frame
 ``VTD``, of each level ``VND``; ``rgb`` and ``flow`` are ``THWC``, ``idt`` is ``THW``. For all that is extracted here
@@ -40,7 +40,7 @@ def axes_of(recipe: Mapping[str, Any]) -> str | None:
 
 
 def has_levels(recipe: Mapping[str, Any]) -> bool:
-    """Whether the array has degrees of progress, of which each knows nothing of what follows its part of the clip.
+    """Whether the array has observation levels, of which each knows nothing of what follows its part of the clip.
 
     A stream of time steps has none, whatever its number of dimensions: a network may have looked ahead.
     """

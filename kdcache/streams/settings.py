@@ -13,13 +13,14 @@ from kdcache.errors import OptionError, unknown
 class StreamSettings:
     """How clips become streams. Every field that changes bytes goes into the recipe.
 
-    The string below a field is its help, on the command line too, where what follows "``None``:" is the default.
+    The string below a field is its help on the command line, too, where what follows "``None``:" is shown as default.
     """
 
     frames: int | None = None
     """Frames of a segment; whole-clip streams ignore it. ``None``: what the backbone was trained on (I3D: 32)."""
     fps: float | None = None
-    """Sampling rate. ``None``: segments spread over the clip, whole-clip streams keep every frame."""
+    """Sampling rate.
+    ``None``: that of ``--dataset``, else segments spread over the clip and whole-clip streams keep every frame."""
     anchor: Literal["first", "centre", "last"] = "centre"
     """Where a segment of fixed rate lies in its clip."""
     size: int | None = None
@@ -45,7 +46,7 @@ class StreamSettings:
     decoder: Literal["auto", "decord", "pyav"] = "auto"
     """Which decoder reads videos; ``auto`` is a function of the file alone."""
     levels: int | None = None
-    """Degrees of progress N: features are [V, N, …], level n from nothing after the n-th of N equal parts of the clip.
+    """Observation levels N: features are [V, N, …], level n from nothing after the n-th of N equal parts of the clip.
     ``None``: the whole clip at once for videos, the backbone's own number (10) for skeletons."""
     progress: Literal["segment", "prefix"] | None = None
     """What a level shows: its part alone, or all up to its end. ``None``: segment for videos, prefix for skeletons."""

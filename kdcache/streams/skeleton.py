@@ -1,4 +1,4 @@
-"""Features of skeletons: images of joints at every degree of progress, through a frozen network."""
+"""Features of skeletons: images of joints at every observation level, through a frozen network."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class SkeletonStream(BackboneStream):
         Imaging(levels, NTU_LIMITS, settings.skeleton, settings.rotations)  # refuses before weights are looked for
         backbones.layer_shape(backbone, layer, levels.levels)
         weights = choose(backbone)
-        facts = None if weights.path is None else read_metadata(weights.path)
-        limits = facts.limits if facts is not None and facts.limits is not None else NTU_LIMITS
+        fit = None if weights.path is None else read_metadata(weights.path)
+        limits = fit.limits if fit is not None and fit.limits is not None else NTU_LIMITS
         return cls(
             name=name,
             backbone=backbone,
@@ -111,7 +111,7 @@ class SkeletonStream(BackboneStream):
 
     @property
     def levels(self) -> LevelSpec:
-        """Degrees of progress."""
+        """Observation levels."""
         return self.imaging.progress
 
     @property

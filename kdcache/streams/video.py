@@ -121,7 +121,7 @@ class VideoStream(Stream):
 
     @classmethod
     def check(cls, name: str, settings: StreamSettings) -> None:
-        """Refuse what only skeletons have, and progress of no levels."""
+        """Refuse what only skeletons have, and progress without levels."""
         if settings.rotations:
             raise OptionError(f"rotations is {settings.rotations}, but {name} reads videos: leave it out.")
         if settings.progress and not settings.levels:

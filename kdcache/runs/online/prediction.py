@@ -1,4 +1,4 @@
-"""Early recognition as it happens: class probabilities at each degree of progress, from what was seen by then."""
+"""Early recognition of a source: class probabilities at each observation level, from what was seen by then."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Stepping(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What is believed at one degree of progress."""
+    """Class probabilities at one observation level."""
 
     level: int
     """n, from 1."""
@@ -79,11 +79,11 @@ def predict(
     fps: float | None = None,
     device: str | None = None,
 ) -> Iterator[Prediction]:
-    """Tell a clip's class ever more surely while it unfolds: one answer for each degree of progress.
+    """Recognise a clip while it is watched: class probabilities at each observation level.
 
     Each is yielded before anything that follows its part is decoded. They are those of ``Run.predict`` on the same clip
-    in the cache, up to the rounding of the arithmetic. The length of the clip is taken from the file: progress is a
-    share of it.
+    in the cache, up to the rounding of the arithmetic. The length of the clip is taken from the file: observation
+    ratios are shares of it.
 
     Args:
         run: a finished run of the method ``early`` or its folder; its cache must be there.

@@ -18,12 +18,13 @@ def restore(name: str, recipe: Recipe, weights: Choice) -> BackboneStream:
     """The stream ``name`` that a recipe describes.
 
     Raises:
-        OptionError: a stream without degrees of progress, or one that this version would compute otherwise.
+        OptionError: a stream without observation levels, or one that this version would compute otherwise.
     """
     stream = registry.restore(name, recipe, {recipe["backbone"]["name"]: weights}) if has_levels(recipe) else None
     if not isinstance(stream, BackboneStream):
         raise OptionError(
-            f"{name} was cached without degrees of progress, so it cannot unfold: extract with --levels and train anew."
+            f"{name} was cached without observation levels, so nothing is known before a clip's end: extract with "
+            "--levels and train again."
         )
     return stream
 

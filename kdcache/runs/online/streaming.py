@@ -1,7 +1,7 @@
-"""Features of a source, one degree of progress after the other, as extraction would cache them.
+"""Features of a source, one observation level after the other, as extraction would cache them.
 
 Nothing after part n is decoded before its features were handed on. What is known of a file from the start is its
-length, which is what degrees of progress are shares of.
+length, which is what observation levels are shares of.
 """
 
 from __future__ import annotations
