@@ -19,33 +19,14 @@ CLASSES = {"Options", "Settings", "Stream", "_Objective"}
 NEEDLESS = {
     "kdcache/cli/ablate.py": {"kdcache.runs.ablation.rows"},
     "kdcache/cli/common.py": {"kdcache.backbones"},
-    "kdcache/cli/extract.py": {"kdcache.datasets"},
     "kdcache/cli/fit.py": {"kdcache.methods.fit_options"},
     "kdcache/cli/sources.py": {"kdcache.backbones.weights", "kdcache.datasets", "kdcache.sources"},
     "kdcache/cli/train.py": {"kdcache.runs.config", "kdcache.runs.presets"},
     "kdcache/data/prepare.py": {"kdcache.backbones", "kdcache.backbones.weights"},
     "kdcache/demo/tour.py": {"kdcache.backbones.weights"},
-    "kdcache/extraction/motion.py": {"kdcache.motion.flow_image"},
-    "kdcache/extraction/plan.py": {"kdcache.files", "kdcache.sources"},
-    "kdcache/extraction/run.py": {
-        "kdcache.extraction.local",
-        "kdcache.store",
-        "kdcache.store.index",
-        "kdcache.store.scan",
-    },
-    "kdcache/report/sheet.py": {"kdcache.motion.flow_image"},
     "kdcache/runs/ablation/pool.py": {"kdcache.engine.log"},
     "kdcache/runs/ablation/tuning.py": {"kdcache.runs.prepare"},
     "kdcache/runs/fuse.py": {"kdcache.methods", "kdcache.options"},
-    "kdcache/runs/online/prediction.py": {"kdcache.metrics.early", "kdcache.store"},
-    "kdcache/streams/base.py": {
-        "kdcache.backbones",
-        "kdcache.backbones.metadata",
-        "kdcache.backbones.weights",
-        "kdcache.motion.tv_l1",
-    },
-    "kdcache/streams/features.py": {"kdcache.motion.flow_image"},
-    "kdcache/streams/flow.py": {"kdcache.motion.flow_image", "kdcache.motion.tv_l1.params"},
 }
 """Function-local imports that keep nothing heavy off the start."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from kdcache import datasets
 from kdcache.cli.common import SOME_FAILED, STOPPED, by_backbone, given, pairs, root_option
 from kdcache.cli.fields import field_options
 from kdcache.errors import OptionError
@@ -85,8 +86,6 @@ def clip_rows(
     """The rows to extract or to fit on, and the settings that their dataset asks for."""
     if (manifest is None) == (dataset is None):
         raise OptionError("Say which clips: either --manifest clips.csv or --dataset NAME (see `kdcache datasets`).")
-    from kdcache import datasets
-
     if manifest is not None:
         if sets:
             raise OptionError("--set belongs to --dataset; a manifest has no options.")

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from kdcache.errors import KdcacheError, SourceError
+from kdcache.files import atomic
 from kdcache.recipe import clip_key
+from kdcache.sources import fingerprint, inside
 from kdcache.store.failures import Failure
 from kdcache.streams.base import ClipSpan, Stream
 
@@ -196,9 +198,6 @@ def fingerprint_sources(
     Returns:
         source → fingerprint or the error that it gave, and source → absolute path.
     """
-    from kdcache.files import atomic
-    from kdcache.sources import fingerprint, inside
-
     known: dict[tuple[str, int, int], str] = {}
     if memory.exists():
         table = pd.read_csv(memory, dtype={"path": str, "size": np.int64, "mtime_ns": np.int64, "fingerprint": str})

@@ -20,13 +20,16 @@ from tqdm import tqdm
 from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import estimate_seconds
 from kdcache.extraction.fitted import fitted_weights, leaks
+from kdcache.extraction.local import run_units
 from kdcache.extraction.plan import Plan, WorkUnit, fingerprint_sources, make_plan, sources_of
 from kdcache.extraction.worker import Computed, Done, Event, WorkerConfig
 from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
 from kdcache.runtime import cores, resolve_device
+from kdcache.store import clean, load_places, scan
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
 from kdcache.store.fitted import save_fitted
+from kdcache.store.index import update_index
 from kdcache.streams.base import Stream
 from kdcache.streams.registry import resolve
 from kdcache.streams.settings import StreamSettings
@@ -171,8 +174,6 @@ def _plan(
     retry_failed: bool,
     dry_run: bool,
 ) -> Plan:
-    from kdcache.store import clean, load_places, scan
-
     if not dry_run:
         clean(out)
     sources = sources_of(rows, streams)
@@ -216,8 +217,6 @@ class ExtractionRun:
 
     def go(self, units: list[WorkUnit], config: WorkerConfig, workers: int) -> None:
         """Run the units; whatever ends the run, failures and index are saved."""
-        from kdcache.extraction.local import run_units
-
         config.out.mkdir(parents=True, exist_ok=True)
         stop = StopFlag()
         with stop_on_signals(stop), contextlib.ExitStack() as at_end:
@@ -259,9 +258,6 @@ class ExtractionRun:
         self._next_save = ended + SAVE_PAUSE * (ended - began)
 
     def _save(self) -> None:
-        from kdcache.store import clean
-        from kdcache.store.index import update_index
-
         clean(self._report.out)  # of workers that died
         self._report.failures = [f for f in self._failures.values() if f.clip_id in self._here]
         self._save_failures()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kdcache import backbones
 from kdcache.levels import LevelSpec
+from kdcache.motion.flow_image import quantise
 from kdcache.motion.stacks import stacked
 from kdcache.recipe import Recipe
 from kdcache.sampling import Sampling, clip_range
@@ -148,8 +149,6 @@ class FeatureStream(VideoStream, BackboneStream):
 
     def _flow(self, clip: ClipFrames, bound: float) -> NDArray[np.uint8]:
         """Flow of all views as bytes, [V, T, size, size, 2 × stack]; a field that is used several times is cut once."""
-        from kdcache.motion.flow_image import quantise
-
         pairs, at = np.unique(clip.requests[self.name].pairs, axis=0, return_inverse=True)
         at = at.reshape(-1, self.stack)
         fields = quantise(cut(clip.flow(pairs, self.short_side), self.views, flow=True), bound)

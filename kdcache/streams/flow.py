@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcache.motion.flow_image import colour_wheel, dequantise, legend, quantise
+from kdcache.motion.tv_l1.params import TVL1Params
 from kdcache.recipe import Recipe
 from kdcache.streams.base import Array, Choose, Payload, Strip
 from kdcache.streams.settings import StreamSettings
@@ -45,8 +47,6 @@ class FlowStream(DenseStream):
     @classmethod
     def strips(cls, name: str, recipe: Mapping[str, Any], array: Array, frames: NDArray[np.int32]) -> list[Strip]:
         """Direction as colour, length as saturation."""
-        from kdcache.motion.flow_image import colour_wheel, dequantise, legend
-
         if not len(array):
             return []
         flow = dequantise(array, recipe["bound"]) if array.dtype == np.uint8 else array.astype(np.float32)
@@ -65,8 +65,6 @@ class FlowStream(DenseStream):
 
     def compute(self, clip: ClipFrames) -> Payload:
         """uint8 or float16 [T − 1, H, W, 2]."""
-        from kdcache.motion.flow_image import quantise
-
         request = clip.requests[self.name]
         if len(request.pairs):
             flow = clip.flow(request.pairs, self.short_side)
@@ -92,6 +90,4 @@ class FlowStream(DenseStream):
 
 def flow_recipe() -> dict[str, Any]:
     """What recipes say of TV-L1."""
-    from kdcache.motion.tv_l1.params import TVL1Params
-
     return {"algorithm": "tvl1", **asdict(TVL1Params())}

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
 from kdcache.manifest import SKELETON
+from kdcache.metrics.early import percent
 from kdcache.runs.online.recipes import find_weights, restore
 from kdcache.runs.online.streaming import StreamingFeature, stream_features
+from kdcache.store import Cache
 from kdcache.streams.base import ClipSpan
 
 if TYPE_CHECKING:
@@ -148,8 +150,6 @@ def _answers(run: Run, network: Stepping, parts: Sequence[Iterator[StreamingFeat
     """Step by step through the levels of the joined streams."""
     import torch
 
-    from kdcache.metrics.early import percent
-
     data = run.prepared.data
     classes = tuple(data.classes[run.target])
     names = _names(run, classes)
@@ -174,8 +174,6 @@ def _recipes(run: Run) -> dict[str, dict[str, Any]]:
 
 def _names(run: Run, classes: Sequence[int]) -> tuple[str, ...]:
     """The names that the cache's ``class`` column has for the labels; the label itself where there is not one."""
-    from kdcache.store import Cache
-
     names: dict[int, str] = {}
     rows = Cache(run.settings.shards).clips
     if run.target == "label" and "class" in rows:
