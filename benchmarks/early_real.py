@@ -7,6 +7,10 @@ backbone (VA-CNN for skeletons, TSM at 112 px for Weizmann) is fitted from rando
 alone, a tenth of them for the second setting. Subject 9 of MSR Action3D, a fifth of each JHMDB class and a fifth of
 Weizmann's training people choose epochs, rates and lengths; test clips choose nothing. Every row gets the same trials.
 Every step is a command that is printed; what is in FOLDER already is not computed again. Some hours on two cores.
+
+What is held fixed: one split, one fit of the backbone (on the clips that the heads train on), one choice of labels, the
+width of the heads, the batch size, five trials a row; only the seed of the heads varies. With a tenth of the labels the
+trials span 32 to 132 optimiser steps: too few to show whether a term helps or hurts. Nothing is concluded from it.
 """
 
 from __future__ import annotations

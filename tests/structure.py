@@ -40,7 +40,7 @@ LAYERS_0_1 = [
 
 HEAVY = {
     "torch", "torchvision", "h5py", "hdf5plugin", "cv2", "decord", "av", "pandas", "numpy", "numba", "llvmlite",
-    "triton", "matplotlib", "scipy", "tensorboard", "lmdb", "safetensors", "PIL", "ray", "tqdm",
+    "triton", "matplotlib", "scipy", "tensorboard", "lmdb", "safetensors", "PIL", "ray", "tqdm", "urllib",
 }  # fmt: skip
 """Libraries that take long to import: what is kept off the start by importing it within a function."""
 
@@ -195,11 +195,12 @@ def loaded(package: Package) -> dict[str, set[str]]:
 def needless(package: Package) -> list[Import]:
     """Function-local imports of the package's own modules that keep no heavy library off: all is loaded already.
 
-    What a package hands out by ``__getattr__`` is loaded by name and counts as heavy.
+    What a package hands out by ``__getattr__`` is loaded by name and counts as heavy. A command may import within
+    itself whatever it needs: ``kdcache --help`` loads all of ``cli``.
     """
     loads = loaded(package)
     lazy = {n for n, tree in package.trees.items() if any(getattr(s, "name", "") == "__getattr__" for s in tree.body)}
-    local = [i for i in package.runtime() if i.local and i.target not in lazy]
+    local = [i for i in package.runtime() if i.local and i.target not in lazy and room(i.importer) != "cli"]
     return [i for i in local if not ((loads[i.target] - loads[i.importer]) & HEAVY)]
 
 
