@@ -33,13 +33,14 @@ from torch.nn import functional as F
 
 from common import compare, main
 from kdcache.data.loader import feed, shuffled
-from kdcache.data.prepare import Prepared, prepare
+from kdcache.data.training_data import TrainingData
 from kdcache.engine.log import Log
-from kdcache.engine.loop import fit
+from kdcache.engine.loop import fit_stage
 from kdcache.manifest import validate
 from kdcache.methods import early
 from kdcache.methods.contract import Stage
-from kdcache.runs.config import Settings
+from kdcache.runs.config import RunSettings
+from kdcache.runs.prepare import prepare
 from kdcache.store import Record, commit_shard, update_index
 from kdcache.workers import Interrupts
 
@@ -52,6 +53,11 @@ def write_cache(folder: Path, clips: int, classes: int) -> None:
     rng = np.random.default_rng(0)
     backbone = {"name": "tsm-resnet50", "layer": "clip", "weights": {"spec": "random:0", "rule": 1}}
     recipe = {"stream": STREAM, "layout": "fixed", "dtype": "float16", "backbone": backbone}
+    recipe |= {
+        "progress": {"levels": N, "mode": "segment"},
+        "sampling": {"frames": 8},
+        "views": {"size": 224, "names": ["centre"]},
+    }
     splits = ["train", "validation", "train", "test", "train", "test"] + ["train"] * 4
     rows = [
         {"clip_id": f"{i:05d}", "source": f"{i}.avi", "start_s": None, "stop_s": None}
@@ -104,13 +110,13 @@ def plain_epoch(student: Plain, optimizer: Any, x: Tensor, y: Tensor, teacher: T
         optimizer.step()
 
 
-def student(folder: Path, **options: Any) -> tuple[Prepared, Stage, early.Options]:
+def student(folder: Path, **options: Any) -> tuple[TrainingData, Stage, early.EarlyOptions]:
     """The student's stage on a cache held in memory; its teacher is as it was drawn."""
-    settings = Settings(method="early", shards=str(folder), device="cpu")
+    settings = RunSettings(method="early", shards=str(folder), device="cpu")
     wanted = early.Options(beta=0.5, **options)
-    prepared = prepare(settings, wanted, lambda _: None, {"budget": 10**12})
-    resolved = early.resolve(wanted, prepared.data)
-    return prepared, list(early.stages(resolved, prepared.data))[-1], resolved
+    opened = prepare(settings, wanted, {"budget": 10**12})
+    resolved = early.resolve(wanted, opened.data)
+    return opened, list(early.stages(resolved, opened.data))[-1], resolved
 
 
 def step_time(clips: int = 1280, classes: int = 101) -> dict[str, float]:
@@ -118,8 +124,8 @@ def step_time(clips: int = 1280, classes: int = 101) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_cache(folder / "cache", clips, classes)
-        prepared, stage, options = student(folder / "cache")
-        data = prepared.data
+        opened, stage, options = student(folder / "cache")
+        data = opened.data
         plan = shuffled(stage.train, options.batch_size, 1, np.random.default_rng(0))
         ready = list(feed(stage.train, plan, data.device))
         x, y = torch.cat([b["x"].half() for b in ready]), torch.cat([b["y"] for b in ready])
@@ -130,9 +136,9 @@ def step_time(clips: int = 1280, classes: int = 101) -> dict[str, float]:
         taken: list[float] = []
 
         def through_the_loop() -> None:
-            once = replace(stage, tests={}, epochs=1)
+            once = replace(stage, eval_sets={}, epochs=1)
             place = folder / f"run-{len(taken)}"
-            summary = fit(once, data, place / "student", Log(place, bars=False), Interrupts(), 1e9, False)
+            summary = fit_stage(once, data, place / "student", Log(place, bars=False), Interrupts(), 1e9, False)
             taken.append(summary["rows"][0]["seconds"])
 
         by_hand = compare(
@@ -184,8 +190,8 @@ def grid(clips: int = 600, classes: int = 20) -> dict[str, float]:
 EPOCH = """
 import json, resource, sys
 import kdcache
-shards, out, hold = sys.argv[1:]
-run = kdcache.train("early", shards=shards, out=out, hold=float(hold), alpha=0.0, beta=0.5, epochs=2)
+shards, out, fraction = sys.argv[1:]
+run = kdcache.train("early", shards=shards, out=out, memory_fraction=float(fraction), alpha=0.0, beta=0.5, epochs=2)
 rows = run.history
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"s an epoch, tests included": rows["seconds"].iloc[-1], "peak MB of the process": round(peak)}))

@@ -17,11 +17,12 @@ import torch
 
 from common import compare, main
 from kdcache.data.loader import Plan, feed, shuffled
-from kdcache.data.prepare import Prepared, prepare
+from kdcache.data.training_data import TrainingData
 from kdcache.manifest import validate
 from kdcache.methods import anticipation
-from kdcache.methods.contract import Batch, Items, Stage
-from kdcache.runs.config import Settings
+from kdcache.methods.contract import Batch, BatchSource, Stage
+from kdcache.runs.config import RunSettings
+from kdcache.runs.prepare import prepare
 from kdcache.store import Record, commit_shard, update_index
 
 STREAM = "i3d-rgb/mixed4a"
@@ -59,13 +60,13 @@ def write_cache(folder: Path, pairs: int, shape: tuple[int, ...]) -> None:
         update_index(folder, table, commit_shard(folder, records, {STREAM: recipe}).located)
 
 
-def student(folder: Path, head: str, batch: int, held: bool) -> tuple[Prepared, Stage]:
+def student(folder: Path, head: str, batch: int, held: bool) -> tuple[TrainingData, Stage]:
     """The student's stage with the whole objective, the teacher's targets in memory."""
-    settings = Settings(method="anticipation", shards=str(folder), device="cpu")
-    prepared = prepare(settings, anticipation.Options(), lambda _: None, {"budget": 10**12 if held else 0})
+    settings = RunSettings(method="anticipation", shards=str(folder), device="cpu")
+    opened = prepare(settings, anticipation.Options(), {"budget": 10**12 if held else 0})
     wanted = anticipation.Options(head=head, init="random", batch_size=batch)  # type: ignore[arg-type]
-    options = anticipation.resolve(wanted, prepared.data)
-    return prepared, list(anticipation.stages(options, prepared.data))[-1]
+    options = anticipation.resolve(wanted, opened.data)
+    return opened, list(anticipation.stages(options, opened.data))[-1]
 
 
 def step(stage: Stage, batch: Batch) -> None:
@@ -82,10 +83,10 @@ def measure_case(head: str, pairs: int, shape: tuple[int, ...], batch: int) -> d
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_cache(folder, pairs, shape)
-        prepared, stage = student(folder, head, batch, held=True)
+        opened, stage = student(folder, head, batch, held=True)
         streamed = student(folder, head, batch, held=False)[1].train.inputs["x"][0]
-        device, items = prepared.data.device, stage.train
-        from_shards = Items({"x": (streamed, items.inputs["x"][1])}, items.fields, items.extra)
+        device, items = opened.data.device, stage.train
+        from_shards = BatchSource({"x": (streamed, items.inputs["x"][1])}, items.fields, items.num_unlabeled)
         plan: Plan = shuffled(items, batch, 1, np.random.default_rng(0))
         ready = list(feed(items, plan, device))
 

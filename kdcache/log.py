@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger("kdcache")
 
@@ -25,8 +27,40 @@ def show_log(level: int = logging.INFO) -> None:
 
     Called by ``train``, ``fit``, ``ablate`` and ``extract``; a second call does nothing.
     """
-    if logger.handlers or logging.getLogger().handlers:
-        return
-    logger.addHandler(_BesideBars())
     if logger.level == logging.NOTSET:
         logger.setLevel(level)
+    if not (logger.handlers or logging.getLogger().handlers):
+        logger.addHandler(_BesideBars())
+
+
+@contextmanager
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Inside, the package logs nothing below ``level``."""
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+class EachOnce(logging.Filter):
+    """Used in ``with``: a message that has been logged inside is not logged again, for what many runs report alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message is new."""
+        text = record.getMessage()
+        known = text in self.seen
+        self.seen.add(text)
+        return not known
+
+    def __enter__(self) -> EachOnce:
+        logger.addFilter(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logger.removeFilter(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,6 +14,27 @@ from numpy.typing import NDArray
 from kdcache.errors import OptionError
 
 _NAME = re.compile(r"^(centre|tl|tr|bl|br)(?:@(0?\.\d+|1(?:\.0+)?))?(-flip)?$")
+
+
+PLACES = ("centre", "tl", "tr", "bl", "br")
+SCALES = ("1", "0.875", "0.75", "0.66")  # of the short side [TSN's code, which TSM's uses]
+MOMENTS: tuple[Literal["first", "centre", "last"], ...] = ("first", "centre", "last")
+CENTRE = MOMENTS.index("centre")
+"""Which frame stands for each of the T equal parts of a clip."""
+
+
+class Augmentation(NamedTuple):
+    """How one example is shown once: the name of a view, and a moment (index into ``MOMENTS``) for each part."""
+
+    crop: str
+    moments: NDArray[np.int64]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, parts: int, mirror: bool) -> Augmentation:
+        """Another moment of each part, from a corner or the centre, at one of four scales, mirrored or not."""
+        moments = rng.integers(len(MOMENTS), size=parts)
+        crop = f"{rng.choice(PLACES)}@{rng.choice(SCALES)}"
+        return cls(crop + ("-flip" if mirror and rng.random() < 0.5 else ""), moments)
 
 
 class Box(NamedTuple):
@@ -88,8 +109,9 @@ def box(name: str, height: int, width: int, views: Views) -> Box:
     return Box(top, left, side, flip is not None)
 
 
-def resize_short_side(frame: NDArray[np.uint8], short_side: int | None) -> NDArray[np.uint8]:
-    """Bring the short side of a frame [H, W, C] to ``short_side`` pixels (``None``: leave it), keeping its aspect.
+def resize_short_side(frame: NDArray[Any], short_side: int | None) -> NDArray[Any]:
+    """Bring the short side of a frame [H, W, C], uint8 or float32, to ``short_side`` pixels (``None``: leave it),
+    keeping its aspect.
 
     Shrinking averages areas, enlarging is bilinear: neither aliases.
     """
@@ -100,7 +122,7 @@ def resize_short_side(frame: NDArray[np.uint8], short_side: int | None) -> NDArr
     target = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
     target = (short_side, target[1]) if width <= height else (target[0], short_side)
     resized = cv2.resize(frame, target, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    return np.asarray(resized, np.uint8)
+    return np.asarray(resized, frame.dtype).reshape(*resized.shape[:2], frame.shape[2])
 
 
 def cut(segment: NDArray[Any], views: Views, *, flow: bool = False) -> NDArray[Any]:

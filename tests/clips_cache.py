@@ -18,8 +18,17 @@ LEVELS = 5
 
 
 def recipe(stream: str = STREAM, sha256: str = "0" * 64) -> dict[str, Any]:
-    backbone = {"name": stream.partition("/")[0], "layer": "pool", "precision": "fp32", "weights": {"sha256": sha256}}
-    return {"stream": stream, "layout": "fixed", "dtype": "float16", "backbone": backbone}
+    backbone = {
+        "name": stream.partition("/")[0],
+        "layer": stream.partition("/")[2],
+        "precision": "fp32",
+        "weights": {"sha256": sha256},
+    }
+    made = {"stream": stream, "layout": "fixed", "dtype": "float16", "backbone": backbone}
+    if not stream.startswith("vacnn"):  # levels of a video: each a segment of its own
+        made |= {"progress": {"levels": LEVELS, "mode": "segment"}, "sampling": {"frames": 8}}
+        made |= {"views": {"size": 224, "names": ["centre", "centre-flip", "tl", "br"]}}
+    return made
 
 
 def rows(train: int = 24, test: int = 12, validation: int = 0, unlabelled: int = 0, **columns: Any) -> pd.DataFrame:

@@ -102,7 +102,7 @@ def test_rows_with_like_names_have_folders_of_their_own():
         ({"rows": {"a": {"alpha": "much"}}}, "Row 'a': alpha='much'"),
         ({"table": "table2", "rows": {"a": {}}}, "give either TABLE"),
         ({"rows": {"a": {}}, "against": "b"}, "Unknown row 'b'"),
-        ({"rows": {"a": {}}, "grid": {"hold": [7.0]}}, "hold=7.0"),
+        ({"rows": {"a": {}}, "grid": {"hold": [7.0]}}, "memory_fraction=7.0"),
         ({"seeds": 0}, "seeds=0: give 1 or more"),
         ({"grid": {"lr": [0.1, 0.2]}, "tune": 2}, "lr differs between rows, but tune chooses it"),
         ({"grid": {"alpha": [0.5, 0.5]}}, "Two rows are called"),
@@ -402,7 +402,7 @@ def test_processes_get_the_same_numbers_tell_of_failures_and_keep_checkpoints_wh
         for workers in (1, 2)
     ]
     told: list[dict[str, str]] = [{}, {}]
-    run_jobs(jobs[0][:3], 1, tmp_path / "stages", lambda job, problem: told[0].update({job.label: problem}), print)
+    run_jobs(jobs[0][:3], 1, tmp_path / "stages", lambda job, problem: told[0].update({job.label: problem}))
 
     class EnoughError(Exception):
         pass
@@ -416,7 +416,7 @@ def test_processes_get_the_same_numbers_tell_of_failures_and_keep_checkpoints_wh
             raise EnoughError
 
     with pytest.raises(EnoughError):
-        run_jobs(jobs[1], 2, tmp_path / "stages", listen, print)
+        run_jobs(jobs[1], 2, tmp_path / "stages", listen)
     assert told[0] == told[1]
     assert told[1] == {"job 0": "", "job 1": told[1]["job 1"], "job 2": ""}
     assert "tau=50: clips have 5 levels" in told[1]["job 1"]
@@ -447,7 +447,7 @@ def test_a_process_that_dies_is_named(shards, tmp_path, monkeypatch, threads, me
     common = {"method": "early", "shards": str(shards), "seed": 0}
     jobs = [Job(f"job {i}", tmp_path / str(i), common) for i in range(2)]
     with pytest.raises(KdcacheError, match=message):
-        run_jobs(jobs, 2, tmp_path / "stages", lambda *_: None, print)
+        run_jobs(jobs, 2, tmp_path / "stages", lambda *_: None)
     assert not multiprocessing.active_children()
 
 

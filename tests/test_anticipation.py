@@ -2,73 +2,48 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 
 import pytest
 import torch
+from memory_stream import MemoryStream, data_on
 
 from kdcache import losses
 from kdcache.data import loader as feed
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods import anticipation, method
 from kdcache.methods.anticipation import Options
-from kdcache.methods.contract import UNLABELLED, Data, Samples
+from kdcache.methods.contract import UNLABELLED, Data, Split
 from kdcache.methods.heads import I3DHead, LightHead, cells
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.teacher import Teacher
-from kdcache.runs.config import build
+from kdcache.options import build
 from kdcache.runs.presets import preset, tables
 
 CPU = torch.device("cpu")
 SHAPE = (6, 2, 2, 2)
 
 
-class Maps:
-    """Random maps in memory, two views each."""
-
-    views, shape, held = 2, SHAPE, True
-
-    def __init__(self, rows: int, room: int) -> None:
-        self.room = room
-        self.data = torch.rand((rows, self.views, *SHAPE), generator=torch.Generator().manual_seed(0))
-
-    def fetch(self, rows, views):
-        return self.data[rows, views]
-
-    def place(self, fetched):
-        return fetched
-
-    def reduced(self, reduce):
-        return self
-
-
 def small_data(labelled: int = 12, unlabelled: int = 4, room: int = 10**9, **fields) -> Data:
     """Pairs of which the first are labelled; rows 0, 2, … are observed and 1, 3, … the actions."""
     n = labelled + unlabelled
 
-    def samples(first: int, count: int, known: int) -> Samples:
+    def samples(first: int, count: int, known: int) -> Split:
         number = torch.arange(first, first + count)
         y = torch.where(torch.arange(count) < known, number % 3, UNLABELLED)
-        return Samples(
+        return Split(
             [f"p{i}" for i in number.tolist()], {"observed": 2 * number, "action": 2 * number + 1}, {"verb": y}
         )
 
-    stream = Maps(2 * (n + 4), room)
+    maps = torch.rand((2 * (n + 4), 2, *SHAPE), generator=torch.Generator().manual_seed(0))
+    stream = MemoryStream(maps, room)
     values = {
         "splits": {"train": samples(0, n, labelled), "validation": samples(n, 4, 4)},
         "classes": {"verb": [0, 1, 2]},
-        "stream": stream,
-        "layer": "MaxPool3d_4a_3x3",
-        "seed": 0,
-        "device": CPU,
-        "autocast": contextlib.nullcontext,
-        "batches": lambda items, size, view: feed.feed(items, feed.in_order(items, size, view), CPU),
-        "backbone": dict,
-        "say": lambda text: None,
     }
-    return Data(**(values | fields))
+    values |= {"roles": {"x": "observed", "x_t": "action"}} | fields
+    return data_on({"x": stream, "x_t": stream}, **values)
 
 
 def all_stages(cached: Data, **options):
@@ -84,12 +59,12 @@ def test_objective_is_equations_1_and_2():
     data = small_data()
     recognition, stage = all_stages(data, lam=0.5, temperature=2.0, batch_size=16)
     R, A = recognition.module.eval(), stage.module.eval()
-    early, now = data.stream.data[0:32:2, 1], data.stream.data[1:32:2, 1]
+    early, now = data.inputs["x"].data[0:32:2, 1], data.inputs["x"].data[1:32:2, 1]
     y = data.splits["train"].labels["verb"]
     with torch.no_grad():
         terms = stage.losses(first_batch(stage))
-        A_scores, A_map = A(early)
-        R_scores, R_map = R(now)
+        A_scores, A_map = A(early).values()
+        R_scores, R_map = R(now).values()
         supervised = torch.nn.functional.cross_entropy(A_scores[:12], y[:12], reduction="sum")
         p = torch.softmax(R_scores[12:] / 2, -1)
         pseudo = 4 * (p * (p.log() - torch.log_softmax(A_scores[12:] / 2, -1))).sum()
@@ -104,10 +79,10 @@ def test_teacher_is_trained_on_x_t_of_s_alone_and_then_never_changes():
     stages = anticipation.stages(anticipation.resolve(Options(head="light", width=4), data), data)
     recognition = next(stages)
     batch = first_batch(recognition)
-    assert torch.equal(batch["x"], data.stream.data[1:24:2, 1])
+    assert torch.equal(batch["x"], data.inputs["x"].data[1:24:2, 1])
     assert torch.equal(batch["y"], data.splits["train"].labels["verb"][:12])
     assert set(recognition.losses(batch)) == {"L_c"}
-    assert torch.equal(recognition.tests["validation"].inputs["x"][1], data.splits["validation"].rows["action"])
+    assert torch.equal(recognition.eval_sets["validation"].inputs["x"][1], data.splits["validation"].rows["action"])
     stage = next(stages)
     assert not recognition.module.training
     assert not any(p.requires_grad for p in recognition.module.parameters())
@@ -115,7 +90,7 @@ def test_teacher_is_trained_on_x_t_of_s_alone_and_then_never_changes():
     sum(stage.losses(first_batch(stage)).values()).backward()
     stage.optimizer.step()
     assert all(torch.equal(before[k], v) for k, v in recognition.module.state_dict().items())
-    assert torch.equal(stage.tests["validation"].inputs["x"][1], data.splits["validation"].rows["observed"])
+    assert torch.equal(stage.eval_sets["validation"].inputs["x"][1], data.splits["validation"].rows["observed"])
 
 
 def test_targets_kept_in_memory_equal_those_computed_in_each_step():
@@ -126,11 +101,12 @@ def test_targets_kept_in_memory_equal_those_computed_in_each_step():
     torch.testing.assert_close(kept.losses(first_batch(kept)), computed.losses(first_batch(computed)))
 
 
-def test_teacher_says_when_its_targets_do_not_fit():
-    said: list[str] = []
-    data = small_data(room=100, say=said.append)
-    Teacher(LightHead(6, 3, 4), data, torch.arange(8), 4, maps=True)
-    assert said == ["teacher: its 0.0 GB of targets do not fit; computed in each step"]
+def test_teacher_logs_when_its_targets_do_not_fit(caplog):
+    data, network = small_data(room=100), LightHead(6, 3, 4)
+    with caplog.at_level("INFO", "kdcache"):
+        rows = torch.arange(8)
+        Teacher(network, lambda b: network(b["x_t"]), data, {"x_t": (data.inputs["x"], rows)}, 4, ("logits", "map"))
+    assert caplog.messages == ["teacher: its 0.0 GB of targets do not fit; computed in each step"]
 
 
 def expected_terms(options: Options) -> set[str]:
@@ -147,7 +123,8 @@ ROWS = [(table.name, row) for table in tables("anticipation").values() for row i
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=[f"{t}: {r.name}" for t, r in ROWS])
 def test_every_row_of_the_papers_tables_is_reachable(table, row):
     options = build(Options, {**row.options, "head": "light", "width": 4})
-    data = small_data(classes={"verb": [0, 1, 2]})
+    roles = {one.name: one.role for one in anticipation.inputs(options)}
+    data = small_data(classes={"verb": [0, 1, 2]}, roles=roles)
     options = dataclasses.replace(options, target="verb")
     stages = list(anticipation.stages(anticipation.resolve(options, data), data))
     last = stages[-1]
@@ -158,13 +135,14 @@ def test_every_row_of_the_papers_tables_is_reachable(table, row):
     else:
         assert [s.name for s in stages] == ["recognition"]
     side = "action" if options.network == "recognition" else "observed"
-    assert torch.equal(last.tests["validation"].inputs["x"][1], data.splits["validation"].rows[side])
-    assert anticipation.predictor(anticipation.resolve(options, data), data).side == side
+    assert [(one.name, one.role) for one in anticipation.inputs(options) if one.when == "always"] == [("x", side)]
+    assert torch.equal(last.eval_sets["validation"].inputs["x"][1], data.splits["validation"].rows[side])
+    assert anticipation.predictor(anticipation.resolve(options, data), data).role == side
     labelled = {"S": 12, "S+U": 12, "S+now": 24}[options.data] if options.data != "auto" else 12
     kept = 6 if options.label_fraction == 0.5 else labelled
-    assert len(last.train) - last.train.extra == kept
+    assert len(last.train) - last.train.num_unlabeled == kept
     if options.data == "S+U":
-        assert last.train.extra == 16 - kept
+        assert last.train.num_unlabeled == 16 - kept
 
 
 def test_presets_are_valid_and_the_papers_numbers_are_there():
@@ -188,7 +166,7 @@ def test_augmentation_shows_both_segments_with_one_label():
 def test_without_pseudo_labels_u_enters_l_d_alone():
     stage = all_stages(small_data(), pseudo=False)[1]
     assert set(stage.losses(first_batch(stage))) == {"L_c", "L_d"}
-    assert stage.train.extra == 4
+    assert stage.train.num_unlabeled == 4
 
 
 def test_first_weights_are_those_of_the_seed_whatever_the_loss():
@@ -224,15 +202,15 @@ def test_label_fraction_is_class_balanced_nested_and_keeps_one_of_each():
     assert torch.equal(keep_fraction(y, 1.0, 0), y)
 
 
-def test_auto_options_are_resolved_and_said():
-    said: list[str] = []
-    data = small_data(say=said.append)
-    options = anticipation.resolve(Options(), data)
+def test_auto_options_are_resolved_and_logged(caplog):
+    data = small_data()
+    with caplog.at_level("INFO", "kdcache"):
+        options = anticipation.resolve(Options(), data)
     assert (options.target, options.head, options.data, options.init) == ("verb", "light", "S+U", "random")
-    assert said == ["head: light (no GPU; the paper has i3d)", "data: S+U (4 unlabelled pairs)"]
+    assert caplog.messages == ["head: light (no GPU; the paper has i3d)", "data: S+U (4 unlabelled pairs)"]
     assert anticipation.resolve(Options(head="i3d"), small_data(unlabelled=0)).data == "S"
     assert anticipation.resolve(Options(head="i3d"), data).init == "checkpoint"
-    with pytest.raises(OptionError, match="target=noun: no pair has a noun; this cache has verb"):
+    with pytest.raises(OptionError, match="target=noun: no example has a noun; there is verb"):
         anticipation.resolve(Options(target="noun"), data)
 
 
@@ -243,7 +221,7 @@ def test_auto_options_are_resolved_and_said():
         ({"head": "light", "layer": "mixed4f"}, "layer=mixed4f is for head=i3d"),
         ({"head": "light", "init": "checkpoint"}, "init=checkpoint is for head=i3d"),
         ({"data": "S+now"}, "set loss_d=none too"),
-        ({"epochs": 0}, "must be positive"),
+        ({"epochs": 0}, "epochs=0: give a positive number"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, says):
@@ -254,13 +232,12 @@ def test_options_that_contradict_each_other_are_refused(options, says):
 def test_light_head_pools_by_attention_and_exposes_its_map():
     torch.manual_seed(0)
     head = LightHead(6, 4, 8, dropout=0.0).eval()
-    scores, feature_map = head(torch.rand(2, 6, 3, 5, 4))
+    scores, feature_map = head(torch.rand(2, 6, 3, 5, 4)).values()
     assert feature_map.shape == (2, 8, 3, 5, 4)
     torch.testing.assert_close(scores, head.classify(feature_map.mean((2, 3, 4))))  # attention starts as the average
     with torch.no_grad():
         head.attend.weight.fill_(50.0)
-    sharp, _ = head(torch.rand(2, 6, 3, 5, 4))
-    assert torch.isfinite(sharp).all()
+    assert torch.isfinite(head(torch.rand(2, 6, 3, 5, 4))["logits"]).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 2), (1, 3, 5, 4), (2, 1, 1, 1), (3, 8, 7, 7)])
@@ -282,7 +259,7 @@ def test_i3d_head_takes_every_weight_but_the_classifier_from_a_checkpoint():
     head.initialise(checkpoint | {"Conv3d_1a_7x7.conv3d.weight": torch.zeros(1)})
     for name, value in head.state_dict().items():
         assert name in head.classifier or torch.equal(value, checkpoint[name])
-    scores, feature_map = head.eval()(torch.rand(1, 480, 3, 3, 3))
+    scores, feature_map = head.eval()(torch.rand(1, 480, 3, 3, 3)).values()
     assert scores.shape == (1, 3)
     assert feature_map.shape == (1, 832, 3, 3, 3)
     del checkpoint["Mixed_4b.b0.conv3d.weight"]

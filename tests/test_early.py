@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from memory_stream import MemoryStream, data_on
 
 from kdcache import losses
 from kdcache.data import loader as feed
 from kdcache.errors import OptionError
 from kdcache.methods import early, method
-from kdcache.methods.contract import UNLABELLED, Data, Samples
+from kdcache.methods.contract import UNLABELLED, Data, Split
 from kdcache.methods.early import Options
 from kdcache.methods.early_baselines import Levels, Neighbours, running_mean
 from kdcache.methods.labels import keep_fraction
@@ -25,50 +25,21 @@ N, D, C = 5, 6, 3
 SMALL = {"hidden": 8, "teacher_hidden": 4, "epochs": 2, "milestones": (1,), "batch_size": 6}
 
 
-class Vectors:
-    """Random vectors in memory, two views each."""
-
-    views, held = 2, True
-
-    def __init__(self, rows: int, levels: int = N, room: int = 10**9) -> None:
-        self.shape, self.room = (levels, D), room
-        self.data = torch.randn((rows, self.views, levels, D), generator=torch.Generator().manual_seed(0))
-
-    def fetch(self, rows, views):
-        return self.data[rows, views]
-
-    def place(self, fetched):
-        return fetched
-
-    def reduced(self, reduce):
-        return self
-
-
 def small_data(labelled: int = 20, unlabelled: int = 4, levels: int = N, room: int = 10**9, **fields) -> Data:
     """Training clips t0, t1 … of which the first are labelled, then validation clips v0 … and test clips e0 …"""
 
-    def samples(letter: str, first: int, count: int, known: int) -> Samples:
+    def samples(letter: str, first: int, count: int, known: int) -> Split:
         y = torch.where(torch.arange(count) < known, torch.arange(count) % C, UNLABELLED)
-        return Samples(
-            [f"{letter}{i}" for i in range(count)], {"clip": torch.arange(first, first + count)}, {"label": y}
-        )
+        return Split([f"{letter}{i}" for i in range(count)], {"clip": torch.arange(first, first + count)}, {"label": y})
 
     n = labelled + unlabelled
-    stream = Vectors(n + 9, levels, room)
+    vectors = torch.randn((n + 9, 2, levels, D), generator=torch.Generator().manual_seed(0))
     values = {
         "splits": {"train": samples("t", 0, n, labelled), "validation": samples("v", n, 4, 4)},
         "classes": {"label": [0, 5, 7]},
-        "stream": stream,
-        "layer": "",
-        "seed": 0,
-        "device": CPU,
-        "autocast": contextlib.nullcontext,
-        "batches": lambda items, size, view: feed.feed(items, feed.in_order(items, size, view), CPU),
-        "backbone": dict,
-        "say": lambda text: None,
     }
     values["splits"]["test"] = samples("e", n + 4, 5, 5)
-    return Data(**(values | fields))
+    return data_on({"x": MemoryStream(vectors, room)}, **({"roles": {"x": "clip"}} | values | fields))
 
 
 def options_for(**options) -> Options:
@@ -102,7 +73,7 @@ def network(name: str) -> torch.nn.Module:
     if name in ("gru", "lstm"):
         return Recurrent(D, C, 8, name).eval()
     if name == "teacher":
-        return Recurrent(D, C, 4, "gru", ahead=True).eval()
+        return Recurrent(D, C, 4, "gru", bidirectional=True).eval()
     kind, observed = name.split("-")
     if kind == "levels":
         return Levels(N, D, C, observed).eval()
@@ -115,43 +86,43 @@ CAUSAL = ["gru", "lstm", "levels-mean", "levels-concat", "knn-mean", "knn-concat
 @pytest.mark.parametrize("name", CAUSAL)
 def test_what_has_not_been_seen_changes_nothing(name):
     net, x = network(name), torch.randn(4, N, D)
-    before = net(x)[0]
+    before = net(x)["logits"]
     for n in range(1, N):
         changed = x.clone()
         changed[:, n:] = 9 * torch.randn(4, N - n, D)
-        after = net(changed)[0]
+        after = net(changed)["logits"]
         torch.testing.assert_close(after[:, :n], before[:, :n], rtol=0, atol=1e-6)
         assert not torch.allclose(after[:, n:], before[:, n:])
 
 
-def test_the_teacher_looks_ahead():
+def test_the_teacher_is_bidirectional():
     net, x = network("teacher"), torch.randn(4, N, D)
     changed = x.clone()
     changed[:, -1] += 1
-    assert (net(changed)[0] - net(x)[0]).abs().amax((0, 2)).min() > 0  # at every level, the first too
-    with pytest.raises(ValueError, match="looks ahead"):
+    assert (net(changed)["logits"] - net(x)["logits"]).abs().amax((0, 2)).min() > 0  # at every level, the first too
+    with pytest.raises(ValueError, match="bidirectional"):
         net.step(x[:, 0])
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_steps_equal_the_whole_and_fewer_levels_the_beginning(name):
     net, x = network(name), torch.randn(4, N, D)
-    whole, _ = net(x)
+    whole = net(x)["logits"]
     assert whole.shape == (4, N, C)
     state = None
     for n in range(N):
         logits, state = net.step(x[:, n], state)
         torch.testing.assert_close(logits, whole[:, n], rtol=0, atol=1e-6)
-    torch.testing.assert_close(net(x[:, :3])[0], whole[:, :3], rtol=0, atol=1e-6)
+    torch.testing.assert_close(net(x[:, :3])["logits"], whole[:, :3], rtol=0, atol=1e-6)
 
 
 def test_latents_are_what_the_classifier_reads():
     for name, width in (("gru", 8), ("lstm", 8), ("teacher", 8)):
         net = network(name)
-        scores, latents = net(torch.randn(2, N, D))
+        scores, latents = net(torch.randn(2, N, D)).values()
         assert latents.shape == (2, N, width)
         torch.testing.assert_close(net.classify(latents), scores)
-    assert network("gru")(torch.randn(2, N + 7, D))[0].shape == (2, N + 7, C)
+    assert network("gru")(torch.randn(2, N + 7, D))["logits"].shape == (2, N + 7, C)
 
 
 @pytest.mark.parametrize("name", ["levels-mean", "knn-mean"])
@@ -164,7 +135,7 @@ def test_more_levels_than_there_are_classifiers_are_refused(name):
 def test_neighbours_equal_a_search_by_hand(observed):
     torch.manual_seed(1)
     x, y, queries, k = torch.randn(20, N, D), torch.arange(20) % C, torch.randn(3, N, D), 4
-    got = Neighbours(x, y, C, k, observed)(queries)[0].exp()
+    got = Neighbours(x, y, C, k, observed)(queries)["logits"].exp()
     for b in range(3):
         for n in range(1, N + 1):
 
@@ -179,7 +150,7 @@ def test_neighbours_equal_a_search_by_hand(observed):
 def test_equal_votes_go_to_the_nearer_neighbour():
     x = torch.tensor([1.0, 2.0])[:, None, None]
     for y in ([0, 1], [1, 0]):
-        assert Neighbours(x, torch.tensor(y), 2, 2, "mean")(torch.zeros(1, 1, 1))[0].argmax() == y[0]
+        assert Neighbours(x, torch.tensor(y), 2, 2, "mean")(torch.zeros(1, 1, 1))["logits"].argmax() == y[0]
 
 
 def test_running_mean():
@@ -227,7 +198,7 @@ def test_objective_is_equation_4_with_unlabelled_clips_in_the_distillation_terms
     batch = whole_batch(made["student"])
     terms = made["student"].losses(batch)
     with torch.no_grad():
-        S, T = made["student"].module(batch["x"])[0], made["teacher"].module(batch["x"])[0]
+        S, T = made["student"].module(batch["x"])["logits"], made["teacher"].module(batch["x"])["logits"]
     known = batch["y"] != UNLABELLED
     assert known.sum() == 20
     torch.testing.assert_close(terms["L_cls"], 0.2 * losses.l_cls(S[known], batch["y"][known]).mean())
@@ -250,7 +221,7 @@ def test_batches_with_few_or_no_labels_weigh_every_labelled_clip_the_same():
         return {name: values[rows] for name, values in batch.items()}
 
     assert stage.losses(pick(none))["L_cls"].item() == 0
-    own = losses.l_cls(stage.module(batch["x"][one[:1]])[0], batch["y"][one[:1]])
+    own = losses.l_cls(stage.module(batch["x"][one[:1]])["logits"], batch["y"][one[:1]])
     torch.testing.assert_close(stage.losses(pick(one))["L_cls"], own[0] / 8 / (len(known) / 40))
     # An epoch in batches adds up to the whole.
     parts = torch.stack([stage.losses(pick(rows))["L_cls"] for rows in torch.arange(40).split(8)])
@@ -301,7 +272,7 @@ def test_labels_that_are_kept_depend_on_label_seed_alone():
 @pytest.mark.parametrize("model", ["student", "ts-lstm", "rank-lstm", "levels"])
 def test_a_few_epochs_lower_the_objective(model):
     data = small_data(30, 6)
-    data.stream.data[:, :, :, :C] += 2 * torch.nn.functional.one_hot(torch.arange(45) % C, C)[:, None, None]
+    data.inputs["x"].data[:, :, :, :C] += 2 * torch.nn.functional.one_hot(torch.arange(45) % C, C)[:, None, None]
     made, _ = stages_of(options_for(model=model, lr=0.05), data)
     values = train(made["student"], epochs=12)
     steps = len(values) // 12
@@ -321,8 +292,8 @@ def test_rows_start_from_the_same_student_and_share_their_teacher():
     for chosen in ({}, {"beta": 0.0}, {"tau": 2, "alpha": 0.1}):
         made, _ = stages_of(options_for(**chosen), small_data())
         starts.append(made["student"].module.classify.weight.detach().clone())
-        identities.append(made["teacher"].identity)
-        assert made["student"].identity is None
+        identities.append(made["teacher"].share_key)
+        assert made["student"].share_key is None
     assert torch.equal(starts[0], starts[1])
     assert torch.equal(starts[0], starts[2])
     assert identities[0] == identities[1] == identities[2]
@@ -334,7 +305,7 @@ def test_rows_start_from_the_same_student_and_share_their_teacher():
     }  # fmt: skip
     for name, value in changed.items():
         made, _ = stages_of(options_for(**{name: value}), small_data())
-        assert made["teacher"].identity != identities[0], name
+        assert made["teacher"].share_key != identities[0], name
     own = {f.name for f in dataclasses.fields(Options)} - set(changed) - {"target"}
     assert own == {  # none of these moves the teacher
         "model", "alpha", "beta", "tau", "self_detach", "hidden", "w_cls", "lam_mse", "lam_mmd", "lam_rank", "rank",
@@ -358,11 +329,11 @@ def test_stages_are_tested_on_labelled_held_out_clips_and_selected_by_auc():
     data.splits["validation"].labels["label"][0] = UNLABELLED
     made, options = stages_of(options_for(patience=3), data)
     for stage in made.values():
-        assert {split: len(items) for split, items in stage.tests.items()} == {"validation": 3, "test": 5}
-        assert (stage.select, stage.patience) == ("auc", 3)
-        scores = torch.softmax(stage.module(data.stream.data[:5, 0])[0], -1).detach().numpy()
-        assert set(stage.measure(scores, np.arange(5) % C)) >= {"auc", "acc20", "acc100", "auc_trapezoid"}
-    assert early.predictor(options, data).measure is made["student"].measure
+        assert {split: len(items) for split, items in stage.eval_sets.items()} == {"validation": 3, "test": 5}
+        assert (stage.monitor, stage.patience) == ("auc", 3)
+        scores = torch.softmax(stage.module(data.inputs["x"].data[:5, 0])["logits"], -1).detach().numpy()
+        assert set(stage.metrics_fn(scores, np.arange(5) % C)) >= {"auc", "acc20", "acc100", "auc_trapezoid"}
+        assert early.predictor(options, data).metrics_fn is made["student"].metrics_fn
 
 
 def test_knn_needs_no_training_and_knows_labelled_clips_alone():
@@ -443,7 +414,7 @@ def test_options_that_make_no_sense_are_refused(bad, says):
 def test_what_a_cache_cannot_do_is_refused_in_one_sentence():
     for options, says in (
         (options_for(tau=5), "tau=5: clips have 5 levels"),
-        (options_for(target="verb"), "target=verb: no clip has a verb"),
+        (options_for(target="verb"), "target=verb: no example has a verb"),
     ):
         with pytest.raises(OptionError, match=says):
             early.resolve(options, small_data())
@@ -453,7 +424,7 @@ def test_what_a_cache_cannot_do_is_refused_in_one_sentence():
         early.resolve(options_for(), small_data(0, 8))
 
 
-def test_backbones_that_know_too_much_are_refused():
+def test_backbones_that_know_too_much_are_refused(caplog):
     data = small_data(30, 0)
     labels = data.splits["train"].labels["label"]
     labelled = [f"t{i}" for i in (keep_fraction(labels, 0.2, 0) != UNLABELLED).nonzero()[:, 0].tolist()]
@@ -469,12 +440,12 @@ def test_backbones_that_know_too_much_are_refused():
         leaky = dataclasses.replace(data, fitted=fitted)
         with pytest.raises(OptionError, match=says):
             early.resolve(options, leaky)
-        said = []
-        early.resolve(dataclasses.replace(options, allow_leak=True), dataclasses.replace(leaky, say=said.append))
-        assert any("careful" in text for text in said)
-    said = []
-    early.resolve(options_for(), dataclasses.replace(data, fitted=everything | {"v0"}, say=said.append))
-    assert any("1 validation" in text for text in said)
+        caplog.clear()
+        early.resolve(dataclasses.replace(options, allow_leak=True), leaky)
+        assert any("was fitted with labels of" in text for text in caplog.messages)
+    caplog.clear()
+    early.resolve(options_for(), dataclasses.replace(data, fitted=everything | {"v0"}))
+    assert any("1 validation" in text for text in caplog.messages)
 
 
 def test_resolving_twice_changes_nothing():

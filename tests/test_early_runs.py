@@ -31,7 +31,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-    return Session(stages=tmp_path_factory.mktemp("stages"), say=lambda text: None, bars=False)
+    return Session(stages=tmp_path_factory.mktemp("stages"), bars=False)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_killed_and_repeated_equals_uninterrupted(shards, finished, tmp_path, mo
     assert (again.path / "predictions.csv").read_bytes() == (finished.path / "predictions.csv").read_bytes()
 
 
-def test_a_run_says_what_was_chosen_and_which_clips_were_labelled(finished, shards, tmp_path, capsys):
+def test_a_run_says_what_was_chosen_and_which_clips_were_labelled(finished, shards, tmp_path, caplog):
     resolved = finished.config["resolved"]["options"]
     assert (resolved["target"], resolved["cell"], resolved["teacher_lr"]) == ("label", "gru", 0.1)
     assert resolved["w_cls"] == pytest.approx(18 / 48)
@@ -115,7 +115,7 @@ def test_a_run_says_what_was_chosen_and_which_clips_were_labelled(finished, shar
     history = finished.history[finished.history["stage"] == "student"]
     assert finished.metrics["best@validation"]["validation"]["label"]["auc"] == history["validation/auc"].max()
     train("early", shards, out=tmp_path / "run", label_fraction=0.5, **QUICK | {"epochs": 1})
-    assert "18 clips are labelled; 30 are not and take part through distillation" in capsys.readouterr().err
+    assert "18 clips are labelled; 30 are not and take part through distillation" in caplog.text
 
 
 def test_features_of_a_backbone_that_saw_hidden_labels_are_refused(tmp_path):

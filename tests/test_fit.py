@@ -25,9 +25,11 @@ from kdcache.backbones.framewise import Framewise
 from kdcache.cli import main
 from kdcache.data.ondemand import videos
 from kdcache.data.ondemand.clips import Clip
+from kdcache.data.stream import MemoryBudget
 from kdcache.engine import loop
 from kdcache.errors import OptionError, WeightsError
-from kdcache.methods import fit_options as options
+from kdcache.methods import recognition as options
+from kdcache.methods.contract import Segment
 from kdcache.methods.labels import keep_fraction
 from kdcache.runs.fit import load_config
 from kdcache.views import Views
@@ -207,14 +209,15 @@ def test_augmentations_show_other_moments_corners_and_mirrors(tmp_path):
     views = Views(16, 20)
 
     def segments(fps=None, **given):
-        shown = videos.Input(2, fps, views, "auto")
+        shown = videos.VideoInput(2, fps, views, "auto")
         shot = videos.load([clip], shown, 1e9).clips["a"]
-        return videos.VideoClips({0: shot}, shown, options.Options(**given), 0, torch.device("cpu"))
+        segment = Segment(frames=2, size=16, **given)
+        return videos.VideoClips({0: shot}, shown, segment, 0, torch.device("cpu"), MemoryBudget(0))
 
     stream = segments()
-    centre = stream.view(0, 0)
+    centre = stream.view(0, 0, 0)
     np.testing.assert_array_equal(centre[:, 0, :, 0], [[20 * k + (5 + c) // 2 for c in range(16)] for k in (2, 6)])
-    drawn = [stream.view(0, view).astype(int) for view in range(1, 200)]
+    drawn = [stream.view(0, view, 0).astype(int) for view in range(1, 200)]
     moments = {tuple(segment.mean((1, 2, 3)) // 20) for segment in drawn}
     assert moments == {(a, b) for a in (0, 2, 3) for b in (4, 6, 7)}
     rising = [segment[0, 0, -1, 0] > segment[0, 0, 0, 0] for segment in drawn]
@@ -223,10 +226,10 @@ def test_augmentations_show_other_moments_corners_and_mirrors(tmp_path):
         len({segment[0].tobytes() for segment in drawn}) > 60
     )  # 3 moments × 5 places × 4 scales × 2, less what is alike
     straight = segments(mirror=False)
-    assert all(s[0, 0, -1, 0] > s[0, 0, 0, 0] for s in (straight.view(0, v).astype(int) for v in range(1, 40)))
+    assert all(s[0, 0, -1, 0] > s[0, 0, 0, 0] for s in (straight.view(0, v, 0).astype(int) for v in range(1, 40)))
 
     together = segments(fps=5.0)  # at a fixed rate a segment moves as a whole
-    steps = {np.diff(s.astype(int).mean((1, 2, 3)))[0].round() for s in (together.view(0, v) for v in range(1, 30))}
+    steps = {np.diff(s.astype(int).mean((1, 2, 3)))[0].round() for s in (together.view(0, v, 0) for v in range(1, 30))}
     assert steps == {40}
 
 
@@ -273,7 +276,7 @@ def test_a_fraction_of_the_labels_is_the_one_that_training_keeps(folder, tmp_pat
 
 
 def test_frames_that_do_not_fit_into_memory_are_decoded_again(finished, folder, tmp_path):
-    other = kdcache.fit("tiny", folder / "clips.csv", folder, tmp_path / "decoded", **QUICK, hold=0.0)
+    other = kdcache.fit("tiny", folder / "clips.csv", folder, tmp_path / "decoded", **QUICK, memory_fraction=0.0)
     assert same_weights(finished, other)
 
 
@@ -293,7 +296,7 @@ def test_clips_that_cannot_be_read_are_listed_and_left_out(finished, folder, tmp
     assert set(table["stage"]) == {"open", "sample"}
     facts = fitted.read_metadata(tmp_path / "out" / "tiny.safetensors")
     assert set(facts.fitted_on) == set(finished.facts.fitted_on) - {lost, late}
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["epochs"] == 3
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["epochs"]["last"] == 3
 
 
 def test_a_fit_may_go_on_from_another_and_remembers_its_clips(finished, folder, tmp_path):
@@ -311,7 +314,7 @@ def test_a_fit_may_go_on_from_another_and_remembers_its_clips(finished, folder, 
     ("given", "message"),
     [
         ({"epoch": 3}, "did you mean 'epochs'"),
-        ({"lr": -1.0}, "lr=-1.0: it must be positive"),
+        ({"lr": -1.0}, "lr=-1.0: give a positive number"),
         ({"levels": 5}, "levels is for skeletons"),
         ({"label_fraction": 0.0}, "label_fraction"),
         ({"validation": 0.0, "schedule": "plateau"}, "schedule=plateau follows"),
@@ -330,8 +333,10 @@ def test_backbones_of_flow_and_unknown_ones_are_refused(folder):
         kdcache.fit("i3d-flow", rows_of(folder), folder)
     with pytest.raises(OptionError, match="did you mean 'tiny'"):
         kdcache.fit("tinny", rows_of(folder), folder)
-    assert options.resolve("tsm-resnet50", options.Options()).dropout == 0.8
-    assert options.resolve("tsm-resnet50", options.Options(init="random:0")).lr == 0.02  # nothing to fine-tune
+    assert options.with_recipe(options.Options(backbone="tsm-resnet50")).dropout == 0.8
+    assert (
+        options.with_recipe(options.Options(backbone="tsm-resnet50", init="random:0")).lr == 0.02
+    )  # nothing to fine-tune
 
 
 def test_facts_survive_the_file_and_other_files_have_none(tmp_path):

@@ -11,8 +11,9 @@ import kdcache
 from kdcache import backbones
 from kdcache.data.ondemand import skeletons
 from kdcache.data.ondemand.clips import clips_of
+from kdcache.data.stream import MemoryBudget
 from kdcache.errors import OptionError, WeightsError
-from kdcache.methods import fit_options as options
+from kdcache.methods import recognition as options
 from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.skeletons.image import centred, image_of, level_images, limits_of, skeleton_image
 
@@ -24,8 +25,8 @@ CPU = torch.device("cpu")
 LIMITS = (-2.0, 2.0)
 
 
-def resolved(**given):
-    return options.resolve("vacnn", options.Options(**given))
+def segment_of(**given):
+    return options.inputs(options.Options(backbone="vacnn", **given))[0].segment
 
 
 def walk(frames=20, flat=False, seed=0):
@@ -36,23 +37,27 @@ def walk(frames=20, flat=False, seed=0):
     return Skeleton(joints, 20, 3, np.arange(frames, dtype=np.int32), frames, 15.0, "msraction3d")
 
 
+def resolved(**given):
+    return options.with_recipe(options.Options(backbone="vacnn", **given))
+
+
 def stream(*clips, seed=0, **given):
-    return skeletons.SkeletonClips(dict(enumerate(clips)), LIMITS, resolved(**given), seed, CPU)
+    return skeletons.SkeletonClips(dict(enumerate(clips)), LIMITS, segment_of(**given), seed, CPU, MemoryBudget(0))
 
 
 def test_view_0_is_the_image_that_extraction_makes_and_others_are_repeatable():
     clip = walk()
     images = stream(clip, clip)
     assert images.views == 1001
-    fetched = images.fetch(torch.tensor([0, 1, 0, 0]), torch.tensor([0, 0, 5, 6])).numpy()
+    fetched = images.fetch(torch.tensor([0, 1, 0, 0]), torch.tensor([0, 0, 5, 6]), torch.tensor([0, 1, 0, 0])).numpy()
     assert fetched.shape == (4, 1, 224, 224, 3)
     assert fetched.dtype == np.uint8
     np.testing.assert_array_equal(fetched[0, 0], image_of(clip, LIMITS))
     np.testing.assert_array_equal(fetched[0, 0], level_images(clip, 10, "prefix", LIMITS)[-1])
-    np.testing.assert_array_equal(fetched[2], stream(clip, clip).view(0, 5))
+    np.testing.assert_array_equal(fetched[2], stream(clip, clip).view(0, 5, 0))
     assert (fetched[2] != fetched[3]).any()
-    assert (fetched[2] != images.view(1, 5)).any()  # another clip is seen from elsewhere
-    assert (fetched[2] != stream(clip, seed=1).view(0, 5)).any()
+    assert (fetched[2] != images.view(1, 5, 1)).any()  # another clip is seen from elsewhere
+    assert (fetched[2] != stream(clip, seed=1).view(0, 5, 0)).any()
 
 
 def test_augmented_images_turn_the_clip_by_at_most_a_little():
@@ -69,7 +74,7 @@ def test_augmented_images_turn_the_clip_by_at_most_a_little():
         about_z = np.array([[np.cos(z), np.sin(z), 0], [-np.sin(z), np.cos(z), 0], [0, 0, 1]])
         turned = (shown @ (about_z @ about_y @ about_x).T).astype(np.float32)
         wanted = skeleton_image(turned, 20, LIMITS, "float_bilinear")
-        np.testing.assert_allclose(images.view(0, view)[0], wanted, atol=1e-2)
+        np.testing.assert_allclose(images.view(0, view, 0)[0], wanted, atol=1e-2)
         angles.append(x)
     assert 0.2 < max(np.abs(angles)) <= 0.3
 
@@ -77,15 +82,15 @@ def test_augmented_images_turn_the_clip_by_at_most_a_little():
 def test_random_progress_shows_every_level_and_nothing_beyond_it():
     clip, other = walk(), walk()
     other.joints[18:] += 1.0  # the last of ten parts
-    same = [(stream(clip).view(0, view) == stream(other).view(0, view)).all() for view in range(1, 101)]
+    same = [(stream(clip).view(0, view, 0) == stream(other).view(0, view, 0)).all() for view in range(1, 101)]
     assert 0.82 < np.mean(same) < 0.97  # nine of ten levels end before it
     last = [
-        (stream(clip, progress="segment").view(0, v) == stream(other, progress="segment").view(0, v)).all()
+        (stream(clip, progress="segment").view(0, v, 0) == stream(other, progress="segment").view(0, v, 0)).all()
         for v in range(1, 101)
     ]
     assert 0.82 < np.mean(last) < 0.97
     full = [
-        (stream(clip, observed="full").view(0, v) == stream(other, observed="full").view(0, v)).all()
+        (stream(clip, observed="full").view(0, v, 0) == stream(other, observed="full").view(0, v, 0)).all()
         for v in range(1, 11)
     ]
     assert not any(full)
@@ -95,8 +100,8 @@ def test_flat_joints_turn_in_their_plane_alone():
     images = stream(walk(flat=True), observed="full", skeleton="float_bilinear")
     zero = 255 * (0 - LIMITS[0]) / (LIMITS[1] - LIMITS[0])
     for view in range(5):
-        np.testing.assert_allclose(images.view(0, view)[..., 2], zero, rtol=1e-5)
-    assert (images.view(0, 1)[..., 0] != images.view(0, 0)[..., 0]).any()
+        np.testing.assert_allclose(images.view(0, view, 0)[..., 2], zero, rtol=1e-5)
+    assert (images.view(0, 1, 0)[..., 0] != images.view(0, 0, 0)[..., 0]).any()
 
 
 def test_options_of_videos_mean_nothing_here():

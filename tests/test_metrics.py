@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.methods.contract import Data, Samples
+from kdcache.methods.contract import Data, Split
 from kdcache.metrics import topk as metrics
 from kdcache.runs.predictions import measure_all, parts_of
 
@@ -67,7 +67,7 @@ def test_verbs_are_sums_over_their_actions():
 
 def data_of(action: list[int], verb: list[int], classes: dict[str, list[int]]) -> Data:
     labels = {"label": torch.tensor(action), "verb": torch.tensor(verb)}
-    samples = Samples([str(i) for i in range(len(action))], {}, labels)
+    samples = Split([str(i) for i in range(len(action))], {}, labels)
     return Data(
         splits={"train": samples, "validation": samples},
         classes=classes,

@@ -111,8 +111,8 @@ def test_answers_are_those_of_the_cached_clip(train, folder):
 @pytest.mark.parametrize("model", ["knn", "levels"])
 def test_baselines_go_step_by_step_too(train, folder, model):
     run = train(model=model)
-    told = kdcache.predict(run, folder / "c.mp4", start=START, stop=STOP, which="best")
-    assert np.allclose([p.probabilities for p in told], run.predict(["c"], "best").to_numpy(), atol=1e-6)
+    told = kdcache.predict(run, folder / "c.mp4", start=START, stop=STOP)
+    assert np.allclose([p.probabilities for p in told], run.predict(["c"]).to_numpy(), atol=1e-6)
 
 
 def test_nothing_is_decoded_before_the_answers_that_do_not_need_it(train, folder, monkeypatch):

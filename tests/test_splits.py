@@ -18,12 +18,12 @@ from kdcache.data.pairs import pairs
 from kdcache.data.splits import split_by
 from kdcache.errors import OptionError
 from kdcache.methods.contract import HELD_OUT
-from kdcache.methods.fit_options import parse_set
 from kdcache.metrics.significance import mean_std, paired
 from kdcache.report.tables import table_over_splits
 from kdcache.runs.ablation import tuning
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words
 from kdcache.runs.ablation.rows import Comparison, choose_rows
+from kdcache.runs.fit import parse_set
 from kdcache.runs.presets import TableRow
 from kdcache.runs.train import Run
 from kdcache.splits import split_columns
@@ -67,10 +67,10 @@ def test_a_column_takes_the_place_of_split():
     rows = table().assign(subject_2="s1", fold="")
     assert split_columns(rows) == ["split", *COLUMNS]
     assert split_by(rows, "split") is rows
-    made = clips(split_by(rows, "split_2"), np.ones(36, bool), 0.2, lambda _: None)
+    made = clips(split_by(rows, "split_2"), np.ones(36, bool), 0.2)
     for split, names in (("train", ["train"]), ("validation", ["validation"]), ("test", ["test"])):
         assert made.splits[split].names == rows["clip_id"][rows["split_2"].isin(names)].tolist()
-    assert made.classes == clips(rows, np.ones(36, bool), 0.2, lambda _: None).classes
+    assert made.classes == clips(rows, np.ones(36, bool), 0.2).classes
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_a_column_takes_the_place_of_split():
         ("split_3", "Unknown split column 'split_3': did you mean 'split_"),
         (
             "subject",
-            "split=subject: 'train0' is not the name of a split; choose a column of train, validation and test",
+            "split_column=subject: 'train0' is not the name of a split; choose a column of train, validation and test",
         ),
-        ("label", "split=label: '0' is not the name of a split"),
-        ("empty", "split=empty: every cell of that column is empty"),
+        ("label", "split_column=label: '0' is not the name of a split"),
+        ("empty", "split_column=empty: every cell of that column is empty"),
     ],
 )
 def test_other_columns_are_refused(column, message):
@@ -94,7 +94,7 @@ def test_clips_are_held_out_of_the_training_clips_of_the_column_alone():
     rows = table()
     rows["half"] = np.where(rows["subject"].isin(["train0", "train1"]), "test", "train")
     rows.loc[rows.index % 7 == 0, "half"] = ""
-    made = clips(split_by(rows, "half"), np.ones(36, bool), 0.2, lambda _: None)
+    made = clips(split_by(rows, "half"), np.ones(36, bool), 0.2)
     column = rows.set_index("clip_id")["half"]
     assert set(column[made.splits["validation"].names]) == {"train"}
     assert set(column[made.splits["test"].names]) == {"test"}
@@ -104,33 +104,33 @@ def test_pairs_that_take_no_part_are_neither_trained_on_nor_held_out():
     rows = pairs_cache.rows(40, split="")
     number = rows["pair"].str[1:].astype(int)
     rows["some"] = np.where(number < 30, "train", "")
-    made = pairs(split_by(rows, "some"), np.ones(len(rows), bool), None, 0.2, lambda _: None)
+    made = pairs(split_by(rows, "some"), np.ones(len(rows), bool), None, 0.2)
     used = {name for split in ("train", *HELD_OUT) if split in made.splits for name in made.splits[split].names}
     assert used == set(rows["pair"][rows["some"] == "train"])
 
 
 def test_a_run_splits_by_its_column(shards, tmp_path):
-    run = kdcache.train("early", shards, out=tmp_path / "run", split="split_2", alpha=0, **QUICK)
+    run = kdcache.train("early", shards, out=tmp_path / "run", split_column="split_2", alpha=0, **QUICK)
     column = table().set_index("clip_id")["split_2"]
     predicted = run.predictions()
     assert (column[predicted["clip_id"]].to_numpy() == predicted["split"].to_numpy()).all()
     assert set(predicted["clip_id"]) == set(column.index[column.isin(HELD_OUT)])
-    assert Run(run.path).settings.split == "split_2"
-    with pytest.raises(OptionError, match=r"other settings \(split: 'split_2'"):
-        kdcache.train("early", shards, out=run.path, split="split_1", alpha=0, **QUICK)
+    assert Run(run.path).settings.split_column == "split_2"
+    with pytest.raises(OptionError, match=r"other settings \(split_column: 'split_2'"):
+        kdcache.train("early", shards, out=run.path, split_column="split_1", alpha=0, **QUICK)
 
 
 def test_runs_from_before_there_were_columns_are_still_read(shards, tmp_path):
     folder = clips_cache.cache(tmp_path / "cache", train=24, validation=6, test=6)
     run = kdcache.train("early", folder, out=tmp_path / "run", alpha=0, **QUICK)
     config = run.path / "config.toml"
-    config.write_text(config.read_text().replace('split = "split"\n', ""))
-    assert Run(run.path).settings.split == "split"
+    config.write_text(config.read_text().replace('split_column = "split"\n', ""))
+    assert Run(run.path).settings.split_column == "split"
     assert kdcache.train("early", folder, out=run.path, alpha=0, **QUICK).metrics == run.metrics
 
 
 def test_settings_of_a_fit_and_options_of_a_dataset_do_not_meet():
-    assert parse_set(["split=split_2"], dataset=False) == ({"split": "split_2"}, ())
+    assert parse_set(["split=split_2"], dataset=False) == ({"split_column": "split_2"}, ())
     assert parse_set(["split=2", "lr=0.1"], dataset=True) == ({"lr": 0.1}, ("split=2",))
 
 
@@ -161,11 +161,12 @@ def test_every_row_split_and_seed_is_a_run_of_its_own(compared, shards):
         for seed in (0, 1):
             run = Run(compared.path / "plain" / name / f"seed-{seed}")
             tested = run.predictions()
-            assert (run.settings.split, run.settings.seed) == (name, seed)
+            assert (run.settings.split_column, run.settings.seed) == (name, seed)
             assert set(column[name][tested["clip_id"][tested["split"] == "test"]]) == {"test"}
         for trial in (0, 1):
             assert (
-                Run(compared.path / "plain" / name / "tuning" / f"trial-{trial}" / "seed-1000").settings.split == name
+                Run(compared.path / "plain" / name / "tuning" / f"trial-{trial}" / "seed-1000").settings.split_column
+                == name
             )
     stored = json.loads((compared.path / "ablation.json").read_text())
     assert stored["split_columns"] == COLUMNS
@@ -258,7 +259,7 @@ def test_columns_are_named_or_matched():
     with pytest.raises(OptionError, match="name at least one column"):
         choose_columns([], rows)
     assert in_words([Replicate(f"s{i}", 0) for i in range(9)]) == "1 seed × 9 splits (s0 … s8)"
-    with pytest.raises(OptionError, match="split and split_columns both say"):
+    with pytest.raises(OptionError, match="split_column and split_columns both say"):
         kdcache.ablate("early", shards="nowhere", split_columns=["split_1"], split="split_2")
 
 

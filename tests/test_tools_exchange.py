@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import kdcache
-from kdcache.data.prepare import backbone_state
+from kdcache.data.open import backbone_state
 from kdcache.errors import ClipError, WeightsError
 from kdcache.manifest import read_manifest, validate, write_manifest
 from kdcache.store import Cache, Record, commit_shard, inspect, load_index, reindex, update_index, verify
@@ -432,7 +432,18 @@ def test_imported_maps_are_trained_on_and_drawn(tmp_path: Path, run: Any) -> Non
     for clip, array in zip(table["clip_id"], arrays(table), strict=True):
         np.save(tmp_path / "npy" / f"{clip}.npy", array[0])
     write_manifest(table, tmp_path / "clips.csv")
-    more = ["--manifest", tmp_path / "clips.csv", "--out", tmp_path / "out", "--stream", "net/map", "--origin", "a net"]
+    more = [
+        "--manifest",
+        tmp_path / "clips.csv",
+        "--out",
+        tmp_path / "out",
+        "--stream",
+        "net/map",
+        "--origin",
+        "a net",
+        "--axes",
+        "VCTHW",
+    ]
     run("import_npy", tmp_path / "npy", *more)
     options: dict[str, Any] = {"head": "light", "epochs": 1, "device": "cpu", "out": tmp_path / "run"}
     kdcache.train("anticipation", shards=tmp_path / "out", **options)

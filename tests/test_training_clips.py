@@ -9,28 +9,34 @@ import clips_cache
 import numpy as np
 import pytest
 import torch
+from memory_stream import CPU, MemoryStream, data_on
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 
 from kdcache.data.clips import clips
-from kdcache.data.loader import cached_stream
-from kdcache.data.prepare import choose_streams
+from kdcache.data.inputs import bind
+from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget
 from kdcache.engine.log import Log
-from kdcache.engine.loop import fit
+from kdcache.engine.loop import fit_stage
 from kdcache.errors import OptionError
-from kdcache.methods.contract import Data, Items, Stage
+from kdcache.methods.contract import BatchSource, Input, Stage, predict_with
 from kdcache.store import Cache
 from kdcache.workers import Interrupts
 
-CPU = torch.device("cpu")
+
+@pytest.fixture(autouse=True)
+def _logged(caplog):
+    caplog.set_level("INFO", "kdcache")
+    global notes
+    notes = caplog
 
 
 def joined(table, share=0.2, usable=None):
-    notes: list[str] = []
+    notes.clear()
     usable = np.ones(len(table), bool) if usable is None else usable
-    return clips(table, usable, share, notes.append), notes
+    return clips(table, usable, share), list(notes.messages)
 
 
 def test_clips_keep_the_manifests_splits_and_are_sorted_by_id():
@@ -72,44 +78,45 @@ def test_clips_that_are_not_there_are_counted_and_change_no_split():
     assert notes[-1] == "left out: 2 of 52 clips are not there (test-2-001, train-0-000)"
 
 
+VECTORS = Input(name="x", axes="ND", extract=("tsm/clip",), settings={"levels": 10})
+MAPS = Input(name="x", axes="CTHW")
+
+
 def test_two_streams_join_side_by_side(tmp_path):
     table = clips_cache.rows(4, 2)
     first, second = clips_cache.arrays(table, views=2, width=3), clips_cache.arrays(table, views=2, width=4, seed=1)
     folder = clips_cache.write(tmp_path, table, {"tsm/clip": first, "vacnn/pool": second})
     cache, ids = Cache(folder), list(table["clip_id"])
-    names = choose_streams(cache, "tsm/clip, vacnn/pool", "clips")
-    stream = cached_stream(cache, names, ids, CPU, 1e9)
-    assert (stream.shape, stream.views, stream.held) == ((5, 7), 2, True)
-    got = stream.place(stream.fetch(torch.tensor([3, 0]), torch.tensor([1, 0]))).numpy()
+    (binding,) = bind(cache, [VECTORS], "tsm/clip, vacnn/pool")
+    budget = MemoryBudget(1e9)
+    stream = JoinedStream([CachedStream(cache, name, ids, CPU, budget) for name in binding.streams])
+    assert (stream.shape, stream.views, stream.resident) == ((5, 7), 2, True)
+    rows = torch.tensor([3, 0])
+    got = stream.to_device(stream.fetch(rows, torch.tensor([1, 0]), rows)).numpy()
     want = [np.concatenate([first[i][v], second[i][v]], axis=-1) for i, v in ((3, 1), (0, 0))]
     assert np.array_equal(got, np.stack(want).astype(np.float32))
     with pytest.raises(OptionError, match="choose with stream=tsm/clip or stream=vacnn/pool"):
-        choose_streams(cache, None, "clips")
+        bind(cache, [VECTORS], None)
     with pytest.raises(OptionError, match="does not hold feature maps"):
-        choose_streams(cache, None, "pairs")
+        bind(cache, [MAPS], None)
+
+
+def test_of_joined_streams_all_lie_in_memory_or_none(tmp_path):
+    table = clips_cache.rows(4, 2)
+    vectors = {"tsm/clip": clips_cache.arrays(table), "vacnn/pool": clips_cache.arrays(table, seed=1)}
+    cache = Cache(clips_cache.write(tmp_path, table, vectors))
+    budget = MemoryBudget(6 * 5 * 8 * 2 + 10)  # one of them and a little
+    parts = [CachedStream(cache, name, list(table["clip_id"]), CPU, budget) for name in vectors]
+    assert not JoinedStream(parts).resident
+    assert not any(part.resident for part in parts)
 
 
 def test_streams_of_other_lengths_cannot_be_joined(tmp_path):
     table = clips_cache.rows(4, 2)
     vectors = {"tsm/clip": clips_cache.arrays(table, levels=4), "vacnn/pool": clips_cache.arrays(table, levels=5)}
-    folder = clips_cache.write(tmp_path, table, vectors)
+    cache = Cache(clips_cache.write(tmp_path, table, vectors))
     with pytest.raises(OptionError, match="same levels"):
-        cached_stream(Cache(folder), ["tsm/clip", "vacnn/pool"], list(table["clip_id"]), CPU, 1e9)
-
-
-class Memory:
-    """A stream in memory."""
-
-    shape, views, held, room = (2,), 1, True, 0
-
-    def __init__(self, data):
-        self.data = data
-
-    def fetch(self, rows, views):
-        return self.data[rows]
-
-    def place(self, fetched):
-        return fetched
+        JoinedStream([CachedStream(cache, n, list(table["clip_id"]), CPU, MemoryBudget(1e9)) for n in vectors])
 
 
 class Linear(nn.Module):
@@ -118,58 +125,40 @@ class Linear(nn.Module):
         self.layer = nn.Linear(2, 2)
 
     def forward(self, x):
-        return self.layer(x), x
+        return {"logits": self.layer(x)}
 
 
-def stage_that_measures(values, **settings):
+def stage_that_measures(values, split="validation", **settings):
     """A stage whose held-out metric is what a list says."""
     values = iter(values)
     module = Linear()
-    stream = Memory(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
-    items = Items({"x": (stream, torch.arange(8))}, {"y": torch.zeros(8, dtype=torch.int64)})
+    stream = MemoryStream(torch.randn(8, 1, 2, generator=torch.Generator().manual_seed(0)))
+    items = BatchSource({"x": (stream, torch.arange(8))}, {"y": torch.zeros(8, dtype=torch.int64)})
     optimizer = SGD(module.parameters(), 1.0)
     return Stage(
         name="s",
         module=module,
         train=items,
-        losses=lambda batch: {"L": module(batch["x"])[0].square().mean()},
+        losses=lambda batch: {"L": module(batch["x"])["logits"].square().mean()},
         optimizer=optimizer,
         scheduler=ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=0),
         epochs=9,
         batch_size=4,
-        tests={"validation": items},
-        measure=lambda scores, y: {"auc": next(values)},
-        select="auc",
+        predict=predict_with(module),
+        eval_sets={split: items},
+        metrics_fn=lambda scores, y: {"auc": next(values)},
+        monitor="auc",
         **settings,
     )
 
 
-def data():
-    from contextlib import nullcontext
-
-    from kdcache.data.loader import feed, in_order
-
-    return Data(
-        splits={},
-        classes={},
-        stream=Memory(torch.zeros(1, 2)),
-        layer="",
-        seed=0,
-        device=CPU,
-        autocast=nullcontext,
-        batches=lambda items, size, view: feed(items, in_order(items, size, view), CPU),
-        backbone=dict,
-        say=lambda text: None,
-    )
-
-
 def train(tmp_path, stage):
-    return fit(stage, data(), tmp_path / "s", Log(tmp_path, bars=False), Interrupts(), 0.0, False)
+    return fit_stage(stage, data_on({}), tmp_path / "s", Log(tmp_path, bars=False), Interrupts(), 0.0, False)
 
 
 def test_training_stops_when_nothing_gets_better_and_the_rate_follows_the_plateau(tmp_path):
     summary = train(tmp_path, stage_that_measures([1, 5, 4, 5, 3, 9, 9], patience=3))
-    assert (summary["epochs"], summary["best_epoch"], summary["best"], summary["select"]) == (5, 2, 5, "auc")
+    assert (summary["epochs"], summary["best_epoch"], summary["best"], summary["monitor"]) == (5, 2, 5, "auc")
     assert [row["lr"] for row in summary["rows"]] == [1.0, 1.0, 1.0, 0.5, 0.25]
 
 
@@ -193,3 +182,16 @@ def test_a_module_that_needs_no_training_is_saved_as_it_is(tmp_path):
     assert (summary["epochs"], summary["rows"]) == (0, [])
     assert json.loads((tmp_path / "s" / "summary.json").read_text())["best"] is None
     assert (tmp_path / "s" / "last.safetensors").exists()
+
+
+def test_only_validation_selects(tmp_path):
+    """Test clips are scored, but choose no epoch; early stopping and a plateau without validation clips are refused."""
+    stage = stage_that_measures([1, 5, 4, 3, 2, 1, 1, 1, 1], split="test")
+    stage = replace(stage, scheduler=MultiStepLR(stage.optimizer, []))
+    summary = train(tmp_path, stage)
+    assert (summary["selected_by"], summary["best"], summary["best_epoch"]) == ("", None, None)
+    assert summary["steps"] == 9 * 2
+    assert not (tmp_path / "s" / "best.safetensors").exists()
+    with pytest.raises(OptionError, match="s: patience=2 needs validation clips"):
+        train(tmp_path / "early", replace(stage, patience=2))
+    assert not (tmp_path / "early" / "s").exists()

@@ -8,9 +8,12 @@ import tomllib
 import pytest
 
 from kdcache.errors import OptionError
-from kdcache.methods.anticipation import Options
-from kdcache.runs.config import Settings, build, read_config, to_table, write_config
-from kdcache.runs.train import parse_set
+from kdcache.methods.anticipation import AnticipationOptions, Options
+from kdcache.methods.early import EarlyOptions
+from kdcache.methods.options import LabelOptions, TrainOptions
+from kdcache.methods.recognition import RecognitionOptions
+from kdcache.options import build, to_table
+from kdcache.runs.config import RunSettings, parse_set, read_config, write_config
 
 
 def test_set_is_typed_by_the_options():
@@ -33,7 +36,12 @@ def test_set_is_typed_by_the_options():
     }  # fmt: skip
     assert [type(v) for v in parsed.values()] == [float, str, int, tuple, type(None), bool, float, str]
     assert parse_set("anticipation", ["milestones="]) == {"milestones": ()}
-    assert parse_set("anticipation", ["alpha=0", "hold=1"]) == {"alpha": 0.0, "hold": 1.0}
+    assert parse_set("anticipation", ["alpha=0", "memory_fraction=1"]) == {"alpha": 0.0, "memory_fraction": 1.0}
+    assert parse_set("anticipation", ["hold=1", "tau=2"]) == {
+        "memory_fraction": 1.0,
+        "tau_s": 2.0,
+    }  # as 0.1 called them
+    assert parse_set("early", ["tau=2"]) == {"tau": 2}
 
 
 @pytest.mark.parametrize(
@@ -66,8 +74,8 @@ def test_values_from_python_are_held_to_the_same_types():
 
 
 def test_configuration_survives_toml(tmp_path):
-    settings = Settings(method="anticipation", shards="/data/out", seed=3, stream="i3d-rgb/mixed4a")
-    options = Options(alpha=0.5, milestones=(), tau=None)
+    settings = RunSettings(method="anticipation", shards="/data/out", seed=3, stream="i3d-rgb/mixed4a")
+    options = Options(alpha=0.5, milestones=(), weight_decay=0.0)
     write_config(tmp_path / "config.toml", settings, options, {"held": True})
     assert read_config(tmp_path / "config.toml") == (settings, options, {"held": True})
     stored = tomllib.loads((tmp_path / "config.toml").read_text())
@@ -75,13 +83,14 @@ def test_configuration_survives_toml(tmp_path):
     assert stored["options"] == to_table(options)
 
 
-def test_every_option_is_documented():
+@pytest.mark.parametrize(
+    "kind", [AnticipationOptions, EarlyOptions, RecognitionOptions, TrainOptions, LabelOptions, RunSettings]
+)
+def test_every_option_is_documented(kind):
     import ast
     import inspect
 
-    from kdcache.methods import anticipation
-
-    body = next(n for n in ast.parse(inspect.getsource(anticipation)).body if getattr(n, "name", "") == "Options").body
+    body = ast.parse(inspect.getsource(kind)).body[0].body
     for here, after in itertools.pairwise(body):
         if isinstance(here, ast.AnnAssign):
             assert isinstance(after, ast.Expr), f"{here.target.id} has no docstring"

@@ -12,17 +12,25 @@ import torch
 
 from kdcache.data import loader as feed
 from kdcache.data.pairs import pairs
+from kdcache.data.stream import CachedStream, MemoryBudget
 from kdcache.errors import ManifestError, OptionError, StoreError
-from kdcache.methods.contract import UNLABELLED, Items
+from kdcache.methods.contract import UNLABELLED, BatchSource
 from kdcache.store import Cache
 
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _logged(caplog):
+    caplog.set_level("INFO", "kdcache")
+    global notes
+    notes = caplog
+
+
 def joined(table, cached=None, tau=None):
-    notes: list[str] = []
+    notes.clear()
     cached = np.ones(len(table), bool) if cached is None else cached
-    return pairs(table, cached, tau, 0.2, notes.append), notes
+    return pairs(table, cached, tau, 0.2), list(notes.messages)
 
 
 def test_pairs_are_tied_with_their_labels_and_splits():
@@ -75,11 +83,11 @@ def test_several_anticipation_times_must_be_chosen_from():
     one, two = pairs_cache.rows(8, tau="1.0"), pairs_cache.rows(8, tau="2.0")
     two[["clip_id", "pair"]] = two[["clip_id", "pair"]].map(lambda name: "q" + name)
     both = pairs_cache.validate(pairs_cache.pd.concat([one, two]))
-    with pytest.raises(OptionError, match=r"several anticipation times \(1, 2 s\): choose with tau="):
+    with pytest.raises(OptionError, match=r"several anticipation times \(1, 2 s\): choose with tau_s="):
         joined(both)
     clips, _ = joined(both, tau=2.0)
     assert clips.splits["validation"].names == ["qp003", "qp007"]
-    with pytest.raises(OptionError, match=r"tau=3: the cache holds pairs for 1, 2 s"):
+    with pytest.raises(OptionError, match=r"tau_s=3: the cache holds pairs for 1, 2 s"):
         joined(both, tau=3.0)
     with pytest.raises(OptionError, match="no column tau"):
         joined(pairs_cache.rows(8), tau=1.0)
@@ -127,17 +135,17 @@ def test_val_means_validation_and_other_splits_are_kept_aside():
 class Numbers:
     """A stream whose every value tells its row and view."""
 
-    views, shape, held = 3, (2,), True
+    views, shape, resident, available = 3, (2,), True, None
 
-    def fetch(self, rows, views):
+    def fetch(self, rows, views, keys):
         return torch.stack([rows, views], 1)
 
-    def place(self, fetched):
+    def to_device(self, fetched):
         return fetched.float()
 
 
 def test_a_shuffled_pass_covers_every_item_once_and_depends_on_its_numbers_alone():
-    items = Items({"x": (Numbers(), torch.arange(10))})
+    items = BatchSource({"x": (Numbers(), torch.arange(10))})
     plan = feed.shuffled(items, 4, 3, np.random.default_rng([7, 1]))
     assert [len(index) for index, _ in plan] == [4, 4, 2]
     assert sorted(torch.cat([index for index, _ in plan]).tolist()) == list(range(10))
@@ -150,7 +158,7 @@ def test_a_shuffled_pass_covers_every_item_once_and_depends_on_its_numbers_alone
 @pytest.mark.parametrize("extra", [1, 3, 7, 40])
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
 def test_every_batch_is_half_extra_and_extras_come_round_evenly(extra, batch_size):
-    items = Items({"x": (Numbers(), torch.arange(9 + extra))}, extra=extra)
+    items = BatchSource({"x": (Numbers(), torch.arange(9 + extra))}, num_unlabeled=extra)
     plan = feed.shuffled(items, batch_size, 1, np.random.default_rng(0))
     own = max(1, batch_size // 2)
     seen: Counter[int] = Counter()
@@ -166,7 +174,7 @@ def test_every_batch_is_half_extra_and_extras_come_round_evenly(extra, batch_siz
 
 
 def test_batches_bring_inputs_fields_and_views():
-    items = Items(
+    items = BatchSource(
         {"x": (Numbers(), torch.tensor([5, 6, 7])), "z": (Numbers(), torch.tensor([1, 2, 3]))},
         {"y": torch.tensor([9, 8, 7])},
     )
@@ -186,11 +194,13 @@ def test_held_and_streamed_give_the_same_batches(small):
     cache = Cache(small)
     ids = list(cache.clips["clip_id"])[::-1]
     size = 16 * 2 * 480 * 3 * 4 * 4 * 2
-    streamed, held = (feed.CachedStream(cache, pairs_cache.STREAM, ids, CPU, budget) for budget in (size - 1, size + 7))
-    assert (streamed.nbytes, streamed.held, streamed.room) == (size, False, size - 1)
-    assert (held.nbytes, held.held, held.room) == (size, True, 7)
+    streamed, held = (
+        CachedStream(cache, pairs_cache.STREAM, ids, CPU, MemoryBudget(budget)) for budget in (size - 1, size + 7)
+    )
+    assert (streamed.nbytes, streamed.resident, streamed.fits(1)) == (size, False, False)
+    assert (held.nbytes, held.resident, held.fits(7), held.fits(8)) == (size, True, True, False)
     for stream in (streamed, held):
-        items = Items({"x": (stream, torch.arange(16))})
+        items = BatchSource({"x": (stream, torch.arange(16))})
         plan = feed.shuffled(items, 5, 2, np.random.default_rng(0))
         for (index, views), batch in zip(plan, feed.feed(items, plan, CPU), strict=True):
             expected = cache.read(pairs_cache.STREAM, [ids[i] for i in index])[np.arange(len(index)), views.numpy()]
@@ -205,11 +215,11 @@ def test_reduced_maps_are_the_same_held_and_streamed(small):
     maps = cache.read(pairs_cache.STREAM, ids)[rows.numpy(), views.numpy()].astype(np.float32)
     expected = maps.mean((2, 3, 4)).astype(np.float16)
     for budget in (0, 10**9):
-        whole = feed.CachedStream(cache, pairs_cache.STREAM, ids, CPU, budget)
-        stream = whole.reduced(average)
-        assert stream is whole.reduced(average)
-        assert (stream.shape, stream.held) == ((480,), budget > 0)
-        np.testing.assert_allclose(stream.place(stream.fetch(rows, views)).numpy(), expected, rtol=2e-3)
+        whole = CachedStream(cache, pairs_cache.STREAM, ids, CPU, MemoryBudget(budget))
+        stream = whole.map(average)
+        assert stream is whole.map(average)
+        assert (stream.shape, stream.resident) == ((480,), budget > 0)
+        np.testing.assert_allclose(stream.to_device(stream.fetch(rows, views, rows)).numpy(), expected, rtol=2e-3)
 
 
 def average(x):
@@ -219,8 +229,8 @@ def average(x):
 def test_errors_of_the_reading_thread_are_raised_and_threads_end(small, tmp_path):
     cache = Cache(small)
     ids = [*cache.clips["clip_id"][:-1], "nowhere"]
-    streamed = feed.CachedStream(cache, pairs_cache.STREAM, ids, CPU, 0)
-    items = Items({"x": (streamed, torch.arange(16))})
+    streamed = CachedStream(cache, pairs_cache.STREAM, ids, CPU, MemoryBudget(0))
+    items = BatchSource({"x": (streamed, torch.arange(16))})
     with pytest.raises(StoreError, match="nowhere"):
         list(feed.feed(items, feed.in_order(items, 4), CPU))
     batches = feed.feed(items, feed.in_order(items, 1), CPU)

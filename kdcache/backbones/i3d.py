@@ -198,15 +198,15 @@ class I3DTail(_Stack):
         cut = plan.BLOCKS.index(name) + 1
         super().__init__(plan.BLOCKS[cut:], plan.shape(name, 3, 32, 224)[0], num_classes, dropout)
 
-    def forward(self, x: Tensor, layer: str = "Mixed_5c") -> tuple[Tensor, Tensor]:
-        """Map ``[B, 480, t, h, w]`` → class scores ``[B, num_classes]`` and the output of ``layer``.
+    def forward(self, x: Tensor, layer: str | None = None) -> dict[str, Tensor]:
+        """Map ``[B, 480, t, h, w]`` → ``logits`` ``[B, num_classes]`` and ``map``, the output of ``layer`` (Mixed_5c).
 
         Raises ``OptionError`` for an unknown layer, or for a map too short for the last average pool (t < 3).
         """
-        wanted, kept = self.resolve(layer), x
+        wanted, kept = self.resolve(layer or "Mixed_5c"), x
         for name, output in self.endpoints(x):
             kept = output if name == wanted else kept
-        return output.mean(2), kept
+        return {"logits": output.mean(2), "map": kept}
 
 
 def make(spec: InputSpec, num_classes: int | None = None) -> I3D:

@@ -23,7 +23,10 @@ from kdcache.errors import OptionError
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Repeat a fit's config.toml."
 )
 @click.option("--seed", type=int, help="Seed of first weights, order and augmentation.  [default: 0]")
-@click.option("--split", metavar="COLUMN", help="Column of the manifest that says what trains.  [default: split]")
+@click.option(
+    "--split-column", metavar="COLUMN", help="Column of the manifest that says what trains.  [default: split]"
+)
+@click.option("--split", hidden=True)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
 @click.option(
@@ -55,7 +58,8 @@ def fit(
       kdcache fit tsm --manifest clips.csv --root videos/ --set label_fraction=0.1
     """
     import kdcache
-    from kdcache.methods.fit_options import Options, load_config, parse_set
+    from kdcache.methods.recognition import RecognitionOptions
+    from kdcache.runs.fit import load_config, parse_set
 
     own, others = parse_set(sets, dataset is not None)
     if config is not None:
@@ -66,7 +70,7 @@ def fit(
         raise OptionError("Say what to fit: a BACKBONE such as vacnn, or --config FILE of an earlier fit.")
     else:
         rows, defaults = clip_rows(manifest, dataset, root, others)
-        protocol = {name: value for name, value in defaults.items() if hasattr(Options, name)}
+        protocol = {name: value for name, value in defaults.items() if hasattr(RecognitionOptions, name)}
         chosen = {"backbone": backbone, "manifest": rows} | protocol
     result = kdcache.fit(**chosen | given({"root": root, **options}) | own)
     click.echo(result)

@@ -46,7 +46,7 @@ def train(
     """
     import kdcache
     from kdcache.runs import presets
-    from kdcache.runs.train import load_config, parse_set
+    from kdcache.runs.config import load_config, parse_set
 
     if (method is None) == (config is None):
         raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")

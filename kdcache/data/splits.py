@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +11,18 @@ import pandas as pd
 import torch
 
 from kdcache.errors import OptionError, unknown
-from kdcache.methods.contract import UNLABELLED, Samples
+from kdcache.log import logger
+from kdcache.methods.contract import UNLABELLED, VALIDATION, Split
 from kdcache.splits import HELD_OUT, NAMES, SPLIT, cells, split_columns, split_name
 
 TARGETS = ("label", "verb", "noun")
 
 
 @dataclass(frozen=True)
-class Clips:
+class Examples:
     """The examples of each split, the clips that their rows number, and the manifest's label of every class."""
 
-    splits: dict[str, Samples]
+    splits: dict[str, Split]
     clip_ids: list[str]
     classes: dict[str, list[int]]
 
@@ -30,8 +31,8 @@ def split_by(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """The rows with ``column`` as their ``split``: one cache can serve several protocols, a column each.
 
     Raises:
-        OptionError: there is no such column, or its cells are not names of splits. (Clips to which the column ``split``
-            gives another name take no part, as those with an empty cell.)
+        OptionError: there is no such column, or its cells are not names of splits. (Examples to which the column
+            ``split`` gives another name take no part, as those with an empty cell.)
     """
     if column == SPLIT:
         return rows
@@ -39,10 +40,13 @@ def split_by(rows: pd.DataFrame, column: str) -> pd.DataFrame:
         raise unknown("split column", column, split_columns(rows) or [str(c) for c in rows])
     found = cells(rows[column])
     if not found:
-        raise OptionError(f"split={column}: every cell of that column is empty; write train, validation or test there.")
+        raise OptionError(
+            f"split_column={column}: every cell of that column is empty; write train, validation or test there."
+        )
     if wrong := sorted(found - NAMES):
         raise OptionError(
-            f"split={column}: {wrong[0]!r} is not the name of a split; choose a column of train, validation and test."
+            f"split_column={column}: {wrong[0]!r} is not the name of a split; choose a column of train, "
+            "validation and test."
         )
     return rows.assign(**{SPLIT: rows[column]})
 
@@ -54,8 +58,30 @@ def named_splits(table: pd.DataFrame) -> pd.Series[str] | None:
     return pd.Series([split_name(s) for s in table["split"].fillna("")], index=table.index, dtype=str)
 
 
+def assign_splits(table: pd.DataFrame, share: float, by: Sequence[str], quiet: bool = False) -> pd.Series[str]:
+    """The split of each example: that of the manifest, with validation examples held out where it names none.
+
+    Args:
+        table: see ``hold_out``.
+        share: of the labelled training examples to hold out; 0 holds nothing out.
+        by: see ``hold_out``.
+        quiet: log nothing.
+
+    Raises:
+        OptionError: nothing is held out and there are no test examples either.
+    """
+    split = named_splits(table)
+    if split is None:
+        split = pd.Series("train", index=table.index, dtype=str)
+    if share and not (split == VALIDATION).any():
+        return split.mask(hold_out(table, split == "train", share, by, quiet), VALIDATION)
+    if not split.isin(HELD_OUT).any():
+        raise OptionError("validation=0 leaves nothing to test on: the manifest has neither validation nor test clips.")
+    return split
+
+
 def hold_out(
-    table: pd.DataFrame, among: pd.Series[bool], share: float, by: Sequence[str], say: Callable[[str], None]
+    table: pd.DataFrame, among: pd.Series[bool], share: float, by: Sequence[str], quiet: bool = False
 ) -> pd.Series[bool]:
     """Which rows to hold out for validation: whole groups, in an order that depends on their names alone.
 
@@ -64,7 +90,7 @@ def hold_out(
         among: rows from which to take.
         share: of their labelled rows, at least so many are taken, and never all groups.
         by: columns by which examples may belong together; the first with more than one value decides.
-        say: is told what was held out.
+        quiet: log nothing.
 
     Raises:
         OptionError: no column of ``by`` tells the rows apart.
@@ -72,7 +98,10 @@ def hold_out(
     labelled = among & (table[[t for t in TARGETS if t in table]].replace("", None).notna().any(axis=1))
     column = next((c for c in by if c in table and table[c][labelled].replace("", None).nunique() > 1), None)
     if column is None:
-        raise OptionError("The manifest names no split and its clips come from one source: add a split column.")
+        raise OptionError(
+            "The manifest names no validation split and its training clips come from one source, so none can be held "
+            "out: add a split column, or set validation=0."
+        )
     groups = sorted(
         table[column][labelled].replace("", None).dropna().unique(), key=lambda g: (zlib.crc32(str(g).encode()), str(g))
     )
@@ -81,16 +110,23 @@ def hold_out(
     out: pd.Series[bool] = among & table[column].isin(groups[:count])
     shown = ", ".join(map(str, groups[: min(count, 3)])) + ("…" if count > 3 else "")
     held, total = int((out & labelled).sum()), int(labelled.sum())
-    say(f"validation: the manifest names none, so {held} of {total} labelled ones are held out ({column} {shown})")
+    if not quiet:
+        logger.info(
+            "validation: the manifest names none, so %d of %d labelled ones are held out (%s %s)",
+            held,
+            total,
+            column,
+            shown,
+        )
     return out
 
 
-def number(table: pd.DataFrame, sides: Sequence[str]) -> Clips:
-    """Clips as rows and labels as class indices, split by split.
+def encode_examples(table: pd.DataFrame, roles: Sequence[str]) -> Examples:
+    """Examples as rows and labels as class indices, split by split.
 
     Args:
-        table: one row an example, indexed by its name: ``split``, the targets, and for each side the clip's id or NaN.
-        sides: columns that hold clips.
+        table: one row an example, indexed by its name: ``split``, the targets, and for each role the clip's id or NaN.
+        roles: columns that hold clips.
 
     Raises:
         OptionError: no example has a label, or none to train or to test on.
@@ -100,19 +136,19 @@ def number(table: pd.DataFrame, sides: Sequence[str]) -> Clips:
     }
     if not classes:
         raise OptionError("No example has a label: the manifest needs a label, verb or noun column.")
-    clip_ids = sorted({str(c) for side in sides for c in table[side].dropna()})
+    clip_ids = sorted({str(c) for role in roles for c in table[role].dropna()})
     row_of = {clip: row for row, clip in enumerate(clip_ids)}
-    splits: dict[str, Samples] = {}
+    splits: dict[str, Split] = {}
     for split, part in table.groupby("split", sort=True):
-        rows = {s: torch.tensor([row_of.get(c, -1) if isinstance(c, str) else -1 for c in part[s]]) for s in sides}
+        rows = {s: torch.tensor([row_of.get(c, -1) if isinstance(c, str) else -1 for c in part[s]]) for s in roles}
         labels = {t: _indices(part[t], classes[t]) for t in classes}
-        splits[str(split)] = Samples([str(name) for name in part.index], rows, labels)
+        splits[str(split)] = Split([str(name) for name in part.index], rows, labels)
     _check(splits, classes)
-    return Clips(splits, clip_ids, classes)
+    return Examples(splits, clip_ids, classes)
 
 
-def held_out(splits: dict[str, Samples]) -> str:
-    """The split on which a run is judged: validation, or test where there is none."""
+def held_out(splits: dict[str, Split]) -> str:
+    """The split whose predictions a run gives by default: validation, or test where there is none."""
     return next((s for s in HELD_OUT if s in splits), HELD_OUT[0])
 
 
@@ -123,7 +159,7 @@ def _indices(values: pd.Series[int], classes: list[int]) -> torch.Tensor:
     return torch.from_numpy(index)
 
 
-def _check(splits: dict[str, Samples], classes: dict[str, list[int]]) -> None:
+def _check(splits: dict[str, Split], classes: dict[str, list[int]]) -> None:
     """There must be labelled examples to train on, and labelled ones to test on."""
     labelled = {split for split, s in splits.items() if any((s.labels[t] != UNLABELLED).any() for t in classes)}
     for wanted in (("train",), HELD_OUT):

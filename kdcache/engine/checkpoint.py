@@ -20,19 +20,22 @@ from torch import Tensor, nn
 
 from kdcache.errors import OptionError, WeightsError
 from kdcache.files import atomic
-from kdcache.methods.contract import Stage
+from kdcache.methods.contract import VALIDATION, Stage
 
 STATE, SUMMARY = "state.pt", "summary.json"
+LAST, BEST = "last.safetensors", "best.safetensors"
 
 
 @dataclass
-class Progress:
+class TrainState:
     """How far a stage has come."""
 
     epoch: int = 0
     """Finished epochs."""
     step: int = 0
     """Steps done of the epoch under way."""
+    steps: int = 0
+    """Optimiser steps of all epochs."""
     seen: int = 0
     """Samples of these steps."""
     sums: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +47,7 @@ class Progress:
 
 
 def save_state(
-    folder: Path, stage: Stage, scaler: torch.amp.GradScaler, progress: Progress, best: dict[str, Tensor]
+    folder: Path, stage: Stage, scaler: torch.amp.GradScaler, reached: TrainState, best: dict[str, Tensor]
 ) -> None:
     """Write ``state.pt`` atomically."""
     state = {
@@ -55,13 +58,13 @@ def save_state(
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "best": best,
-        "progress": asdict(progress),
+        "progress": asdict(reached),
     }
     with atomic(folder / STATE) as temporary:
         torch.save(state, temporary)
 
 
-def load_state(folder: Path, stage: Stage, scaler: torch.amp.GradScaler) -> tuple[Progress, dict[str, Tensor]] | None:
+def load_state(folder: Path, stage: Stage, scaler: torch.amp.GradScaler) -> tuple[TrainState, dict[str, Tensor]] | None:
     """Continue from ``state.pt`` if there is one; ``OptionError`` when it is unreadable."""
     path = folder / STATE
     if not path.exists():
@@ -73,13 +76,13 @@ def load_state(folder: Path, stage: Stage, scaler: torch.amp.GradScaler) -> tupl
             stage.optimizer.load_state_dict(state["optimizer"])
             stage.scheduler.load_state_dict(state["scheduler"])
         scaler.load_state_dict(state["scaler"])
-        progress = Progress(**state["progress"])
+        reached = TrainState(**state["progress"])
     except Exception as error:  # a damaged file raises almost anything
-        raise OptionError(f"{path} cannot be continued from ({error}): delete it to train this stage anew.") from error
+        raise OptionError(f"{path} cannot be continued from ({error}): delete it to train this stage again.") from error
     torch.set_rng_state(state["rng"])
     if torch.cuda.is_available() and state["cuda_rng"]:
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    return progress, state["best"]
+    return reached, state["best"]
 
 
 def save_weights(path: Path, state: dict[str, Tensor], epoch: int) -> None:
@@ -98,23 +101,34 @@ def load_weights(path: Path, module: nn.Module) -> None:
         raise WeightsError(f"{path} does not hold this network's weights: {str(error).splitlines()[0]}") from error
 
 
-def finish(folder: Path, stage: Stage, progress: Progress, best: dict[str, Tensor], selected_by: str) -> None:
-    """Leave the weights and the summary of a trained stage; the summary comes last and says that it is done."""
-    save_weights(folder / "last.safetensors", stage.module.state_dict(), progress.epoch)
-    save_weights(folder / "best.safetensors", best or stage.module.state_dict(), progress.best_epoch or progress.epoch)
+def finish(folder: Path, stage: Stage, reached: TrainState, best: dict[str, Tensor]) -> None:
+    """Leave the weights and the summary of a trained stage; the summary comes last and says that it is done.
+
+    Without validation clips nothing selects: there is no best epoch and no file of its weights.
+    """
+    selected_by = VALIDATION if VALIDATION in stage.eval_sets else ""
+    save_weights(folder / LAST, stage.module.state_dict(), reached.epoch)
+    if selected_by:
+        save_weights(folder / BEST, best or stage.module.state_dict(), reached.best_epoch or reached.epoch)
     content = {
-        "epochs": progress.epoch,
-        "best_epoch": progress.best_epoch or progress.epoch,
+        "epochs": reached.epoch,
+        "steps": reached.steps,
+        "best_epoch": (reached.best_epoch or reached.epoch) if selected_by else None,
         "selected_by": selected_by,
-        "select": stage.select,
-        "best": progress.best,
+        "monitor": stage.monitor,
+        "best": reached.best,
     }
     with atomic(folder / SUMMARY) as temporary:
-        temporary.write_text(json.dumps({**content, "rows": progress.rows}, indent=1))
+        temporary.write_text(json.dumps({**content, "rows": reached.rows}, indent=1))
     (folder / STATE).unlink(missing_ok=True)
 
 
 def load_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a trained stage, None for one that is not."""
     path = folder / SUMMARY
-    return dict(json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    summary = dict(json.loads(path.read_text()))
+    if "select" in summary:  # as version 0.1 called it
+        summary["monitor"] = summary.pop("select")
+    return summary

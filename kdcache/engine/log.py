@@ -1,4 +1,4 @@
-"""What a run tells while it trains: ``metrics.csv``, TensorBoard events, a progress bar."""
+"""What a run records while it trains: ``metrics.csv``, TensorBoard events, a progress bar."""
 
 from __future__ import annotations
 
@@ -12,13 +12,6 @@ from typing import Any
 from kdcache.files import atomic
 
 Row = dict[str, Any]
-
-
-def say(text: str) -> None:
-    """Print a line beside the progress bar."""
-    from tqdm import tqdm
-
-    tqdm.write(text, file=sys.stderr)
 
 
 class Log:
@@ -57,7 +50,7 @@ class Log:
         self._writer.flush()
 
     def bar(self, label: str, total: int, done: int) -> Any:
-        """Samples of one epoch with rate and time left; silent where nobody watches."""
+        """Samples of one epoch with rate and time left; silent where there is no terminal."""
         from tqdm import tqdm
 
         disable = None if self.bars else True

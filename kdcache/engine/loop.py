@@ -14,20 +14,22 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from kdcache.data.loader import Plan, feed, shuffled
+from kdcache.data.loader import Plan, common_views, feed, shuffled
 from kdcache.engine import checkpoint
-from kdcache.engine.checkpoint import Progress
+from kdcache.engine.checkpoint import TrainState
+from kdcache.engine.freezing import frozen_but, set_train_mode
 from kdcache.engine.log import Log
+from kdcache.engine.scoring import probabilities
 from kdcache.errors import DeviceError, OptionError
-from kdcache.methods.contract import Batch, Data, Stage, reseed
-from kdcache.runs.predictions import probabilities
+from kdcache.log import logger
+from kdcache.methods.contract import VALIDATION, Batch, Data, Stage, reseed
 from kdcache.workers import Interrupts
 
-CHECK = 25  # steps between looks at whether the loss is still finite (each makes a GPU wait)
+FINITE_CHECK_EVERY = 25  # steps between looks at whether the loss is still finite (each makes a GPU wait)
 
 
 @dataclass
-class _Run:
+class _Training:
     """What the functions of the loop share while a stage trains."""
 
     stage: Stage
@@ -37,12 +39,12 @@ class _Run:
     scaler: torch.amp.GradScaler
     interrupts: Interrupts
     save_every: float
-    progress: Progress
+    state: TrainState
     best: dict[str, Tensor]
     saved: float
 
 
-def fit(
+def fit_stage(
     stage: Stage, data: Data, folder: Path, log: Log, interrupts: Interrupts, save_every: float, scale: bool
 ) -> dict[str, Any]:
     """Train a stage, or go on with it, and return its summary; one that is finished is only loaded.
@@ -52,7 +54,7 @@ def fit(
     ``scale`` scales the loss, as fp16 needs it.
 
     Raises:
-        OptionError: the loss is no longer finite, or the checkpoint is damaged.
+        OptionError: the loss is no longer finite, early stopping without validation clips, or a damaged checkpoint.
         DeviceError: the device's memory is too small.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint has been written.
     """
@@ -60,57 +62,67 @@ def fit(
     if summary is not None:
         checkpoint.load_weights(folder / _handed_on(stage), stage.module)
         return summary
+    if stage.patience and VALIDATION not in stage.eval_sets:
+        raise OptionError(
+            f"{stage.name}: patience={stage.patience} needs validation clips, which alone may select: set "
+            "validation=0.2, mark some in the manifest, or set patience=0."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     scaler = torch.amp.GradScaler(data.device.type, enabled=scale)
     reseed(data, f"{stage.name}/training")
-    progress, best = checkpoint.load_state(folder, stage, scaler) or (Progress(), {})
+    state, best = checkpoint.load_state(folder, stage, scaler) or (TrainState(), {})
     for stream in {id(s): s for s, _ in stage.train.inputs.values()}.values():
-        how = "held on the device" if stream.held else "read ahead"
-        data.say(f"{stage.name}: {len(stage.train)} samples, maps {list(stream.shape)} {how}")
-    if progress.epoch or progress.step:
-        data.say(f"{stage.name}: going on from epoch {progress.epoch + 1}, step {progress.step + 1}")
-    run = _Run(stage, data, folder, log, scaler, interrupts, save_every, progress, best, time.monotonic())
-    try:
-        with log.curves(stage.name, progress.epoch):
-            while not _over(run):
-                _epoch(run)
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"{stage.name}: batch_size={stage.batch_size} does not fit into the memory of {data.device}; "
-            f"set batch_size={max(1, stage.batch_size // 2)}, or hold=0 to keep the stream off the device."
-        ) from error
-    selected_by = next(iter(stage.tests), "")
-    checkpoint.finish(folder, stage, progress, run.best, selected_by)
+        how = "in the device's memory" if stream.resident else "read while training"
+        logger.info("%s: %d examples, arrays %s %s", stage.name, len(stage.train), list(stream.shape), how)
+    if state.epoch or state.step:
+        logger.info("%s: going on from epoch %d, step %d", stage.name, state.epoch + 1, state.step + 1)
+    run = _Training(stage, data, folder, log, scaler, interrupts, save_every, state, best, time.monotonic())
+    if stage.optimizer is not None:
+        _run_epochs(run)
+    checkpoint.finish(folder, stage, state, run.best)
     checkpoint.load_weights(folder / _handed_on(stage), stage.module)
     summary = checkpoint.load_summary(folder)
     assert summary is not None
     return summary
 
 
+def _run_epochs(run: _Training) -> None:
+    stage = run.stage
+    assert stage.optimizer is not None
+    try:
+        with run.log.curves(stage.name, run.state.epoch), frozen_but(stage.module, stage.optimizer):
+            while not _over(run):
+                _epoch(run)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"{stage.name}: batch_size={stage.batch_size} does not fit into the memory of {run.data.device}; "
+            f"set batch_size={max(1, stage.batch_size // 2)}, or memory_fraction=0 to keep the stream off the device."
+        ) from error
+
+
 def _handed_on(stage: Stage) -> str:
     """The weights with which the stages after this one go on."""
-    return "best.safetensors" if stage.patience and stage.tests else "last.safetensors"
+    return checkpoint.BEST if stage.patience else checkpoint.LAST
 
 
-def _over(run: _Run) -> bool:
+def _over(run: _Training) -> bool:
     """Whether the last epoch is done, or so many have brought nothing better that training stops early."""
-    stage, progress = run.stage, run.progress
-    stale = bool(stage.patience) and progress.epoch - progress.best_epoch >= stage.patience and bool(stage.tests)
-    return progress.epoch >= stage.epochs or stale
+    stage, state = run.stage, run.state
+    stale = bool(stage.patience) and state.epoch - state.best_epoch >= stage.patience
+    return state.epoch >= stage.epochs or stale
 
 
-def _epoch(run: _Run) -> None:
-    stage, progress = run.stage, run.progress
+def _epoch(run: _Training) -> None:
+    stage, state = run.stage, run.state
     assert stage.optimizer is not None, stage.name
     assert stage.scheduler is not None, stage.name
     started = time.perf_counter()
-    rng = np.random.default_rng([run.data.seed, zlib.crc32(stage.name.encode()), progress.epoch])
-    views = max(stream.views for stream, _ in stage.train.inputs.values())
-    plan = shuffled(stage.train, stage.batch_size, views, rng)
-    stage.module.train()
-    label = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
-    with run.log.bar(label, sum(len(index) for index, _ in plan), progress.seen) as bar:
-        for batch in feed(stage.train, plan[progress.step :], run.data.device):
+    rng = np.random.default_rng([run.data.seed, zlib.crc32(stage.name.encode()), state.epoch])
+    plan = shuffled(stage.train, stage.batch_size, common_views(stage.train), rng)
+    set_train_mode(stage.module, stage.optimizer)
+    label = f"{stage.name} {state.epoch + 1}/{stage.epochs}"
+    with run.log.bar(label, sum(len(index) for index, _ in plan), state.seen) as bar:
+        for batch in feed(stage.train, plan[state.step :], run.data.device):
             _step(run, batch)
             bar.update(len(batch["view"]))
             if run.interrupts.received is not None:
@@ -119,29 +131,29 @@ def _epoch(run: _Run) -> None:
 
     row: dict[str, Any] = {
         "stage": stage.name,
-        "epoch": progress.epoch + 1,
+        "epoch": state.epoch + 1,
         "lr": stage.optimizer.param_groups[0]["lr"],
     }
-    row |= {name: total / progress.seen for name, total in progress.sums.items()}
-    row |= _watched(run, plan)
-    row |= _tested(run)
+    row |= {name: total / state.seen for name, total in state.sums.items()}
+    row |= _diagnosed(run, plan)
+    row |= _evaluated(run)
     row["seconds"] = round(time.perf_counter() - started, 3)
     if isinstance(stage.scheduler, ReduceLROnPlateau):
-        stage.scheduler.step(row[f"{next(iter(stage.tests))}/{stage.select}"])
+        stage.scheduler.step(row[f"{VALIDATION}/{stage.monitor}"])
     else:
         stage.scheduler.step()
-    progress.rows.append(row)
-    progress.epoch, progress.step, progress.seen, progress.sums = progress.epoch + 1, 0, 0, {}
+    state.rows.append(row)
+    state.epoch, state.step, state.seen, state.sums = state.epoch + 1, 0, 0, {}
     run.log.add(row)
-    run.log.show(progress.rows)
+    run.log.show(state.rows)
     if run.interrupts.received is not None and not _over(run):
         _stop(run)
     if time.monotonic() - run.saved >= run.save_every and not _over(run):
         _save(run)
 
 
-def _step(run: _Run, batch: Batch) -> None:
-    stage, progress = run.stage, run.progress
+def _step(run: _Training, batch: Batch) -> None:
+    stage, state = run.stage, run.state
     assert stage.optimizer is not None, stage.name
     with run.data.autocast():
         terms = stage.losses(batch)
@@ -155,62 +167,63 @@ def _step(run: _Run, batch: Batch) -> None:
     run.scaler.update()
     size = len(batch["view"])
     for name, value in terms.items():
-        progress.sums[name] = progress.sums.get(name, 0.0) + value.detach().double() * size
-    progress.step += 1
-    progress.seen += size
-    if progress.step % CHECK == 0:
+        state.sums[name] = state.sums.get(name, 0.0) + value.detach().double() * size
+    state.step += 1
+    state.steps += 1
+    state.seen += size
+    if state.step % FINITE_CHECK_EVERY == 0:
         _still_finite(run)
 
 
-def _still_finite(run: _Run) -> None:
+def _still_finite(run: _Training) -> None:
     """Bring the sums to the host, and stop if one is not finite: the last checkpoint is from before."""
-    progress = run.progress
-    progress.sums = {name: float(value) for name, value in progress.sums.items()}
-    for name, value in progress.sums.items():
+    state = run.state
+    state.sums = {name: float(value) for name, value in state.sums.items()}
+    for name, value in state.sums.items():
         if not math.isfinite(value):
             rate = run.stage.optimizer.param_groups[0]["lr"] if run.stage.optimizer else 0.0
             raise OptionError(
-                f"{run.stage.name}: {name} is {value} in epoch {progress.epoch + 1}, step {progress.step}: "
+                f"{run.stage.name}: {name} is {value} in epoch {state.epoch + 1}, step {state.step}: "
                 f"lower lr (now {rate:g}) or set grad_clip, for example grad_clip=5."
             )
 
 
-def _save(run: _Run) -> None:
+def _save(run: _Training) -> None:
     _still_finite(run)
-    checkpoint.save_state(run.folder, run.stage, run.scaler, run.progress, run.best)
+    checkpoint.save_state(run.folder, run.stage, run.scaler, run.state, run.best)
     run.saved = time.monotonic()
 
 
-def _stop(run: _Run) -> None:
+def _stop(run: _Training) -> None:
     _save(run)
-    run.data.say(
-        f"stopped in epoch {run.progress.epoch + 1} of {run.stage.name}; the same command with this out goes on."
+    logger.info(
+        "stopped in epoch %d of %s; the same command with this out goes on.", run.state.epoch + 1, run.stage.name
     )
     run.interrupts.leave()
 
 
 @torch.no_grad()
-def _watched(run: _Run, plan: Plan) -> dict[str, float]:
-    """What the stage watches, on the last batch of the epoch."""
-    if run.stage.watch is None:
+def _diagnosed(run: _Training, plan: Plan) -> dict[str, float]:
+    """The stage's diagnostics, on the last batch of the epoch."""
+    if run.stage.diagnostics is None:
         return {}
     run.stage.module.eval()
     for batch in feed(run.stage.train, plan[-1:], run.data.device):
         with run.data.autocast():
-            return {name: float(value) for name, value in run.stage.watch(batch).items()}
+            return {name: float(value) for name, value in run.stage.diagnostics(batch).items()}
     return {}
 
 
-def _tested(run: _Run) -> dict[str, float]:
-    """Metrics on every held-out split; the first one selects the best epoch, the earlier of equals."""
+def _evaluated(run: _Training) -> dict[str, float]:
+    """Metrics on every held-out split; ``validation`` selects the best epoch, the earlier of equals."""
+    stage, state = run.stage, run.state
     measured: dict[str, float] = {}
-    progress = run.progress
-    for number, (split, items) in enumerate(run.stage.tests.items()):
-        scores = probabilities(run.stage.module, run.data, items, run.stage.batch_size)
-        metrics = run.stage.measure(scores, items.fields["y"].numpy())
+    for split, source in stage.eval_sets.items():
+        scores = probabilities(stage.module, stage.predict, run.data, source, stage.batch_size)
+        metrics = stage.metrics_fn(scores, source.fields["y"].numpy())
         measured |= {f"{split}/{name}": value for name, value in metrics.items()}
-        value = metrics[run.stage.select]
-        if number == 0 and (progress.best is None or value > progress.best):
-            progress.best, progress.best_epoch = value, progress.epoch + 1
-            run.best = {k: v.detach().cpu().clone() for k, v in run.stage.module.state_dict().items()}
+        value = metrics[stage.monitor]
+        if split == VALIDATION and (state.best is None or value > state.best):
+            state.best, state.best_epoch = value, state.epoch + 1
+            run.best = {k: v.detach().cpu().clone() for k, v in stage.module.state_dict().items()}
     return measured

@@ -9,6 +9,9 @@ R that has seen x_t. With S the labelled and U the unlabelled pairs, A minimises
 where Ā, R̄ are feature maps and L_d is the attentional distillation loss, equations (3) to (5), in ``kdcache.losses``.
 Sums become means over a batch, so the weight of S against U is that of their numbers in it. [reconstructed]
 
+An epoch of every row has as many steps as one pass over the labelled pairs of the manifest, whatever part of them is
+labelled here and whatever joins them, so that all rows of a table take the same number of optimiser steps.
+
 Stages: 1. R is trained on x_t of S; 2. R is frozen, in evaluation mode, and A is trained. R is left out where the
 objective does not use it.
 """
@@ -17,36 +20,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
-from torch.optim.lr_scheduler import MultiStepLR
 
 from kdcache import losses
 from kdcache.errors import OptionError
-from kdcache.methods.contract import UNLABELLED, Batch, Data, Items, Predictor, Stage, reseed
+from kdcache.log import logger
+from kdcache.methods.contract import (
+    UNLABELLED,
+    Batch,
+    BatchSource,
+    Data,
+    Input,
+    Predictor,
+    Stage,
+    Stream,
+    predict_with,
+    reseed,
+)
 from kdcache.methods.heads import I3DHead, LightHead, cells
-from kdcache.methods.labels import held_out_items, keep_fraction
+from kdcache.methods.labels import held_out_sets, keep_fraction, labelled_sets
+from kdcache.methods.options import LabelOptions, TrainOptions, refuse_unless_positive
 from kdcache.methods.teacher import Teacher
-
-Target = Literal["auto", "label", "verb", "noun"]
-
-SAMPLES = "pairs"
-"""Clips come in pairs: ``observed`` (x_{t-τ}) and ``action`` (x_t)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class AnticipationOptions(LabelOptions, TrainOptions):
     """Everything that can be set. Defaults are the paper's, or ``[reconstructed]`` where it gives none."""
 
     network: Literal["anticipation", "recognition", "recognition-early"] = "anticipation"
     """What is evaluated: A; R on x_t (Table 1, first row); or R applied to x_{t-τ} as it is (§3.2)."""
-    target: Target = "auto"
+    target: Literal["auto", "label", "verb", "noun"] = "auto"
     """Which column is y_t; ``auto``: label, or verb where there is no label (the paper: verb on EPIC-KITCHENS)."""
-    tau: float | None = None
-    """Anticipation time τ in seconds; needed only where a cache holds several. The paper: 1."""
     data: Literal["auto", "S", "S+now", "S+U"] = "auto"
     """Training set of A: labelled pairs; these and x_t with the same y_t (Table 3's augmentation); or labelled and
     unlabelled pairs. ``auto``: S+U where the cache has unlabelled pairs, else S."""
@@ -81,66 +88,75 @@ class Options:
     """Before the classifier (I3D's)."""
     lr: float = 0.01
     """Learning rate of SGD. [reconstructed; 0.001 on JHMDB]"""
-    momentum: float = 0.9
-    """Momentum of SGD. [reconstructed]"""
-    weight_decay: float = 1e-4
-    """Weight decay of SGD. [reconstructed]"""
     batch_size: int = 32
     """Samples in a batch, half of them from U where U takes part. [reconstructed]"""
     epochs: int = 30
-    """Passes over S in either stage. [reconstructed; 60 on JHMDB]"""
+    """Of as many steps as a pass over all labelled pairs takes, in either stage. [reconstructed; 60 on JHMDB]"""
     milestones: tuple[int, ...] = (15, 25)
     """Epochs after which the learning rate is multiplied by ``gamma``. [reconstructed]"""
-    gamma: float = 0.1
-    """Factor of the learning rate at milestones. [reconstructed]"""
-    grad_clip: float = 0.0
-    """Largest norm of the gradient; 0 does not clip."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.label_fraction <= 1:
-            raise OptionError(f"label_fraction={self.label_fraction}: give the share of labels to keep, in (0, 1].")
-        if self.head == "light" and self.layer != Options.layer:
+        LabelOptions.__post_init__(self)
+        TrainOptions.__post_init__(self)
+        refuse_unless_positive(self, "temperature", "width")
+        if self.head == "light" and self.layer != AnticipationOptions.layer:
             raise OptionError(f"layer={self.layer} is for head=i3d; the light head has one map: leave layer out.")
         if self.head == "light" and self.init == "checkpoint":
             raise OptionError("init=checkpoint is for head=i3d; the light head has none: set init=random or teacher.")
         if self.data == "S+now" and self.loss_d != "none":
             raise OptionError("data=S+now is the augmentation without distillation: set loss_d=none too.")
-        if min(self.temperature, self.batch_size, self.epochs, self.lr, self.width) <= 0:
-            raise OptionError("temperature, batch_size, epochs, lr and width must be positive.")
+
+    @property
+    def may_distil(self) -> bool:
+        """Whether the objective may contain R; ``data=auto`` decides once the pairs are known."""
+        return self.network == "anticipation" and (self.loss_d != "none" or self.data in ("auto", "S+U"))
 
 
-def resolve(options: Options, data: Data) -> Options:
-    """Replace every ``auto`` by what it means for this cache and machine, and say so."""
-    target = options.target if options.target != "auto" else next(iter(data.classes))
-    if target not in data.classes:
-        raise OptionError(f"target={target}: no pair has a {target}; this cache has {', '.join(data.classes)}.")
-    options = replace(options, target=cast(Target, target))
+Options = AnticipationOptions
+
+
+def inputs(options: AnticipationOptions) -> tuple[Input, ...]:
+    """``x``, the map of what is evaluated on: x_{t-τ}, or x_t for R; and ``x_t`` for training where R is trained."""
+
+    def maps(name: str, role: str, when: Literal["always", "train"] = "always") -> Input:
+        return Input(name=name, axes="CTHW", role=role, when=when, extract=("i3d-rgb/mixed4a",))
+
+    if options.network == "recognition":
+        return (maps("x", "action"),)
+    early, now = maps("x", "observed"), maps("x_t", "action", "train")
+    needs_now = options.network == "recognition-early" or options.init == "teacher" or options.data == "S+now"
+    return (early, now) if needs_now or options.may_distil else (early,)
+
+
+def resolve(options: AnticipationOptions, data: Data) -> AnticipationOptions:
+    """Replace every ``auto`` by what it means for this cache and machine, and log it."""
+    options = replace(options, target=options.choose_target(data))
     if options.head == "auto":
         gpu = data.device.type == "cuda"
         options = replace(options, head="i3d" if gpu else "light")
-        data.say(f"head: {options.head} ({'there is a GPU' if gpu else 'no GPU; the paper has i3d'})")
+        logger.info("head: %s (%s)", options.head, "there is a GPU" if gpu else "no GPU; the paper has i3d")
     if options.data == "auto":
         unlabelled = len(_sets(options, data)[1])
         options = replace(options, data="S+U" if unlabelled else "S")
-        data.say(f"data: {options.data} ({unlabelled} unlabelled pairs)")
+        logger.info("data: %s (%d unlabelled pairs)", options.data, unlabelled)
     if options.init == "auto":
         options = replace(options, init="checkpoint" if options.head == "i3d" else "random")
     return options
 
 
-def stages(options: Options, data: Data) -> Iterator[Stage]:
+def stages(options: AnticipationOptions, data: Data) -> Iterator[Stage]:
     """R on x_t of S where it is needed, then A on x_{t-τ} by (1) + (2); ``options`` are resolved."""
-    data = _with_stream(options, data)
-    x_early, x_now = (data.splits["train"].rows[side] for side in ("observed", "action"))
+    train = data.splits["train"].rows
     S, U, y = _sets(options, data)
     distil = options.loss_d != "none" or options.data == "S+U"  # does the objective contain R?
 
     reseed(data, "recognition")
     R = _network(options, data, "checkpoint" if options.head == "i3d" and options.init != "random" else "random")
     if distil or options.init == "teacher" or options.network != "anticipation":
-        side = "observed" if options.network == "recognition-early" else "action"
-        items = Items({"x": (data.stream, x_now[S])}, {"y": y[S]})
-        yield _stage(options, data, "recognition", R, items, _cross_entropy(R), side)
+        now = "x" if options.network == "recognition" else "x_t"
+        source = _source(options, data, {"x": (_maps(options, data, now), train["action"][S])}, {"y": y[S]})
+        role = "observed" if options.network == "recognition-early" else "action"
+        yield _stage(options, data, "recognition", R, source, _cross_entropy(R), role)
     if options.network != "anticipation":
         return
 
@@ -148,111 +164,133 @@ def stages(options: Options, data: Data) -> Iterator[Stage]:
     A = _network(options, data, options.init)
     if options.init == "teacher":
         A.load_state_dict(R.state_dict())
+    x = _maps(options, data, "x")
     if not distil:
-        rows, labels = x_early[S], y[S]
-        if options.data == "S+now":
-            rows, labels = torch.cat([rows, x_now[S]]), torch.cat([labels, labels])
-        items = Items({"x": (data.stream, rows)}, {"y": labels})
-        yield _stage(options, data, "anticipation", A, items, _cross_entropy(A), "observed")
+        rows, labels = train["observed"][S], y[S]
+        if options.data == "S+now":  # x_t are of the stream of x: ``inputs`` gives both one pattern
+            rows, labels = torch.cat([rows, train["action"][S]]), torch.cat([labels, labels])
+        source = _source(options, data, {"x": (x, rows)}, {"y": labels})
+        yield _stage(options, data, "anticipation", A, source, _cross_entropy(A), "observed")
         return
 
-    used, extra = (torch.cat([S, U]), len(U)) if options.data == "S+U" else (S, 0)
-    teacher = Teacher(R, data, x_now[used], options.batch_size, maps=options.loss_d != "none")
-    inputs, fields = teacher.wants()
-    items = Items({"x": (data.stream, x_early[used]), **inputs}, {"y": y[used], **fields}, extra)
-    objective = _Objective(options, A, teacher)
-    yield _stage(options, data, "anticipation", A, items, objective, "observed", objective.entropy)
+    used, num_unlabeled = (torch.cat([S, U]), len(U)) if options.data == "S+U" else (S, 0)
+    names = ("logits", "map") if options.loss_d != "none" else ("logits",)
+    wanted = {"x_t": (_maps(options, data, "x_t"), train["action"][used])}
+    teacher = Teacher(R, lambda batch: R(batch["x_t"]), data, wanted, options.batch_size, names)
+    sources, fields = teacher.wants()
+    sources, fields = {"x": (x, train["observed"][used]), **sources}, {"y": y[used], **fields}
+    source = _source(options, data, sources, fields, num_unlabeled)
+    objective = _AnticipationObjective(options, A, teacher)
+    yield _stage(options, data, "anticipation", A, source, objective, "observed", objective.entropy)
 
 
-def predictor(options: Options, data: Data) -> Predictor:
+def predictor(options: AnticipationOptions, data: Data) -> Predictor:
     """The untrained network that answers, the stage that trains it, and what it sees."""
-    data = _with_stream(options, data)
-    stage = "anticipation" if options.network == "anticipation" else "recognition"
-    side = "action" if options.network == "recognition" else "observed"
-    return Predictor(stage, _network(options, data, "random"), data.stream, side)
+    network = _network(options, data, "random")
+    return Predictor(
+        stage="anticipation" if options.network == "anticipation" else "recognition",
+        module=network,
+        predict=predict_with(network),
+        inputs={"x": _maps(options, data, "x")},
+        role=data.roles["x"],
+    )
 
 
-class _Objective:
+class _AnticipationObjective:
     """(1) + (2) of a batch."""
 
-    def __init__(self, options: Options, A: nn.Module, R: Teacher) -> None:
+    def __init__(self, options: AnticipationOptions, A: nn.Module, R: Teacher) -> None:
         self.options, self.A, self.R = options, A, R
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         o, y = self.options, batch["y"]
-        scores, A = self.A(batch["x"])
-        R_scores, R = self.R(batch)
+        A, R = self.A(batch["x"]), self.R(batch)
         labelled = (y != UNLABELLED).float()
-        terms = {"L_c": (labelled * losses.l_c(scores, y.clamp(min=0))).mean()}
+        terms = {"L_c": (labelled * losses.l_c(A["logits"], y.clamp(min=0))).mean()}
         if o.data == "S+U" and o.pseudo:
-            terms["L_c_U"] = ((1 - labelled) * losses.l_c(scores, R_scores, o.temperature)).mean()
+            terms["L_c_U"] = ((1 - labelled) * losses.l_c(A["logits"], R["logits"], o.temperature)).mean()
         if o.loss_d == "direct":
-            terms["L_d"] = o.lam * losses.l_direct(A, R, o.distance, o.reduction).mean()
+            terms["L_d"] = o.lam * losses.l_direct(A["map"], R["map"], o.distance, o.reduction).mean()
         elif o.loss_d != "none":
-            terms["L_d"] = o.lam * losses.l_d(A, R, o.loss_d, o.alpha, o.distance, o.reduction, o.stopgrad_query).mean()
+            distance = losses.l_d(A["map"], R["map"], o.loss_d, o.alpha, o.distance, o.reduction, o.stopgrad_query)
+            terms["L_d"] = o.lam * distance.mean()
         return terms
 
     def entropy(self, batch: Batch) -> dict[str, Tensor]:
         """How sharp φ's weights are: entropy / log n of a_i in R, the quantity that α sets."""
         if self.options.loss_d in ("none", "direct"):
             return {}
-        A, R = self.A(batch["x"])[1], self.R(batch)[1]
-        a, r = losses.vectors(A), losses.vectors(R)
+        a, r = losses.vectors(self.A(batch["x"])["map"]), losses.vectors(self.R(batch)["map"])
         return {"attention_entropy": losses.attention_entropy(a, r, self.options.alpha).mean()}
 
 
 def _cross_entropy(network: nn.Module) -> Callable[[Batch], dict[str, Tensor]]:
     """The first sum of (1) alone."""
-    return lambda batch: {"L_c": losses.l_c(network(batch["x"])[0], batch["y"]).mean()}
+    return lambda batch: {"L_c": losses.l_c(network(batch["x"])["logits"], batch["y"]).mean()}
 
 
-def _sets(options: Options, data: Data) -> tuple[Tensor, Tensor, Tensor]:
+def _sets(options: AnticipationOptions, data: Data) -> tuple[Tensor, Tensor, Tensor]:
     """S and U as indices of the training pairs, and y_t of all of them, after ``label_fraction``."""
-    y = keep_fraction(data.splits["train"].labels[options.target], options.label_fraction, data.seed)
-    return (y != UNLABELLED).nonzero()[:, 0], (y == UNLABELLED).nonzero()[:, 0], y
+    y = keep_fraction(data.splits["train"].labels[options.target], options.label_fraction, options.label_seed)
+    return *labelled_sets(y), y
 
 
-def _with_stream(options: Options, data: Data) -> Data:
-    """The cached maps as the head reads them."""
-    return data if options.head == "i3d" else replace(data, stream=data.stream.reduced(cells))
+def _maps(options: AnticipationOptions, data: Data, name: str) -> Stream:
+    """The cached maps of an input as the head reads them."""
+    stream = data.inputs[name]
+    return stream if options.head == "i3d" else stream.map(cells)
 
 
-def _network(options: Options, data: Data, start: str) -> nn.Module:
+def _source(
+    options: AnticipationOptions,
+    data: Data,
+    inputs: dict[str, tuple[Stream, Tensor]],
+    fields: dict[str, Tensor],
+    num_unlabeled: int = 0,
+) -> BatchSource:
+    """Training examples in passes of as many steps as all labelled pairs make."""
+    labelled = int((data.splits["train"].labels[options.target] != UNLABELLED).sum())
+    return BatchSource(inputs, fields, num_unlabeled, steps=-(-labelled // options.batch_size))
+
+
+def _network(options: AnticipationOptions, data: Data, start: str) -> nn.Module:
     """R or A on the device, from the backbone's checkpoint or from random numbers."""
     classes = len(data.classes[options.target])
     network: nn.Module
     if options.head == "i3d":
-        network = I3DHead(classes, data.layer, options.layer, options.dropout)
+        network = I3DHead(classes, data.layers["x"], options.layer, options.dropout)
         if start == "checkpoint":
-            network.initialise(data.backbone())
+            network.initialise(data.backbone("x"))
     else:
-        network = LightHead(data.stream.shape[0], classes, options.width, options.dropout)
+        network = LightHead(data.inputs["x"].shape[0], classes, options.width, options.dropout)
     return network.to(data.device)
 
 
 def _stage(
-    options: Options,
+    options: AnticipationOptions,
     data: Data,
     name: str,
     network: nn.Module,
-    train: Items,
+    train: BatchSource,
     objective: Callable[[Batch], dict[str, Tensor]],
-    side: str,
-    watch: Callable[[Batch], dict[str, Tensor]] | None = None,
+    role: str,
+    diagnostics: Callable[[Batch], dict[str, Tensor]] | None = None,
 ) -> Stage:
-    """A stage with the optimiser of the options, tested on ``side`` of every labelled held-out pair."""
-    o = options
-    optimizer = SGD(network.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay)
+    """A stage with the optimiser of the options, scored on the clip in ``role`` of every labelled held-out pair."""
+    optimizer, scheduler = options.optimise(network.parameters())
+    seen = "x" if data.roles["x"] == role else "x_t"
     return Stage(
         name=name,
         module=network,
         train=train,
         losses=objective,
+        predict=predict_with(network),
         optimizer=optimizer,
-        scheduler=MultiStepLR(optimizer, list(o.milestones), o.gamma),
-        epochs=o.epochs,
-        batch_size=o.batch_size,
-        tests=held_out_items(data, side, options.target),
-        grad_clip=o.grad_clip,
-        watch=watch,
+        scheduler=scheduler,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        eval_sets=held_out_sets(data, options.target, {"x": _maps(options, data, seen)}, role),
+        grad_clip=options.grad_clip,
+        diagnostics=diagnostics,
+        patience=options.patience,
     )

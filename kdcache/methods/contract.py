@@ -1,27 +1,18 @@
-"""What a method and the trainer agree on: plain data classes over tensors, nothing to inherit from.
+"""What a method and the trainer agree on: a typed protocol, and plain data classes over tensors; nothing to inherit
+from.
 
-A method is a module with four names:
-
-- ``Options``: a frozen, keyword-only data class; every field has the paper's value as its default and a docstring.
-- ``resolve(options, data) -> Options``: the same with every ``auto`` decided.
-- ``stages(options, data) -> Iterator[Stage]``: a generator. The trainer asks for the next stage, trains it (or loads
-  it, when it is already trained), and asks again; so after each ``yield`` the module of that stage is trained, and the
-  code of a method reads in the order of the paper. A stage seeds what it draws with ``reseed``.
-- ``predictor(options, data) -> Predictor``: the untrained network that answers in the end.
-
-- ``SAMPLES``: what an example is: ``"pairs"`` (``observed`` and ``action`` clips) or ``"clips"`` (one ``clip``).
-
-Every module maps inputs ``[B, ...]`` to ``(scores, feature map)``; scores are ``[B, C]``, or ``[B, N, C]`` for N
-degrees of progress.
-"""
+A method is a module that provides what ``Method`` lists. It declares its inputs; the trainer finds them in the cache
+(or makes them from the sources), checks their axes, and hands batches of named tensors to the stages that the method
+yields. A method knows torch, ``kdcache.losses``, ``kdcache.metrics`` and this file; where tensors come from and where
+numbers go is the trainer's business."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -31,56 +22,131 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdcache.metrics.topk import measure
+from kdcache.splits import HELD_OUT as HELD_OUT
 
 Batch = dict[str, Tensor]
-"""Tensors on the device by name: each input ``[B, ...]`` float32, each field ``[B]``, and ``view`` ``[B]``."""
+"""Tensors on the device by name: each input ``[B, ...]``, each field ``[B]``, and ``view`` ``[B]``."""
 
-Measure = Callable[[NDArray[np.floating], NDArray[np.int64]], Mapping[str, float]]
+Outputs = dict[str, Tensor]
+"""What networks return, by name: ``logits`` ``[B, C]`` (``[B, N, C]`` for N levels), and whatever the losses need."""
+
+MetricsFn = Callable[[NDArray[np.floating], NDArray[np.int64]], Mapping[str, float]]
 """Class probabilities ``[n, ..., C]`` and true classes ``[n]`` → metrics in per cent; higher is better."""
 
-HELD_OUT = ("validation", "test")
-"""Splits that are never trained on; the first that a cache has selects the best epoch and judges a run."""
+VALIDATION = "validation"
+"""The only split that may select anything: the best epoch, the end of training, a learning rate."""
 
 UNLABELLED = -1
 """Class index of a sample without a label."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """What is shown of a clip whose frames are cached (``rgb``, ``flow``, ``idt``) or decoded on demand.
+
+    Frames of one example are cut alike in every input: the same crop, the same scale, the same moments, the same mirror
+    (which changes the sign of horizontal flow).
+    """
+
+    frames: int
+    """T, spread evenly over the clip."""
+    size: int = 224
+    """Side of the crop in pixels."""
+    resize: int | None = None
+    """Short side in pixels before cropping; none: 8/7 of ``size``."""
+    fps: float | None = None
+    """Rate at which frames are taken; none spreads them over the clip. From sources only."""
+    stack: int = 1
+    """Consecutive flow fields that make up one frame, centred on it and clamped at the clip's ends."""
+    augmentations: int = 1000
+    """Different augmented views of each clip, one of which is drawn in each epoch; 0: always the centre crop."""
+    mirror: bool = True
+    """Half of the augmented views are mirrored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkeletonSegment:
+    """What is shown of a skeleton clip that becomes an image on demand, see ``kdcache.skeletons.image``."""
+
+    resize: Literal["scipy_bytescale", "float_bilinear"] = "scipy_bytescale"
+    """How joints become images."""
+    observed: Literal["random", "full"] = "full"
+    """What augmented views show: clips observed up to a random level, or whole ones."""
+    levels: int = 10
+    """N, the number of levels of progress."""
+    progress: Literal["prefix", "segment"] = "prefix"
+    """What is seen at a level: everything up to it, or its own part alone."""
+    augmentations: int = 1000
+    """Different turned views of each clip, one of which is drawn in each epoch; 0: always the clip as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One input that a method reads.
+
+    ``axes`` is the order of its axes as they reach the method, without the axis of views, one letter each: ``CTHW``
+    maps, ``ND`` vectors at N levels, ``TD``, ``D``; ``THWC`` frames, ``THW`` motion maps. A stream whose axes are a
+    permutation of these is transposed; any other is refused by name."""
+
+    name: str
+    """Of the tensor in a batch."""
+    axes: str
+    stream: str = "*"
+    """Pattern of the streams that will do (``*/layer3``, ``i3d-flow/*``, ``rgb``); inputs with one pattern and one
+    set of axes read one stream."""
+    role: str = "clip"
+    """Which clip of an example: ``clip``, or of a pair ``observed`` or ``action``."""
+    when: Literal["always", "train"] = "always"
+    """``train``: privileged information, read in training only; predicting never opens its stream."""
+    segment: Segment | SkeletonSegment | None = None
+    """For streams of frames, and of skeletons made on demand: what is shown of a clip."""
+    extract: tuple[str, ...] = ()
+    """Streams that ``kdcache extract --for METHOD`` computes for this input."""
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Settings of that extraction, such as ``levels``."""
+
+
 class Stream(Protocol):
-    """One cached stream: clips are numbered rows, each with V views of one shape."""
+    """One stream of numbered clips (rows), each with V views of one shape."""
 
-    shape: tuple[int, ...]  # of one view, e.g. (480, 8, 14, 14)
+    shape: tuple[int, ...]
+    """Of one view, in the order of the input's axes, e.g. (480, 8, 14, 14)."""
     views: int
+    available: Tensor | None
+    """Which rows there are, bool ``[clips]``; none: all."""
 
     @property
-    def held(self) -> bool:
-        """Whether it lies in the device's memory; else batches are read from the shards."""
+    def resident(self) -> bool:
+        """Whether it lies in the device's memory; else batches are read while the device computes."""
         ...
 
-    @property
-    def room(self) -> int:
-        """Bytes that a method may fill on the device beside it."""
+    def fits(self, nbytes: int) -> bool:
+        """Whether so many bytes may be filled on the device beside it."""
         ...
 
-    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> Stream:
-        """The same stream with each map ``[*shape]`` passed through a fixed function, once where it is held."""
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Stream:
+        """The same stream with each array ``[*shape]`` passed through a fixed function, once where it is resident."""
         ...
 
-    def fetch(self, rows: Tensor, views: Tensor) -> Tensor:
-        """The given view of each row, as stored, wherever is cheapest; may be called from another thread."""
+    def fetch(self, rows: Tensor, views: Tensor, keys: Tensor) -> Tensor:
+        """The given view of each row, as stored, wherever is cheapest; may be called from another thread.
+
+        ``keys`` ``[b]`` name the examples: inputs of one example draw their augmentation from one key.
+        """
         ...
 
-    def place(self, fetched: Tensor) -> Tensor:
-        """What ``fetch`` returned, on the device, float32."""
+    def to_device(self, fetched: Tensor) -> Tensor:
+        """What ``fetch`` returned, on the device: float32, or uint8 frames."""
         ...
 
 
 @dataclass(frozen=True)
-class Samples:
+class Split:
     """The examples of one split. ``rows`` and ``labels`` are int64 ``[n]`` on the CPU."""
 
     names: list[str]
     rows: dict[str, Tensor]
-    """For each side ("observed", "action"; or "clip") its row in the stream; -1 where this split has no such clip."""
+    """For each role ("clip"; or "observed", "action") the number of its clip; -1 where there is none."""
     labels: dict[str, Tensor]
     """For each target ("label", "verb", "noun") the class index, ``UNLABELLED`` where there is none."""
 
@@ -89,13 +155,15 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Items:
+class BatchSource:
     """What one pass reads: for each input the stream and its rows ``[n]``; fields ``[n]`` come along as they are."""
 
     inputs: dict[str, tuple[Stream, Tensor]]
     fields: dict[str, Tensor] = field(default_factory=dict)
-    extra: int = 0
-    """The last ``extra`` items are mixed half and half into every batch; a pass covers the others once."""
+    num_unlabeled: int = 0
+    """The last so many examples are mixed half and half into every batch."""
+    steps: int | None = None
+    """Batches of one pass, as long as it takes; none: as many as show each of the other examples once."""
 
     def __len__(self) -> int:
         return next(len(rows) for _, rows in self.inputs.values())
@@ -103,76 +171,126 @@ class Items:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training: ``module`` is moved by ``optimizer`` along the gradient of the sum of ``losses``."""
+    """One training: the parameters of ``optimizer`` are moved along the gradient of the sum of ``losses``.
+
+    Everything else in ``module`` is frozen while the stage trains: it takes no gradient, and parts without any
+    trainable parameter stay in evaluation mode, batch norms included."""
 
     name: str
     module: nn.Module
-    train: Items
+    train: BatchSource
     losses: Callable[[Batch], dict[str, Tensor]]
     """Weighted terms of the objective for a batch, each a scalar; their sum is minimised."""
+    predict: Callable[[Batch], Tensor]
+    """Logits ``[B, ..., C]`` of a batch of ``eval_sets``."""
     epochs: int
     """At most; 0 for a module that is ready as it is."""
     batch_size: int
-    tests: dict[str, Items]
-    """For each held-out split the items whose input ``x`` is scored after every epoch, with the field ``y``."""
+    eval_sets: dict[str, BatchSource]
+    """For each held-out split the labelled examples that are scored after every epoch, with the field ``y``."""
     optimizer: Optimizer | None = None
     """None only where there is nothing to train."""
     scheduler: LRScheduler | None = None
     """Stepped once an epoch; a ``ReduceLROnPlateau`` with the metric that selects the best epoch."""
     grad_clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
-    watch: Callable[[Batch], dict[str, Tensor]] | None = None
+    diagnostics: Callable[[Batch], dict[str, Tensor]] | None = None
     """Further scalars to log, computed on the last batch of each epoch in evaluation mode without gradient."""
-    measure: Measure = measure
-    """Metrics of ``tests``."""
-    select: str = "top1"
-    """Which of them chooses the best epoch, on the first of ``tests``."""
+    metrics_fn: MetricsFn = measure
+    """Metrics of ``eval_sets``."""
+    monitor: str = "top1"
+    """Which of them chooses the best epoch, on split ``validation``."""
     patience: int = 0
-    """Epochs without a better one after which training stops early, and the best weights are handed on; 0 never does,
-    and hands on the last."""
-    identity: Mapping[str, Any] | None = None
+    """Early stopping: epochs without a better one after which training stops and the best weights are handed on; 0
+    never does, and hands on the last."""
+    share_key: Mapping[str, Any] | None = None
     """All options that this stage's result depends on, as plain values, when other runs on the same data and seed may
     take it over instead of training it again; None: they may not."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """Which stage's weights answer, the network that they belong to, and what it sees."""
+    """Which stage's weights answer, the network that they belong to, and what it reads."""
 
     stage: str
     module: nn.Module
-    stream: Stream
-    side: str
-    """Of a sample: ``observed``, ``action`` or ``clip``."""
-    measure: Measure = measure
-    """Metrics of what it answers."""
+    predict: Callable[[Batch], Tensor]
+    """Logits ``[B, ..., C]`` of a batch of ``inputs``."""
+    inputs: Mapping[str, Stream]
+    """What it reads, by name: inputs with ``when="always"`` alone."""
+    role: str
+    """The clip of an example that it answers for."""
+    metrics_fn: MetricsFn = measure
+    batch_size: int = 64
+    """Examples scored at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """What a method may know of a cache and a machine."""
 
-    splits: dict[str, Samples]
+    splits: dict[str, Split]
     """"train" and at least one held-out split."""
     classes: dict[str, list[int]]
     """For each target the manifest's label of every class index, ascending."""
-    stream: Stream
-    layer: str
-    """Name of the backbone's layer that the stream holds, as in its recipe; empty for other streams."""
+    inputs: Mapping[str, Stream]
+    """The stream of each input."""
+    roles: Mapping[str, str]
+    """Of each input."""
+    layers: Mapping[str, str] = field(default_factory=dict)
+    """For each input the backbone's layer that its stream holds; empty where there is none."""
     fitted: frozenset[str] = frozenset()
-    """Clips whose labels the stream's backbone was fitted on; none for published and random weights."""
+    """Clips whose labels a backbone of the streams was fitted on; none for published and random weights."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """What else the data says of itself: of skeletons the ``limits`` of the training clips."""
     seed: int
     device: torch.device
     autocast: Callable[[], AbstractContextManager[None]]
     """Context in which networks run: mixed precision, or nothing."""
-    batches: Callable[[Items, int, int], Iterator[Batch]]
-    """Items in order, in batches of the given size, each in the given view."""
-    backbone: Callable[[], dict[str, Tensor]]
-    """State dict of the backbone that made the stream; ``WeightsError`` when it cannot be found."""
-    say: Callable[[str], None] = print
-    """Tells the user what was chosen and why."""
+    batches: Callable[[BatchSource, int, int], Iterator[Batch]]
+    """A source in order, in batches of the given size, each in the given view."""
+    backbone: Callable[[str], dict[str, Tensor]]
+    """State dict of the backbone that made an input's stream; ``WeightsError`` when it cannot be found."""
+
+
+class Method(Protocol):
+    """What the module of a method provides; mypy checks each one against it."""
+
+    @property
+    def Options(self) -> type[Any]:
+        """Frozen, keyword-only data class; every field has the paper's value as its default and a docstring."""
+        ...
+
+    def inputs(self, options: Any) -> Sequence[Input]:
+        """What the method reads, decided by its options alone."""
+        ...
+
+    def resolve(self, options: Any, data: Data) -> Any:
+        """The options with every ``auto`` decided."""
+        ...
+
+    def stages(self, options: Any, data: Data) -> Iterator[Stage]:
+        """A generator, in the order of the paper.
+
+        The trainer asks for the next stage, trains it (or loads it, when it is already trained), and asks again; so
+        after each ``yield`` the module of that stage is trained. A stage seeds what it draws with ``reseed``."""
+        ...
+
+    def predictor(self, options: Any, data: Data) -> Predictor:
+        """The untrained network that answers in the end."""
+        ...
 
 
 def reseed(data: Data, what: str) -> None:
-    """Start torch's random numbers afresh for one purpose, so that it does not depend on what was done before."""
+    """Start torch's random numbers again for one purpose, so that they do not depend on what was done before."""
     torch.manual_seed(zlib.crc32(f"{data.seed}/{what}".encode()))
+
+
+def predict_with(module: nn.Module, name: str = "x") -> Callable[[Batch], Tensor]:
+    """``predict`` of a network with one input."""
+
+    def predict(batch: Batch) -> Tensor:
+        logits: Tensor = module(batch[name])["logits"]
+        return logits
+
+    return predict

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdcache.methods.contract import Outputs
+
 Observed = Literal["mean", "concat"]
 
 
@@ -22,8 +24,7 @@ class Prefixes(nn.Module):
     def step(self, x_n: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As ``Recurrent.step``: x_n ``[B, d]`` → logits ``[B, C]``; the state is all that came, ``[B, n, d]``."""
         state = x_n[:, None] if state is None else torch.cat([state, x_n[:, None]], dim=1)
-        scores, _ = self(state)
-        return scores[:, -1], state
+        return self(state)["logits"][:, -1], state
 
 
 class Levels(Prefixes):
@@ -36,8 +37,8 @@ class Levels(Prefixes):
         widths = [features * (n if observed == "concat" else 1) for n in range(1, levels + 1)]
         self.classify = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, n, d]`` with n ≤ N → logits ``[B, n, num_classes]`` and ``x``; ``ValueError`` for more levels."""
+    def forward(self, x: Tensor) -> Outputs:
+        """``[B, n, d]`` with n ≤ N → ``logits`` ``[B, n, num_classes]``; ``ValueError`` for more levels."""
         if x.shape[1] > len(self.classify):
             raise ValueError(f"{x.shape[1]} levels given to classifiers of {len(self.classify)}")
         x = self.dropout(x)
@@ -45,7 +46,7 @@ class Levels(Prefixes):
             inputs = list(running_mean(x).unbind(1))
         else:
             inputs = [x[:, :n].flatten(1) for n in range(1, x.shape[1] + 1)]
-        return torch.stack([f(v) for f, v in zip(self.classify, inputs, strict=False)], dim=1), x
+        return {"logits": torch.stack([f(v) for f, v in zip(self.classify, inputs, strict=False)], dim=1)}
 
 
 class Neighbours(Prefixes):
@@ -67,8 +68,8 @@ class Neighbours(Prefixes):
         self.register_buffer("y", y, persistent=False)
         self.register_buffer("weights", 1 + 1e-3 * torch.arange(k - 1, -1, -1, device=x.device), persistent=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, n, d]`` with n ≤ N → log shares ``[B, n, num_classes]`` and ``x``; ``ValueError`` for more levels."""
+    def forward(self, x: Tensor) -> Outputs:
+        """``[B, n, d]`` with n ≤ N → ``logits``: log shares ``[B, n, num_classes]``; ``ValueError`` for more levels."""
         if x.shape[1] > self.x.shape[1]:
             raise ValueError(f"{x.shape[1]} levels given to neighbours of {self.x.shape[1]}")
         queries = running_mean(x) if self.observed == "mean" else x
@@ -79,7 +80,7 @@ class Neighbours(Prefixes):
             nearest = self.y[far.topk(len(self.weights), largest=False).indices]
             votes = F.one_hot(nearest, self.num_classes) * self.weights[:, None]
             shares.append(votes.sum(1) / self.weights.sum())
-        return torch.stack(shares, dim=1).clamp(min=1e-6).log(), x
+        return {"logits": torch.stack(shares, dim=1).clamp(min=1e-6).log()}
 
 
 def running_mean(x: Tensor) -> Tensor:

@@ -10,17 +10,19 @@ from torch.nn import functional as F
 
 from kdcache.backbones.i3d import I3DTail
 from kdcache.errors import OptionError, WeightsError
+from kdcache.methods.contract import Outputs
 
 
 class I3DHead(I3DTail):
-    """I3D behind the cached layer; its second output is the map of ``map_layer``."""
+    """I3D behind the cached layer; its output ``map`` is that of ``map_layer``."""
 
     def __init__(self, num_classes: int, input_layer: str, map_layer: str = "mixed5c", dropout: float = 0.5) -> None:
         super().__init__(num_classes, input_layer, dropout)
         self.map_layer = self.resolve(map_layer)
 
-    def forward(self, x: Tensor, layer: str | None = None) -> tuple[Tensor, Tensor]:
-        """Cached map ``[B, 480, l, h, w]`` → scores ``[B, num_classes]``, output of ``layer`` or ``map_layer``."""
+    def forward(self, x: Tensor, layer: str | None = None) -> Outputs:
+        """Cached map ``[B, 480, l, h, w]`` → ``logits`` ``[B, num_classes]``, ``map``: output of ``layer``
+        (``map_layer``)."""
         return super().forward(x, layer or self.map_layer)
 
     def initialise(self, checkpoint: Mapping[str, Tensor]) -> None:
@@ -67,10 +69,10 @@ class LightHead(nn.Module):
         nn.init.zeros_(self.attend.weight)  # starts as average pooling
         nn.init.zeros_(self.attend.bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, channels, l, h, w]`` → scores ``[B, num_classes]``, map ``[B, width, l, h, w]``."""
+    def forward(self, x: Tensor) -> Outputs:
+        """``[B, channels, l, h, w]`` → ``logits`` ``[B, num_classes]`` and ``map`` ``[B, width, l, h, w]``."""
         feature_map = F.relu(self.norm(self.project(x)))
         positions = feature_map.flatten(2).transpose(1, 2)
         weights = torch.softmax(self.attend(positions).float(), dim=1)
         pooled = (weights.transpose(1, 2) @ positions.float()).squeeze(1)
-        return self.classify(self.dropout(pooled)), feature_map
+        return {"logits": self.classify(self.dropout(pooled)), "map": feature_map}

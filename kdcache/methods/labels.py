@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from kdcache.errors import OptionError
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, Data, Items
+from kdcache.log import logger
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, BatchSource, Data, Stream
 
 
 def keep_fraction(y: Tensor, fraction: float, seed: int) -> Tensor:
@@ -28,14 +29,23 @@ def keep_fraction(y: Tensor, fraction: float, seed: int) -> Tensor:
     return kept
 
 
-def held_out_items(data: Data, side: str, target: str) -> dict[str, Items]:
-    """Of each held-out split the labelled examples: inputs ``x`` from one side's clips, fields ``y``."""
+def labelled_sets(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the labelled and of the unlabelled examples of ``y``, int64."""
+    return (y != UNLABELLED).nonzero()[:, 0], (y == UNLABELLED).nonzero()[:, 0]
+
+
+def held_out_sets(data: Data, target: str, inputs: Mapping[str, Stream], role: str) -> dict[str, BatchSource]:
+    """Of each held-out split the labelled examples whose inputs are there: what a stage is scored on."""
     found = {}
     for split in (s for s in HELD_OUT if s in data.splits):
-        rows, y = data.splits[split].rows[side], data.splits[split].labels[target]
-        usable = ((rows >= 0) & (y != UNLABELLED)).nonzero()[:, 0]
+        rows, y = data.splits[split].rows[role], data.splits[split].labels[target]
+        there = (rows >= 0) & (y != UNLABELLED)
+        for stream in inputs.values():
+            if stream.available is not None:
+                there &= stream.available[rows.clamp(min=0)]
+        usable = there.nonzero()[:, 0]
         if len(usable):
-            found[split] = Items({"x": (data.stream, rows[usable])}, {"y": y[usable]})
+            found[split] = BatchSource({name: (s, rows[usable]) for name, s in inputs.items()}, {"y": y[usable]})
     return found
 
 
@@ -43,10 +53,11 @@ def check_leak(data: Data, unlabelled: Iterable[str], fraction: float, allow: bo
     """Refuse features whose backbone was fitted with labels that the method must not know.
 
     These are labels of test clips and of clips that the method treats as ``unlabelled``; where only a ``fraction`` of
-    the labels is kept, those of validation clips too (else this is only said: it flatters the choice of the epoch).
+    the labels is kept, those of validation clips too (else this is only a warning: it flatters the choice of the
+    epoch).
 
     Raises:
-        OptionError: there are such clips, unless ``allow``; then it is said.
+        OptionError: there are such clips, unless ``allow``; then it is a warning.
     """
     clips = {"unlabelled": set(unlabelled)} | {s: set(data.splits[s].names) for s in HELD_OUT if s in data.splits}
     seen = {kind: len(data.fitted & names) for kind, names in clips.items() if data.fitted & names}
@@ -57,6 +68,6 @@ def check_leak(data: Data, unlabelled: Iterable[str], fraction: float, allow: bo
         how = f" --set label_fraction={fraction:g}" if fraction < 1 else ""
         raise OptionError(
             f"The backbone of these features was fitted with labels of {shown} clips: fit it on the labelled training "
-            f"clips alone (kdcache fit …{how}) and extract anew, or set allow_leak=true."
+            f"clips alone (kdcache fit …{how}) and extract again, or set allow_leak=true."
         )
-    data.say(f"careful: the backbone of these features was fitted with labels of {shown} clips")
+    logger.warning("the backbone of these features was fitted with labels of %s clips", shown)

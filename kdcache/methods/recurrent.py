@@ -1,4 +1,4 @@
-"""One-layer recurrent networks over degrees of progress: the student looks back, the teacher also ahead (§2.1)."""
+"""One-layer recurrent networks over levels of progress: the student is causal, the teacher bidirectional (§2.1)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from kdcache.methods.contract import Outputs
 
 Cell = Literal["gru", "lstm"]
 State = Tensor | tuple[Tensor, Tensor]
@@ -15,7 +17,7 @@ State = Tensor | tuple[Tensor, Tensor]
 class Recurrent(nn.Module):
     """A classifier of each prefix x_1 … x_n: one recurrent layer and a linear classifier of its latent at every n.
 
-    With ``ahead`` the layer is bidirectional, so that the latent at n also knows x_{n+1} … x_N. The number of levels
+    With ``bidirectional`` the latent at n also knows x_{n+1} … x_N. The number of levels
     may differ from call to call. ``dropout`` is applied to the input and to the latent before the classifier.
     """
 
@@ -26,18 +28,19 @@ class Recurrent(nn.Module):
         hidden: int,
         cell: Cell = "gru",
         dropout: float = 0.0,
-        ahead: bool = False,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         layer = nn.GRU if cell == "gru" else nn.LSTM
-        self.layer = layer(features, hidden, batch_first=True, bidirectional=ahead)
+        self.layer = layer(features, hidden, batch_first=True, bidirectional=bidirectional)
         self.dropout = nn.Dropout(dropout)
-        self.classify = nn.Linear(hidden * (2 if ahead else 1), num_classes)
+        self.classify = nn.Linear(hidden * (2 if bidirectional else 1), num_classes)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, N, d]`` → logits ``[B, N, num_classes]``, latents ``[B, N, D]``; ``ahead`` doubles D."""
+    def forward(self, x: Tensor) -> Outputs:
+        """``[B, N, d]`` → ``logits`` ``[B, N, num_classes]`` and ``latents`` ``[B, N, D]`` (D = 2 ``hidden`` if
+        bidirectional)."""
         latents, _ = self.layer(self.dropout(x))
-        return self.classify(self.dropout(latents)), latents
+        return {"logits": self.classify(self.dropout(latents)), "latents": latents}
 
     @torch.no_grad()
     def step(self, x_n: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -47,9 +50,9 @@ class Recurrent(nn.Module):
             logits ``[B, num_classes]``, those that ``forward`` has at this level, and the new state.
 
         Raises:
-            ValueError: a network that looks ahead.
+            ValueError: a bidirectional network.
         """
         if self.layer.bidirectional:
-            raise ValueError("a network that looks ahead cannot go step by step")
+            raise ValueError("a bidirectional network cannot go step by step")
         latent, state = self.layer(self.dropout(x_n[:, None]), state)
         return self.classify(self.dropout(latent))[:, 0], state

@@ -2,57 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from kdcache.methods.contract import Batch, Data, Items, Stream
+from kdcache.log import logger
+from kdcache.methods.contract import Batch, BatchSource, Data, Outputs, Stream
+
+Sources = Mapping[str, tuple[Stream, Tensor]]
 
 
 class Teacher:
-    """R(x_t) and R̄(x_t) of numbered examples: scores and feature maps, or logits and latents at every level.
+    """Named outputs of a frozen network for numbered examples: logits, and feature maps or latents.
 
     The targets of a frozen network never change, so all of them are computed once, for every view, and kept on the
-    device if they fit into ``data.stream.room``; a batch then only looks its own up by the field ``target``. Otherwise
-    a batch must bring the input ``x_t`` (see ``wants``) and the network runs again.
+    device if they fit into the memory that is left beside its streams; a batch then only looks its own up by the
+    field ``target``. Otherwise a batch must bring the teacher's inputs (see ``wants``) and the network runs again.
+
+    Args:
+        network: is frozen and put into evaluation mode.
+        forward: a batch of the teacher's inputs → named outputs.
+        data: of the run.
+        inputs: name → stream and rows, int64 ``[n]``, of the examples.
+        batch_size: examples a forward pass.
+        outputs: names of the outputs to give.
     """
 
-    def __init__(self, network: nn.Module, data: Data, rows: Tensor, batch_size: int, maps: bool) -> None:
-        """Freeze ``network``; its targets are those of ``rows``, int64 ``[n]``; without ``maps`` the scores alone."""
+    def __init__(
+        self,
+        network: nn.Module,
+        forward: Callable[[Batch], Outputs],
+        data: Data,
+        inputs: Sources,
+        batch_size: int,
+        outputs: Sequence[str],
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
-        self.data, self.rows, self.maps = data, rows, maps
-        self.kept: list[Tensor] | None = None  # scores [n, V, …, C] and, with maps, [n, V, …]
+        self.forward, self.data, self.inputs, self.outputs = forward, data, dict(inputs), tuple(outputs)
+        self.kept: Outputs | None = None  # [n, V, …] each
         self._compute_all(batch_size)
 
     def _compute_all(self, batch_size: int) -> None:
-        items = Items({"x_t": (self.data.stream, self.rows)}, {"target": torch.arange(len(self.rows))})
-        views = self.data.stream.views
+        count = next(len(rows) for _, rows in self.inputs.values())
+        streams = [stream for stream, _ in self.inputs.values()]
+        views = min(stream.views for stream in streams)
+        source = BatchSource(self.inputs, {"target": torch.arange(count)})
         for view in range(views):
-            for batch in self.data.batches(items, batch_size, view):
+            for batch in self.data.batches(source, batch_size, view):
                 with self.data.autocast():
-                    outputs = self._run(batch["x_t"])
+                    outputs = self._run(batch)
                 if self.kept is None:
-                    size = len(self.rows) * views * sum(o[0].numel() * o.element_size() for o in outputs)
-                    if size > self.data.stream.room:
-                        self.data.say(f"teacher: its {size / 1e9:.1f} GB of targets do not fit; computed in each step")
+                    size = count * views * sum(o[0].numel() * o.element_size() for o in outputs.values())
+                    if not all(stream.fits(size) for stream in streams):
+                        logger.info("teacher: its %.1f GB of targets do not fit; computed in each step", size / 1e9)
                         return
-                    self.kept = [o.new_empty((len(self.rows), views, *o.shape[1:])) for o in outputs]
-                for store, output in zip(self.kept, outputs, strict=True):
-                    store[batch["target"], view] = output
+                    self.kept = {n: o.new_empty((count, views, *o.shape[1:])) for n, o in outputs.items()}
+                for name, output in outputs.items():
+                    self.kept[name][batch["target"], view] = output
 
     @torch.no_grad()
-    def _run(self, x: Tensor) -> list[Tensor]:
-        scores, feature_map = self.network(x)
-        return [scores, feature_map] if self.maps else [scores]
+    def _run(self, batch: Batch) -> Outputs:
+        outputs = self.forward(batch)
+        return {name: outputs[name] for name in self.outputs}
 
     def wants(self) -> tuple[dict[str, tuple[Stream, Tensor]], dict[str, Tensor]]:
-        """Inputs and fields that a stage's items must bring: ``target``, and ``x_t`` if it is still needed."""
-        inputs = {} if self.kept is not None else {"x_t": (self.data.stream, self.rows)}
-        return inputs, {"target": torch.arange(len(self.rows))}
+        """Inputs and fields that a stage's source must bring: ``target``, and the inputs if they are still needed."""
+        count = next(len(rows) for _, rows in self.inputs.values())
+        return ({} if self.kept is not None else self.inputs), {"target": torch.arange(count)}
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Scores ``[B, …, C]`` and feature maps or latents of a batch (without ``maps`` the scores twice)."""
+    def __call__(self, batch: Batch) -> Outputs:
+        """The named outputs of a batch, without gradient."""
         if self.kept is not None:
-            outputs = [store[batch["target"], batch["view"]] for store in self.kept]
-        else:
-            outputs = self._run(batch["x_t"])
-        return outputs[0], outputs[-1]
+            return {name: kept[batch["target"], batch["view"]] for name, kept in self.kept.items()}
+        return self._run(batch)

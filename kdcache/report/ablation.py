@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kdcache.data.prepare import absolute
 from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.log import logger, show_log
@@ -25,6 +24,7 @@ from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, run_folder
 from kdcache.runs.ablation.results import stage_summary, values
 from kdcache.runs.ablation.rows import choose_rows
+from kdcache.runs.prepare import absolute
 from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
 from kdcache.runs.session import Session
@@ -120,8 +120,8 @@ def ablate(
         logger.warning("splits is now called split_columns; the old name will go in a later version.")
         split_columns = options.pop("splits") if split_columns is None else split_columns
     comparison = choose_rows(method, table, rows or {}, grid or {}, preset, options)
-    if split_columns is not None and any("split" in row.options for row in comparison.runnable):
-        raise OptionError("split and split_columns both say which clips train: give one of them.")
+    if split_columns is not None and any("split_column" in row.options for row in comparison.runnable):
+        raise OptionError("split_column and split_columns both say which clips train: give one of them.")
     protocol = AblationProtocol(
         comparison=comparison,
         folder=Path(out) if out is not None else Path("ablations") / "-".join([method, *([table] if table else [])]),
@@ -174,7 +174,7 @@ def draw(conclusion: Conclusion) -> None:
     _draw_training(c)
 
     shown, base = shown_row(c), c.comparison.row(c.against)
-    session = Session(say=lambda _: None)
+    session = Session()
     scored, gains = list[Scored](), list[NDArray[np.float64]]()
     for replicate in c.replicates:
         probs, y, classes = scores(_open(c.path, shown, replicate, session), c.weights, c.split)

@@ -1,53 +1,90 @@
-"""Fitting a backbone on one's own clips, where nobody publishes weights: ``kdcache.fit``.
+"""``kdcache.fit``: train a backbone on one's own clips, where nobody publishes weights.
 
-What comes out is a weights file that ``extract`` takes; it tells which clips' labels it has seen.
+It is the method ``recognition`` on inputs that are made from the sources on demand; the run exports a weights file that
+``extract`` takes, which says which clips' labels it has seen.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pandas as pd
-import torch
 
-from kdcache import __version__
 from kdcache.backbones import canonical
-from kdcache.backbones.metadata import FitMetadata, write
-from kdcache.data.loader import feed, in_order
-from kdcache.data.ondemand.examples import Examples, gather
-from kdcache.data.prepare import absolute
-from kdcache.engine import checkpoint
-from kdcache.engine.log import Log, say
-from kdcache.engine.loop import fit as train
+from kdcache.backbones.metadata import SUFFIX, FitMetadata, read_metadata
+from kdcache.data.training_data import TrainingData
 from kdcache.errors import OptionError
-from kdcache.manifest import write_manifest
-from kdcache.methods.contract import HELD_OUT, Data, Items, Stage
-from kdcache.methods.fit_networks import Classifier, start
-from kdcache.methods.fit_options import Options, Settings, load_config, parse_set, resolve
-from kdcache.methods.fit_training import JUDGE, stage
-from kdcache.metrics.topk import measure
-from kdcache.recipe import differences
-from kdcache.runs.config import build, to_table, write_config
-from kdcache.runs.environment import environment
-from kdcache.runs.fit_folder import (
-    CONFIG,
-    MANIFEST,
-    METRICS,
-    Fit,
-    earlier,
-    free_folder,
-    rows_of,
-    weights_path,
-    write_json,
-)
-from kdcache.runs.predictions import probabilities
-from kdcache.runtime import autocast, free_bytes, reproducible, resolve_device, resolve_precision
-from kdcache.store.failures import save_failures
-from kdcache.workers import Interrupts
+from kdcache.manifest import read_manifest, validate, write_manifest
+from kdcache.methods.recognition import RecognitionOptions, with_recipe
+from kdcache.options import build, parse_texts
+from kdcache.runs.config import RunSettings, renamed
+from kdcache.runs.config import load_config as load_run_config
+from kdcache.runs.prepare import absolute, prepare
+from kdcache.runs.run import METRICS, Run
+from kdcache.runs.session import Session
+from kdcache.runs.train import free_folder, train_into
+from kdcache.store.failures import FILE, Failure, load_failures
 
-__all__ = ["Fit", "fit", "load_config", "parse_set"]
+MANIFEST = "manifest.csv"
+METHOD = "recognition"
+SETTABLE = ("validation", "decoder", "memory_fraction", "save_every", "hold")
+"""Settings that ``parse_set`` takes beside the options; without a dataset, ``split_column`` too."""
+_DEFAULTS = {"memory_fraction": 0.5, "save_every": 120.0}  # decoded frames are large, and so are checkpoints
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A finished fit."""
+
+    run: Run = field(compare=False)
+    weights: Path
+    """The file that ``extract --weights`` takes."""
+    failures: list[Failure] = field(default_factory=list)
+    """Clips that could not be read and took no part; also in ``failures.csv``."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Fit:
+        """The fit in a folder; ``OptionError`` where there is none that has finished."""
+        run = Run(folder)
+        weights = run.path / f"{canonical(run.options.backbone)}{SUFFIX}"
+        if not (run.path / METRICS).exists():
+            raise OptionError(f"{run.path} has not finished: repeat its command to go on.")
+        return cls(run, weights, load_failures(run.path))
+
+    @property
+    def path(self) -> Path:
+        """Its folder, that of a run."""
+        return self.run.path
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """``validation`` and ``test`` → metric in per cent on whole clips, with the weights that were kept.
+
+        Also ``kept`` (best, last), ``epoch`` (of these weights) and ``epochs``.
+        """
+        found = self.run.metrics
+        if "kept" in found:  # a fit of version 0.1
+            return found
+        kept = self.run.options.keep if found["selected_by"] else "last"
+        scores = found[f"best@{found['selected_by']}" if kept == "best" else "last"]
+        splits = {split: values[self.run.target] for split, values in scores.items()}
+        return {"kept": kept, "epoch": found["epochs"][kept], "epochs": found["epochs"]["last"], **splits}
+
+    @property
+    def facts(self) -> FitMetadata:
+        """What the weights file says of itself."""
+        facts = read_metadata(self.weights)
+        assert facts is not None
+        return facts
+
+    def __str__(self) -> str:
+        metrics = self.metrics
+        judged = [f"{s} {metrics[s]['top1']:.1f} %" for s in ("validation", "test") if s in metrics]
+        text = f"{self.weights}: {', '.join(judged)} top-1 (epoch {metrics['epoch']} of {metrics['epochs']})"
+        return text + (f"; {len(self.failures)} clips failed (see {self.path / FILE})." if self.failures else ".")
 
 
 def fit(
@@ -75,11 +112,11 @@ def fit(
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
         precision: ``auto`` (fp32 on a CPU, bf16 on a GPU), ``fp32``, ``bf16``, ``fp16``. bf16 is two to three times as
             fast on CPUs that compute it.
-        options: fields of ``kdcache.methods.fit_options.Options``, and of its ``Settings``: ``split``, ``validation``,
-            ``decoder``, ``hold``, ``save_every``.
+        options: fields of ``RecognitionOptions``, and of ``RunSettings``: ``split_column``, ``validation``,
+            ``decoder``, ``memory_fraction``, ``save_every``.
 
     Returns:
-        The finished fit: ``.weights``, ``.metrics``, ``.facts``, ``.failures``, ``.path``.
+        The finished fit: ``.weights``, ``.metrics``, ``.facts``, ``.failures``, ``.path``, ``.run``.
 
     Raises:
         ManifestError: a bad manifest.
@@ -90,110 +127,57 @@ def fit(
         KeyboardInterrupt, SystemExit: interrupted by a signal; the same call goes on.
     """
     backbone = canonical(backbone)
-    folder = Path(out) if out is not None else free_folder(backbone)
-    rows, file = rows_of(manifest, root, folder)
-    given = {f.name: options.pop(f.name) for f in fields(Settings) if f.name in options}
-    given |= {"backbone": backbone, "manifest": file, "root": absolute(root), "seed": seed}
-    settings = build(Settings, given | {"device": device, "precision": precision})
-    wanted = build(Options, options)
-    resolved = resolve(backbone, wanted)
-    before = earlier(folder, settings, wanted)
-    if (finished := Fit.open(folder, backbone)) is not None:
-        say(f"{folder}: this fit has finished; delete the folder to fit it anew")
-        return finished
+    folder = Path(out) if out is not None else free_folder(Path("fits"), backbone)
+    rows, file = _rows(manifest, root, folder)
+    options = renamed(METHOD, options)
+    given = {name: options.pop(name) for name in ("split_column", *SETTABLE) if name in options}
+    given |= {"manifest": file, "root": absolute(root), "seed": seed, "device": device, "precision": precision}
+    settings = build(RunSettings, {"method": METHOD, **_DEFAULTS, **given})
+    wanted = build(RecognitionOptions, {"backbone": backbone, **options})
+    with_recipe(wanted)  # refuses what cannot be fitted before anything is read
 
-    job = _prepare(rows, settings, resolved, before)
-    changed = differences(before, job.resolved) if before else []
-    if changed:
-        raise OptionError(f"{folder} cannot be continued, for its data or machine changed: {'; '.join(changed)}.")
-    task = stage(job.module, job.examples, resolved)  # what cannot even begin leaves no folder behind
-    folder.mkdir(parents=True, exist_ok=True)
-    if file == absolute(folder / MANIFEST):
-        write_manifest(rows, folder / MANIFEST)
-    write_config(folder / CONFIG, settings, wanted, job.resolved)
-    write_json(folder / "environment.json", environment(job.data.device))
-    save_failures(folder, job.examples.failures)
-    metrics = _train(task, job, folder, resolved.keep, settings.save_every)
-    write(weights_path(folder, backbone), job.module.net.state_dict(), job.facts)
-    write_json(folder / METRICS, metrics)
-    for name in ("best", "last"):  # each as large as the file that was chosen from them
-        (folder / task.name / f"{name}.safetensors").unlink()
-    return Fit(folder, weights_path(folder, backbone), metrics, job.examples.failures)
+    def keep_rows() -> None:
+        if file == absolute(folder / MANIFEST):
+            write_manifest(rows, folder / MANIFEST)
+
+    def opened(before: dict[str, Any]) -> TrainingData:
+        return prepare(settings, wanted, before, rows=rows)
+
+    run = train_into(folder, settings, wanted, Session(), opened, keep_rows)
+    if not (folder / f"{backbone}{SUFFIX}").exists() and "kept" not in run.metrics:  # 0.1 wrote them by itself
+        run.export()
+    return Fit.open(folder)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A fit that is ready to run."""
-
-    examples: Examples
-    data: Data
-    module: Classifier
-    facts: FitMetadata
-    resolved: dict[str, Any]
-    """What ``auto`` came to, as ``config.toml`` keeps it; a fit is only continued where it is the same."""
+def _rows(manifest: pd.DataFrame | str | Path, root: str | Path, folder: Path) -> tuple[pd.DataFrame, str]:
+    """The manifest's rows, and the file that ``config.toml`` names for them: rows are kept in the fit's own folder."""
+    if not Path(root).is_dir():
+        raise OptionError(f"{root}: the data root is not a folder; pass --root with the folder that holds the clips.")
+    if isinstance(manifest, (str, Path)):
+        return read_manifest(manifest, root), absolute(manifest)
+    return validate(manifest, root=root), absolute(folder / MANIFEST)
 
 
-def _prepare(rows: pd.DataFrame, settings: Settings, options: Options, before: dict[str, Any]) -> _Job:
-    """Read the clips and set the network to its start."""
-    device = resolve_device(before.get("device", settings.device))
-    precision = resolve_precision(before.get("precision", settings.precision), device)
-    examples = gather(rows, settings, options, device, settings.hold * free_bytes(torch.device("cpu")), say)
-    net, origin = start(settings.backbone, len(examples.classes), options, settings.seed, say)
-    facts = _facts(settings, options, examples, origin)
-    net.load_metadata(facts)
+def parse_set(sets: Sequence[str], dataset: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """``["lr=0.01", "protocol=view"]`` → options of a fit, typed, and the texts that are left for the dataset.
 
-    def batches(items: Items, size: int, view: int) -> Any:
-        return feed(items, in_order(items, size, view), device)
-
-    data = Data(
-        splits=examples.clips.splits,
-        classes=examples.clips.classes,
-        stream=examples.stream,
-        layer="",
-        seed=settings.seed,
-        device=device,
-        autocast=autocast(device, precision),
-        batches=batches,
-        backbone=dict,
-        say=say,
-    )
-    resolved = {
-        "device": str(device),
-        "precision": precision,
-        "samples": examples.fingerprint,
-        "options": to_table(options),
-    }
-    return _Job(examples, data, Classifier(net, float(options.dropout or 0)).to(device), facts, resolved)
+    ``dataset.NAME=VALUE`` is the dataset's even where a fit has an option of that name. Without a ``dataset`` all must
+    be options of a fit. ``split`` is the dataset's, which may have one; the command has an option of its own for it.
+    """
+    every = get_type_hints(RunSettings) | {"hold": float}
+    names = SETTABLE if dataset else ("split_column", *SETTABLE)
+    hints = {name: every[name] for name in names} | get_type_hints(RecognitionOptions)
+    if not dataset:
+        hints["split"] = str
+    others = [text for text in sets if dataset and text.partition("=")[0] not in hints]
+    own = parse_texts(hints, [text for text in sets if text not in others])
+    return renamed(METHOD, own), tuple(text.removeprefix("dataset.") for text in others)
 
 
-def _train(task: Stage, job: _Job, folder: Path, keep: str, save_every: float) -> dict[str, Any]:
-    """Train, leave the weights to keep in the module, and judge them on whole held-out clips, once."""
-    log, interrupts = Log(folder), Interrupts()
-    with reproducible(job.data.device), interrupts.watch():
-        summary = train(
-            task, job.data, folder / task.name, log, interrupts, save_every, job.resolved["precision"] == "fp16"
-        )
-        log.show(summary["rows"])
-        checkpoint.load_weights(folder / task.name / f"{keep}.safetensors", job.module)
-        metrics: dict[str, Any] = {"kept": keep, "epochs": summary["epochs"]}
-        metrics["epoch"] = summary["best_epoch"] if keep == "best" else summary["epochs"]
-        for split in HELD_OUT:
-            if job.examples.names(split):
-                items = job.examples.items(split)
-                scores = probabilities(job.module, job.data, items, task.batch_size)
-                metrics[split] = measure(scores, items.fields["y"].numpy())
-    return metrics
-
-
-def _facts(settings: Settings, options: Options, examples: Examples, origin: FitMetadata | None) -> FitMetadata:
-    """What the weights file will say; clips seen by weights from which the fit starts count too."""
-    return FitMetadata(
-        backbone=settings.backbone,
-        num_classes=len(examples.classes),
-        classes=tuple(examples.classes),
-        limits=examples.limits,
-        fitted_on=tuple(sorted({*(origin.fitted_on if origin else ()), *examples.names("train")})),
-        validated_on=tuple(sorted({*(origin.validated_on if origin else ()), *examples.names(JUDGE)})),
-        options={**to_table(options), "seed": settings.seed},
-        version=__version__,
-    )
+def load_config(path: str | Path) -> dict[str, Any]:
+    """The arguments of ``fit`` that a ``config.toml`` stands for: ``fit(**load_config(path), out=...)``."""
+    values = load_run_config(path)
+    if values.pop("method") != METHOD or values.get("manifest") is None:
+        raise OptionError(f"{path} is not of a fit: name the config.toml in a folder that `kdcache fit` made.")
+    unused = ("shards", "stream", "recipe", "weights", "tau_s")
+    return {name: value for name, value in values.items() if name not in unused}

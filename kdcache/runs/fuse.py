@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
 from kdcache.methods import method
-from kdcache.methods.contract import Measure
-from kdcache.runs.config import build
+from kdcache.methods.contract import MetricsFn
+from kdcache.options import build
 from kdcache.runs.run import Run
 
 
@@ -117,9 +117,9 @@ def _by_example(mean: NDArray[np.float64], answers: _Answers) -> NDArray[np.floa
     return mean.reshape(len(answers.examples), len(answers.levels), -1) if answers.levels else mean
 
 
-def _measure(run: Run) -> Measure:
+def _measure(run: Run) -> MetricsFn:
     """How the run's method measures what it answers."""
     module = method(run.settings.method)
     options = build(module.Options, run.resolved["options"])
-    measure: Measure = module.predictor(options, run.prepared.data).measure
+    measure: MetricsFn = module.predictor(options, run.training_data.data).metrics_fn
     return measure

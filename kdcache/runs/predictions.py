@@ -1,32 +1,16 @@
-"""A trained network's answers: class probabilities of items, and the metrics that they come to."""
+"""Metrics of class probabilities, for the target and for the verb and noun of an action."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdcache.methods.contract import UNLABELLED, Data, Items
+from kdcache.engine.scoring import Probabilities
+from kdcache.methods.contract import UNLABELLED, Data
 from kdcache.metrics import topk as metrics
-
-Probabilities = NDArray[np.float32]
-
-
-@torch.no_grad()
-def probabilities(module: nn.Module, data: Data, items: Items, batch_size: int) -> Probabilities:
-    """Softmax of the scores of every item's input ``x``, float32 ``[n, C]``, in evaluation mode and view 0."""
-    was_training = module.training
-    module.eval()
-    parts = []
-    for batch in data.batches(items, batch_size, 0):
-        with data.autocast():
-            scores = module(batch["x"])[0]
-        parts.append(torch.softmax(scores.float(), -1).cpu().numpy())
-    module.train(was_training)
-    return np.concatenate(parts)
 
 
 def parts_of(data: Data, target: str) -> dict[str, NDArray[np.int64]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdcache.errors import OptionError, unknown
 from kdcache.methods import method as method_module
-from kdcache.runs.config import build
+from kdcache.options import build
 
 
 @dataclass(frozen=True)

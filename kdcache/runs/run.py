@@ -12,18 +12,22 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from kdcache.data.prepare import Prepared, prepare
+from kdcache.backbones.metadata import SUFFIX, write
 from kdcache.data.splits import held_out
+from kdcache.data.training_data import TrainingData
 from kdcache.engine import checkpoint
+from kdcache.engine.scoring import Probabilities, probabilities
 from kdcache.errors import OptionError, unknown
 from kdcache.methods import method as method_module
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, Items, Predictor, Samples
+from kdcache.methods import recognition
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, VALIDATION, BatchSource, Predictor, Split
 from kdcache.metrics.early import percent
-from kdcache.runs.config import build, read_config, to_table
-from kdcache.runs.predictions import Probabilities, measure_all, probabilities
+from kdcache.options import build, to_table
+from kdcache.runs.config import read_config
+from kdcache.runs.predictions import measure_all
+from kdcache.runs.prepare import prepare
 
 CONFIG, METRICS, PREDICTIONS = "config.toml", "metrics.json", "predictions.csv"
-BATCH = 64  # clips scored at once when predicting
 
 
 class Run:
@@ -36,14 +40,14 @@ class Run:
         OptionError: the folder is no run.
     """
 
-    def __init__(self, path: str | Path, prepared: Prepared | None = None) -> None:
+    def __init__(self, path: str | Path, opened: TrainingData | None = None) -> None:
         self.path = Path(path)
         self.settings, self.options, self.resolved = read_config(self.path / CONFIG)
         self._method = method_module(self.settings.method)
         self._resolved_options = build(self._method.Options, self.resolved["options"])
         self._predictors: dict[str, Predictor] = {}
-        if prepared is not None:
-            self.prepared = prepared
+        if opened is not None:
+            self.training_data = opened
 
     def __str__(self) -> str:
         lines = [str(self.path)]
@@ -86,14 +90,15 @@ class Run:
         return pd.read_csv(self.path / "metrics.csv")
 
     @cached_property
-    def prepared(self) -> Prepared:
-        """The cache that the run was trained on; its arrays stay in the shards."""
-        return prepare(self.settings, self.options, lambda _: None, {"budget": 0})
+    def training_data(self) -> TrainingData:
+        """What the run was trained on, less privileged inputs; cached arrays stay in the shards."""
+        known = {"budget": 0} | {name: self.resolved[name] for name in ("stream",) if name in self.resolved}
+        return prepare(self.settings, self._resolved_options, known, training=False)
 
     def predict(self, clips: str | Sequence[str] | None = None, which: str = "last") -> pd.DataFrame:
         """Class probabilities, one row a clip (index ``clip_id``), one column a class (the manifest's labels).
 
-        Early recognition gives a row for each clip and degree of progress (index ``clip_id``, ``observed`` in %).
+        Early recognition gives a row for each clip and observation ratio (index ``clip_id``, ``observed`` in %).
 
         Args:
             clips: clip ids of the cache, or a split ("validation", "test", "train"; None: the one the run was judged
@@ -103,10 +108,10 @@ class Run:
         Raises:
             OptionError: an unknown split or clip, or a run that has not finished.
         """
-        data, clip_ids = self.prepared.data, self.prepared.clips.clip_ids
+        data, clip_ids = self.training_data.data, self.training_data.examples.clip_ids
         if clips is None or isinstance(clips, str):
-            rows = self._samples(clips).rows[self._predictor(which).side]
-            rows = rows[rows >= 0]
+            rows = self._split(clips).rows[self._predictor(which).role]
+            rows = rows[self._seen(rows, which)]
         else:
             row_of = {clip: row for row, clip in enumerate(clip_ids)}
             missing = [clip for clip in clips if clip not in row_of]
@@ -122,14 +127,14 @@ class Run:
     def predictions(self, which: str = "last") -> pd.DataFrame:
         """Class probabilities of all held-out examples.
 
-        Columns: ``pair`` (where clips come in pairs), ``clip_id``, ``observed`` (where there are degrees of progress),
+        Columns: ``pair`` (where clips come in pairs), ``clip_id``, ``observed`` (where there are levels of progress),
         ``split``, the label, and one for each class.
         """
-        data, side = self.prepared.data, self._predictor(which).side
+        data, role = self.training_data.data, self._predictor(which).role
         parts = []
         for split in (s for s in HELD_OUT if s in data.splits):
             samples = data.splits[split]
-            seen = samples.rows[side] >= 0
+            seen = self._seen(samples.rows[role], which)
             frame = self.predict(split, which)
             known, repeats = frame.index.nlevels, len(frame) // max(1, int(seen.sum()))
             frame = frame.reset_index()
@@ -139,7 +144,7 @@ class Run:
             ]
             frame.insert(known, "split", split)
             frame.insert(known + 1, self.target, pd.Series(labels, dtype="Int64").repeat(repeats).to_numpy())
-            if side != "clip":
+            if role != "clip":
                 frame.insert(0, "pair", names)
             parts.append(frame)
         return pd.concat(parts, ignore_index=True)
@@ -152,22 +157,48 @@ class Run:
         """
         return self._predictor(which).module.eval()
 
+    def export(self, path: str | Path | None = None, which: str | None = None) -> Path:
+        """Write the backbone's weights as a file that ``extract --weights`` takes; only runs of ``recognition`` have
+        any.
+
+        Args:
+            path: of the file; default ``<backbone>.safetensors`` in the run's folder.
+            which: ``last`` or ``best`` weights; default the run's option ``keep``, ``last`` where nothing selected.
+
+        Raises:
+            OptionError: a run of another method, or one that has not finished.
+        """
+        if self.settings.method != "recognition":
+            raise OptionError(f"{self.path} is a run of {self.settings.method}: only recognition trains a backbone.")
+        options = self._resolved_options
+        if which is None:
+            summary = checkpoint.load_summary(self.path / recognition.STAGE)
+            which = options.keep if summary and summary["selected_by"] == VALIDATION else "last"
+        network = self._predictor(which).module
+        assert isinstance(network, recognition.Classifier)
+        path = Path(path) if path is not None else self.path / f"{options.backbone}{SUFFIX}"
+        facts = recognition.metadata(options, self.training_data.data, recognition.origin(options))
+        write(path, network.net.state_dict(), facts)
+        return path
+
     def evaluate(self, split: str | None = None, many_shot: int | None = None) -> dict[str, Any]:
-        """``metrics`` computed anew from the weights, on ``split`` or on every held-out split.
+        """``metrics`` computed again from the weights, on ``split`` or on every held-out split.
 
         ``many_shot`` adds recalls over the classes with more training samples than that.
 
         Raises:
             OptionError: an unknown split, one without labels, or a run that has not finished.
         """
-        known = self.prepared.data.splits
+        known = self.training_data.data.splits
         splits = [s for s in HELD_OUT if s in known and self._usable(known[s]).any()] if split is None else [split]
         summary = checkpoint.load_summary(self.path / self._predictor("last").stage)
         assert summary is not None
-        by = summary["selected_by"]
-        results = {"selected_by": by, "epochs": {"last": summary["epochs"], "best": summary["best_epoch"]}}
-        for which, key in (("last", "last"), ("best", f"best@{by}")):
-            results[key] = {name: self._measure(self._samples(name), which, many_shot) for name in splits}
+        selected, epochs, weights = summary["selected_by"] == VALIDATION, {"last": summary["epochs"]}, {"last": "last"}
+        if selected:
+            epochs["best"], weights["best"] = summary["best_epoch"], f"best@{VALIDATION}"
+        results: dict[str, Any] = {"selected_by": VALIDATION if selected else "", "epochs": epochs}
+        for which, key in weights.items():
+            results[key] = {name: self._measure(self._split(name), which, many_shot) for name in splits}
         return results
 
     def _unfinished(self) -> OptionError:
@@ -178,16 +209,26 @@ class Run:
         if which not in ("last", "best"):
             raise unknown("weights", which, ["last", "best"])
         if which not in self._predictors:
-            predictor: Predictor = self._method.predictor(self._resolved_options, self.prepared.data)
+            predictor = self._method.predictor(self._resolved_options, self.training_data.data)
+            always = {one.name for one in self._method.inputs(self._resolved_options) if one.when == "always"}
+            if privileged := sorted(set(predictor.inputs) - always):
+                raise ValueError(
+                    f"{self.settings.method} predicts from {privileged[0]}, which it reads in training only"
+                )
             folder = self.path / predictor.stage
-            if checkpoint.load_summary(folder) is None:
+            summary = checkpoint.load_summary(folder)
+            if summary is None:
                 raise self._unfinished()
+            if which == "best" and summary["selected_by"] != VALIDATION:
+                raise OptionError(
+                    f"{self.path} has no best epoch, for it had no validation clips to select one: use last."
+                )
             checkpoint.load_weights(folder / f"{which}.safetensors", predictor.module)
             self._predictors[which] = predictor
         return self._predictors[which]
 
-    def _samples(self, split: str | None) -> Samples:
-        splits = self.prepared.data.splits
+    def _split(self, split: str | None) -> Split:
+        splits = self.training_data.data.splits
         name = held_out(splits) if split is None else split
         if name not in splits:
             raise unknown("split", name, list(splits))
@@ -195,19 +236,30 @@ class Run:
 
     def _probabilities(self, rows: Tensor, which: str) -> Probabilities:
         predictor = self._predictor(which)
-        return probabilities(predictor.module, self.prepared.data, Items({"x": (predictor.stream, rows)}), BATCH)
+        source = BatchSource({name: (stream, rows) for name, stream in predictor.inputs.items()})
+        data = self.training_data.data
+        return probabilities(predictor.module, predictor.predict, data, source, predictor.batch_size)
 
-    def _usable(self, samples: Samples) -> Tensor:
-        """Which examples have a label and the clip that the network sees."""
-        return (samples.rows[self._predictor("last").side] >= 0) & (samples.labels[self.target] != UNLABELLED)
+    def _seen(self, rows: Tensor, which: str) -> Tensor:
+        """Which clips are there in every stream that the network reads, bool ``[n]``."""
+        there = rows >= 0
+        for stream in self._predictor(which).inputs.values():
+            if stream.available is not None:
+                there &= stream.available[rows.clamp(min=0)]
+        return there
 
-    def _measure(self, samples: Samples, which: str, many_shot: int | None) -> dict[str, dict[str, float]]:
+    def _usable(self, samples: Split) -> Tensor:
+        """Which examples have a label and the clips that the network sees."""
+        role = self._predictor("last").role
+        return self._seen(samples.rows[role], "last") & (samples.labels[self.target] != UNLABELLED)
+
+    def _measure(self, samples: Split, which: str, many_shot: int | None) -> dict[str, dict[str, float]]:
         usable = self._usable(samples)
         if not usable.any():
             raise OptionError("No example of this split has a label to evaluate against: choose another split.")
-        seen = samples.rows[self._predictor(which).side]
+        seen = samples.rows[self._predictor(which).role]
         labels = {target: y[usable] for target, y in samples.labels.items()}
         probs = self._probabilities(seen[usable], which)
         if probs.ndim == 3:
-            return {self.target: dict(self._predictor(which).measure(probs, labels[self.target].numpy()))}
-        return measure_all(probs, labels, self.prepared.data, self.target, many_shot)
+            return {self.target: dict(self._predictor(which).metrics_fn(probs, labels[self.target].numpy()))}
+        return measure_all(probs, labels, self.training_data.data, self.target, many_shot)

@@ -1,24 +1,24 @@
-"""What several runs of one process may share: opened caches, trained teachers, and who is told what."""
+"""What several runs of one process may share: streams in memory, trained teachers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kdcache.data.prepare import Prepared, prepare
+from kdcache.data.open import StreamPool
+from kdcache.data.training_data import TrainingData
 from kdcache.engine.checkpoint import SUMMARY
-from kdcache.engine.log import say
 from kdcache.files import temporary_name
 from kdcache.methods import method as method_module
 from kdcache.methods.contract import Stage
-from kdcache.runs.config import Settings
+from kdcache.runs.config import RunSettings
+from kdcache.runs.prepare import prepare
 
-OF_A_RUN = ("seed", "save_every", "method")  # settings that change nothing about what is read
+RUN_ONLY_SETTINGS = ("seed", "save_every", "method")  # they change nothing about what is read
 
 
 @dataclass
@@ -26,41 +26,43 @@ class Session:
     """Pass one to several calls of ``train``, one after the other: streams then stay in memory between them.
 
     Attributes:
-        stages: a folder where trained stages with an ``identity`` are kept for other runs; None shares none.
-        say: takes the sentences that a run has to say.
+        stages: a folder where trained stages with a ``share_key`` are kept for other runs; None shares none.
         bars: whether progress bars are shown.
     """
 
     stages: Path | None = None
-    say: Callable[[str], None] = say
     bars: bool = True
-    _caches: dict[str, Prepared] = field(default_factory=dict, repr=False)
+    _pool: StreamPool = field(default_factory=StreamPool, repr=False)
+    _cache: str = ""
+    _opened: dict[str, TrainingData] = field(default_factory=dict, repr=False)
 
-    def prepare(self, settings: Settings, options: Any, before: dict[str, Any]) -> Prepared:
-        """As ``prepare``, but caches that an earlier run of the session has opened are not opened again."""
+    def prepare(self, settings: RunSettings, options: Any, before: dict[str, Any]) -> TrainingData:
+        """As ``prepare``, but a cache that an earlier run of the session has opened is not read again."""
         if before:  # continued under the conditions that it began under
-            return prepare(settings, options, self.say, before)
-        samples = method_module(settings.method).SAMPLES
-        facts = {name: value for name, value in asdict(settings).items() if name not in OF_A_RUN}
-        key = json.dumps([samples, getattr(options, "tau", None) if samples == "pairs" else None, facts])
-        if key not in self._caches:
-            self._caches.clear()  # two caches may not fit into memory side by side
-            self._caches[key] = prepare(settings, options, self.say)
-        known = self._caches[key]
-        return replace(known, data=replace(known.data, seed=settings.seed), facts=dict(known.facts))
+            return prepare(settings, options, before)
+        cache = json.dumps({k: v for k, v in asdict(settings).items() if k not in RUN_ONLY_SETTINGS}, sort_keys=True)
+        if cache != self._cache:  # two caches may not fit into memory side by side
+            self._cache, self._pool, self._opened = cache, StreamPool(), {}
+        inputs = method_module(settings.method).inputs(options)
+        frames = any(one.segment is not None for one in inputs)  # their augmentation depends on the seed
+        key = repr((inputs, settings.seed if frames else None))
+        if key not in self._opened:
+            self._opened[key] = prepare(settings, options, pool=self._pool)
+        known = self._opened[key]
+        return replace(known, data=replace(known.data, seed=settings.seed), resolved=dict(known.resolved))
 
-    def take(self, stage: Stage, prepared: Prepared, folder: Path) -> None:
+    def restore_shared_stage(self, stage: Stage, opened: TrainingData, folder: Path) -> None:
         """Copy a stage that another run has trained into ``folder``, if there is one."""
-        kept = self._kept(stage, prepared)
+        kept = self._kept(stage, opened)
         if kept is not None and (kept / SUMMARY).exists() and not (folder / SUMMARY).exists():
             folder.mkdir(parents=True, exist_ok=True)
             names = sorted(path.name for path in kept.iterdir())
             for name in [n for n in names if n != SUMMARY] + [SUMMARY]:  # the summary says that it is whole
                 shutil.copyfile(kept / name, folder / name)
 
-    def keep(self, stage: Stage, prepared: Prepared, folder: Path) -> None:
+    def share_stage(self, stage: Stage, opened: TrainingData, folder: Path) -> None:
         """Keep a trained stage for other runs."""
-        kept = self._kept(stage, prepared)
+        kept = self._kept(stage, opened)
         if kept is None or kept.exists():
             return
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +75,9 @@ class Session:
             if not kept.exists():
                 raise
 
-    def _kept(self, stage: Stage, prepared: Prepared) -> Path | None:
-        if self.stages is None or stage.identity is None:
+    def _kept(self, stage: Stage, opened: TrainingData) -> Path | None:
+        if self.stages is None or stage.share_key is None:
             return None
-        facts = {name: value for name, value in prepared.facts.items() if name != "budget"}
-        content = json.dumps([stage.name, stage.identity, facts, prepared.data.seed], sort_keys=True)
+        resolved = {name: value for name, value in opened.resolved.items() if name not in ("budget", "options")}
+        content = json.dumps([stage.name, stage.share_key, resolved, opened.data.seed], sort_keys=True)
         return self.stages / f"{stage.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"

@@ -1,40 +1,38 @@
-"""Stage two: heads trained on cached streams. ``train`` makes a run, ``Run`` opens one."""
+"""``kdcache.train``: every stage of a method on a cache, into a run's folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from kdcache.data.prepare import Prepared, absolute
+from kdcache.data.training_data import TrainingData
 from kdcache.engine.checkpoint import STATE, SUMMARY
 from kdcache.engine.log import Log
-from kdcache.engine.loop import fit
+from kdcache.engine.loop import fit_stage
 from kdcache.errors import OptionError
 from kdcache.files import PARTIAL, atomic
+from kdcache.log import logger, show_log
 from kdcache.methods import method as method_module
 from kdcache.methods.contract import Stage
+from kdcache.options import build, to_table
 from kdcache.recipe import differences, digest
-from kdcache.runs.config import (
-    SETTABLE,
-    Settings,
-    build,
-    load_config,
-    parse_set,
-    read_config,
-    to_table,
-    write_config,
-)
+from kdcache.runs.config import SETTABLE, RunSettings, own_names, read_config, write_config
 from kdcache.runs.environment import environment
+from kdcache.runs.prepare import absolute
 from kdcache.runs.run import CONFIG, METRICS, PREDICTIONS, Run
 from kdcache.runs.session import Session
 from kdcache.runtime import reproducible
+from kdcache.store.failures import save_failures
 from kdcache.workers import Interrupts
 
-__all__ = ["Run", "Session", "load_config", "parse_set", "train"]
+__all__ = ["Run", "Session", "train"]
+
+Prepare = Callable[[dict[str, Any]], TrainingData]
+"""What an earlier call of the run had resolved → the data, under the same conditions."""
 
 
 def train(
@@ -53,15 +51,16 @@ def train(
     Args:
         method: name in ``kdcache.methods.METHODS``, such as ``anticipation``.
         shards: folder of the cache.
-        seed: of initialisation, order, views, dropout and which labels are kept.
+        seed: of initialisation, order, views, augmentation and dropout.
         out: the run's folder; default ``runs/<method>-<n>``, the first that is free. Where a run with the same
             settings lies, it is continued, or returned as it is when it has finished.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
         precision: ``auto`` (fp32 on a CPU, bf16 on a GPU), ``fp32``, ``bf16``, ``fp16``.
-        stream: which cached features, if there are several; ``a,b`` joins the vectors of two.
+        stream: which cached streams, if several would do; ``a,b`` joins the vectors of two, ``input=a`` names the input
+            where a method reads several.
         session: shared by several calls, keeps what they have in common.
-        options: fields of the method's ``Options``, and of ``Settings``: ``weights``, ``recipe``, ``hold``, ``split``,
-            ``validation``, ``save_every``.
+        options: fields of the method's ``Options``, and of ``RunSettings``: ``weights``, ``recipe``,
+            ``memory_fraction``, ``split_column``, ``validation``, ``tau_s``, ``save_every``.
 
     Returns:
         The finished run: ``.metrics``, ``.predict(...)``, ``.history``, ``.path``, ``.config``.
@@ -75,72 +74,92 @@ def train(
         KeyboardInterrupt, SystemExit: interrupted by a signal; the same call goes on.
     """
     session = session or Session()
-    module = method_module(method)
+    options = own_names(method, options)
     given = {name: options.pop(name) for name in SETTABLE if name in options}
     given |= {"device": device, "precision": precision, "stream": stream}
-    settings = build(Settings, {"method": method, "shards": absolute(shards), "seed": seed, **given})
-    wanted = build(module.Options, options)
-    folder = Path(out) if out is not None else _free_folder(method)
-    before = _earlier(folder, settings, wanted)
+    settings = build(RunSettings, {"method": method, "shards": absolute(shards), "seed": seed, **given})
+    wanted = build(method_module(method).Options, options)
+    folder = Path(out) if out is not None else free_folder(Path("runs"), method)
+    return train_into(folder, settings, wanted, session, lambda before: session.prepare(settings, wanted, before))
+
+
+def train_into(
+    folder: Path,
+    settings: RunSettings,
+    options: Any,
+    session: Session,
+    prepare: Prepare,
+    on_start: Callable[[], None] = lambda: None,
+) -> Run:
+    """Train with checked settings and options, or go on with the training in ``folder``; see ``train``.
+
+    ``on_start`` is called once the folder is there: what cannot even begin leaves none behind.
+    """
+    show_log()
+    method = method_module(settings.method)
+    before = _earlier(folder, settings, options)
     if (folder / METRICS).exists():
-        session.say(f"{folder}: this run has finished; delete the folder to train it anew")
+        logger.info("%s: this run has finished; delete the folder to train it again", folder)
         return Run(folder)
 
-    prepared = session.prepare(settings, wanted, before)
-    resolved = module.resolve(wanted, prepared.data)
-    facts = {**prepared.facts, "options": to_table(resolved)}
+    opened = prepare(before)
+    resolved = method.resolve(options, opened.data)
+    facts = {**opened.resolved, "options": to_table(resolved)}
     changed = differences(before, facts) if before else []
     if changed:
         raise OptionError(f"{folder} cannot be continued, for its data or machine changed: {'; '.join(changed)}.")
-    stages = module.stages(resolved, prepared.data)
-    first = next(stages)  # what cannot even begin leaves no folder behind
+    stages = method.stages(resolved, opened.data)
+    first = next(stages)
     folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder / CONFIG, settings, wanted, facts)
-    _write_json(folder / "environment.json", environment(prepared.data.device))
-    recipes = {name: {"digest": digest(recipe), "recipe": recipe} for name, recipe in prepared.recipes.items()}
-    _write_json(folder / "recipes.json", recipes)
-    last_rows = _fit_all(folder, chain([first], stages), prepared, settings.save_every, session)
-    return _conclude(folder, prepared, last_rows)
+    on_start()
+    write_config(folder / CONFIG, settings, options, facts)
+    write_json(folder / "environment.json", environment(opened.data.device))
+    recipes = {name: {"digest": digest(recipe), "recipe": recipe} for name, recipe in opened.recipes.items()}
+    write_json(folder / "recipes.json", recipes)
+    save_failures(folder, opened.failures)
+    last_rows = _fit_all(folder, chain([first], stages), opened, settings.save_every, session)
+    return _conclude(folder, opened, last_rows)
 
 
 def _fit_all(
-    folder: Path, stages: Iterable[Stage], prepared: Prepared, save_every: float, session: Session
+    folder: Path, stages: Iterable[Stage], opened: TrainingData, save_every: float, session: Session
 ) -> dict[str, Any]:
     """Train every stage in turn; the last row of each stage's log."""
     log, interrupts = Log(folder, session.bars), Interrupts()
     last_rows: dict[str, Any] = {}
-    scale = prepared.facts["precision"] == "fp16"
-    with reproducible(prepared.data.device), interrupts.watch():
+    scale = opened.resolved["precision"] == "fp16"
+    with reproducible(opened.data.device), interrupts.watch():
         for stage in stages:
-            session.take(stage, prepared, folder / stage.name)
-            summary = fit(stage, prepared.data, folder / stage.name, log, interrupts, save_every, scale)
-            session.keep(stage, prepared, folder / stage.name)
+            session.restore_shared_stage(stage, opened, folder / stage.name)
+            summary = fit_stage(stage, opened.data, folder / stage.name, log, interrupts, save_every, scale)
+            session.share_stage(stage, opened, folder / stage.name)
             log.done += summary["rows"]
             last_rows[stage.name] = summary["rows"][-1] if summary["rows"] else {}
     log.show([])
     return last_rows
 
 
-def _conclude(folder: Path, prepared: Prepared, last_rows: dict[str, Any]) -> Run:
-    """Judge the last and the best weights, write predictions and, as the mark of a finished run, the metrics."""
-    run = Run(folder, prepared)
+def _conclude(folder: Path, opened: TrainingData, last_rows: dict[str, Any]) -> Run:
+    """Evaluate the last and the best weights, write predictions and, as the mark of a finished run, the metrics."""
+    run = Run(folder, opened)
     metrics = run.evaluate()
     metrics["stages"] = last_rows
     predictions = run.predictions()
     with atomic(folder / PREDICTIONS) as temporary:
         predictions.to_csv(temporary, float_format="%.6g", lineterminator="\n", index=False)
-    _write_json(folder / METRICS, metrics)
+    write_json(folder / METRICS, metrics)
     return run
 
 
-def _free_folder(method: str) -> Path:
+def free_folder(parent: Path, name: str) -> Path:
+    """``<parent>/<name>-<n>``, the first that is free."""
     number = 0
-    while (folder := Path("runs") / f"{method}-{number}").exists():
+    while (folder := parent / f"{name}-{number}").exists():
         number += 1
     return folder
 
 
-def _earlier(folder: Path, settings: Settings, options: Any) -> dict[str, Any]:
+def _earlier(folder: Path, settings: RunSettings, options: Any) -> dict[str, Any]:
     """What the run in ``folder`` had resolved, {} where there is none; ``OptionError`` when it is another run."""
     if not (folder / CONFIG).exists():
         if folder.is_dir() and any(not p.name.endswith(PARTIAL) for p in folder.iterdir()):
@@ -157,6 +176,7 @@ def _earlier(folder: Path, settings: Settings, options: Any) -> dict[str, Any]:
     return resolved
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a small table atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -94,6 +94,42 @@ class Cache:
         at = self._place(stream).at
         return np.fromiter((clip in at for clip in self._number), bool, len(self._number))
 
+    def indexed(self, stream: str) -> NDArray[np.bool_]:
+        """Which rows of ``clips`` the index says are cached, bool [clips]; no shard is opened."""
+        if stream in self._chosen:
+            return self.has(stream)
+        there: NDArray[np.bool_] = self._index[f"{stream}:row"].notna().to_numpy(bool)
+        return there
+
+    def length(self, stream: str, clip_id: str) -> int:
+        """Frames, fields or motion maps of a clip of a whole-clip stream."""
+        places = self._place(stream)
+        if places.layout == "fixed":
+            raise OptionError(f"Stream {stream!r} has one shape for all clips, no frames.")
+        ((shard, (row,), _),) = self._by_shard(stream, [clip_id])
+        stored = shard.stored(stream)
+        if stored.frames is not None:
+            offset = stored.frames[0]
+            return int(offset[row + 1] - offset[row])
+        assert stored.shapes is not None
+        return int(stored.shapes[row][0])
+
+    def read_frames(self, stream: str, clip_id: str, frames: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Some frames of a clip of a whole-clip stream, by number from 0: [n, H, W, …]; of JPEG only these are decoded.
+
+        Raises:
+            OptionError: a stream of one shape for all clips.
+            StoreError: a clip that is not cached, or a damaged shard.
+        """
+        if self._place(stream).layout == "fixed":
+            raise OptionError(f"Stream {stream!r} has one shape for all clips, no frames.")
+        ((shard, (row,), _),) = self._by_shard(stream, [clip_id])
+        with StreamReader(shard, stream) as reader:
+            payload = reader.row(row)
+        if isinstance(payload, list):
+            return decode_jpeg([payload[i] for i in frames.tolist()], shard.path)
+        return np.asarray(payload[frames])
+
     def read(
         self, stream: str, clip_ids: Sequence[str], view: int | None = None, out: NDArray[Any] | None = None
     ) -> Any:

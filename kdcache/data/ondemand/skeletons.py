@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kdcache.data.ondemand.clips import Clip, Loaded, read_each
 from kdcache.data.ondemand.stream import OnDemand
+from kdcache.data.stream import MemoryBudget
 from kdcache.levels import level_spans
-from kdcache.methods.fit_options import Options
+from kdcache.methods.contract import SkeletonSegment
 from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.skeletons.image import SIDE, image_of, level_image, random_angles
 
@@ -28,21 +30,23 @@ class SkeletonClips(OnDemand):
         self,
         clips: Mapping[int, Skeleton],
         limits: tuple[float, float],
-        options: Options,
+        segment: SkeletonSegment,
         seed: int,
         device: torch.device,
+        budget: MemoryBudget,
+        available: Tensor | None = None,
     ) -> None:
-        super().__init__((1, SIDE, SIDE, 3), options, seed, device)
-        self.clips, self.limits = clips, limits
+        super().__init__((1, SIDE, SIDE, 3), 1 + segment.augmentations, seed, device, budget, available)
+        self.clips, self.limits, self.segment = clips, limits, segment
 
-    def view(self, row: int, view: int) -> NDArray[Any]:
+    def view(self, row: int, view: int, key: int) -> NDArray[Any]:
         """One image, uint8 (``scipy_bytescale``) or float32."""
-        clip, options = self.clips[row], self.options
+        clip, shown = self.clips[row], self.segment
         if view == 0:
-            return image_of(clip, self.limits, options.skeleton)[None]
-        rng = self.random(row, view)
+            return image_of(clip, self.limits, shown.resize)[None]
+        rng = self.random(key, view)
         angles = random_angles(rng, planar=clip.planar)
         start, stop = 0, clip.total
-        if options.observed == "random":
-            start, stop = level_spans(clip.total, options.levels, options.progress)[rng.integers(options.levels)]
-        return level_image(clip, int(start), int(stop), self.limits, options.skeleton, angles)[None]
+        if shown.observed == "random":
+            start, stop = level_spans(clip.total, shown.levels, shown.progress)[rng.integers(shown.levels)]
+        return level_image(clip, int(start), int(stop), self.limits, shown.resize, angles)[None]

@@ -11,41 +11,77 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdcache.data.stream import MemoryBudget
 from kdcache.methods.contract import Stream
-from kdcache.methods.fit_options import Options
 
 
 class OnDemand(ABC):
-    """A ``Stream`` whose arrays are computed for each batch, ahead of the loop.
+    """A ``Stream`` whose arrays are computed for each batch, while the device computes.
 
     View 0 is the clip as extraction sees it, on which networks are judged; every other view is an augmentation that
-    depends on the seed, the clip's row and the view's number alone, so that an epoch can be repeated.
+    depends on the seed, the example's key and the view's number alone, so that an epoch can be repeated.
     """
 
-    held = False
-    room = 0
+    resident = False
 
-    def __init__(self, shape: tuple[int, ...], options: Options, seed: int, device: torch.device) -> None:
-        self.shape, self.options, self.seed, self.device = shape, options, seed, device
-        self.views = 1 + options.augmentations
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        views: int,
+        seed: int,
+        device: torch.device,
+        budget: MemoryBudget,
+        available: Tensor | None = None,
+    ) -> None:
+        self.shape, self.views, self.seed, self.device = shape, views, seed, device
+        self.budget, self.available = budget, available
 
     @abstractmethod
-    def view(self, row: int, view: int) -> NDArray[Any]:
-        """One view of one clip, an array of ``shape``."""
+    def view(self, row: int, view: int, key: int) -> NDArray[Any]:
+        """One view of one clip, an array of ``shape``; ``key`` names the example, for ``random``."""
 
-    def random(self, row: int, view: int) -> np.random.Generator:
-        """The random numbers of one view of one clip."""
-        return np.random.default_rng([self.seed, row, view])
+    def random(self, key: int, view: int) -> np.random.Generator:
+        """The random numbers of one view of one example."""
+        return np.random.default_rng([self.seed, key, view])
 
-    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> Stream:
-        """Never asked for: a backbone sees its input whole."""
-        raise NotImplementedError
+    def fits(self, nbytes: int) -> bool:
+        """Whether so many bytes of the budget are left."""
+        return nbytes <= self.budget.free_bytes
 
-    def fetch(self, rows: Tensor, views: Tensor) -> Tensor:
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Stream:
+        """The same stream with every array passed through a fixed function, each time it is made."""
+        return MappedStream(self, fn)
+
+    def fetch(self, rows: Tensor, views: Tensor, keys: Tensor) -> Tensor:
         """``[b, *shape]``, uint8 or float32."""
-        arrays = [self.view(row, view) for row, view in zip(rows.tolist(), views.tolist(), strict=True)]
-        return torch.from_numpy(np.stack(arrays))
+        each = zip(rows.tolist(), views.tolist(), keys.tolist(), strict=True)
+        return torch.from_numpy(np.stack([self.view(row, view, key) for row, view, key in each]))
 
-    def place(self, fetched: Tensor) -> Tensor:
+    def to_device(self, fetched: Tensor) -> Tensor:
         """On the device, as fetched: the backbone's ``prepare`` takes it from there."""
         return fetched.to(self.device, non_blocking=True)
+
+
+class MappedStream:
+    """An ``OnDemand`` stream whose arrays pass through a fixed function, float32 in and out."""
+
+    def __init__(self, stream: Stream, fn: Callable[[Tensor], Tensor]) -> None:
+        self.stream, self.fn = stream, fn
+        self.shape = tuple(fn(torch.zeros(stream.shape)).shape)
+        self.views, self.available, self.resident = stream.views, stream.available, False
+
+    def fits(self, nbytes: int) -> bool:
+        """As of the stream."""
+        return self.stream.fits(nbytes)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Stream:
+        """Both functions, one after the other."""
+        return MappedStream(self, fn)
+
+    def fetch(self, rows: Tensor, views: Tensor, keys: Tensor) -> Tensor:
+        """``[b, *shape]`` float32."""
+        return torch.stack([self.fn(array.float()) for array in self.stream.fetch(rows, views, keys)])
+
+    def to_device(self, fetched: Tensor) -> Tensor:
+        """On the device, float32."""
+        return self.stream.to_device(fetched).float()

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kdcache.data.ondemand.clips import Clip, Loaded, read_each
 from kdcache.data.ondemand.stream import OnDemand
-from kdcache.methods.fit_options import Options
+from kdcache.data.stream import MemoryBudget
+from kdcache.methods.contract import Segment
 from kdcache.sampling import Sampling, sample
 from kdcache.sources import Source, open_source
-from kdcache.views import Views, cut, resize_short_side
-
-MOMENTS: tuple[Literal["first", "centre", "last"], ...] = ("first", "centre", "last")
-CENTRE = MOMENTS.index("centre")
-PLACES = ("centre", "tl", "tr", "bl", "br")
-SCALES = ("1", "0.875", "0.75", "0.66")  # of the short side [TSN's code, which TSM's uses]
+from kdcache.views import CENTRE, MOMENTS, Augmentation, Views, cut, resize_short_side
 
 
 @dataclass(frozen=True)
-class Shot:
+class DecodedClip:
     """What is known of one clip: which frames may be shown, and their pixels where there was room."""
 
     clip: Clip
@@ -40,7 +36,7 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Input:
+class VideoInput:
     """What a backbone is shown."""
 
     frames: int
@@ -62,18 +58,18 @@ class Input:
         return np.stack([resize_short_side(frame, self.views.short_side) for frame in source.read(wanted)])
 
 
-def load(clips: Sequence[Clip], shown: Input, budget: float) -> Loaded[Shot]:
+def load(clips: Sequence[Clip], shown: VideoInput, budget: float) -> Loaded[DecodedClip]:
     """Decode every clip once, keeping its frames while they fit into ``budget`` bytes together."""
     left = budget
 
-    def read(source: Source, clip: Clip) -> Shot:
+    def read(source: Source, clip: Clip) -> DecodedClip:
         nonlocal left
         indices = shown.indices(source, clip)
-        shot = Shot(clip, indices, shown.read(source, np.unique(indices)))
-        if shot.nbytes > left:
-            return Shot(clip, indices, None)
-        left -= shot.nbytes
-        return shot
+        decoded = DecodedClip(clip, indices, shown.read(source, np.unique(indices)))
+        if decoded.nbytes > left:
+            return DecodedClip(clip, indices, None)
+        left -= decoded.nbytes
+        return decoded
 
     return read_each(clips, shown.open, read)
 
@@ -84,27 +80,33 @@ class VideoClips(OnDemand):
     """
 
     def __init__(
-        self, clips: Mapping[int, Shot], shown: Input, options: Options, seed: int, device: torch.device
+        self,
+        clips: Mapping[int, DecodedClip],
+        shown: VideoInput,
+        segment: Segment,
+        seed: int,
+        device: torch.device,
+        budget: MemoryBudget,
+        available: Tensor | None = None,
     ) -> None:
-        super().__init__((shown.frames, shown.views.size, shown.views.size, 3), options, seed, device)
-        self.clips, self.shown = clips, shown
+        shape = (shown.frames, shown.views.size, shown.views.size, 3)
+        super().__init__(shape, 1 + segment.augmentations, seed, device, budget, available)
+        self.clips, self.shown, self.mirror = clips, shown, segment.mirror
 
-    def view(self, row: int, view: int) -> NDArray[np.uint8]:
+    def view(self, row: int, view: int, key: int) -> NDArray[np.uint8]:
         """One segment."""
-        shot, name = self.clips[row], "centre"
-        chosen = shot.indices[CENTRE]
+        clip, name = self.clips[row], "centre"
+        chosen = clip.indices[CENTRE]
         if view:
-            rng = self.random(row, view)
-            parts = chosen.shape if self.shown.fps is None else 1  # at a fixed rate the segment moves as a whole
-            chosen = shot.indices[rng.integers(len(MOMENTS), size=parts), np.arange(len(chosen))]
-            name = f"{rng.choice(PLACES)}@{rng.choice(SCALES)}"
-            name += "-flip" if self.options.mirror and rng.random() < 0.5 else ""
+            parts = len(chosen) if self.shown.fps is None else 1  # at a fixed rate the segment moves as a whole
+            drawn = Augmentation.draw(self.random(key, view), parts, self.mirror)
+            chosen, name = clip.indices[drawn.moments, np.arange(len(chosen))], drawn.crop
         views = Views(self.shown.views.size, self.shown.views.resize, (name,))
-        return np.asarray(cut(self._frames(shot, chosen), views)[0], np.uint8)
+        return np.asarray(cut(self._frames(clip, chosen), views)[0], np.uint8)
 
-    def _frames(self, shot: Shot, chosen: NDArray[np.int32]) -> NDArray[np.uint8]:
-        if shot.frames is not None:
-            return shot.frames[np.searchsorted(np.unique(shot.indices), chosen)]
+    def _frames(self, clip: DecodedClip, chosen: NDArray[np.int32]) -> NDArray[np.uint8]:
+        if clip.frames is not None:
+            return clip.frames[np.searchsorted(np.unique(clip.indices), chosen)]
         wanted, places = np.unique(chosen, return_inverse=True)
-        with self.shown.open(shot.clip) as source:
+        with self.shown.open(clip.clip) as source:
             return self.shown.read(source, wanted)[places]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdcache.engine.log import say
 from kdcache.log import logger
 from kdcache.runs.ablation.pool import Job, run_jobs
 
@@ -41,5 +40,5 @@ def run_with_bar(
             elif check is not None:
                 check(job)
 
-        run_jobs(jobs, workers, folder / STAGES, on_end, say)
+        run_jobs(jobs, workers, folder / STAGES, on_end)
     return problems

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from kdcache.errors import KdcacheError
+from kdcache.log import EachOnce, logger, quiet
 from kdcache.runtime import cores
 from kdcache.workers import Processes, Serial, StopFlag
 
@@ -33,32 +36,36 @@ class JobEnded:
 class TrainingWork:
     """What every worker does: a session keeps the cached stream in memory from one job to the next.
 
-    ``threads``: for torch, None leaves them as they are. ``say`` takes the sentences of the runs, each once; None, in
-    worker processes: the first one prints them.
+    ``threads``: for torch, None leaves them as they are. What runs log alike is logged once, by the first worker.
     """
 
     stages: Path
     threads: int | None = None
-    say: Callable[[str], None] | None = None
 
     def start(self, worker: int) -> Callable[[Job, Callable[[JobEnded], None], StopFlag], None]:
         """See ``kdcache.workers.Work``."""
         import torch
 
-        from kdcache.engine.log import say
-        from kdcache.runs.train import Session
+        from kdcache.runs.session import Session
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        session = Session(self.stages, _once(self.say or (say if worker == 0 else _silent)), bars=False)
-        return lambda job, emit, stop: emit(JobEnded(job, _train(job, session)))
+        session, once = Session(self.stages, bars=False), EachOnce()
+        if worker > 0:
+            logger.setLevel(logging.WARNING)
+
+        def run(job: Job, emit: Callable[[JobEnded], None], stop: StopFlag) -> None:
+            with once:
+                emit(JobEnded(job, _train(job, session)))
+
+        return run
 
 
 Listener = Callable[[Job, str], None]
 """Told of each job that has ended, with what went wrong in one sentence, or an empty text."""
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener, say: Callable[[str], None]) -> None:
+def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener) -> None:
     """Run all jobs; what ``listen`` raises ends it, and interrupted trainings keep their checkpoints.
 
     Each process holds the cached stream in memory from one job to the next, and takes over from ``stages`` what
@@ -69,7 +76,6 @@ def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener, 
         workers: processes, each with an equal share of the cores as torch threads; 1 stays in this one.
         stages: folder of trained stages that runs share.
         listen: told of every job that has ended.
-        say: takes the sentences of the runs, each once.
 
     Raises:
         KdcacheError: a worker process died.
@@ -83,34 +89,17 @@ def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener, 
         work = TrainingWork(stages, max(1, cores() // workers))
         Processes(work, workers, _on_death, interruptible=True).run(jobs, on_event, StopFlag())
     else:
-        Serial(TrainingWork(stages, say=say)).run(jobs, on_event, StopFlag())
-
-
-def _silent(text: str) -> None:
-    """Say nothing."""
-
-
-def _once(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Say each sentence once."""
-    said: set[str] = set()
-
-    def once(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            say(text)
-
-    return once
+        Serial(TrainingWork(stages)).run(jobs, on_event, StopFlag())
 
 
 def _train(job: Job, session: Any) -> str:
     """Train, or find it finished with the same settings; what went wrong."""
     from kdcache.runs.run import METRICS
-    from kdcache.runs.train import Session, train
+    from kdcache.runs.train import train
 
-    if (job.folder / METRICS).exists():
-        session = Session(say=_silent)
     try:
-        train(**job.arguments, out=job.folder, session=session)
+        with quiet() if (job.folder / METRICS).exists() else nullcontext():
+            train(**job.arguments, out=job.folder, session=session)
     except KdcacheError as error:
         return str(error)
     return ""

@@ -37,7 +37,7 @@ class Replicate(NamedTuple):
 
 def split_option(column: str | None) -> dict[str, Any]:
     """A split column as an option of ``train``."""
-    return {} if column is None else {"split": column}
+    return {} if column is None else {"split_column": column}
 
 
 def row_folder(out: Path, slug: str, column: str | None) -> Path:

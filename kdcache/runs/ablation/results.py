@@ -47,7 +47,7 @@ def collect(comparison: Comparison, out: Path, replicates: Sequence[Replicate]) 
         for replicate in replicates:
             run = Run(run_folder(out, row.slug, replicate))
             metrics, steps = run.metrics, stage_summary(run).get("steps")
-            of_run = {"row": row.name, "split_column": run.settings.split, "seed": replicate.seed}
+            of_run = {"row": row.name, "split_column": run.settings.split_column, "seed": replicate.seed}
             for weights, key in (("last", "last"), ("best", "best@validation")):
                 for split, targets in metrics.get(key, {}).items():
                     known = {**of_run, "weights": weights, "epoch": metrics["epochs"][weights], "steps": steps}

@@ -10,8 +10,9 @@ from typing import Any
 
 from kdcache.errors import OptionError, unknown
 from kdcache.methods import method as method_module
+from kdcache.options import build
 from kdcache.runs import presets
-from kdcache.runs.config import SETTABLE, Settings, build, parse_set
+from kdcache.runs.config import SETTABLE, RunSettings, own_names, parse_set
 from kdcache.runs.presets import TableRow
 
 
@@ -54,6 +55,7 @@ def choose_rows(
     Raises:
         OptionError: unknown names or options, a table together with rows or a preset, fewer than one row.
     """
+    grid, common = (own_names(method, given) for given in (grid, common))
     known: list[TableRow]
     caption, base = "", {}
     if table is not None:
@@ -65,7 +67,7 @@ def choose_rows(
         caption, known = tables[table].caption, tables[table].rows
     else:
         base = presets.preset(method, preset) if preset else {}
-        known = [TableRow(name, dict(options), {}) for name, options in rows.items()]
+        known = [TableRow(name, own_names(method, options), {}) for name, options in rows.items()]
     if not known:
         known = [TableRow("", {}, {})]
     found: list[TableRow] = []
@@ -112,7 +114,9 @@ def parse_grid(method: str, sets: Sequence[str]) -> tuple[dict[str, Any], dict[s
     for text in sets:
         name, equals, value = text.partition("=")
         parts = value.split(",") if equals else [value]
-        values = [parse_set(method, [f"{name}={part}" if equals else text])[name] for part in parts]
+        parsed = [parse_set(method, [f"{name}={part}" if equals else text]) for part in parts]
+        name = next(iter(parsed[0]))  # as it is called today
+        values = [each[name] for each in parsed]
         if len(values) == 1 or isinstance(values[0], tuple):
             common |= parse_set(method, [text])
         else:
@@ -124,7 +128,7 @@ def _check(method: str, name: str, options: dict[str, Any]) -> None:
     """Refuse a row before anything is trained, not after hours."""
     settings = {key: value for key, value in options.items() if key in SETTABLE}
     try:
-        build(Settings, {"method": method, "shards": "", **settings})
+        build(RunSettings, {"method": method, "shards": "", **settings})
         build(method_module(method).Options, {k: v for k, v in options.items() if k not in settings})
     except OptionError as error:
         raise OptionError(f"Row {name!r}: {error}") from error

@@ -24,17 +24,19 @@ from typing import Any
 
 import pandas as pd
 
-from kdcache.data.prepare import prepare
 from kdcache.errors import OptionError
 from kdcache.files import atomic
-from kdcache.log import logger
+from kdcache.log import logger, quiet
 from kdcache.methods import method as method_module
+from kdcache.methods.contract import VALIDATION
+from kdcache.options import build
 from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import Job
 from kdcache.runs.ablation.replicates import TRIAL_SEED, SplitColumns, row_folder, split_option
 from kdcache.runs.ablation.results import monitor_of
 from kdcache.runs.ablation.rows import Comparison
-from kdcache.runs.config import SETTABLE, Settings, build
+from kdcache.runs.config import SETTABLE, RunSettings
+from kdcache.runs.prepare import prepare
 from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
 
@@ -77,7 +79,7 @@ class Trial:
 
 def column_of(row: TableRow, column: str | None) -> str:
     """The manifest column by which a row's clips are split."""
-    return column or str(row.options.get("split", Settings.split))
+    return column or str(row.options.get("split_column", RunSettings.split_column))
 
 
 def choose(
@@ -215,17 +217,19 @@ def _differing(comparison: Comparison) -> str:
 
 def _unvalidated(comparison: Comparison, common: Mapping[str, Any], columns: SplitColumns) -> str:
     """Where validation clips are missing, in words; empty: nowhere."""
-    known = {field.name for field in fields(Settings)}
-    seen: set[Settings] = set()
+    known = {field.name for field in fields(RunSettings)}
+    seen: set[RunSettings] = set()
     for row in comparison.runnable:
         given = {k: v for k, v in {**common, **row.options}.items() if k in known}
         own = Trial(row, 0, {}).options(comparison.method)
         for column in columns:
-            settings = replace(build(Settings, given), **split_option(column))
+            settings = replace(build(RunSettings, given), **split_option(column))
             if settings in seen:
                 continue
             seen.add(settings)
-            if "validation" not in prepare(settings, own, lambda _: None, {"budget": 0}).data.splits:
+            with quiet():
+                splits = prepare(settings, own, {"budget": 0}, training=False).data.splits
+            if VALIDATION not in splits:
                 of_all = "the cache" if row is comparison.runnable[0] else f"row {row.name!r}"
                 return f"{column or of_all} has no validation clips"
     return ""

@@ -102,8 +102,8 @@ def predict(
         WeightsError: the backbone's weights are not here, or are others.
         SourceError, ClipError: while iterating, a source that cannot be read or has no such span.
     """
-    from kdcache.data.prepare import prepare
-    from kdcache.runs.train import Run
+    from kdcache.runs.prepare import prepare
+    from kdcache.runs.run import Run
 
     opened = run if isinstance(run, Run) else Run(Path(run))
     if opened.settings.method != "early":
@@ -120,9 +120,9 @@ def predict(
     clips = _clips(streams, Path(source), skeleton, (start, stop), fps)
     if device is not None:
         settings = replace(opened.settings, device=device)
-        opened = Run(opened.path, prepare(settings, opened.options, lambda _: None, {"budget": 0}))
+        opened = Run(opened.path, prepare(settings, opened.options, {"budget": 0}, training=False))
     network = cast(Stepping, opened.network(which))
-    on = str(opened.prepared.data.device)
+    on = str(opened.training_data.data.device)
     return _answers(opened, network, [stream_features(s, c, on) for s, c in zip(streams, clips, strict=True)])
 
 
@@ -150,10 +150,10 @@ def _answers(run: Run, network: Stepping, parts: Sequence[Iterator[StreamingFeat
     """Step by step through the levels of the joined streams."""
     import torch
 
-    data = run.prepared.data
+    data = run.training_data.data
     classes = tuple(data.classes[run.target])
     names = _names(run, classes)
-    observed = percent(data.stream.shape[0])
+    observed = percent(data.inputs["x"].shape[0])
     state = None
     for level, seen in enumerate(zip(*parts, strict=True)):
         x = np.concatenate([part.features.astype(np.float32) for part in seen])
@@ -175,6 +175,7 @@ def _recipes(run: Run) -> dict[str, dict[str, Any]]:
 def _names(run: Run, classes: Sequence[int]) -> tuple[str, ...]:
     """The names that the cache's ``class`` column has for the labels; the label itself where there is not one."""
     names: dict[int, str] = {}
+    assert run.settings.shards is not None
     rows = Cache(run.settings.shards).clips
     if run.target == "label" and "class" in rows:
         known = rows[rows["label"].notna() & rows["class"].notna() & (rows["class"] != "")]

@@ -1,0 +1,107 @@
+"""Whole-clip streams (``rgb``, ``flow``, ``idt``) as training inputs: decoded in the loader, cut alike in every
+input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdcache.data.ondemand.stream import OnDemand
+from kdcache.data.stream import MemoryBudget
+from kdcache.errors import OptionError
+from kdcache.methods.contract import Segment
+from kdcache.motion.flow_image import dequantise, quantise
+from kdcache.sampling import Sampling, within
+from kdcache.store import Cache
+from kdcache.views import CENTRE, MOMENTS, Augmentation, Views, cut, resize_short_side
+
+
+class CachedFrames(OnDemand):
+    """A whole-clip stream of a cache as segments of T frames.
+
+    ``rgb`` gives uint8 ``[T, S, S, 3]``; ``flow`` uint8 ``[T, S, S, 2 stack]`` (x and y of each field in turn; the
+    bytes of ``kdcache.motion.flow_image``); ``idt`` uint8 ``[T, S, S]``. View 0 is the centre crop at the middle of
+    each of T parts of the clip; with ``names`` the views are these crops, else further views are augmentations that
+    depend on the seed and the example alone, and so are the same in every input.
+
+    Args:
+        cache: where clips are read.
+        name: of the stream.
+        clip_ids: of all rows.
+        segment: what is shown of a clip.
+        seed: of the augmentation.
+        device: on which batches are wanted.
+        budget: of the run.
+        available: which rows are cached.
+        names: views to cut, where features beside these frames have views of their own.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        name: str,
+        clip_ids: Sequence[str],
+        segment: Segment,
+        seed: int,
+        device: torch.device,
+        budget: MemoryBudget,
+        available: torch.Tensor | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        recipe = cache.recipe(name)
+        self.flow, self.bound = "flow" in recipe, float(recipe.get("bound", 20.0))
+        self.channels = 0 if "idt" in recipe else 2 * segment.stack if self.flow else 3
+        if segment.fps is not None:
+            raise OptionError(
+                f"fps={segment.fps}: cached frames keep the rate at which {name} was extracted; drop fps."
+            )
+        if segment.stack > 1 and not self.flow:
+            raise OptionError(f"stack={segment.stack}: only flow fields are stacked, and {name} is not flow.")
+        views = 1 + segment.augmentations if names is None else len(names)
+        shape = (segment.frames, segment.size, segment.size, *([self.channels] if self.channels else []))
+        super().__init__(shape, views, seed, device, budget, available)
+        self.cache, self.name, self.clip_ids, self.segment = cache, name, list(clip_ids), segment
+        self.names = None if names is None else list(names)
+        self.views_of = Views(segment.size, segment.resize)
+
+    def view(self, row: int, view: int, key: int) -> NDArray[Any]:
+        """One segment."""
+        clip, T = self.clip_ids[row], self.segment.frames
+        name, moments = "centre" if self.names is None else self.names[view], np.full(T, CENTRE)
+        if self.names is None and view:
+            name = Augmentation.draw(self.random(key, view), 1, self.segment.mirror).crop  # whatever the input's T
+            moments = np.random.default_rng([self.seed, key, view, T]).integers(len(MOMENTS), size=T)
+        length = self.cache.length(self.name, clip) + self.flow  # a clip of n frames has n − 1 fields
+        rules = [Sampling(T, anchor=moment) for moment in MOMENTS]
+        indices = np.stack(
+            [within(np.arange(length, dtype=np.float64), 0, length, math.nan, math.nan, r) for r in rules]
+        )
+        chosen = indices[moments, np.arange(T)]
+        if self.flow:  # the fields around each frame, clamped at the clip's ends
+            offsets = np.arange(self.segment.stack) - self.segment.stack // 2
+            chosen = np.clip(chosen[:, None] + offsets, 0, length - 2).reshape(-1)
+        wanted, places = np.unique(chosen, return_inverse=True)
+        frames = self.cache.read_frames(self.name, clip, wanted)
+        views = Views(self.views_of.size, self.views_of.resize, (name,))
+        if self.flow:
+            return self._flow(frames[places], views)
+        if not self.channels:
+            frames = frames[..., None]
+        shown = np.stack([resize_short_side(frame, views.short_side) for frame in frames])
+        segment = cut(shown[places], views)[0]
+        return np.asarray(segment if self.channels else segment[..., 0])
+
+    def _flow(self, fields: NDArray[Any], views: Views) -> NDArray[np.uint8]:
+        """Fields ``[T stack, H, W, 2]`` as stored → bytes ``[T, S, S, 2 stack]``; vectors grow with the picture."""
+        pixels = dequantise(fields, self.bound) if fields.dtype == np.uint8 else fields.astype(np.float32)
+        scale = np.float32(views.short_side / min(pixels.shape[1:3]))
+        if scale != 1:
+            pixels = np.stack([resize_short_side(field, views.short_side) for field in pixels]) * scale
+        stored = quantise(cut(pixels, views, flow=True)[0], self.bound)
+        T, k = self.segment.frames, self.segment.stack
+        return stored.reshape(T, k, *stored.shape[1:]).transpose(0, 2, 3, 1, 4).reshape(T, *stored.shape[1:3], 2 * k)

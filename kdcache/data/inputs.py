@@ -1,0 +1,182 @@
+"""Which streams of a cache a method's inputs read: chosen by pattern, checked by axes, views matched by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from kdcache.errors import OptionError, unknown
+from kdcache.methods.contract import Input
+from kdcache.recipe import Recipe
+from kdcache.store import Cache
+from kdcache.streams import axes_of, view_names
+
+FRAME_AXES = ("THWC", "THW")
+WORDS = {
+    "CTHW": "feature maps [C, T, H, W]",
+    "TCHW": "feature maps of single frames [T, C, H, W]",
+    "ND": "a vector for each level of progress [N, D]",
+    "TD": "a vector for each time step [T, D]",
+    "D": "one vector [D]",
+    "THWC": "frames [T, H, W, C]",
+    "THW": "motion maps [T, H, W]",
+}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The streams of a cache that inputs with one pattern and one set of axes read."""
+
+    inputs: tuple[Input, ...]
+    streams: tuple[str, ...]
+    """Several are joined: vectors side by side."""
+    order: tuple[int, ...] | None
+    """Permutation of the stored axes (without views) that gives the input's; none where they agree."""
+
+    @property
+    def names(self) -> str:
+        """As the setting ``stream`` writes them."""
+        return ",".join(self.streams)
+
+    @property
+    def privileged(self) -> bool:
+        """Whether it is read in training only."""
+        return all(one.when == "train" for one in self.inputs)
+
+
+def bind(cache: Cache, inputs: Sequence[Input], stream: str | None) -> list[Binding]:
+    """Find the streams of each group of inputs.
+
+    Args:
+        cache: where they must be.
+        inputs: of the method.
+        stream: the user's choice: names joined by commas; ``input=name`` where several groups read different streams.
+
+    Raises:
+        OptionError: no stream or several that would do, one whose axes do not fit, or an unknown name.
+    """
+    groups: dict[tuple[object, ...], list[Input]] = {}
+    for one in inputs:
+        groups.setdefault((one.stream, one.axes, one.segment), []).append(one)
+    wanted = _wanted(cache, stream, inputs)
+    bindings = []
+    for members in groups.values():
+        first = members[0]
+        fitting = {
+            s: reason for s in cache.streams if fnmatchcase(s, first.stream) for reason in [refusal(cache, s, first)]
+        }
+        names = next((wanted[one.name] for one in members if one.name in wanted), None)
+        if names is None:
+            names = [n for n in wanted.get("", []) if len(groups) == 1 or fitting.get(n) == ""] or None
+        chosen = _chosen(cache, first, fitting, names, alone=len(groups) == 1)
+        bindings.append(Binding(tuple(members), tuple(chosen), _order(cache.recipe(chosen[0]), first.axes)))
+    unused = [n for n in wanted.get("", []) if not any(n in b.streams for b in bindings)]
+    if unused:
+        raise OptionError(f"stream={unused[0]}: no input of the method reads it; {_listed(inputs)}.")
+    return bindings
+
+
+def refusal(cache: Cache, stream: str, wanted: Input) -> str:
+    """Why a stream will not do for an input, as the rest of a sentence about it; empty where it will."""
+    recipe = cache.recipe(stream)
+    stored = axes_of(recipe)
+    if stored is None:
+        return "its import does not say the order of its axes: import it again with --axes, such as VCTHW or VND"
+    axes = stored.removeprefix("V")
+    fits = sorted(axes) == sorted(wanted.axes)
+    if fits and (recipe["layout"] == "fixed") == (wanted.segment is None):
+        return ""
+    if fits:
+        return "it holds whole clips" if wanted.segment is None else "it does not hold frames"
+    return f"it holds {WORDS.get(axes, axes)}, not {WORDS.get(wanted.axes, wanted.axes)}"
+
+
+def align_views(
+    recipes: Mapping[str, Recipe], views: Mapping[str, int]
+) -> tuple[dict[str, list[int]], list[str] | None]:
+    """Which cached view of each stream is shown as view 0, 1 … of an example, so that all streams show the same one.
+
+    Args:
+        recipes: of each stream of features.
+        views: how many each has.
+
+    Returns:
+        stream → its views in common order, and the names of these, None where they are not known.
+
+    Raises:
+        OptionError: streams of which no view has a common name, or whose numbers of views differ without names.
+    """
+    names = {s: _view_names(r) for s, r in recipes.items()}
+    same = {s: list(range(count)) for s, count in views.items()}
+    known = [n for n in names.values() if n is not None]
+    if len(set(map(tuple, known))) <= 1 and len(set(views.values())) <= 1:
+        return same, known[0] if known else None
+    first = next(iter(recipes))
+    if len(known) < len(names):
+        unnamed = next(s for s, n in names.items() if n is None)
+        raise OptionError(
+            f"{first} has {views[first]} views and {unnamed} {views[unnamed]} without names, so they cannot be "
+            "matched: extract or import both with the same views."
+        )
+    common = [n for n in known[0] if all(n in others for others in known)]
+    if not common:
+        shown = "; ".join(f"{s} {', '.join(n or [])}" for s, n in names.items())
+        raise OptionError(f"No view is cached of every stream ({shown}): extract them with the same --views.")
+    return {s: [list(names[s] or []).index(n) for n in common] for s in names}, common
+
+
+def _view_names(recipe: Recipe) -> list[str] | None:
+    """Names of cached views; an unturned skeleton counts as a centre crop."""
+    names = view_names(recipe)
+    return ["centre" if n == "straight" else n for n in names] if names else None
+
+
+def _wanted(cache: Cache, stream: str | None, inputs: Sequence[Input]) -> dict[str, list[str]]:
+    """The names that a user gave: under the input's name, or under "" for whichever input they fit."""
+    wanted: dict[str, list[str]] = {}
+    for text in (part.strip() for part in (stream or "").split(",") if part.strip()):
+        name, equals, value = text.rpartition("=")
+        if equals and name not in {one.name for one in inputs}:
+            raise unknown("input", name, [one.name for one in inputs])
+        cache.recipe(value)  # refuses an unknown one, with the nearest name
+        wanted.setdefault(name, []).append(value)
+    return wanted
+
+
+def _chosen(
+    cache: Cache, first: Input, fitting: Mapping[str, str], names: list[str] | None, *, alone: bool
+) -> list[str]:
+    usable = [s for s, reason in fitting.items() if not reason]
+    said = "stream" if alone else f"stream={first.name}"
+    if names is not None:
+        for name in names:
+            if reason := fitting.get(name, refusal(cache, name, first) or f"{first.name} reads {first.stream}"):
+                raise OptionError(f"{said}={name}: {reason}; choose from {', '.join(usable) or 'none'}.")
+        if len(names) > 1 and not first.axes.endswith("D"):
+            raise OptionError(f"{said}={','.join(names)}: only vectors of several streams can be joined; name one.")
+        return names
+    if not usable:
+        near = "; ".join(f"{s}: {reason}" for s, reason in fitting.items())
+        near = near or f"it has {', '.join(cache.streams) or 'nothing'}"
+        example = first.extract[0] if first.extract else first.stream
+        levels = f" --levels {first.settings['levels']}" if "levels" in first.settings else ""
+        raise OptionError(
+            f"{cache.path} does not hold {WORDS.get(first.axes, first.axes)} for input {first.name} "
+            f"({near}): "
+            f"run `kdcache extract` with a stream such as {example}{levels}."
+        )
+    if len(usable) > 1:
+        choices = f" or {said}=".join(usable)
+        raise OptionError(f"{cache.path} holds several streams for input {first.name}: choose with {said}={choices}.")
+    return usable
+
+
+def _order(recipe: Recipe, axes: str) -> tuple[int, ...] | None:
+    """The permutation that brings stored axes into the input's order."""
+    stored = (axes_of(recipe) or axes).removeprefix("V")
+    return None if stored == axes else tuple(stored.index(letter) for letter in axes)
+
+
+def _listed(inputs: Sequence[Input]) -> str:
+    return "it reads " + ", ".join(f"{one.name}: {one.stream} {one.axes}" for one in inputs)

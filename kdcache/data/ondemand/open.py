@@ -1,0 +1,180 @@
+"""From a manifest and its sources to the ``Data`` of a method whose input is made on demand, each source read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from kdcache import runtime
+from kdcache.data.clips import clips
+from kdcache.data.ondemand import skeletons, videos
+from kdcache.data.ondemand.clips import Clip, Loaded, clips_of
+from kdcache.data.splits import Examples, split_by
+from kdcache.data.stream import MemoryBudget
+from kdcache.data.training_data import TrainingData, batches_on, fingerprint
+from kdcache.errors import OptionError
+from kdcache.log import logger
+from kdcache.manifest import skeletons_of
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, Data, Input, Segment, SkeletonSegment, Split, Stream
+from kdcache.methods.labels import keep_fraction
+from kdcache.methods.options import LabelOptions
+from kdcache.skeletons.image import limits_of
+from kdcache.views import Views
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The clips of a manifest that could be read."""
+
+    examples: Examples
+    loaded: Loaded[Any]
+    target: str
+
+
+def open_sources(
+    rows: pd.DataFrame,
+    root: str | Path,
+    inputs: Sequence[Input],
+    labels: LabelOptions,
+    *,
+    split_column: str = "split",
+    validation: float = 0.2,
+    decoder: str = "auto",
+    memory_fraction: float = 0.5,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+    before: Mapping[str, Any] | None = None,
+) -> TrainingData:
+    """Read the clips that take part; clips that cannot be read are listed in ``failures``.
+
+    Of videos only those with a label in use are decoded; skeletons are read all. Which labels are kept is drawn among
+    the clips that can be read, as ``train`` does; so it is drawn again when some cannot.
+
+    Args:
+        rows: of the manifest.
+        root: folder that sources are relative to.
+        inputs: the method's one input, with a segment.
+        labels: which labels are used.
+        split_column: column that says which clips train, validate and test.
+        validation: share of the labelled training clips to hold out where the manifest has none.
+        decoder: which decoder reads videos.
+        memory_fraction: share of the free memory that decoded frames may fill.
+        device: auto, cpu, cuda or cuda:N.
+        precision: auto, fp32, bf16 or fp16.
+        seed: of the run.
+        before: what an earlier call resolved.
+
+    Raises:
+        OptionError: nothing labelled to train or to test on, no such split column, or labels of another kind than the
+            target.
+    """
+    before = before or {}
+    (one,) = inputs
+    on = runtime.resolve_device(before.get("device", device))
+    precision = runtime.resolve_precision(before.get("precision", precision), on)
+    free = memory_fraction * runtime.free_bytes(torch.device("cpu"))
+    shown = one.segment if isinstance(one.segment, SkeletonSegment) else _shown(one, decoder)
+    read = _read(split_by(rows, split_column), Path(root), shown, labels, validation, free)
+    examples, loaded = read.examples, read.loaded
+    row_of = {name: row for row, name in enumerate(examples.clip_ids)}
+    here = {row_of[name]: clip for name, clip in loaded.clips.items() if name in row_of}
+    available = torch.tensor([row in here for row in range(len(examples.clip_ids))], dtype=torch.bool)
+    common = (seed, on, MemoryBudget(0), None if bool(available.all()) else available)
+    info: dict[str, Any] = {}
+    stream: Stream
+    if isinstance(shown, SkeletonSegment):
+        info["limits"] = limits_of([loaded.clips[name] for name in examples.splits["train"].names])
+        stream = skeletons.SkeletonClips(here, info["limits"], shown, *common)
+    else:
+        assert isinstance(one.segment, Segment)
+        stream = videos.VideoClips(here, shown, one.segment, *common)
+    data = Data(
+        splits=examples.splits,
+        classes=examples.classes,
+        inputs={one.name: stream},
+        roles={one.name: one.role},
+        info=info,
+        seed=seed,
+        device=on,
+        autocast=runtime.autocast(on, precision),
+        batches=batches_on(on),
+        backbone=lambda name: {},
+    )
+    resolved = {"device": str(on), "precision": precision, "samples": fingerprint(examples)}
+    return TrainingData(data, examples, resolved, failures=loaded.failures)
+
+
+def _read(
+    rows: pd.DataFrame,
+    root: Path,
+    shown: SkeletonSegment | videos.VideoInput,
+    labels: LabelOptions,
+    validation: float,
+    budget: float,
+) -> _Read:
+    """Read clips until all that take part have been read or have failed."""
+    is_skeleton = isinstance(shown, SkeletonSegment)
+    known = clips_of(rows.assign(source=skeletons_of(rows)) if is_skeleton else rows, root)
+    loaded: Loaded[Any] = Loaded()
+
+    def load(some: list[Clip]) -> None:
+        new: Loaded[Any]
+        if isinstance(shown, SkeletonSegment):
+            new = skeletons.load(some)
+        else:
+            new = videos.load(some, shown, budget - sum(clip.nbytes for clip in loaded.clips.values()))
+        loaded.clips.update(new.clips)
+        loaded.failures.extend(new.failures)
+
+    while True:
+        failed = {f.clip_id for f in loaded.failures}
+        examples = clips(rows, ~rows["clip_id"].isin(failed).to_numpy(bool), validation, quiet=True)
+        target = _target(labels, examples)
+        used = {s: _used(split, s, target, labels) for s, split in examples.splits.items() if s in ("train", *HELD_OUT)}
+        ids = [
+            name
+            for s, index in used.items()
+            for name in (examples.splits[s].names if is_skeleton else [examples.splits[s].names[i] for i in index])
+        ]
+        missing = [known[name] for name in ids if name not in loaded.clips]
+        if not missing:
+            break
+        load(missing)
+    clips(rows, ~rows["clip_id"].isin(failed).to_numpy(bool), validation)  # once more, to log what is held out
+    logger.info("clips with labels in use: %s", ", ".join(f"{split} {len(index)}" for split, index in used.items()))
+    return _Read(examples, loaded, target)
+
+
+def _used(split: Split, name: str, target: str, labels: LabelOptions) -> Tensor:
+    """Which examples of a split have a label that may be used."""
+    y = split.labels[target]
+    if name == "train":
+        y = keep_fraction(y, labels.label_fraction, labels.label_seed)
+    return (y != UNLABELLED).nonzero()[:, 0]
+
+
+def _target(labels: LabelOptions, examples: Examples) -> str:
+    """The column that holds the classes."""
+    target = labels.target
+    if target == "auto":
+        target = "label" if "label" in examples.classes else "verb"
+    if target not in examples.classes:
+        raise OptionError(f"target={target}: the manifest has none; it has {', '.join(examples.classes)}.")
+    train = examples.splits.get("train")
+    if train is None or not bool((train.labels[target] != UNLABELLED).any()):
+        raise OptionError(f"target={target}: no training clip that can be read has one; check the manifest.")
+    return target
+
+
+def _shown(one: Input, decoder: str) -> videos.VideoInput:
+    """What a backbone for videos is shown of a clip."""
+    assert isinstance(one.segment, Segment)
+    s = one.segment
+    return videos.VideoInput(s.frames, s.fps, Views(s.size, s.resize), decoder)

@@ -1,0 +1,275 @@
+"""From a cache and a method's inputs to the ``Data`` that the method works on."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdcache import backbones, runtime
+from kdcache.backbones.weights import find_digest
+from kdcache.data.clips import clips
+from kdcache.data.frames import CachedFrames
+from kdcache.data.inputs import Binding, align_views, bind
+from kdcache.data.pairs import ROLES, pairs
+from kdcache.data.splits import Examples, named_splits, split_by
+from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget
+from kdcache.data.training_data import TrainingData, batches_on, fingerprint
+from kdcache.errors import OptionError, WeightsError
+from kdcache.log import logger
+from kdcache.methods.contract import Data, Input, Segment, Stream
+from kdcache.recipe import Recipe, digest
+from kdcache.store import Cache
+
+
+class StreamPool:
+    """The streams that runs of one process on one cache have in memory, and the budget that they share."""
+
+    def __init__(self) -> None:
+        self.budget: MemoryBudget | None = None
+        self.streams: dict[tuple[Any, ...], Stream] = {}
+
+    def open(self, nbytes: int) -> None:
+        """Set the budget, the first time."""
+        if self.budget is None:
+            self.budget = MemoryBudget(nbytes)
+
+
+def open_cache(
+    shards: str | Path,
+    inputs: Sequence[Input],
+    *,
+    stream: str | None = None,
+    recipe: str | None = None,
+    split_column: str = "split",
+    validation: float = 0.2,
+    tau_s: float | None = None,
+    memory_fraction: float = 0.6,
+    weights: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    seed: int = 0,
+    before: Mapping[str, Any] | None = None,
+    training: bool = True,
+    pool: StreamPool | None = None,
+) -> TrainingData:
+    """Open the cache, find the inputs' streams and the examples, decide device, precision and where streams lie.
+
+    Args:
+        shards: folder of the cache.
+        inputs: of the method.
+        stream: which streams, where several would do; see ``kdcache.data.inputs.bind``.
+        recipe: digest of the recipe to read, where a stream was extracted under several.
+        split_column: column of the manifest that says which clips train, validate and test.
+        validation: share of the labelled training examples to hold out where the manifest has none.
+        tau_s: anticipation time in seconds, where the pairs of a manifest have several.
+        memory_fraction: share of the free memory that streams may fill; 0 reads every batch from the shards.
+        weights: checkpoint of the backbone that made the streams, where it is not found by the recipe.
+        device: auto, cpu, cuda or cuda:N.
+        precision: auto, fp32, bf16 or fp16.
+        seed: of the run.
+        before: what an earlier call resolved: the same is then used again, so that the numbers of a continued run do
+            not depend on how much memory happens to be free.
+        training: off, privileged inputs are left out and their streams are not opened.
+        pool: streams that runs of this process on one cache share.
+
+    Raises:
+        OptionError: no usable stream or examples, or settings that contradict each other.
+        DeviceError: the device is not there.
+        StoreError: the cache is damaged or mixes recipes.
+    """
+    before = before or {}
+    on = runtime.resolve_device(before.get("device", device))
+    precision = runtime.resolve_precision(before.get("precision", precision), on)
+    cache = Cache(shards, recipe or ())
+    stream = before.get("stream", stream)
+    read = [one for one in inputs if training or one.when == "always"]
+    if not training and stream:  # what the other inputs read is not looked at
+        names = {one.name for one in read}
+        stream = ",".join(p for p in stream.split(",") if "=" not in p or p.partition("=")[0] in names)
+    bindings = bind(cache, read, stream)
+    rows = split_by(cache.clips, split_column)
+    there = _there(cache, inputs, bindings, str(before.get("stream", stream or "")))
+    examples = find_examples(cache, rows, there, tau_s, validation)
+    free = int(memory_fraction * runtime.free_bytes(on))
+    total = int(before.get("budget", free))
+    pool = pool if pool is not None else StreamPool()
+    pool.open(min(total, free))
+    streams = _streams(cache, bindings, examples, seed, on, pool)
+    recipes = {name: cache.recipe(name) for binding in bindings for name in binding.streams}
+    split_sizes = ", ".join(f"{split} {len(part)}" for split, part in examples.splits.items())
+    logger.info("%s: %d clips; examples: %s", "+".join(recipes), len(examples.clip_ids), split_sizes)
+    first = {one.name: cache.recipe(binding.streams[0]) for binding in bindings for one in binding.inputs}
+    data = Data(
+        splits=examples.splits,
+        classes=examples.classes,
+        inputs=streams,
+        roles={one.name: one.role for one in read},
+        layers={name: str(r.get("backbone", {}).get("layer", "")) for name, r in first.items()},
+        fitted=frozenset().union(*(_fitted_on(cache.path, r) for r in recipes.values())),
+        seed=seed,
+        device=on,
+        autocast=runtime.autocast(on, precision),
+        batches=batches_on(on),
+        backbone=functools.cache(lambda name: backbone_state(first[name], weights)),
+    )
+    resolved = {
+        "device": str(on),
+        "precision": precision,
+        "stream": stream_text(bindings),
+        "recipe": digest(next(iter(recipes.values()))) if len(recipes) == 1 else digest(recipes),
+        "samples": fingerprint(examples),
+        "budget": total,
+    }
+    return TrainingData(data, examples, resolved, recipes)
+
+
+def stream_text(bindings: Sequence[Binding]) -> str:
+    """The setting ``stream`` that leads to these bindings."""
+    if len(bindings) == 1:
+        return bindings[0].names
+    return ",".join(f"{one.name}={name}" for b in bindings for one in b.inputs for name in b.streams)
+
+
+def find_examples(
+    cache: Cache,
+    rows: pd.DataFrame,
+    there: Mapping[Input, NDArray[np.bool_]],
+    tau_s: float | None,
+    validation: float,
+) -> Examples:
+    """The examples of each split: those whose inputs are cached; privileged ones are asked of training examples alone.
+
+    Args:
+        cache: to which ``rows`` belong.
+        rows: its manifest, with the splits in column ``split``.
+        there: of each input which rows' clips are cached.
+        tau_s: see ``open_cache``.
+        validation: see ``open_cache``.
+    """
+    roles = {one.role for one in there}
+    in_pairs = roles <= set(ROLES)
+    if not in_pairs and tau_s is not None:
+        raise OptionError(f"tau_s={tau_s:g}: this method does not read pairs of clips; leave it out.")
+    names = named_splits(rows)
+    trains = np.ones(len(rows), bool) if names is None else names.isin(["train", ""]).to_numpy(bool)
+    usable = np.ones(len(rows), bool)
+    for one, has in there.items():
+        needs = trains.copy() if one.when == "train" else np.ones(len(rows), bool)
+        if in_pairs and "role" in rows:  # a pair trains when both its clips are there, also where one role is not read
+            needs &= rows["role"].isin([one.role, *(set(ROLES) - roles)]).to_numpy(bool)
+        usable &= ~needs | has
+    if in_pairs:
+        return pairs(rows, usable, tau_s, validation)
+    return clips(rows, usable, validation)
+
+
+def _there(
+    cache: Cache, inputs: Sequence[Input], bindings: Sequence[Binding], known: str
+) -> dict[Input, NDArray[np.bool_]]:
+    """Of each input which clips are cached; of privileged ones by the index alone, whose streams may not be opened."""
+    names = {one: binding.streams for binding in bindings for one in binding.inputs}
+    parts = [part.rpartition("=") for part in known.split(",") if part]
+    found = {}
+    for one in inputs:
+        streams = names.get(one) or tuple(
+            name for of, _, name in parts if of in ("", one.name) and name in cache.streams
+        )
+        masks = [cache.indexed(name) if one.when == "train" else cache.has(name) for name in streams]
+        if masks:
+            found[one] = np.logical_and.reduce(masks)
+    return found
+
+
+def _streams(
+    cache: Cache,
+    bindings: Sequence[Binding],
+    examples: Examples,
+    seed: int,
+    device: torch.device,
+    pool: StreamPool,
+) -> dict[str, Stream]:
+    """The stream of each input; inputs that share a binding share a stream."""
+    recipes = {b.names: cache.recipe(b.streams[0]) for b in bindings if b.inputs[0].segment is None}
+    views = {b.names: cache.shape(b.streams[0])[0] for b in bindings if b.inputs[0].segment is None}
+    shown, common = align_views(recipes, views) if recipes else ({}, None)
+    if recipes and len(recipes) < len(bindings) and common is None and max(views.values()) > 1:
+        raise OptionError("The features' views have no names, so frames cannot be cut like them: use one view.")
+    streams: dict[str, Stream] = {}
+    for binding in bindings:
+        there = np.logical_and.reduce([cache.indexed(name) for name in binding.streams])
+        known = dict(zip(cache.clips["clip_id"], there.tolist(), strict=True))
+        available = torch.tensor([known[clip] for clip in examples.clip_ids], dtype=torch.bool)
+        mask = None if bool(available.all()) else available
+        segment = binding.inputs[0].segment
+        names = None if not recipes else common or ["centre"]
+        view_of = shown.get(binding.names)
+        own = (seed, tuple(names or ())) if segment else (tuple(view_of or ()),)
+        key = (binding.streams, binding.order, segment, own, tuple(examples.clip_ids), tuple(available.tolist()))
+        if key not in pool.streams:
+            pool.streams[key] = _stream(cache, binding, examples.clip_ids, mask, view_of, names, seed, device, pool)
+        stream = pool.streams[key]
+        streams |= dict.fromkeys((one.name for one in binding.inputs), stream)
+    return streams
+
+
+def _stream(
+    cache: Cache,
+    binding: Binding,
+    clip_ids: list[str],
+    available: Tensor | None,
+    view_of: list[int] | None,
+    names: list[str] | None,
+    seed: int,
+    device: torch.device,
+    pool: StreamPool,
+) -> Stream:
+    segment, budget = binding.inputs[0].segment, pool.budget
+    assert budget is not None
+    if isinstance(segment, Segment):
+        return CachedFrames(cache, binding.streams[0], clip_ids, segment, seed, device, budget, available, names)
+    parts = [
+        CachedStream(cache, name, clip_ids, device, budget, available, view_of, binding.order)
+        for name in binding.streams
+    ]
+    return parts[0] if len(parts) == 1 else JoinedStream(parts)
+
+
+def _fitted_on(cache: Path, recipe: Recipe) -> list[str]:
+    """Clips whose labels the stream's backbone has seen, by what extraction kept of the metadata of its weights."""
+    sha256 = recipe.get("backbone", {}).get("weights", {}).get("sha256")
+    path = cache / "fitted" / f"{sha256}.json"
+    if not path.exists():
+        return []
+    return [str(clip) for clip in json.loads(path.read_text())["fitted_on"]]
+
+
+def backbone_state(recipe: Recipe, weights: str | None) -> dict[str, Tensor]:
+    """State dict of the network that computed a stream.
+
+    A random backbone is initialised again from its seed. A checkpoint is looked for where ``kdcache weights`` keeps
+    them, or taken from ``weights``; its digest must be the one in the recipe.
+
+    Raises:
+        WeightsError: it cannot be found, or is another one.
+    """
+    if "backbone" not in recipe:
+        raise WeightsError(
+            f"{recipe['stream']} was imported, so the weights of its backbone are not known here: set init=random."
+        )
+    name, known = recipe["backbone"]["name"], recipe["backbone"]["weights"]
+    file = weights or (find_digest(known["sha256"]) if "sha256" in known else known["spec"])
+    advice = f"pass weights=PATH of the checkpoint with which {recipe['stream']} was computed, or set init=random."
+    if file is None:
+        raise WeightsError(f"The checkpoint of the cache (sha256 {known['sha256']}) is not on this machine: {advice}")
+    if backbones.weights_id(name, file) != known:
+        raise WeightsError(f"{file} is not the checkpoint of the cache, its digest differs: {advice}")
+    return dict(backbones.build(name, file).state_dict())

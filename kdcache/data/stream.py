@@ -1,0 +1,201 @@
+"""Cached features as numbered rows: kept in the device's memory when they fit, else read from the shards."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdcache.errors import OptionError
+
+CHUNK = 64  # clips read at once when a stream is loaded whole
+
+
+class Reader(Protocol):
+    """What is needed of ``kdcache.store.Cache``."""
+
+    def shape(self, stream: str) -> tuple[int, ...]: ...
+    def dtype(self, stream: str) -> np.dtype[Any]: ...
+    def read(self, stream: str, clip_ids: Sequence[str], view: int | None = None, out: Any = None) -> Any: ...
+
+
+class MemoryBudget:
+    """Bytes of the device's memory that the streams of a run and what is computed from them may fill together."""
+
+    def __init__(self, nbytes: float) -> None:
+        self.free_bytes = int(nbytes)
+
+    def reserve(self, nbytes: int) -> bool:
+        """Take so many bytes if they are free."""
+        if nbytes > self.free_bytes:
+            return False
+        self.free_bytes -= nbytes
+        return True
+
+
+class CachedStream:
+    """A stream of a cache: clips are rows, in the order of ``clip_ids``.
+
+    If the whole of it (every view, as stored, after ``fn``) fits into the budget, it is loaded onto the device when
+    it is first used; else each batch is read from the shards.
+
+    Args:
+        cache: where arrays are read.
+        name: of the stream.
+        clip_ids: of all rows.
+        device: on which batches are wanted.
+        budget: shared with the other streams of the run.
+        available: which rows are cached, bool ``[clips]``; none: all.
+        view_of: which cached view is shown as each view; none: as they lie.
+        order: permutation of the stored axes of a view that gives the input's; none: as they lie.
+        fn: fixed function through which each array passes, float32 in and out; see ``map``.
+    """
+
+    def __init__(
+        self,
+        cache: Reader,
+        name: str,
+        clip_ids: Sequence[str],
+        device: torch.device,
+        budget: MemoryBudget,
+        available: Tensor | None = None,
+        view_of: Sequence[int] | None = None,
+        order: Sequence[int] | None = None,
+        fn: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.cache, self.name, self.device, self.budget, self.fn = cache, name, device, budget, fn
+        self.clip_ids, self.available = list(clip_ids), available
+        self.dtype = torch.from_numpy(np.empty(0, cache.dtype(name))).dtype
+        cached_views, *stored = cache.shape(name)
+        self.view_of = list(range(cached_views)) if view_of is None else list(view_of)
+        self.views, self.order = len(self.view_of), None if order is None else list(order)
+        self.stored = tuple(stored)
+        shown = torch.zeros(self.stored) if self.order is None else torch.zeros(self.stored).permute(self.order)
+        self.shape = tuple(shown.shape) if fn is None else tuple(fn(shown).shape)
+        self.slot_of = torch.arange(len(self.clip_ids)) if available is None else available.cumsum(0) - 1
+        self._resident: bool | None = None
+        self._data: Tensor | None = None  # [available clips × views, *shape]
+        self._mapped: dict[Callable[[Tensor], Tensor], CachedStream] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the whole."""
+        clips = len(self.clip_ids) if self.available is None else int(self.available.sum())
+        return clips * self.views * math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def resident(self) -> bool:
+        """Whether it lies, or is going to lie, in the device's memory; decided when it is first asked."""
+        if self._resident is None:
+            self._resident = self.budget.reserve(self.nbytes)
+        return self._resident
+
+    def place(self, resident: bool) -> None:
+        """Decide where it lies, for a caller that has reserved its bytes together with others'."""
+        self._resident = resident
+
+    def fits(self, nbytes: int) -> bool:
+        """Whether so many bytes of the budget are left beside the stream."""
+        return self.resident and nbytes <= self.budget.free_bytes
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> CachedStream:
+        """The same stream with every array passed once through a fixed function (float32 in and out, one array
+        each)."""
+        if fn not in self._mapped:
+            args = (self.cache, self.name, self.clip_ids, self.device, self.budget, self.available)
+            self._mapped[fn] = CachedStream(*args, self.view_of, self.order, fn)
+        return self._mapped[fn]
+
+    def fetch(self, rows: Tensor, views: Tensor, keys: Tensor) -> Tensor:
+        """The given view of each row, as stored, on the device if resident, else in host memory (pinned for a GPU)."""
+        if not self.resident:
+            return self._read(rows, views)
+        if self._data is None:
+            self._data = self._load()
+        slots = self.slot_of[rows] * self.views + views
+        return self._data.index_select(0, slots.to(self.device, non_blocking=True))
+
+    def to_device(self, fetched: Tensor) -> Tensor:
+        """On the device, float32."""
+        return fetched.to(self.device, non_blocking=True).float()
+
+    def _load(self) -> Tensor:
+        every = torch.arange(len(self.clip_ids)) if self.available is None else self.available.nonzero()[:, 0]
+        data = torch.empty((len(every) * self.views, *self.shape), dtype=self.dtype, device=self.device)
+        for rows in torch.split(every, CHUNK):
+            for view in range(self.views):
+                slots = self.slot_of[rows].to(self.device) * self.views + view
+                data[slots] = self._read(rows, torch.full_like(rows, view)).to(data)
+        return data
+
+    def _read(self, rows: Tensor, views: Tensor) -> Tensor:
+        """From the shards, one read for each view that occurs."""
+        out = torch.empty((len(rows), *self.shape), dtype=self.dtype, pin_memory=self.device.type == "cuda")
+        for view in np.unique(views.numpy()).tolist():
+            places = (views == view).nonzero()[:, 0]
+            clips = [self.clip_ids[row] for row in rows[places].tolist()]
+            cached_view = self.view_of[view]
+            if self.fn is None and self.order is None and len(places) == len(rows):
+                self.cache.read(self.name, clips, cached_view, out=out.numpy())
+                continue
+            read = torch.from_numpy(self.cache.read(self.name, clips, cached_view))
+            for place, array in zip(places.tolist(), read, strict=True):  # one by one: pieces stay in the CPU's cache
+                shown = array if self.order is None else array.permute(self.order)
+                out[place] = shown if self.fn is None else self.fn(shown.float())
+        return out
+
+
+class JoinedStream:
+    """Several streams of the same clips as one: their vectors ``[..., d_i]`` side by side, ``[..., Σ d_i]``."""
+
+    def __init__(self, parts: Sequence[CachedStream]) -> None:
+        self.parts = list(parts)
+        first = self.parts[0]
+        for part in self.parts[1:]:
+            if part.shape[:-1] != first.shape[:-1] or part.views != first.views:
+                raise OptionError(
+                    f"stream={first.name},{part.name}: {first.views} views of {list(first.shape)} and {part.views} of "
+                    f"{list(part.shape)} cannot be joined; extract both with the same levels and number of views."
+                )
+        self.shape = (*first.shape[:-1], sum(part.shape[-1] for part in self.parts))
+        self.views = first.views
+        self.available = first.available
+        self._resident: bool | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the whole."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def resident(self) -> bool:
+        """Whether all of it lies in the device's memory: all parts do, or none."""
+        if self._resident is None:
+            self._resident = self.parts[0].budget.reserve(self.nbytes)
+            for part in self.parts:
+                part.place(self._resident)
+        return self._resident
+
+    def fits(self, nbytes: int) -> bool:
+        """As of one stream."""
+        return self.resident and nbytes <= self.parts[0].budget.free_bytes
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> JoinedStream:
+        """Each part with its arrays passed through a fixed function."""
+        return JoinedStream([part.map(fn) for part in self.parts])
+
+    def fetch(self, rows: Tensor, views: Tensor, keys: Tensor) -> Tensor:
+        """As of one stream; stored types are widened to the widest."""
+        assert self.resident is not None
+        fetched = [part.fetch(rows, views, keys) for part in self.parts]
+        dtype = functools.reduce(torch.promote_types, (f.dtype for f in fetched))
+        return torch.cat([f.to(dtype) for f in fetched], dim=-1)
+
+    def to_device(self, fetched: Tensor) -> Tensor:
+        """On the device, float32."""
+        return self.parts[0].to_device(fetched)

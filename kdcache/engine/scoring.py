@@ -1,0 +1,31 @@
+"""A network's answers for a batch source: class probabilities in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kdcache.methods.contract import Batch, BatchSource, Data
+
+Probabilities = NDArray[np.float32]
+
+
+@torch.no_grad()
+def probabilities(
+    module: nn.Module, predict: Callable[[Batch], Tensor], data: Data, source: BatchSource, batch_size: int
+) -> Probabilities:
+    """Softmax of the logits of every example, float32 ``[n, ..., C]``, in evaluation mode and view 0."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    parts = []
+    for batch in data.batches(source, batch_size, 0):
+        with data.autocast():
+            logits = predict(batch)
+        parts.append(torch.softmax(logits.float(), -1).cpu().numpy())
+    for part, mode in modes:
+        part.training = mode
+    return np.concatenate(parts)

@@ -1,0 +1,122 @@
+"""Groups of options that methods share: how a stage is trained, which labels are used; and the one optimiser
+builder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, ReduceLROnPlateau
+
+from kdcache.errors import OptionError
+from kdcache.methods.contract import Data
+
+Target = Literal["auto", "label", "verb", "noun"]
+Parameters = Iterable[nn.Parameter] | Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How a stage is trained: SGD with a learning rate that falls at milestones."""
+
+    lr: float = 0.01
+    """Learning rate of SGD. [reconstructed]"""
+    momentum: float = 0.9
+    """Momentum of SGD. [reconstructed]"""
+    weight_decay: float = 1e-4
+    """Weight decay of SGD. [reconstructed]"""
+    batch_size: int = 32
+    """Examples in a batch. [reconstructed]"""
+    epochs: int = 30
+    """Passes over the training examples. [reconstructed]"""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the learning rate is multiplied by ``gamma``. [reconstructed]"""
+    gamma: float = 0.1
+    """Factor of the learning rate at milestones. [reconstructed]"""
+    grad_clip: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    patience: int = 0
+    """Early stopping: epochs without a better one on validation clips after which a stage ends; 0 never."""
+
+    def __post_init__(self) -> None:
+        refuse_unless_positive(self, "batch_size", "epochs", "lr")
+        refuse_negative(self, "momentum", "weight_decay", "gamma", "grad_clip", "patience")
+
+    def optimise(self, parameters: Parameters, lr: float | None = None) -> tuple[Optimizer, LRScheduler]:
+        """Optimiser and schedule of ``parameters`` (or groups of them) at ``lr``, by default that of the options."""
+        return build_optimizer(
+            parameters,
+            lr=self.lr if lr is None else lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            milestones=self.milestones,
+            gamma=self.gamma,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """Which labels a method learns from."""
+
+    target: Target = "auto"
+    """Which column holds the classes; ``auto``: label, or verb where there is no label."""
+    label_fraction: float = 1.0
+    """Share of the training labels to keep, the same for every class and at least one each."""
+    label_seed: int = 0
+    """Chooses these labels, whatever the seed of the run; fit and train with one seed and fraction keep the same."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.label_fraction <= 1:
+            raise OptionError(f"label_fraction={self.label_fraction}: give the share of labels to keep, in (0, 1].")
+
+    def choose_target(self, data: Data) -> Literal["label", "verb", "noun"]:
+        """The column; ``OptionError`` where the data has none of that name."""
+        known = next(iter(data.classes)) if self.target == "auto" else self.target
+        if known not in data.classes:
+            raise OptionError(f"target={known}: no example has a {known}; there is {', '.join(data.classes)}.")
+        return cast(Literal["label", "verb", "noun"], known)
+
+
+def build_optimizer(
+    parameters: Parameters,
+    *,
+    optimizer: Literal["sgd", "adam"] = "sgd",
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    schedule: Literal["steps", "plateau"] = "steps",
+    milestones: Sequence[int] = (),
+    gamma: float = 0.1,
+    plateau: int = 2,
+) -> tuple[Optimizer, LRScheduler]:
+    """The optimiser and the schedule of a stage.
+
+    ``steps`` multiplies the rate by ``gamma`` after ``milestones`` (epochs); ``plateau`` after ``plateau`` epochs
+    without a better monitored metric, and waits as long again after each fall."""
+    made: Optimizer
+    if optimizer == "adam":
+        made = Adam(parameters, lr, weight_decay=weight_decay)
+    else:
+        made = SGD(parameters, lr, momentum, weight_decay=weight_decay)
+    if schedule == "plateau":
+        return made, ReduceLROnPlateau(made, "max", gamma, plateau, cooldown=plateau)
+    return made, MultiStepLR(made, list(milestones), gamma)
+
+
+def refuse_unless_positive(options: Any, *names: str) -> None:
+    """``OptionError`` for an option that is set and not above 0."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise OptionError(f"{name}={value}: give a positive number.")
+
+
+def refuse_negative(options: Any, *names: str) -> None:
+    """``OptionError`` for an option that is set and below 0."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value >= 0:
+            raise OptionError(f"{name}={value}: it must not be negative.")

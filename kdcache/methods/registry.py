@@ -1,0 +1,28 @@
+"""Names of methods; each module is imported only when it is asked for, for it needs torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from kdcache.errors import unknown
+
+if TYPE_CHECKING:
+    from kdcache.methods import anticipation, early, recognition
+    from kdcache.methods.contract import Method
+
+    _CHECKED: tuple[Method, ...] = (anticipation, early, recognition)  # a type checker holds each to the contract
+
+METHODS = {
+    "anticipation": "kdcache.methods.anticipation",
+    "early": "kdcache.methods.early",
+    "recognition": "kdcache.methods.recognition",
+}
+"""Name of each method and the module that holds it."""
+
+
+def method(name: str) -> Method:
+    """The module of a method; ``OptionError`` with the nearest name for one that does not exist."""
+    if name not in METHODS:
+        raise unknown("method", name, sorted(METHODS))
+    return cast("Method", import_module(METHODS[name]))
