@@ -49,9 +49,10 @@ def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The line of the tests that need real clips."""
     if count := len(terminalreporter.stats.get(NEED_CLIPS, [])):
+        what = "tests need" if count > 1 else "test needs"
         terminalreporter.line(
-            f"{count} tests need real clips, not found at {shared_root() / 'data'}; set KDCACHE_SHARED to the folder "
-            "that holds them."
+            f"{count} {what} real clips, not found at {shared_root() / 'data'}; set KDCACHE_SHARED to the folder that "
+            "holds them."
         )
 
 
