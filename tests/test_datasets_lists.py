@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from copies import copy_tree
 
 from kdcache.datasets import manifest_for, status
 from kdcache.datasets.gtea import class_name
@@ -55,7 +56,7 @@ def test_ucf101_early_recognition_split(lists):
 
 
 def test_ucf101_finds_the_class_that_is_spelt_in_two_ways(lists, tmp_path):
-    shutil.copytree(lists / "ucf101", tmp_path / "ucfTrainTestlist")
+    copy_tree(lists / "ucf101", tmp_path / "ucfTrainTestlist")
     touch(tmp_path, "UCF-101/HandstandPushups/v_HandStandPushups_g01_c01.avi", "UCF-101/HandstandPushups/v_x.avi")
     rows = manifest_for("ucf101", tmp_path).set_index("clip_id")
     row = rows.loc["v_HandStandPushups_g01_c01"]
@@ -68,7 +69,7 @@ def test_ucf101_finds_the_class_that_is_spelt_in_two_ways(lists, tmp_path):
 
 
 def test_hmdb51(lists, tmp_path):
-    shutil.copytree(lists / "hmdb51", tmp_path / "testTrainMulti_7030_splits")
+    copy_tree(lists / "hmdb51", tmp_path / "testTrainMulti_7030_splits")
     touch(tmp_path, "hmdb51_org/wave/21_wave_u_nm_np1_fr_goo_5.avi")
     rows = manifest_for("hmdb51", tmp_path)
     assert counts(rows) == {"train": 51 * 70, "test": 51 * 30}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
+from copies import copy_tree
 
 import kdcache
 from kdcache.runs.run import Run
@@ -36,7 +36,7 @@ SAME = [name for name, case in make.CASES.items() if "changed" not in case and "
 @pytest.fixture
 def copy(tmp_path):
     """All of it where it may be written to; the paths in the runs' configurations are absolute, as runs have them."""
-    folder = Path(shutil.copytree(DATA, tmp_path / "v0_1"))
+    folder = copy_tree(DATA, tmp_path / "v0_1")
     for config in (folder / "runs").glob("*/config.toml"):
         text = config.read_text()
         for place in ("caches/", "sources/"):
