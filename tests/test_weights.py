@@ -22,6 +22,7 @@ from kdcache import backbones
 from kdcache.backbones import checkpoint, published, weights
 from kdcache.backbones.checkpoint import fill, load_state_dict, random_init
 from kdcache.backbones.i3d import I3D, I3DTail
+from kdcache.demo.tour import choose_weights
 from kdcache.errors import OptionError, WeightsError
 
 
@@ -216,6 +217,16 @@ def test_a_broken_download_leaves_nothing(tmp_path, home, monkeypatch) -> None:
             weights.fetch("i3d-rgb")
         thread.join()
     assert list(home.iterdir()) == []
+
+
+def test_where_no_file_can_be_kept_fetch_says_so_and_the_demo_takes_random_weights(tmp_path, home, monkeypatch) -> None:
+    """A home that cannot be written to; nothing is asked of the network."""
+    publish(monkeypatch, tmp_path / "rgb.pt", url="http://127.0.0.1:9/rgb.pt")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(WeightsError, match="cannot be written to .*file/kdcache/weights: set XDG_CACHE_HOME"):
+        weights.fetch("i3d-rgb")
+    assert choose_weights() == ({"i3d-rgb": "random:0"}, "with a RANDOM backbone")
 
 
 def test_fetch_offline_says_where_to_put_the_file(tmp_path, home, monkeypatch) -> None:

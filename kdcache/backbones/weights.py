@@ -127,7 +127,8 @@ def path(name: str) -> Path:
 def fetch(name: str) -> Path:
     """Download the published checkpoint ``name`` into the user's cache folder and check it; one already there is kept.
 
-    Raises ``WeightsError`` when it cannot be reached or has another checksum, naming the address and the place.
+    Raises ``WeightsError`` when it cannot be reached or written or has another checksum, naming the address and the
+    place.
     """
     from tqdm import tqdm
 
@@ -138,6 +139,11 @@ def fetch(name: str) -> Path:
         return target
     if row.by_hand:
         raise WeightsError(f"{row.file} is published on a page, not at an address: {_how_to_get(row)}.")
+    if not _writable(target.parent):
+        raise WeightsError(
+            f"{row.file} cannot be written to {target.parent}: set XDG_CACHE_HOME to a folder that can be written to, "
+            f"name a checkpoint with --weights FILE, or ask for --weights random:0."
+        )
     try:
         with atomic(target) as partial:
             with urllib.request.urlopen(row.url, timeout=60) as response, partial.open("wb") as out:
@@ -157,6 +163,15 @@ def fetch(name: str) -> Path:
     if row.checksum == "not confirmed here":
         log.warning("%s: no published checksum is known; its sha256 is %s.", target, weights_digest(target))
     return target
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def list_weights() -> list[dict[str, Any]]:
