@@ -224,7 +224,7 @@ def test_where_no_file_can_be_kept_fetch_says_so_and_the_demo_takes_random_weigh
     publish(monkeypatch, tmp_path / "rgb.pt", url="http://127.0.0.1:9/rgb.pt")
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(WeightsError, match="cannot be written to .*file/kdcache/weights: set XDG_CACHE_HOME"):
+    with pytest.raises(WeightsError, match=r"cannot be written to .*file/kdcache/weights: set XDG_CACHE_HOME"):
         weights.fetch("i3d-rgb")
     assert choose_weights() == ({"i3d-rgb": "random:0"}, "with a RANDOM backbone")
 
