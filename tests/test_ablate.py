@@ -83,6 +83,13 @@ def test_a_grid_is_the_product_of_its_values_on_every_row():
     assert two.rows[3].options == {"batch_size": 32, "beta": 1.0, "tau": 2}
 
 
+def test_a_grid_takes_the_names_of_version_0_1():
+    assert parse_grid("early", ["hold=0,0.5", "split=split_2"]) == (
+        {"split_column": "split_2"},
+        {"memory_fraction": [0.0, 0.5]},
+    )
+
+
 def test_a_row_in_words():
     assert parse_row("early", "L_ts: alpha=0.5, beta=0") == ("L_ts", {"alpha": 0.5, "beta": 0.0})
     assert parse_row("early", "slow:milestones=15,25,epochs=30") == ("slow", {"milestones": (15, 25), "epochs": 30})

@@ -71,8 +71,8 @@ def data_of(action: list[int], verb: list[int], classes: dict[str, list[int]]) -
     return Data(
         splits={"train": samples, "validation": samples},
         classes=classes,
-        stream=None,
-        layer="",
+        inputs={},
+        roles={},
         seed=0,
         device=torch.device("cpu"),
         autocast=None,
