@@ -63,7 +63,7 @@ def train(
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the data set and of training.")
 def demo(out: Path, seed: int) -> None:
-    """Render a small data set, extract its streams, train with and without distillation: two minutes, no network.
+    """Render a small data set, extract its streams, train with and without distillation: some minutes, no network.
 
     \b
     Example:
