@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -73,9 +75,13 @@ class BackboneStream(Stream):
         }
 
     def nbytes(self, start_s: float, stop_s: float) -> int:
-        """Exact."""
+        """Exact, the same for every span."""
+        return self._clip_bytes
+
+    @functools.cached_property
+    def _clip_bytes(self) -> int:
         assert self.shape is not None
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def assemble(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the network gave for the segments of some clips → [clips × V, …], with levels [clips × V, N, …]."""

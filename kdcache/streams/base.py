@@ -180,7 +180,7 @@ class Stream(CachedKind):
         """Of the recipe."""
         return digest(self.recipe)
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...] | None:
         """Of one clip, [V, …] or [V, N, …]; ``None`` for whole-clip streams, whose clips differ."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -98,7 +99,7 @@ class FeatureStream(VideoStream, BackboneStream):
         """Crops and flips."""
         return tuple(recipe["views"]["names"]) if "views" in recipe else None
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """Of one clip, [V, …] or [V, N, …]."""
         shape = backbones.layer_shape(self.backbone, self.layer, self.sampling.frames, self.views.size)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -57,9 +58,10 @@ class RgbStream(DenseStream):
             return super().to_recipe()
         return {**super().to_recipe(), "layout": "jpeg", "quality": self.quality}
 
+    @functools.cached_property
     def pixel_bytes(self) -> float:
         """Less for JPEG."""
-        return super().pixel_bytes() * (1 if self.quality is None else _JPEG_SHARE)
+        return super().pixel_bytes * (1 if self.quality is None else _JPEG_SHARE)
 
     def compute(self, clip: ClipFrames) -> Payload:
         """JPEG files one a frame, or uint8 [T, H, W, 3]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -114,7 +115,7 @@ class SkeletonStream(BackboneStream):
         """Observation levels."""
         return self.imaging.progress
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """Of one clip, [V, N, …]."""
         shape = backbones.layer_shape(self.backbone, self.layer, self.levels.levels)[1]

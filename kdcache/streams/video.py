@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -213,12 +215,13 @@ class DenseStream(VideoStream):
 
     def nbytes(self, start_s: float, stop_s: float) -> int:
         """An estimate, for frames of 4:3."""
-        start = 0.0 if np.isnan(start_s) else start_s
-        span = (start + _ASSUMED_CLIP_S if np.isnan(stop_s) else stop_s) - start
+        start = 0.0 if math.isnan(start_s) else start_s
+        span = (start + _ASSUMED_CLIP_S if math.isnan(stop_s) else stop_s) - start
         frames = max(1.0, span * (self.sampling.fps or _ASSUMED_FPS))
         pixels = self.short_side * self.short_side * _ASSUMED_ASPECT
-        return int(frames * pixels * self.pixel_bytes())
+        return int(frames * pixels * self.pixel_bytes)
 
+    @functools.cached_property
     def pixel_bytes(self) -> float:
         """Bytes of a pixel."""
         return self.channels * np.dtype(self.recipe["dtype"]).itemsize
