@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from worker_cases import FatalTraining
 
 import kdcache
 from kdcache.cli import main
@@ -30,7 +30,7 @@ from kdcache.report import ablation as report
 from kdcache.report.tables import markdown, results_table, shown_metrics, steps_line
 from kdcache.runs.ablation import pool, tuning
 from kdcache.runs.ablation.conclusion import conclude
-from kdcache.runs.ablation.pool import Job, TrainingWork, run_jobs
+from kdcache.runs.ablation.pool import Job, run_jobs
 from kdcache.runs.ablation.rows import Comparison, choose_rows, parse_grid, parse_row
 from kdcache.runs.presets import TableRow
 from kdcache.runs.train import Run
@@ -433,24 +433,15 @@ def test_processes_get_the_same_numbers_tell_of_failures_and_keep_checkpoints_wh
     assert not multiprocessing.active_children()
 
 
-class FatalWork(TrainingWork):
-    """Work that kills the process, in a training or before the first."""
-
-    def start(self, worker: int):
-        if self.threads is None:
-            os.abort()
-        return lambda job, emit, stop: os.abort()
-
-
 @pytest.mark.parametrize(
     ("threads", "message"),
     [
-        (1, r"^The process that trained job \d died \(killed by signal 6\): check the free memory"),
+        (1, r"^The process that trained job \d died \(killed by signal 9\): check the free memory"),
         (None, "^A process died"),
     ],
 )
 def test_a_process_that_dies_is_named(shards, tmp_path, monkeypatch, threads, message):
-    monkeypatch.setattr(pool, "TrainingWork", lambda stages, _: FatalWork(stages, threads))
+    monkeypatch.setattr(pool, "TrainingWork", lambda stages, _: FatalTraining(stages, threads))
     common = {"method": "early", "shards": str(shards), "seed": 0}
     jobs = [Job(f"job {i}", tmp_path / str(i), common) for i in range(2)]
     with pytest.raises(KdcacheError, match=message):

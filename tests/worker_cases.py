@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import OptionError
+from kdcache.runs.ablation.pool import TrainingWork
 from kdcache.workers import StopFlag
 
 Emit = Callable[[Any], None]
@@ -93,3 +94,12 @@ class Observant:
 
     def start(self, worker: int) -> Callable[[Any, Emit, StopFlag], None]:
         return lambda unit, emit, stop: emit(self.seen)
+
+
+class FatalTraining(TrainingWork):
+    """Kills its process in a training or, without a number of threads, before the first."""
+
+    def start(self, worker: int) -> Callable[[Any, Emit, StopFlag], None]:
+        if self.threads is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return lambda job, emit, stop: os.kill(os.getpid(), signal.SIGKILL)
