@@ -22,6 +22,8 @@ from kdcache.streams.settings import StreamSettings
 @root_option
 @click.option("--out", default="out", show_default=True, type=click.Path(path_type=Path), help="The cache to fill.")
 @click.option("--stream", "streams", multiple=True, help="rgb, flow, flow-warped, idt or BACKBONE/LAYER; repeatable.")
+@click.option("--for", "method", metavar="METHOD", help="Exactly the streams that this method's stages read.")
+@click.option("--preset", help="With --for: the paper's settings for a dataset.")
 @click.option("--layer", "layers", multiple=True, help="Layer of --backbone; repeatable.  [default: mixed4a]")
 @click.option("--backbone", default="i3d-rgb", show_default=True, help="The backbone that --layer belongs to.")
 @click.option(
@@ -43,6 +45,8 @@ def extract(
     dataset: str | None,
     root: Path | None,
     streams: tuple[str, ...],
+    method: str | None,
+    preset: str | None,
     layers: tuple[str, ...],
     backbone: str,
     weights: tuple[str, ...],
@@ -59,20 +63,42 @@ def extract(
     Example:
       kdcache extract --dataset epic --layer mixed4a --root /data/epic --workers 2
       kdcache extract --manifest clips.csv --root videos/ --stream i3d-rgb/mixed4a --stream flow
+      kdcache extract --dataset ucf101 --root /data/ucf101 --for early
     """
     import kdcache
 
+    calls = stream_calls(streams, layers, backbone, method, preset)
     rows, defaults = clip_rows(manifest, dataset, root, sets)
-    names = stream_names(streams, layers, backbone)
-    settings = {**defaults, **given(options)}
-    report = kdcache.extract(
-        rows, root=root or Path(), streams=names, weights=by_backbone(weights, names), part=_part(part), **settings
-    )
-    click.echo(report)
-    if report.stopped:
-        sys.exit(STOPPED)
-    if report.failures and not options["dry_run"]:
+    failed = False
+    for names, own in calls:
+        settings = {**defaults, **own, **given(options)}
+        report = kdcache.extract(
+            rows, root=root or Path(), streams=names, weights=by_backbone(weights, names), part=_part(part), **settings
+        )
+        click.echo(report)
+        if report.stopped:
+            sys.exit(STOPPED)
+        failed |= bool(report.failures)
+    if failed and not options["dry_run"]:
         sys.exit(SOME_FAILED)
+
+
+def stream_calls(
+    streams: Sequence[str], layers: Sequence[str], backbone: str, method: str | None, preset: str | None
+) -> list[tuple[list[str], dict[str, Any]]]:
+    """The streams and settings of each call of ``extract``: those named, or those that a method reads."""
+    if method is None:
+        if preset is not None:
+            raise OptionError("--preset is of a method: say which with --for METHOD.")
+        return [(stream_names(streams, layers, backbone), {})]
+    if streams or layers:
+        raise OptionError("--for says which streams: leave --stream and --layer out.")
+    from kdcache.runs.requirements import extraction_calls
+
+    calls = extraction_calls(method, preset)
+    for call in calls:
+        click.echo(f"{method} reads {call}", err=True)
+    return [(list(call.streams), call.settings) for call in calls]
 
 
 def stream_names(streams: Sequence[str], layers: Sequence[str], backbone: str) -> list[str]:

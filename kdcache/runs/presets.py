@@ -44,6 +44,13 @@ def preset(method: str, name: str) -> dict[str, Any]:
     return dict(known[name])
 
 
+def streams(method: str, name: str) -> list[str] | None:
+    """The streams that a preset's dataset is trained on, where they are not the method's default ones."""
+    preset(method, name)  # refuses an unknown one
+    found = _read(method).get("streams", {}).get(name)
+    return None if found is None else [str(stream) for stream in found]
+
+
 def tables(method: str) -> dict[str, Table]:
     """Every table of the method's paper by name; each row's options are complete and have been checked."""
     content = _read(method)

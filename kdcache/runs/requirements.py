@@ -1,0 +1,61 @@
+"""What ``kdcache extract --for METHOD`` computes: exactly the streams that a method's stages read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kdcache.backbones import canonical, input_spec
+from kdcache.errors import OptionError
+from kdcache.methods import method as method_module
+from kdcache.options import build
+from kdcache.runs import presets
+
+
+@dataclass(frozen=True)
+class ExtractionCall:
+    """One call of ``extract``: streams of videos, or streams of skeletons."""
+
+    streams: tuple[str, ...]
+    settings: dict[str, Any]
+    """Fields of ``StreamSettings`` on top of the defaults, such as ``levels``."""
+    inputs: tuple[str, ...]
+    """Names of the method's inputs that read them, those read in training only marked so."""
+
+    def __str__(self) -> str:
+        settings = "".join(f" {name}={value}" for name, value in self.settings.items())
+        return f"{', '.join(self.streams)}{settings} for {', '.join(self.inputs)}"
+
+
+def extraction_calls(method: str, preset: str | None = None, **options: Any) -> list[ExtractionCall]:
+    """The calls of ``extract`` that a method needs, as the inputs that it declares say.
+
+    Args:
+        method: name in ``kdcache.methods.METHODS``.
+        preset: the paper's settings for a dataset, which may read other streams than the default.
+        options: of the method, on top of the preset's.
+
+    Raises:
+        OptionError: an unknown method, preset or option, or a method whose inputs are not cached.
+    """
+    chosen = {**(presets.preset(method, preset) if preset else {}), **options}
+    known = presets.streams(method, preset) if preset else None
+    module = method_module(method)
+    calls: dict[tuple[bool, str], ExtractionCall] = {}
+    for one in module.inputs(build(module.Options, chosen)):
+        streams = known if known is not None else one.extract
+        if not streams:
+            raise OptionError(f"{method} makes its input {one.name} on demand: nothing has to be extracted for it.")
+        said = one.name + (" (in training only)" if one.when == "train" else "")
+        for name in streams:
+            key = (_reads_skeletons(name), repr(sorted(one.settings.items())))
+            before = calls.get(key)
+            names = dict.fromkeys((*(before.streams if before else ()), name))
+            inputs = dict.fromkeys((*(before.inputs if before else ()), said))
+            calls[key] = ExtractionCall(tuple(names), dict(one.settings), tuple(inputs))
+    return list(calls.values())
+
+
+def _reads_skeletons(stream: str) -> bool:
+    head, slash, _ = stream.partition("/")
+    return bool(slash) and input_spec(canonical(head)).modality == "skeleton"
