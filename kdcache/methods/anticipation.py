@@ -277,20 +277,6 @@ def _stage(
     diagnostics: Callable[[Batch], dict[str, Tensor]] | None = None,
 ) -> Stage:
     """A stage with the optimiser of the options, scored on the clip in ``role`` of every labelled held-out pair."""
-    optimizer, scheduler = options.optimise(network.parameters())
     seen = "x" if data.roles["x"] == role else "x_t"
-    return Stage(
-        name=name,
-        module=network,
-        train=train,
-        losses=objective,
-        predict=predict_with(network),
-        optimizer=optimizer,
-        scheduler=scheduler,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        eval_sets=held_out_sets(data, options.target, {"x": _maps(options, data, seen)}, role),
-        grad_clip=options.grad_clip,
-        diagnostics=diagnostics,
-        patience=options.patience,
-    )
+    eval_sets = held_out_sets(data, options.target, {"x": _maps(options, data, seen)}, role)
+    return options.stage(name, network, train, objective, eval_sets, diagnostics=diagnostics)

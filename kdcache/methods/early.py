@@ -276,20 +276,6 @@ def _stage(
     epochs: int,
 ) -> Stage:
     """A stage with the optimiser of the options, scored at every level of every labelled held-out clip."""
-    optimizer, scheduler = options.optimise(network.parameters(), lr) if epochs else (None, None)
-    return Stage(
-        name=name,
-        module=network,
-        train=train,
-        losses=objective,
-        predict=predict_with(network),
-        optimizer=optimizer,
-        scheduler=scheduler,
-        epochs=epochs,
-        batch_size=options.batch_size,
-        eval_sets=held_out_sets(data, options.target, {"x": data.inputs["x"]}, "clip"),
-        grad_clip=options.grad_clip,
-        metrics_fn=measure_levels,
-        monitor="auc",
-        patience=options.patience,
-    )
+    eval_sets = held_out_sets(data, options.target, {"x": data.inputs["x"]}, "clip")
+    measured = {"metrics_fn": measure_levels, "monitor": "auc"}
+    return options.stage(name, network, train, objective, eval_sets, lr=lr, epochs=epochs, **measured)

@@ -3,16 +3,16 @@ builder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, ReduceLROnPlateau
 
 from kdcache.errors import OptionError
-from kdcache.methods.contract import Data
+from kdcache.methods.contract import Batch, BatchSource, Data, Stage, predict_with
 
 Target = Literal["auto", "label", "verb", "noun"]
 Parameters = Iterable[nn.Parameter] | Sequence[dict[str, Any]]
@@ -54,6 +54,52 @@ class TrainOptions:
             weight_decay=self.weight_decay,
             milestones=self.milestones,
             gamma=self.gamma,
+        )
+
+
+    def stage(
+        self,
+        name: str,
+        module: nn.Module,
+        train: BatchSource,
+        losses: Callable[[Batch], dict[str, Tensor]],
+        eval_sets: dict[str, BatchSource],
+        *,
+        parameters: Parameters | None = None,
+        lr: float | None = None,
+        epochs: int | None = None,
+        **more: Any,
+    ) -> Stage:
+        """A stage with the optimiser and the schedule of the options.
+
+        Args:
+            name: of the stage.
+            module: what trains; it answers ``{"logits": …}`` to the input ``x`` unless ``predict`` is given.
+            train: what a pass reads.
+            losses: terms of the objective.
+            eval_sets: what is scored after every epoch.
+            parameters: those that are moved; none: all of the module's, the rest is frozen.
+            lr: none: that of the options.
+            epochs: none: those of the options; 0: nothing is trained.
+            more: other fields of ``Stage``.
+        """
+        epochs = self.epochs if epochs is None else epochs
+        moved = module.parameters() if parameters is None else parameters
+        optimizer, scheduler = self.optimise(moved, lr) if epochs else (None, None)
+        fields: dict[str, Any] = {"predict": predict_with(module)} | more
+        return Stage(
+            name=name,
+            module=module,
+            train=train,
+            losses=losses,
+            epochs=epochs,
+            batch_size=self.batch_size,
+            eval_sets=eval_sets,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            grad_clip=self.grad_clip,
+            patience=self.patience,
+            **fields,
         )
 
 
