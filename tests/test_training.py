@@ -158,7 +158,7 @@ def test_streamed_training_equals_held_training(shards, finished, tmp_path):
     run = train("anticipation", shards, out=tmp_path / "run", memory_fraction=0.0, **QUICK)
     assert run.resolved["budget"] == 0
     a, b = (r.history.drop(columns="seconds") for r in (run, finished))
-    # With memory_fraction=0 the teacher's targets are computed in each step too, in other batches: equal but for
+    # With memory_fraction=0 the teacher's targets are computed in each step, in other batches: equal but for rounding.
     # rounding.
     pd.testing.assert_frame_equal(a, b, rtol=1e-3)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -277,5 +277,5 @@ def _stage(
 ) -> Stage:
     """A stage with the optimiser of the options, scored at every level of every labelled held-out clip."""
     eval_sets = held_out_sets(data, options.target, {"x": data.inputs["x"]}, "clip")
-    measured = {"metrics_fn": measure_levels, "monitor": "auc"}
-    return options.stage(name, network, train, objective, eval_sets, lr=lr, epochs=epochs, **measured)
+    of_levels: dict[str, Any] = {"metrics_fn": measure_levels, "monitor": "auc"}
+    return options.stage(name, network, train, objective, eval_sets, lr=lr, epochs=epochs, **of_levels)
