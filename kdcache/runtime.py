@@ -40,6 +40,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def kept_threads() -> Iterator[None]:
+    """Afterwards, torch uses as many threads in this process as before: extraction sets its own number."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def resolve_precision(name: str, device: torch.device) -> str:
     """``auto``: fp32 on a CPU, bf16 on a GPU (fp16 on one that computes no bf16); others are checked on this machine.
 

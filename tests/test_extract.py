@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from make_videos import pictures, write
 
 import kdcache
 from kdcache import backbones
@@ -16,6 +17,7 @@ from kdcache.demo.scene import make_dataset
 from kdcache.errors import ClipError, DeviceError, OptionError, SourceError, StoreError
 from kdcache.extraction import features as features_module
 from kdcache.extraction import run as run_module
+from kdcache.manifest import validate
 from kdcache.sampling import Sampling, sample
 from kdcache.sources import open_source
 from kdcache.store import load_index
@@ -320,3 +322,15 @@ def test_a_gpu_that_is_not_there_is_an_error(dataset, rows, tmp_path):
 def test_a_missing_root_is_an_error(rows, tmp_path):
     with pytest.raises((OptionError, SourceError), match="root"):
         kdcache.extract(rows, root=tmp_path / "nowhere", out=tmp_path, streams=[STREAM], **SMALL)
+
+
+def test_extraction_leaves_torchs_threads_as_they_were(tmp_path):
+    before = torch.get_num_threads()
+    write(tmp_path / "a.mp4", pictures(20))
+    rows = validate(pd.DataFrame([{"clip_id": "a", "source": "a.mp4", "start_s": None, "stop_s": None}]))
+    torch.set_num_threads(before + 1)
+    try:
+        kdcache.extract(rows, tmp_path, tmp_path / "out", ["resnet34/pool"], {"resnet34": "random:0"}, size=32)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kdcache.errors import KdcacheError
 from kdcache.extraction.plan import Task, WorkUnit
 from kdcache.extraction.worker import Done, Event, Started, WorkerConfig, run_unit
+from kdcache.runtime import kept_threads
 from kdcache.store.failures import Failure
 from kdcache.workers import Executor, Processes, Serial, StopFlag
 
@@ -49,7 +50,8 @@ def run_units(
     if workers > 1 and len(units) > 1:
         deaths: dict[str, int] = {}
         executor = Processes(work, workers, lambda unit, events, how: after_death(unit, events, how, deaths, on_event))
-    executor.run(units, on_event, stop)
+    with kept_threads():
+        executor.run(units, on_event, stop)
 
 
 def after_death(
