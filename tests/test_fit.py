@@ -25,7 +25,6 @@ from kdcache.backbones.framewise import Framewise
 from kdcache.cli import main
 from kdcache.data.ondemand import videos
 from kdcache.data.ondemand.clips import Clip
-from kdcache.data.stream import MemoryBudget
 from kdcache.engine import loop
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods import recognition as options
@@ -212,7 +211,7 @@ def test_augmentations_show_other_moments_corners_and_mirrors(tmp_path):
         shown = videos.VideoInput(2, fps, views, "auto")
         shot = videos.load([clip], shown, 1e9).clips["a"]
         segment = Segment(frames=2, size=16, **given)
-        return videos.VideoClips({0: shot}, shown, segment, 0, torch.device("cpu"), MemoryBudget(0))
+        return videos.VideoClips({0: shot}, shown, segment, 0, torch.device("cpu"))
 
     stream = segments()
     centre = stream.view(0, 0, 0)

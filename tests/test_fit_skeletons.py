@@ -11,7 +11,6 @@ import kdcache
 from kdcache import backbones
 from kdcache.data.ondemand import skeletons
 from kdcache.data.ondemand.clips import clips_of
-from kdcache.data.stream import MemoryBudget
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods import recognition as options
 from kdcache.skeletons import Skeleton, open_skeleton
@@ -42,7 +41,7 @@ def resolved(**given):
 
 
 def stream(*clips, seed=0, **given):
-    return skeletons.SkeletonClips(dict(enumerate(clips)), LIMITS, segment_of(**given), seed, CPU, MemoryBudget(0))
+    return skeletons.SkeletonClips(dict(enumerate(clips)), LIMITS, segment_of(**given), seed, CPU)
 
 
 def test_view_0_is_the_image_that_extraction_makes_and_others_are_repeatable():

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache.data.ondemand.stream import OnDemand
-from kdcache.data.stream import MemoryBudget
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Segment
 from kdcache.motion.flow_image import dequantise, quantise
@@ -36,7 +35,6 @@ class CachedFrames(OnDemand):
         segment: what is shown of a clip.
         seed: of the augmentation.
         device: on which batches are wanted.
-        budget: of the run.
         available: which rows are cached.
         names: views to cut, where features beside these frames have views of their own.
     """
@@ -49,7 +47,6 @@ class CachedFrames(OnDemand):
         segment: Segment,
         seed: int,
         device: torch.device,
-        budget: MemoryBudget,
         available: torch.Tensor | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
@@ -64,7 +61,7 @@ class CachedFrames(OnDemand):
             raise OptionError(f"stack={segment.stack}: only flow fields are stacked, and {name} is not flow.")
         views = 1 + segment.augmentations if names is None else len(names)
         shape = (segment.frames, segment.size, segment.size, *([self.channels] if self.channels else []))
-        super().__init__(shape, views, seed, device, budget, available)
+        super().__init__(shape, views, seed, device, available)
         self.cache, self.name, self.clip_ids, self.segment = cache, name, list(clip_ids), segment
         self.names = None if names is None else list(names)
         self.views_of = Views(segment.size, segment.resize)
@@ -77,6 +74,8 @@ class CachedFrames(OnDemand):
             name = Augmentation.draw(self.random(key, view), 1, self.segment.mirror).crop  # whatever the input's T
             moments = np.random.default_rng([self.seed, key, view, T]).integers(len(MOMENTS), size=T)
         length = self.cache.length(self.name, clip) + self.flow  # a clip of n frames has n − 1 fields
+        if length <= self.flow:
+            raise OptionError(f"Clip {clip!r} has no {self.name}, for it is too short: drop it from the manifest.")
         rules = [Sampling(T, anchor=moment) for moment in MOMENTS]
         indices = np.stack(
             [within(np.arange(length, dtype=np.float64), 0, length, math.nan, math.nan, r) for r in rules]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from kdcache.errors import OptionError, unknown
-from kdcache.methods.contract import Input
+from kdcache.methods.contract import Input, SkeletonSegment
 from kdcache.recipe import Recipe
 from kdcache.store import Cache
 from kdcache.streams import axes_of, view_names
@@ -18,6 +18,7 @@ WORDS = {
     "TCHW": "feature maps of single frames [T, C, H, W]",
     "ND": "a vector for each level of progress [N, D]",
     "TD": "a vector for each time step [T, D]",
+    "DT": "a vector for each time step [D, T]",
     "D": "one vector [D]",
     "THWC": "frames [T, H, W, C]",
     "THW": "motion maps [T, H, W]",
@@ -66,7 +67,13 @@ def bind(cache: Cache, inputs: Sequence[Input], stream: str | None) -> list[Bind
         fitting = {
             s: reason for s in cache.streams if fnmatchcase(s, first.stream) for reason in [refusal(cache, s, first)]
         }
-        names = next((wanted[one.name] for one in members if one.name in wanted), None)
+        said = {one.name: wanted[one.name] for one in members if one.name in wanted}
+        names = next(iter(said.values()), None)
+        if any(other != names for other in said.values()):
+            raise OptionError(
+                f"{' and '.join(f'stream={name}={one}' for name, each in said.items() for one in each)}: these inputs "
+                "read one stream together; name one."
+            )
         if names is None:
             names = [n for n in wanted.get("", []) if len(groups) == 1 or fitting.get(n) == ""] or None
         chosen = _chosen(cache, first, fitting, names, alone=len(groups) == 1)
@@ -82,14 +89,16 @@ def refusal(cache: Cache, stream: str, wanted: Input) -> str:
     recipe = cache.recipe(stream)
     stored = axes_of(recipe)
     if stored is None:
-        return "its import does not say the order of its axes: import it again with --axes, such as VCTHW or VND"
+        return f"its import does not say the order of its axes: import it again with --axes, such as V{wanted.axes}"
     axes = stored.removeprefix("V")
     fits = sorted(axes) == sorted(wanted.axes)
     if fits and (recipe["layout"] == "fixed") == (wanted.segment is None):
         return ""
     if fits:
         return "it holds whole clips" if wanted.segment is None else "it does not hold frames"
-    return f"it holds {WORDS.get(axes, axes)}, not {WORDS.get(wanted.axes, wanted.axes)}"
+    stated = "imported" not in recipe or "axes" in recipe or len(axes) != len(wanted.axes)
+    advice = "" if stated else f" (if that is what was imported, import it again with --axes V{wanted.axes})"
+    return f"it holds {WORDS.get(axes, axes)}, not {WORDS.get(wanted.axes, wanted.axes)}{advice}"
 
 
 def align_views(
@@ -112,11 +121,11 @@ def align_views(
     known = [n for n in names.values() if n is not None]
     if len(set(map(tuple, known))) <= 1 and len(set(views.values())) <= 1:
         return same, known[0] if known else None
-    first = next(iter(recipes))
     if len(known) < len(names):
         unnamed = next(s for s, n in names.items() if n is None)
+        other = next(s for s in names if s != unnamed and (names[s], views[s]) != (None, views[unnamed]))
         raise OptionError(
-            f"{first} has {views[first]} views and {unnamed} {views[unnamed]} without names, so they cannot be "
+            f"{other} has {views[other]} views and {unnamed} {views[unnamed]} without names, so they cannot be "
             "matched: extract or import both with the same views."
         )
     common = [n for n in known[0] if all(n in others for others in known)]
@@ -156,6 +165,10 @@ def _chosen(
         if len(names) > 1 and not first.axes.endswith("D"):
             raise OptionError(f"{said}={','.join(names)}: only vectors of several streams can be joined; name one.")
         return names
+    if not usable and isinstance(first.segment, SkeletonSegment):
+        raise OptionError(
+            f"Input {first.name} is made from skeleton files, which no cache holds: use `kdcache fit` with a manifest."
+        )
     if not usable:
         near = "; ".join(f"{s}: {reason}" for s, reason in fitting.items())
         near = near or f"it has {', '.join(cache.streams) or 'nothing'}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget
 from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError, WeightsError
 from kdcache.log import logger
-from kdcache.methods.contract import Data, Input, Segment, Stream
+from kdcache.methods.contract import Data, Input, Segment, SkeletonSegment, Stream
 from kdcache.recipe import Recipe, digest
 from kdcache.store import Cache
+from kdcache.store.fitted import fitted_clips
 
 
 class StreamPool:
@@ -114,7 +115,7 @@ def open_cache(
         inputs=streams,
         roles={one.name: one.role for one in read},
         layers={name: str(r.get("backbone", {}).get("layer", "")) for name, r in first.items()},
-        fitted=frozenset().union(*(_fitted_on(cache.path, r) for r in recipes.values())),
+        fitted=frozenset().union(*(fitted_clips(cache.path, _weights_of(r)) for r in recipes.values())),
         seed=seed,
         device=on,
         autocast=runtime.autocast(on, precision),
@@ -198,10 +199,12 @@ def _streams(
     pool: StreamPool,
 ) -> dict[str, Stream]:
     """The stream of each input; inputs that share a binding share a stream."""
-    recipes = {b.names: cache.recipe(b.streams[0]) for b in bindings if b.inputs[0].segment is None}
-    views = {b.names: cache.shape(b.streams[0])[0] for b in bindings if b.inputs[0].segment is None}
+    recipes = {s: cache.recipe(s) for b in bindings if b.inputs[0].segment is None for s in b.streams}
+    views = {s: cache.shape(s)[0] for s in recipes}
     shown, common = align_views(recipes, views) if recipes else ({}, None)
-    if recipes and len(recipes) < len(bindings) and common is None and max(views.values()) > 1:
+    if common and len(common) < max(views.values()):
+        logger.info("views that all streams have: %s; the others are not read", ", ".join(common))
+    if recipes and any(b.inputs[0].segment for b in bindings) and common is None and max(views.values()) > 1:
         raise OptionError("The features' views have no names, so frames cannot be cut like them: use one view.")
     streams: dict[str, Stream] = {}
     for binding in bindings:
@@ -209,47 +212,57 @@ def _streams(
         known = dict(zip(cache.clips["clip_id"], there.tolist(), strict=True))
         available = torch.tensor([known[clip] for clip in examples.clip_ids], dtype=torch.bool)
         mask = None if bool(available.all()) else available
-        segment = binding.inputs[0].segment
+        segment = _like_features(binding.inputs[0].segment, recipes)
         names = None if not recipes else common or ["centre"]
-        view_of = shown.get(binding.names)
-        own = (seed, tuple(names or ())) if segment else (tuple(view_of or ()),)
+        view_of = {s: shown[s] for s in binding.streams if s in shown}
+        own = (seed, tuple(names or ())) if segment else tuple(map(tuple, view_of.values()))
         key = (binding.streams, binding.order, segment, own, tuple(examples.clip_ids), tuple(available.tolist()))
         if key not in pool.streams:
-            pool.streams[key] = _stream(cache, binding, examples.clip_ids, mask, view_of, names, seed, device, pool)
+            pool.streams[key] = _stream(
+                cache, binding, segment, examples.clip_ids, mask, view_of, names, seed, device, pool
+            )
         stream = pool.streams[key]
         streams |= dict.fromkeys((one.name for one in binding.inputs), stream)
     return streams
 
 
+def _like_features(
+    segment: Segment | SkeletonSegment | None, recipes: Mapping[str, Recipe]
+) -> Segment | SkeletonSegment | None:
+    """A segment whose crops take the share of the frame that those of the features beside it take."""
+    cuts = [r["views"] for r in recipes.values() if r.get("views", {}).get("resize")]
+    if not isinstance(segment, Segment) or segment.resize is not None or not cuts:
+        return segment
+    return replace(segment, resize=round(segment.size * cuts[0]["resize"] / cuts[0]["size"]))
+
+
 def _stream(
     cache: Cache,
     binding: Binding,
+    segment: Segment | SkeletonSegment | None,
     clip_ids: list[str],
     available: Tensor | None,
-    view_of: list[int] | None,
+    view_of: Mapping[str, list[int]],
     names: list[str] | None,
     seed: int,
     device: torch.device,
     pool: StreamPool,
 ) -> Stream:
-    segment, budget = binding.inputs[0].segment, pool.budget
+    budget = pool.budget
     assert budget is not None
     if isinstance(segment, Segment):
-        return CachedFrames(cache, binding.streams[0], clip_ids, segment, seed, device, budget, available, names)
+        return CachedFrames(cache, binding.streams[0], clip_ids, segment, seed, device, available, names)
     parts = [
-        CachedStream(cache, name, clip_ids, device, budget, available, view_of, binding.order)
+        CachedStream(cache, name, clip_ids, device, budget, available, view_of[name], binding.order)
         for name in binding.streams
     ]
     return parts[0] if len(parts) == 1 else JoinedStream(parts)
 
 
-def _fitted_on(cache: Path, recipe: Recipe) -> list[str]:
-    """Clips whose labels the stream's backbone has seen, by what extraction kept of the metadata of its weights."""
-    sha256 = recipe.get("backbone", {}).get("weights", {}).get("sha256")
-    path = cache / "fitted" / f"{sha256}.json"
-    if not path.exists():
-        return []
-    return [str(clip) for clip in json.loads(path.read_text())["fitted_on"]]
+def _weights_of(recipe: Recipe) -> str | None:
+    """SHA-256 of the weights of a stream's backbone, None for random ones and where there is no backbone."""
+    sha256: str | None = recipe.get("backbone", {}).get("weights", {}).get("sha256")
+    return sha256
 
 
 def backbone_state(recipe: Recipe, weights: str | None) -> dict[str, Tensor]:

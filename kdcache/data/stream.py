@@ -38,6 +38,12 @@ class MemoryBudget:
         return True
 
 
+def check_available(name: str, available: Tensor | None, rows: Tensor) -> None:
+    """``ValueError`` for rows of which a stream has no array: slots beside them hold other clips."""
+    if bool((rows < 0).any()) or not (available is None or bool(available[rows].all())):
+        raise ValueError(f"{name}: rows without an array were asked for; leave out those that are not available")
+
+
 class CachedStream:
     """A stream of a cache: clips are rows, in the order of ``clip_ids``.
 
@@ -108,11 +114,14 @@ class CachedStream:
         each)."""
         if fn not in self._mapped:
             args = (self.cache, self.name, self.clip_ids, self.device, self.budget, self.available)
-            self._mapped[fn] = CachedStream(*args, self.view_of, self.order, fn)
+            first = self.fn
+            both = fn if first is None else lambda array: fn(first(array))
+            self._mapped[fn] = CachedStream(*args, self.view_of, self.order, both)
         return self._mapped[fn]
 
     def fetch(self, rows: Tensor, views: Tensor, keys: Tensor) -> Tensor:
         """The given view of each row, as stored, on the device if resident, else in host memory (pinned for a GPU)."""
+        check_available(self.name, self.available, rows)
         if not self.resident:
             return self._read(rows, views)
         if self._data is None:
@@ -166,6 +175,7 @@ class JoinedStream:
         self.views = first.views
         self.available = first.available
         self._resident: bool | None = None
+        self._mapped: dict[Callable[[Tensor], Tensor], JoinedStream] = {}
 
     @property
     def nbytes(self) -> int:
@@ -187,7 +197,9 @@ class JoinedStream:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> JoinedStream:
         """Each part with its arrays passed through a fixed function."""
-        return JoinedStream([part.map(fn) for part in self.parts])
+        if fn not in self._mapped:
+            self._mapped[fn] = JoinedStream([part.map(fn) for part in self.parts])
+        return self._mapped[fn]
 
     def fetch(self, rows: Tensor, views: Tensor, keys: Tensor) -> Tensor:
         """As of one stream; stored types are widened to the widest."""

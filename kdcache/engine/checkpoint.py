@@ -72,8 +72,9 @@ def load_state(folder: Path, stage: Stage, scaler: torch.amp.GradScaler) -> tupl
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         stage.module.load_state_dict(state["model"])
-        if stage.optimizer is not None and stage.scheduler is not None:
+        if stage.optimizer is not None:
             stage.optimizer.load_state_dict(state["optimizer"])
+        if stage.scheduler is not None:
             stage.scheduler.load_state_dict(state["scheduler"])
         scaler.load_state_dict(state["scaler"])
         reached = TrainState(**state["progress"])

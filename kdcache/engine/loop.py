@@ -67,6 +67,11 @@ def fit_stage(
             f"{stage.name}: patience={stage.patience} needs validation clips, which alone may select: set "
             "validation=0.2, mark some in the manifest, or set patience=0."
         )
+    if isinstance(stage.scheduler, ReduceLROnPlateau) and VALIDATION not in stage.eval_sets:
+        raise OptionError(
+            f"{stage.name}: its learning rate follows validation clips, and there are none: set validation=0.2, or "
+            "mark some in the manifest."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     scaler = torch.amp.GradScaler(data.device.type, enabled=scale)
     reseed(data, f"{stage.name}/training")
@@ -115,7 +120,6 @@ def _over(run: _Training) -> bool:
 def _epoch(run: _Training) -> None:
     stage, state = run.stage, run.state
     assert stage.optimizer is not None, stage.name
-    assert stage.scheduler is not None, stage.name
     started = time.perf_counter()
     rng = np.random.default_rng([run.data.seed, zlib.crc32(stage.name.encode()), state.epoch])
     plan = shuffled(stage.train, stage.batch_size, common_views(stage.train), rng)
@@ -140,7 +144,7 @@ def _epoch(run: _Training) -> None:
     row["seconds"] = round(time.perf_counter() - started, 3)
     if isinstance(stage.scheduler, ReduceLROnPlateau):
         stage.scheduler.step(row[f"{VALIDATION}/{stage.monitor}"])
-    else:
+    elif stage.scheduler is not None:
         stage.scheduler.step()
     state.rows.append(row)
     state.epoch, state.step, state.seen, state.sums = state.epoch + 1, 0, 0, {}
@@ -162,7 +166,8 @@ def _step(run: _Training, batch: Batch) -> None:
     torch.autograd.backward(run.scaler.scale(loss))
     if stage.grad_clip:
         run.scaler.unscale_(stage.optimizer)
-        torch.nn.utils.clip_grad_norm_(stage.module.parameters(), stage.grad_clip)
+        moved = [p for p in stage.module.parameters() if p.requires_grad]  # others may hold gradients of earlier stages
+        torch.nn.utils.clip_grad_norm_(moved, stage.grad_clip)
     run.scaler.step(stage.optimizer)
     run.scaler.update()
     size = len(batch["view"])

@@ -191,7 +191,8 @@ class Stage:
     optimizer: Optimizer | None = None
     """None only where there is nothing to train."""
     scheduler: LRScheduler | None = None
-    """Stepped once an epoch; a ``ReduceLROnPlateau`` with the metric that selects the best epoch."""
+    """Stepped once an epoch; a ``ReduceLROnPlateau`` with the metric that selects the best epoch.
+    None keeps the rate."""
     grad_clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
     diagnostics: Callable[[Batch], dict[str, Tensor]] | None = None

@@ -134,8 +134,6 @@ def resolve(options: EarlyOptions, data: Data) -> EarlyOptions:
     if options.model == "student" and options.beta and options.tau >= levels:
         raise OptionError(f"tau={options.tau}: clips have {levels} levels; choose a lead below that, or beta=0.")
     S, U, _ = _sets(options, data)
-    if not len(S):
-        raise OptionError(f"target={target}: no training clip has a {target}; choose another target or label some.")
     check_leak(data, [data.splits["train"].names[i] for i in U.tolist()], options.label_fraction, options.allow_leak)
     if len(U):
         part = "take part through distillation" if options.distils else "are left out: nothing is distilled"

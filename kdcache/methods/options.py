@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, ReduceLROnPlateau
 
 from kdcache.errors import OptionError
-from kdcache.methods.contract import Batch, BatchSource, Data, Stage, predict_with
+from kdcache.methods.contract import UNLABELLED, Batch, BatchSource, Data, Stage, predict_with
 
 Target = Literal["auto", "label", "verb", "noun"]
 Parameters = Iterable[nn.Parameter] | Sequence[dict[str, Any]]
@@ -123,6 +123,8 @@ class LabelOptions:
         known = next(iter(data.classes)) if self.target == "auto" else self.target
         if known not in data.classes:
             raise OptionError(f"target={known}: no example has a {known}; there is {', '.join(data.classes)}.")
+        if not bool((data.splits["train"].labels[known] != UNLABELLED).any()):
+            raise OptionError(f"target={known}: no training clip has a {known}; choose another target or label some.")
         return cast(Literal["label", "verb", "noun"], known)
 
 

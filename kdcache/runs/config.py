@@ -57,6 +57,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         if (self.shards is None) == (self.manifest is None):
             raise OptionError("A run trains on shards or on a manifest's sources: give one of them.")
+        if self.seed < 0:
+            raise OptionError(f"seed={self.seed}: give a whole number from 0 on.")
         if not 0 <= self.memory_fraction <= 1:
             raise OptionError(f"memory_fraction={self.memory_fraction}: give a share of the free memory, 0 to 1.")
         if not 0 <= self.validation < 1:

@@ -118,6 +118,11 @@ class Run:
             if missing:
                 raise OptionError(f"Clip {missing[0]!r} is not among the run's clips in {self.settings.shards}.")
             rows = torch.tensor([row_of[clip] for clip in clips], dtype=torch.int64)
+            if not (seen := self._seen(rows, which)).all():
+                unseen = next(clip for clip, there in zip(clips, seen.tolist(), strict=True) if not there)
+                raise OptionError(
+                    f"Clip {unseen!r} has no array of what the network reads: extract it, or choose other clips."
+                )
         probs = self._probabilities(rows, which)
         index = pd.Index([clip_ids[row] for row in rows.tolist()], name="clip_id")
         if probs.ndim == 3:

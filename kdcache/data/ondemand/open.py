@@ -16,7 +16,6 @@ from kdcache.data.clips import clips
 from kdcache.data.ondemand import skeletons, videos
 from kdcache.data.ondemand.clips import Clip, Loaded, clips_of
 from kdcache.data.splits import Examples, split_by
-from kdcache.data.stream import MemoryBudget
 from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError
 from kdcache.log import logger
@@ -86,7 +85,7 @@ def open_sources(
     row_of = {name: row for row, name in enumerate(examples.clip_ids)}
     here = {row_of[name]: clip for name, clip in loaded.clips.items() if name in row_of}
     available = torch.tensor([row in here for row in range(len(examples.clip_ids))], dtype=torch.bool)
-    common = (seed, on, MemoryBudget(0), None if bool(available.all()) else available)
+    common = (seed, on, None if bool(available.all()) else available)
     info: dict[str, Any] = {}
     stream: Stream
     if isinstance(shown, SkeletonSegment):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from kdcache.data.ondemand.clips import Clip, Loaded, read_each
 from kdcache.data.ondemand.stream import OnDemand
-from kdcache.data.stream import MemoryBudget
 from kdcache.levels import level_spans
 from kdcache.methods.contract import SkeletonSegment
 from kdcache.skeletons import Skeleton, open_skeleton
@@ -33,10 +32,9 @@ class SkeletonClips(OnDemand):
         segment: SkeletonSegment,
         seed: int,
         device: torch.device,
-        budget: MemoryBudget,
         available: Tensor | None = None,
     ) -> None:
-        super().__init__((1, SIDE, SIDE, 3), 1 + segment.augmentations, seed, device, budget, available)
+        super().__init__((1, SIDE, SIDE, 3), 1 + segment.augmentations, seed, device, available)
         self.clips, self.limits, self.segment = clips, limits, segment
 
     def view(self, row: int, view: int, key: int) -> NDArray[Any]:

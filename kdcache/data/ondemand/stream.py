@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcache.data.stream import MemoryBudget
+from kdcache.data.stream import check_available
 from kdcache.methods.contract import Stream
 
 
@@ -30,11 +30,10 @@ class OnDemand(ABC):
         views: int,
         seed: int,
         device: torch.device,
-        budget: MemoryBudget,
         available: Tensor | None = None,
     ) -> None:
         self.shape, self.views, self.seed, self.device = shape, views, seed, device
-        self.budget, self.available = budget, available
+        self.available = available
 
     @abstractmethod
     def view(self, row: int, view: int, key: int) -> NDArray[Any]:
@@ -45,8 +44,8 @@ class OnDemand(ABC):
         return np.random.default_rng([self.seed, key, view])
 
     def fits(self, nbytes: int) -> bool:
-        """Whether so many bytes of the budget are left."""
-        return nbytes <= self.budget.free_bytes
+        """Never: what is computed of augmented views depends on the example, so nothing is worth keeping."""
+        return False
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Stream:
         """The same stream with every array passed through a fixed function, each time it is made."""
@@ -54,6 +53,7 @@ class OnDemand(ABC):
 
     def fetch(self, rows: Tensor, views: Tensor, keys: Tensor) -> Tensor:
         """``[b, *shape]``, uint8 or float32."""
+        check_available(type(self).__name__, self.available, rows)
         each = zip(rows.tolist(), views.tolist(), keys.tolist(), strict=True)
         return torch.from_numpy(np.stack([self.view(row, view, key) for row, view, key in each]))
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from kdcache.data.ondemand.clips import Clip, Loaded, read_each
 from kdcache.data.ondemand.stream import OnDemand
-from kdcache.data.stream import MemoryBudget
 from kdcache.methods.contract import Segment
 from kdcache.sampling import Sampling, sample
 from kdcache.sources import Source, open_source
@@ -86,11 +85,10 @@ class VideoClips(OnDemand):
         segment: Segment,
         seed: int,
         device: torch.device,
-        budget: MemoryBudget,
         available: Tensor | None = None,
     ) -> None:
         shape = (shown.frames, shown.views.size, shown.views.size, 3)
-        super().__init__(shape, 1 + segment.augmentations, seed, device, budget, available)
+        super().__init__(shape, 1 + segment.augmentations, seed, device, available)
         self.clips, self.shown, self.mirror = clips, shown, segment.mirror
 
     def view(self, row: int, view: int, key: int) -> NDArray[np.uint8]:
