@@ -142,6 +142,7 @@ def cut(segment: NDArray[Any], views: Views, *, flow: bool = False) -> NDArray[A
         crop = segment[:, top : top + side, left : left + side]
         if side != views.size:
             crop = np.stack([cv2.resize(f, (views.size, views.size), interpolation=cv2.INTER_LINEAR) for f in crop])
+            crop = crop.reshape(out.shape[1:])  # OpenCV drops the axis of a single channel
             if flow:
                 crop = crop * np.float32(views.size / side)
         out[v] = crop[:, :, ::-1] if flip else crop

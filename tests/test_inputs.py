@@ -164,9 +164,7 @@ def test_each_input_finds_its_stream_or_is_told(tmp_path):
         bind(cache, swapped, "flaw=i3d-rgb/pool")
     with pytest.raises(OptionError, match="did you mean 'i3d-rgb/pool'"):
         bind(cache, swapped, "rgb=i3d-rgb/pol")
-    with pytest.raises(
-        OptionError, match=r"stream=flow=i3d-rgb/pool: flow reads resnext101/\*; choose from resnext1"
-    ):
+    with pytest.raises(OptionError, match=r"stream=flow=i3d-rgb/pool: flow reads resnext101/\*; choose from resnext1"):
         bind(cache, [rgb, flow], "rgb=i3d-rgb/pool,flow=i3d-rgb/pool")
     only = [vectors("a", "i3d-*"), vectors("b", "i3d-*", role="action")]
     assert len(bind(cache, only, None)) == 1
