@@ -56,7 +56,6 @@ class TrainOptions:
             gamma=self.gamma,
         )
 
-
     def stage(
         self,
         name: str,
