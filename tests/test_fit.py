@@ -31,6 +31,7 @@ from kdcache.methods import recognition as options
 from kdcache.methods.contract import Segment
 from kdcache.methods.labels import keep_fraction
 from kdcache.runs.fit import load_config
+from kdcache.runs.run import Run
 from kdcache.views import Views
 
 QUICK = {"epochs": 3, "lr": 0.05, "batch_size": 4, "augmentations": 50, "device": "cpu", "save_every": 0.0}
@@ -191,6 +192,27 @@ def test_an_interrupted_fit_goes_on_to_the_same_weights(finished, folder, tmp_pa
     assert again.metrics == finished.metrics
     logs = [pd.read_csv(f.path / "metrics.csv").drop(columns="seconds") for f in (finished, again)]
     pd.testing.assert_frame_equal(*logs, check_exact=True)
+
+
+@pytest.mark.parametrize("label_fraction", [1.0, 0.5])
+def test_its_run_answers_for_the_clips_that_it_loaded(folder, tmp_path, label_fraction):
+    """Frames of clips without a label in use are not decoded; naming such a clip says so."""
+    rows = rows_of(folder)
+    rows.loc[rows["clip_id"].isin(["clip00", "clip01", "clip20"]), "label"] = pd.NA
+    options = QUICK | {"epochs": 1, "label_fraction": label_fraction, "validation": 0.0}
+    run = Run(kdcache.fit("tiny", rows, folder, tmp_path / "fit", **options).path)
+    data = run.training_data.data
+    train, clips = data.splits["train"], data.inputs["x"].clips
+    loaded = [n for n, row in zip(train.names, train.rows["clip"].tolist(), strict=True) if row in clips]
+    labelled = rows["clip_id"][rows["label"].notna() & (rows["split"] == "train")]
+    assert set(loaded) <= set(labelled)
+    assert len(loaded) == (len(labelled) if label_fraction == 1 else 3 * round(0.5 * len(labelled) / 3))
+    assert list(run.predict("train").index) == loaded
+    assert run.evaluate()["last"] == run.metrics["last"]
+    stored = pd.read_csv(run.path / "predictions.csv")
+    np.testing.assert_allclose(stored[["0", "5", "10"]], run.predictions()[[0, 5, 10]], atol=1e-5)
+    with pytest.raises(OptionError, match="Clip 'clip00' has no array of what the network reads"):
+        run.predict([loaded[0], "clip00"])
 
 
 def test_a_finished_fit_is_returned_as_it_is(finished, folder, monkeypatch):

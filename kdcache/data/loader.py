@@ -39,8 +39,7 @@ def shuffled(source: BatchSource, batch_size: int, views: int, rng: np.random.Ge
     again, each once before any comes twice as often. The plan depends on ``rng`` alone, so it can be drawn again.
     """
     main = len(source) - source.num_unlabeled
-    own = max(1, batch_size // 2) if source.num_unlabeled else batch_size
-    pass_steps = -(-main // own)
+    own, pass_steps = _own(source, batch_size), steps_of_a_pass(source, batch_size)
     steps = pass_steps if source.steps is None else source.steps
     order = _rounds(
         main, main if steps == pass_steps else steps * own, rng
@@ -52,6 +51,16 @@ def shuffled(source: BatchSource, batch_size: int, views: int, rng: np.random.Ge
         pairs = zip(batches, torch.split(drawn, other), strict=True)
         batches = [torch.cat([a, b[: max(1, len(b) * len(a) // own)]]) for a, b in pairs]
     return [(index, torch.from_numpy(rng.integers(0, views, len(index)))) for index in batches]
+
+
+def steps_of_a_pass(source: BatchSource, batch_size: int) -> int:
+    """Batches in which each of the examples that are not mixed in is seen once."""
+    return -(-(len(source) - source.num_unlabeled) // _own(source, batch_size))
+
+
+def _own(source: BatchSource, batch_size: int) -> int:
+    """Examples of a batch that are not mixed in."""
+    return max(1, batch_size // 2) if source.num_unlabeled else batch_size
 
 
 def _rounds(count: int, needed: int, rng: np.random.Generator) -> Tensor:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kdcache.data.loader import steps_of_a_pass
 from kdcache.errors import OptionError, WeightsError
 from kdcache.files import atomic
 from kdcache.methods.contract import VALIDATION, Stage
@@ -71,6 +72,9 @@ def load_state(folder: Path, stage: Stage, scaler: torch.amp.GradScaler) -> tupl
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        as_many = stage.train.steps in (None, steps_of_a_pass(stage.train, stage.batch_size))
+        if "steps" not in state["progress"] and not as_many:
+            raise ValueError("it is of version 0.1, whose epochs had another number of steps")
         stage.module.load_state_dict(state["model"])
         if stage.optimizer is not None:
             stage.optimizer.load_state_dict(state["optimizer"])

@@ -135,8 +135,12 @@ def read_config(path: str | Path) -> tuple[RunSettings, Any, dict[str, Any]]:
     for kept in (options, resolved.get("options", {})):
         if method == "anticipation" and "tau" in kept:
             content.setdefault("tau_s", kept.pop("tau"))
-    settings = build(RunSettings, content)
-    return settings, build(method_module(method).Options, options), resolved
+    if method == "anticipation" and "label_seed" not in options and options.get("label_fraction", 1) < 1:
+        options["label_seed"] = content.get("seed", 0)  # as version 0.1 drew them
+    settings, kind = build(RunSettings, content), method_module(method).Options
+    if "options" in resolved:  # those that are newer than the run have their defaults
+        resolved["options"] = to_table(build(kind, resolved["options"]))
+    return settings, build(kind, options), resolved
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
