@@ -15,6 +15,7 @@ from kdcache.data.loader import feed, in_order, shuffled
 from kdcache.data.open import open_cache
 from kdcache.errors import OptionError, StoreError
 from kdcache.methods.contract import BatchSource, Input, Segment
+from kdcache.methods.teacher import Teacher
 from kdcache.motion.flow_image import dequantise, quantise
 from kdcache.store import Cache
 from kdcache.views import MOMENTS, Augmentation, Views, cut, resize_short_side
@@ -289,3 +290,30 @@ def test_in_order_all_inputs_are_the_centre_crop(known):
     top, left = (HEIGHT - SIZE) // 2, (WIDTH - SIZE) // 2
     assert batch["rgb"][0, 0, 0, 0, :2].tolist() == [4 * top, 4 * left]
     assert batch["idt"][0, 0, 0, 0].item() == 4 * left
+
+
+def test_a_teacher_of_frames_runs_in_each_step_on_the_students_crop(known):
+    """Targets of augmented views are not worth keeping, and the privileged flow is cut like the student's frames."""
+    data = open_cache(known, three()[:2], device="cpu").data
+    rows = data.splits["train"].rows["clip"]
+
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return {"logits": x.float().mean((1, 2, 3))}
+
+    shown = []
+
+    def forward(batch):
+        shown.append(batch["flow"])
+        return network(batch["flow"])
+
+    network = Mean()
+    teacher = Teacher(network, forward, data, {"flow": (data.inputs["flow"], rows)}, 4, ("logits",))
+    assert teacher.kept is None
+    assert len(shown) == 1  # one batch, to see how large the targets are
+    inputs, fields = teacher.wants()
+    source = BatchSource({"rgb": (data.inputs["rgb"], rows), **inputs}, fields)
+    for batch in feed(source, shuffled(source, 3, 201, np.random.default_rng(0)), data.device):
+        assert torch.equal(teacher(batch)["logits"], network(shown[-1])["logits"])
+        mirrored = batch["rgb"][:, 0, 0, 0, 1] > batch["rgb"][:, 0, 0, -1, 1]
+        assert torch.equal(batch["flow"][:, 0, 0, 0, 0] < 128, mirrored)

@@ -174,10 +174,10 @@ def _chosen(
         near = near or f"it has {', '.join(cache.streams) or 'nothing'}"
         example = first.extract[0] if first.extract else first.stream
         levels = f" --levels {first.settings['levels']}" if "levels" in first.settings else ""
+        such = "that holds them" if "*" in example else f"such as {example}{levels}"
         raise OptionError(
             f"{cache.path} does not hold {WORDS.get(first.axes, first.axes)} for input {first.name} "
-            f"({near}): "
-            f"run `kdcache extract` with a stream such as {example}{levels}."
+            f"({near}): run `kdcache extract` with a stream {such}."
         )
     if len(usable) > 1:
         choices = f" or {said}=".join(usable)

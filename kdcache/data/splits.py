@@ -76,7 +76,9 @@ def assign_splits(table: pd.DataFrame, share: float, by: Sequence[str], quiet: b
     if share and not (split == VALIDATION).any():
         return split.mask(hold_out(table, split == "train", share, by, quiet), VALIDATION)
     if not split.isin(HELD_OUT).any():
-        raise OptionError("validation=0 leaves nothing to test on: the manifest has neither validation nor test clips.")
+        raise OptionError(
+            "validation=0 leaves nothing to test on: the manifest has neither validation nor test clips; set validation=0.2."
+        )
     return split
 
 
