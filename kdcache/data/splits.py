@@ -77,7 +77,8 @@ def assign_splits(table: pd.DataFrame, share: float, by: Sequence[str], quiet: b
         return split.mask(hold_out(table, split == "train", share, by, quiet), VALIDATION)
     if not split.isin(HELD_OUT).any():
         raise OptionError(
-            "validation=0 leaves nothing to test on: the manifest has neither validation nor test clips; set validation=0.2."
+            "validation=0 leaves nothing to test on, as the manifest has no held-out clips: set validation=0.2 or mark "
+            "some."
         )
     return split
 
