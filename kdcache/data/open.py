@@ -35,13 +35,15 @@ class StreamPool:
     """The streams that runs of one process on one cache have in memory, and the budget that they share."""
 
     def __init__(self) -> None:
+        self.nbytes = 0
+        """What they may fill."""
         self.budget: MemoryBudget | None = None
         self.streams: dict[tuple[Any, ...], Stream] = {}
 
     def open(self, nbytes: int) -> None:
         """Set the budget, the first time."""
         if self.budget is None:
-            self.budget = MemoryBudget(nbytes)
+            self.nbytes, self.budget = nbytes, MemoryBudget(nbytes)
 
 
 def open_cache(
@@ -128,7 +130,7 @@ def open_cache(
         "stream": stream_text(bindings),
         "recipe": digest(next(iter(recipes.values()))) if len(recipes) == 1 else digest(recipes),
         "samples": fingerprint(examples),
-        "budget": total,
+        "budget": before.get("budget", pool.nbytes),
     }
     return TrainingData(data, examples, resolved, recipes)
 
