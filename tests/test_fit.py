@@ -28,6 +28,7 @@ from kdcache.data.ondemand.clips import Clip
 from kdcache.engine import loop
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods import recognition as options
+from kdcache.methods import recognition_options as recipes
 from kdcache.methods.contract import Segment
 from kdcache.methods.labels import keep_fraction
 from kdcache.runs.fit import load_config
@@ -62,7 +63,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(sys.modules, "kdcache.backbones.tiny", module)
     spec = InputSpec("rgb", frames=2, size=16, resize=18)
     monkeypatch.setitem(backbones.REGISTRY, "tiny", backbones.BackboneEntry("tiny", spec))
-    monkeypatch.setitem(options.RECIPES, "tiny", {**options.RECIPES["tsm-resnet50"], "dropout": 0.25})
+    monkeypatch.setitem(recipes.RECIPES, "tiny", {**recipes.RECIPES["tsm-resnet50"], "dropout": 0.25})
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -155,6 +155,15 @@ def test_files_left_to_pyav(tmp_path, name, how, why):
         open_source(path, decoder="decord")
 
 
+@needs_decord
+@pytest.mark.parametrize("width", [16, 48, 56, 64])
+def test_narrow_videos_have_three_channels(tmp_path, width):
+    make.write(tmp_path / "v.mp4", make.pictures(4, width=width))
+    with open_source(tmp_path / "v.mp4") as source:
+        assert {frame.shape for frame in source.read([0, 1, 3])} == {(64, width, 3)}
+        assert (source.info.backend == "decord") == (width >= 64)
+
+
 def test_without_decord_pyav_reads_everything(plain, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with open_source(plain) as source:

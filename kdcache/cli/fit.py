@@ -58,7 +58,7 @@ def fit(
       kdcache fit tsm --manifest clips.csv --root videos/ --set label_fraction=0.1
     """
     import kdcache
-    from kdcache.methods.recognition import RecognitionOptions
+    from kdcache.methods.recognition_options import RecognitionOptions
     from kdcache.runs.fit import load_config, parse_set
 
     own, others = parse_set(sets, dataset is not None)

@@ -25,7 +25,7 @@ from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget
 from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError, WeightsError
 from kdcache.log import logger
-from kdcache.methods.contract import Data, Input, Segment, SkeletonSegment, Stream
+from kdcache.methods.contract import Data, Input, InputStream, Segment, SkeletonSegment
 from kdcache.recipe import Recipe, digest
 from kdcache.store import Cache
 from kdcache.store.fitted import fitted_clips
@@ -38,7 +38,7 @@ class StreamPool:
         self.nbytes = 0
         """What they may fill."""
         self.budget: MemoryBudget | None = None
-        self.streams: dict[tuple[Any, ...], Stream] = {}
+        self.streams: dict[tuple[Any, ...], InputStream] = {}
 
     def open(self, nbytes: int) -> None:
         """Set the budget, the first time."""
@@ -199,7 +199,7 @@ def _streams(
     seed: int,
     device: torch.device,
     pool: StreamPool,
-) -> dict[str, Stream]:
+) -> dict[str, InputStream]:
     """The stream of each input; inputs that share a binding share a stream."""
     recipes = {s: cache.recipe(s) for b in bindings if b.inputs[0].segment is None for s in b.streams}
     views = {s: cache.shape(s)[0] for s in recipes}
@@ -208,7 +208,7 @@ def _streams(
         logger.info("views that all streams have: %s; the others are not read", ", ".join(common))
     if recipes and any(b.inputs[0].segment for b in bindings) and common is None and max(views.values()) > 1:
         raise OptionError("The features' views have no names, so frames cannot be cut like them: use one view.")
-    streams: dict[str, Stream] = {}
+    streams: dict[str, InputStream] = {}
     for binding in bindings:
         there = np.logical_and.reduce([cache.indexed(name) for name in binding.streams])
         known = dict(zip(cache.clips["clip_id"], there.tolist(), strict=True))
@@ -249,7 +249,7 @@ def _stream(
     seed: int,
     device: torch.device,
     pool: StreamPool,
-) -> Stream:
+) -> InputStream:
     budget = pool.budget
     assert budget is not None
     if isinstance(segment, Segment):

@@ -34,9 +34,9 @@ from kdcache.methods.contract import (
     BatchSource,
     Data,
     Input,
+    InputStream,
     Predictor,
     Stage,
-    Stream,
     predict_with,
     reseed,
 )
@@ -235,7 +235,7 @@ def _sets(options: AnticipationOptions, data: Data) -> tuple[Tensor, Tensor, Ten
     return *labelled_sets(y), y
 
 
-def _maps(options: AnticipationOptions, data: Data, name: str) -> Stream:
+def _maps(options: AnticipationOptions, data: Data, name: str) -> InputStream:
     """The cached maps of an input as the head reads them."""
     stream = data.inputs[name]
     return stream if options.head == "i3d" else stream.map(cells)
@@ -244,7 +244,7 @@ def _maps(options: AnticipationOptions, data: Data, name: str) -> Stream:
 def _source(
     options: AnticipationOptions,
     data: Data,
-    inputs: dict[str, tuple[Stream, Tensor]],
+    inputs: dict[str, tuple[InputStream, Tensor]],
     fields: dict[str, Tensor],
     num_unlabeled: int = 0,
 ) -> BatchSource:

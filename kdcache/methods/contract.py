@@ -106,7 +106,7 @@ class Input:
     """Settings of that extraction, such as ``levels``."""
 
 
-class Stream(Protocol):
+class InputStream(Protocol):
     """One stream of numbered clips (rows), each with V views of one shape."""
 
     shape: tuple[int, ...]
@@ -124,7 +124,7 @@ class Stream(Protocol):
         """Whether so many bytes may be filled on the device beside it."""
         ...
 
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Stream:
+    def map(self, fn: Callable[[Tensor], Tensor]) -> InputStream:
         """The same stream with each array ``[*shape]`` passed through a fixed function, once where it is resident."""
         ...
 
@@ -158,7 +158,7 @@ class Split:
 class BatchSource:
     """What one pass reads: for each input the stream and its rows ``[n]``; fields ``[n]`` come along as they are."""
 
-    inputs: dict[str, tuple[Stream, Tensor]]
+    inputs: dict[str, tuple[InputStream, Tensor]]
     fields: dict[str, Tensor] = field(default_factory=dict)
     num_unlabeled: int = 0
     """The last so many examples are mixed half and half into every batch."""
@@ -217,7 +217,7 @@ class Predictor:
     module: nn.Module
     predict: Callable[[Batch], Tensor]
     """Logits ``[B, ..., C]`` of a batch of ``inputs``."""
-    inputs: Mapping[str, Stream]
+    inputs: Mapping[str, InputStream]
     """What it reads, by name: inputs with ``when="always"`` alone."""
     role: str
     """The clip of an example that it answers for."""
@@ -234,7 +234,7 @@ class Data:
     """"train" and at least one held-out split."""
     classes: dict[str, list[int]]
     """For each target the manifest's label of every class index, ascending."""
-    inputs: Mapping[str, Stream]
+    inputs: Mapping[str, InputStream]
     """The stream of each input."""
     roles: Mapping[str, str]
     """Of each input."""

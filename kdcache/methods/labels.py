@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdcache.errors import OptionError
 from kdcache.log import logger
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, BatchSource, Data, Stream
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, BatchSource, Data, InputStream
 
 
 def keep_fraction(y: Tensor, fraction: float, seed: int) -> Tensor:
@@ -34,7 +34,7 @@ def labelled_sets(y: Tensor) -> tuple[Tensor, Tensor]:
     return (y != UNLABELLED).nonzero()[:, 0], (y == UNLABELLED).nonzero()[:, 0]
 
 
-def held_out_sets(data: Data, target: str, inputs: Mapping[str, Stream], role: str) -> dict[str, BatchSource]:
+def held_out_sets(data: Data, target: str, inputs: Mapping[str, InputStream], role: str) -> dict[str, BatchSource]:
     """Of each held-out split the labelled examples whose inputs are there: what a stage is scored on."""
     found = {}
     for split in (s for s in HELD_OUT if s in data.splits):

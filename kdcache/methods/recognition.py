@@ -8,9 +8,9 @@ from these; the others take TSM's. [reconstructed]
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,150 +41,13 @@ from kdcache.methods.contract import (
     predict_with,
 )
 from kdcache.methods.labels import held_out_sets, keep_fraction, labelled_sets
-from kdcache.methods.options import LabelOptions, build_optimizer, refuse_negative, refuse_unless_positive
+from kdcache.methods.options import build_optimizer
+from kdcache.methods.recognition_options import RecognitionOptions, with_recipe
 
 STAGE = "fit"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecognitionOptions(LabelOptions):
-    """Everything that can be set; ``none`` stands for the recipe of the backbone, see ``RECIPES``."""
-
-    backbone: str = "vacnn"
-    """Name in ``kdcache.backbones.names()``."""
-    init: str | None = None
-    """Checkpoint of this backbone to start from, with a new classifier, or ``random:SEED``; none: the published one,
-    random weights where there is none."""
-    imagenet: str | None = None
-    """VA-CNN: checkpoint of an ImageNet ResNet-50 that its classifier starts from, as published; none: random."""
-    keep: Literal["best", "last"] = "best"
-    """Which epoch's weights are exported: the best one on the validation clips, or the last."""
-
-    optimizer: Literal["adam", "sgd"] | None = None
-    """VA-CNN: Adam. Others: SGD."""
-    lr: float | None = None
-    """Learning rate; from random weights more than the published recipes have, which fine-tune [reconstructed]."""
-    view_lr: float | None = None
-    """VA-CNN: learning rate of the network that chooses the view; none: ``lr`` where the classifier starts from a
-    checkpoint, as published, a thousandth of it from random weights [reconstructed]. 6,272 inputs move each angle: at a
-    common rate the views change faster than an untrained classifier can follow, and nothing is learned (after eight
-    epochs on MSR Action3D the loss is still that of chance)."""
-    momentum: float = 0.9
-    """Momentum of SGD [TSM's code]."""
-    weight_decay: float | None = None
-    """Weight decay."""
-    batch_size: int | None = None
-    """Clips in a batch."""
-    epochs: int | None = None
-    """At most."""
-    schedule: Literal["plateau", "steps"] | None = None
-    """``plateau``: the rate falls when validation accuracy stops rising; ``steps``: after ``milestones``."""
-    milestones: tuple[int, ...] | None = None
-    """Epochs after which ``steps`` lowers the rate; an empty list never does."""
-    gamma: float = 0.1
-    """Factor by which it falls [VA-CNN's and TSM's code]."""
-    plateau: int = 2
-    """Epochs without a better one that ``plateau`` waits for, and waits again after each fall [VA-CNN's code]."""
-    patience: int | None = None
-    """Early stopping: epochs without a better one on the validation clips after which fitting stops; 0: never."""
-    grad_clip: float | None = None
-    """Largest norm of the gradient; 0 does not clip."""
-    dropout: float | None = None
-    """On the pooled features, before the classifier. I3D has its own besides, of one half."""
-
-    augmentations: int = 1000
-    """Different augmented inputs of each clip, one of which is drawn in each epoch; 0: always the clip as it is.
-    Skeletons: turned by three angles, each uniform in ±0.3 rad [VA-CNN's code]; 2-D joints in their plane alone.
-    Videos: corner crops of several scales and other moments [TSN, TSM]."""
-    mirror: bool = True
-    """Videos: half of the augmented inputs are mirrored; off where left and right make classes."""
-    observed: Literal["random", "full"] | None = None
-    """What augmented inputs of skeletons show: ``random``: a random observation ratio, so that the network also knows
-    clips that have only begun; ``full``: whole clips, as published. None: random for skeletons [reconstructed]."""
-    levels: int = 10
-    """N, the number of levels of progress."""
-    progress: Literal["prefix", "segment"] = "prefix"
-    """What is seen at a level: everything up to it, or its own part alone [reconstructed]."""
-    skeleton: Literal["scipy_bytescale", "float_bilinear"] = "scipy_bytescale"
-    """How joints become images; see ``kdcache.skeletons.image``. Extract with the same."""
-
-    frames: int | None = None
-    """Videos: frames of a segment; none: what the backbone takes."""
-    fps: float | None = None
-    """Videos: rate at which these are taken; none spreads them over the clip."""
-    size: int | None = None
-    """Videos: side in pixels of the input; none: what the backbone takes."""
-    resize: int | None = None
-    """Videos: short side in pixels before cropping; none: 8/7 of ``size``."""
-
-    def __post_init__(self) -> None:
-        LabelOptions.__post_init__(self)
-        refuse_unless_positive(self, "lr", "batch_size", "epochs", "levels", "frames")
-        refuse_negative(self, "augmentations", "plateau", "patience", "grad_clip", "weight_decay", "momentum")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise OptionError(f"dropout={self.dropout}: give a share of the features, 0 to below 1.")
-
-
 Options = RecognitionOptions
-
-# VA-CNN: the published code, section 4 of its paper. TSM: the published fine-tuning on UCF101 (its README), whose
-# weight decay is that of Kinetics. The others have no published recipe for this and take TSM's [reconstructed], with
-# the usual dropout of one half.
-_VACNN = {
-    "optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0, "batch_size": 32, "epochs": 100, "schedule": "plateau",
-    "milestones": (), "patience": 8, "grad_clip": 0.0, "dropout": 0.0, "observed": "random",
-}  # fmt: skip
-_TSM = {
-    "optimizer": "sgd", "lr": 1e-3, "weight_decay": 1e-4, "batch_size": 64, "epochs": 25, "schedule": "steps",
-    "milestones": (10, 20), "patience": 0, "grad_clip": 20.0, "dropout": 0.8, "observed": "full",
-}  # fmt: skip
-_OTHER = _TSM | {"dropout": 0.5, "batch_size": 32}
-RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "vacnn": _VACNN,
-    "tsm-resnet50": _TSM,
-    "tsm-resnet50-online": _TSM,
-    "resnet34": _OTHER,
-    "i3d-rgb": _OTHER | {"dropout": 0.0},
-    "resnext101": _OTHER,
-}
-"""Backbone → the options that its recipe decides."""
-
-# Published recipes fine-tune. From random weights, VA-CNN's rate of 1e-4 that falls whenever two epochs bring nothing
-# ends before anything is learned [reconstructed]; the others then take TSM's recipe for Kinetics.
-_VACNN_SCRATCH = {"lr": 1e-3, "batch_size": 16, "epochs": 50, "schedule": "steps", "milestones": (40,), "patience": 0}
-_SCRATCH = {"lr": 0.02, "epochs": 50, "milestones": (20, 40), "dropout": 0.5}
-
-_SKELETONS = ("imagenet", "view_lr", "observed", "levels", "progress", "skeleton")
-_VIDEOS = ("mirror", "frames", "fps", "size", "resize")
-
-
-def with_recipe(options: RecognitionOptions) -> RecognitionOptions:
-    """``options`` with the recipe of their backbone where they leave it open.
-
-    Raises:
-        OptionError: a backbone that cannot be trained here, or an option that means nothing to it.
-    """
-    backbone = backbones.canonical(options.backbone)
-    spec = input_spec(backbone)
-    if backbone not in RECIPES:
-        raise OptionError(
-            f"{backbone} takes {spec.modality}, from which fit does not train; it fits {', '.join(RECIPES)}."
-        )
-    skeletons = spec.modality == "skeleton"
-    for name in _VIDEOS if skeletons else _SKELETONS:
-        if getattr(options, name) not in (getattr(RecognitionOptions(), name), RECIPES[backbone].get(name)):
-            raise OptionError(
-                f"{name} is for {'videos' if skeletons else 'skeletons'}; {backbone} takes none: drop it."
-            )
-    if options.imagenet is not None and options.init is not None:
-        raise OptionError("init and imagenet are two ways to start: give one of them.")
-    random = options.imagenet is None and (options.init or (RANDOM if skeletons else "")).startswith(RANDOM)
-    scratch = (_VACNN_SCRATCH if skeletons else _SCRATCH) if random else {}
-    recipe = {**RECIPES[backbone], **scratch}
-    options = replace(options, **{name: value for name, value in recipe.items() if getattr(options, name) is None})
-    if skeletons and options.view_lr is None:
-        options = replace(options, view_lr=float(options.lr or 0) / (1000 if random else 1))
-    return replace(options, backbone=backbone)
 
 
 def inputs(options: RecognitionOptions) -> tuple[Input, ...]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.log import logger
-from kdcache.methods.contract import Batch, BatchSource, Data, Outputs, Stream
+from kdcache.methods.contract import Batch, BatchSource, Data, InputStream, Outputs
 
-Sources = Mapping[str, tuple[Stream, Tensor]]
+Sources = Mapping[str, tuple[InputStream, Tensor]]
 
 
 class Teacher:
@@ -66,7 +66,7 @@ class Teacher:
         outputs = self.forward(batch)
         return {name: outputs[name] for name in self.outputs}
 
-    def wants(self) -> tuple[dict[str, tuple[Stream, Tensor]], dict[str, Tensor]]:
+    def wants(self) -> tuple[dict[str, tuple[InputStream, Tensor]], dict[str, Tensor]]:
         """Inputs and fields that a stage's source must bring: ``target``, and the inputs if they are still needed."""
         count = next(len(rows) for _, rows in self.inputs.values())
         return ({} if self.kept is not None else self.inputs), {"target": torch.arange(count)}

@@ -18,7 +18,7 @@ from kdcache.backbones.metadata import SUFFIX, FitMetadata, read_metadata
 from kdcache.data.training_data import TrainingData
 from kdcache.errors import OptionError
 from kdcache.manifest import read_manifest, validate, write_manifest
-from kdcache.methods.recognition import RecognitionOptions, with_recipe
+from kdcache.methods.recognition_options import RecognitionOptions, with_recipe
 from kdcache.options import build, parse_texts
 from kdcache.runs.config import RunSettings, renamed
 from kdcache.runs.config import load_config as load_run_config

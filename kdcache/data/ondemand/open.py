@@ -20,7 +20,7 @@ from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.manifest import skeletons_of
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, Data, Input, Segment, SkeletonSegment, Split, Stream
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, Data, Input, InputStream, Segment, SkeletonSegment, Split
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.options import LabelOptions
 from kdcache.skeletons.image import limits_of
@@ -87,7 +87,7 @@ def open_sources(
     available = torch.tensor([row in here for row in range(len(examples.clip_ids))], dtype=torch.bool)
     common = (seed, on, None if bool(available.all()) else available)
     info: dict[str, Any] = {}
-    stream: Stream
+    stream: InputStream
     if isinstance(shown, SkeletonSegment):
         info["limits"] = limits_of([loaded.clips[name] for name in examples.splits["train"].names])
         stream = skeletons.SkeletonClips(here, info["limits"], shown, *common)

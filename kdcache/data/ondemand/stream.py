@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.data.stream import check_available
-from kdcache.methods.contract import Stream
+from kdcache.methods.contract import InputStream
 
 
 class OnDemand(ABC):
-    """A ``Stream`` whose arrays are computed for each batch, while the device computes.
+    """A ``InputStream`` whose arrays are computed for each batch, while the device computes.
 
     View 0 is the clip as extraction sees it, on which networks are judged; every other view is an augmentation that
     depends on the seed, the example's key and the view's number alone, so that an epoch can be repeated.
@@ -47,7 +47,7 @@ class OnDemand(ABC):
         """Never: what is computed of augmented views depends on the example, so nothing is worth keeping."""
         return False
 
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Stream:
+    def map(self, fn: Callable[[Tensor], Tensor]) -> InputStream:
         """The same stream with every array passed through a fixed function, each time it is made."""
         return MappedStream(self, fn)
 
@@ -65,7 +65,7 @@ class OnDemand(ABC):
 class MappedStream:
     """An ``OnDemand`` stream whose arrays pass through a fixed function, float32 in and out."""
 
-    def __init__(self, stream: Stream, fn: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, stream: InputStream, fn: Callable[[Tensor], Tensor]) -> None:
         self.stream, self.fn = stream, fn
         self.shape = tuple(fn(torch.zeros(stream.shape)).shape)
         self.views, self.available, self.resident = stream.views, stream.available, False
@@ -74,7 +74,7 @@ class MappedStream:
         """As of the stream."""
         return self.stream.fits(nbytes)
 
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Stream:
+    def map(self, fn: Callable[[Tensor], Tensor]) -> InputStream:
         """Both functions, one after the other."""
         return MappedStream(self, fn)
 
