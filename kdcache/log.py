@@ -16,6 +16,8 @@ class _BesideBars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
+        if logging.getLogger().handlers:  # the user has set logging up since: those show it
+            return
         try:
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:  # as every logging handler: a message that cannot be written must not end the run
@@ -27,10 +29,11 @@ def show_log(level: int = logging.INFO) -> None:
 
     Called by ``train``, ``fit``, ``ablate`` and ``extract``; a second call does nothing.
     """
+    if logger.handlers or logging.getLogger().handlers:
+        return
+    logger.addHandler(_BesideBars())
     if logger.level == logging.NOTSET:
         logger.setLevel(level)
-    if not (logger.handlers or logging.getLogger().handlers):
-        logger.addHandler(_BesideBars())
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def small_data(labelled: int = 20, unlabelled: int = 4, levels: int = N, room: i
     values = {
         "splits": {"train": samples("t", 0, n, labelled), "validation": samples("v", n, 4, 4)},
         "classes": {"label": [0, 5, 7]},
+        "clip_ids": [*(f"t{i}" for i in range(n)), *(f"v{i}" for i in range(4)), *(f"e{i}" for i in range(5))],
     }
     values["splits"]["test"] = samples("e", n + 4, 5, 5)
     return data_on({"x": MemoryStream(vectors, room)}, **({"roles": {"x": "clip"}} | values | fields))
@@ -241,18 +242,20 @@ def test_weight_of_the_labels_is_their_share_where_unlabelled_clips_take_part():
 
 def test_every_row_takes_as_many_steps_and_plain_ones_see_labelled_clips_alone():
     data = small_data(30, 10)
-    lengths = {}
+    lengths, steps = {}, set()
     for model, chosen in (("both", {}), ("plain", {"alpha": 0.0, "beta": 0.0}), ("levels", {"model": "levels"})):
-        made, _ = stages_of(options_for(label_fraction=0.2, **chosen), data)
+        made, options = stages_of(options_for(label_fraction=0.2, **chosen), data)
         items = made["student"].train
         lengths[model] = len(items)
+        steps |= {stage.train.steps for stage in made.values()}
         if model != "both":
             assert (items.fields["y"] != UNLABELLED).all()
-            _, counts = torch.unique(items.inputs["x"][1], return_counts=True)
-            assert (counts == counts[0]).all()  # no clip comes more often than another
-    assert abs(lengths["plain"] - lengths["both"]) <= 3
-    assert lengths["plain"] == lengths["levels"]
-    assert lengths["both"] == 40
+            plan = feed.shuffled(items, options.batch_size, 1, np.random.default_rng(0))
+            assert len(plan) == items.steps
+            counts = torch.cat([index for index, _ in plan]).bincount(minlength=len(items))
+            assert counts.max() - counts.min() <= 1  # no clip comes much more often than another
+    assert (lengths["plain"], lengths["levels"], lengths["both"]) == (6, 6, 40)
+    assert steps == {-(-40 // options.batch_size)}
 
 
 def test_labels_that_are_kept_depend_on_label_seed_alone():

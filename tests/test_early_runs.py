@@ -108,6 +108,7 @@ def test_killed_and_repeated_equals_uninterrupted(shards, finished, tmp_path, mo
 
 
 def test_a_run_says_what_was_chosen_and_which_clips_were_labelled(finished, shards, tmp_path, caplog):
+    caplog.set_level("INFO", "kdcache")
     resolved = finished.config["resolved"]["options"]
     assert (resolved["target"], resolved["cell"], resolved["teacher_lr"]) == ("label", "gru", 0.1)
     assert resolved["w_cls"] == pytest.approx(18 / 48)

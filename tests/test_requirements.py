@@ -24,6 +24,7 @@ def test_streams_are_those_of_the_declared_inputs_each_once():
     assert streams_of("recognition", backbone="resnet34") == [(("rgb",), {})]
     (call,) = extraction_calls("anticipation")
     assert str(call) == "i3d-rgb/mixed4a for x, x_t (in training only)"
+    assert call.in_pairs
 
 
 def test_presets_of_other_datasets_read_other_streams_videos_and_skeletons_in_calls_of_their_own():
@@ -49,11 +50,17 @@ def test_the_command_fills_a_cache_that_the_method_trains_on(tmp_path):
     small = ["--size", "32", "--weights", "random:0"]
     result = CliRunner().invoke(main, ["extract", *where, "--for", "early", *small])
     assert result.exit_code == 0, result.output
-    assert "early reads tsm/clip levels=10 for x" in result.output
+    assert "early reads tsm/clip for x: levels=10" in result.output
     cache = kdcache.Cache(tmp_path / "out")
     assert cache.streams == ["tsm/clip"]
     assert cache.shape("tsm/clip") == (1, 10, 2048)
     run = kdcache.train("early", tmp_path / "out", out=tmp_path / "run", epochs=1, hidden=8, teacher_hidden=4)
     assert run.resolved["stream"] == "tsm/clip"
-    for wrong in (["--for", "early", "--stream", "rgb"], ["--preset", "ntu"]):
-        assert CliRunner().invoke(main, ["extract", *where, *wrong]).exit_code == 1
+    for wrong, message in (
+        (["--for", "early", "--stream", "rgb"], "--for says which streams"),
+        (["--preset", "ntu"], "say which with --for METHOD"),
+        (["--for", "anticipation"], "anticipation reads pairs of clips, and the manifest has no column 'pair'"),
+    ):
+        refused = CliRunner().invoke(main, ["extract", *where, *wrong])
+        assert refused.exit_code == 1
+        assert message in refused.output

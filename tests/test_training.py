@@ -130,6 +130,7 @@ def test_killed_and_repeated_equals_uninterrupted(shards, finished, tmp_path, mo
 def test_signals_leave_a_checkpoint_within_the_epoch(
     shards, finished, tmp_path, monkeypatch, step, number, raised, caplog
 ):
+    caplog.set_level("INFO", "kdcache")
     before = signal.getsignal(number)
     at_step(monkeypatch, step, lambda: os.kill(os.getpid(), number))
     with pytest.raises(raised) as caught:
@@ -164,6 +165,7 @@ def test_streamed_training_equals_held_training(shards, finished, tmp_path):
 
 
 def test_a_finished_run_is_returned_as_it_is_and_another_seed_differs(shards, finished, monkeypatch, caplog):
+    caplog.set_level("INFO", "kdcache")
     monkeypatch.setattr(loop, "_step", lambda *_: crash())
     again = train("anticipation", shards, out=finished.path, **QUICK)
     assert again.metrics == finished.metrics

@@ -113,9 +113,9 @@ def test_an_old_run_opens_and_answers(copy, method):
 def test_an_old_configuration_trains_the_same_run_again(copy, tmp_path):
     from kdcache.runs.config import load_config
 
-    arguments = load_config(copy / "runs" / "early" / "config.toml")
+    arguments = load_config(copy / "runs" / "anticipation" / "config.toml")
     run = kdcache.train(**arguments, out=tmp_path / "again")
-    assert_close(RECORDED["early-both"]["history"], make.history(run.path / "metrics.csv"))
+    assert_close(RECORDED["anticipation-S"]["history"], make.history(run.path / "metrics.csv"))
 
 
 def test_an_old_fit_is_known_as_finished(copy):

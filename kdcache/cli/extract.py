@@ -66,14 +66,32 @@ def extract(
       kdcache extract --dataset ucf101 --root /data/ucf101 --for early
     """
     import kdcache
+    from kdcache.runs.requirements import ExtractionCall, extraction_calls
 
-    calls = stream_calls(streams, layers, backbone, method, preset)
+    calls = [ExtractionCall(tuple(stream_names(streams, layers, backbone)), {}, ())] if method is None else []
+    if method is None and preset is not None:
+        raise OptionError("--preset is of a method: say which with --for METHOD.")
+    if method is not None and (streams or layers):
+        raise OptionError("--for says which streams: leave --stream and --layer out.")
+    if method is not None:
+        calls = extraction_calls(method, preset)
     rows, defaults = clip_rows(manifest, dataset, root, sets)
+    if any(call.in_pairs for call in calls):
+        refuse_without_pairs(rows, str(method))
     failed = False
-    for names, own in calls:
-        settings = {**defaults, **own, **given(options)}
+    for call in calls:
+        chosen = {**call.settings, **given(options)}
+        if method is not None:
+            said = "".join(f" {name}={value}" for name, value in chosen.items() if name in call.settings)
+            click.echo(f"{method} reads {call}{said and ':'}{said}", err=True)
+        names = list(call.streams)
         report = kdcache.extract(
-            rows, root=root or Path(), streams=names, weights=by_backbone(weights, names), part=_part(part), **settings
+            rows,
+            root=root or Path(),
+            streams=names,
+            weights=by_backbone(weights, names),
+            part=_part(part),
+            **{**defaults, **chosen},
         )
         click.echo(report)
         if report.stopped:
@@ -83,22 +101,15 @@ def extract(
         sys.exit(SOME_FAILED)
 
 
-def stream_calls(
-    streams: Sequence[str], layers: Sequence[str], backbone: str, method: str | None, preset: str | None
-) -> list[tuple[list[str], dict[str, Any]]]:
-    """The streams and settings of each call of ``extract``: those named, or those that a method reads."""
-    if method is None:
-        if preset is not None:
-            raise OptionError("--preset is of a method: say which with --for METHOD.")
-        return [(stream_names(streams, layers, backbone), {})]
-    if streams or layers:
-        raise OptionError("--for says which streams: leave --stream and --layer out.")
-    from kdcache.runs.requirements import extraction_calls
+def refuse_without_pairs(rows: Any, method: str) -> None:
+    """A method that reads pairs of clips finds none in a manifest without these columns."""
+    import pandas as pd
 
-    calls = extraction_calls(method, preset)
-    for call in calls:
-        click.echo(f"{method} reads {call}", err=True)
-    return [(list(call.streams), call.settings) for call in calls]
+    from kdcache.data.pairs import PAIRS_HELP
+
+    columns = list(rows.columns) if isinstance(rows, pd.DataFrame) else list(pd.read_csv(rows, nrows=0).columns)
+    if missing := [name for name in ("pair", "role") if name not in columns]:
+        raise OptionError(f"{method} reads pairs of clips, and the manifest has no column {missing[0]!r}: {PAIRS_HELP}")
 
 
 def stream_names(streams: Sequence[str], layers: Sequence[str], backbone: str) -> list[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
 import click
 
 from kdcache import __version__
 from kdcache.cli import ablate, cache, evaluate, extract, fit, predict, sources, train
 from kdcache.cli.common import Group
+from kdcache.log import show_log
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -25,7 +23,7 @@ def main() -> None:
       kdcache extract --manifest clips.csv --root videos/ --layer mixed4a
       kdcache train anticipation --shards out/
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_log()
 
 
 for command in (

@@ -37,6 +37,7 @@ class CachedFrames(OnDemand):
         device: on which batches are wanted.
         available: which rows are cached.
         names: views to cut, where features beside these frames have views of their own.
+        order: permutation of ``THWC`` (motion maps ``THW``) that gives the input's axes; none: as they are.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class CachedFrames(OnDemand):
         device: torch.device,
         available: torch.Tensor | None = None,
         names: Sequence[str] | None = None,
+        order: Sequence[int] | None = None,
     ) -> None:
         recipe = cache.recipe(name)
         self.flow, self.bound = "flow" in recipe, float(recipe.get("bound", 20.0))
@@ -60,14 +62,19 @@ class CachedFrames(OnDemand):
         if segment.stack > 1 and not self.flow:
             raise OptionError(f"stack={segment.stack}: only flow fields are stacked, and {name} is not flow.")
         views = 1 + segment.augmentations if names is None else len(names)
-        shape = (segment.frames, segment.size, segment.size, *([self.channels] if self.channels else []))
+        stored = (segment.frames, segment.size, segment.size, *([self.channels] if self.channels else []))
+        self.order = tuple(range(len(stored))) if order is None else tuple(order)
+        shape = tuple(stored[axis] for axis in self.order)
         super().__init__(shape, views, seed, device, available)
         self.cache, self.name, self.clip_ids, self.segment = cache, name, list(clip_ids), segment
         self.names = None if names is None else list(names)
         self.views_of = Views(segment.size, segment.resize)
 
     def view(self, row: int, view: int, key: int) -> NDArray[Any]:
-        """One segment."""
+        """One segment, in the order of the input's axes."""
+        return np.ascontiguousarray(self._segment(row, view, key).transpose(self.order))
+
+    def _segment(self, row: int, view: int, key: int) -> NDArray[Any]:
         clip, T = self.clip_ids[row], self.segment.frames
         name, moments = "centre" if self.names is None else self.names[view], np.full(T, CENTRE)
         if self.names is None and view:

@@ -95,7 +95,8 @@ def refusal(cache: Cache, stream: str, wanted: Input) -> str:
     if fits and (recipe["layout"] == "fixed") == (wanted.segment is None):
         return ""
     if fits:
-        return "it holds whole clips" if wanted.segment is None else "it does not hold frames"
+        needs_segment = "it holds whole clips, and the input states no segment (segment=Segment(frames=…))"
+        return needs_segment if wanted.segment is None else "it does not hold frames"
     stated = "imported" not in recipe or "axes" in recipe or len(axes) != len(wanted.axes)
     advice = "" if stated else f" (if that is what was imported, import it again with --axes V{wanted.axes})"
     return f"it holds {WORDS.get(axes, axes)}, not {WORDS.get(wanted.axes, wanted.axes)}{advice}"
@@ -161,7 +162,8 @@ def _chosen(
     if names is not None:
         for name in names:
             if reason := fitting.get(name, refusal(cache, name, first) or f"{first.name} reads {first.stream}"):
-                raise OptionError(f"{said}={name}: {reason}; choose from {', '.join(usable) or 'none'}.")
+                other = f"choose from {', '.join(usable)}" if usable else f"{_advice(first)}"
+                raise OptionError(f"{said}={name}: {reason}; {other}.")
         if len(names) > 1 and not first.axes.endswith("D"):
             raise OptionError(f"{said}={','.join(names)}: only vectors of several streams can be joined; name one.")
         return names
@@ -171,18 +173,23 @@ def _chosen(
         )
     if not usable:
         near = "; ".join(f"{s}: {reason}" for s, reason in fitting.items())
-        near = near or f"it has {', '.join(cache.streams) or 'nothing'}"
-        example = first.extract[0] if first.extract else first.stream
-        levels = f" --levels {first.settings['levels']}" if "levels" in first.settings else ""
-        such = "that holds them" if "*" in example else f"such as {example}{levels}"
+        near = near or f"no stream matches {first.stream}; it has {', '.join(cache.streams) or 'nothing'}"
         raise OptionError(
-            f"{cache.path} does not hold {WORDS.get(first.axes, first.axes)} for input {first.name} "
-            f"({near}): run `kdcache extract` with a stream {such}."
+            f"{cache.path} does not hold {WORDS.get(first.axes, first.axes)} for input {first.name} ({near}): "
+            f"{_advice(first)}."
         )
     if len(usable) > 1:
         choices = f" or {said}=".join(usable)
         raise OptionError(f"{cache.path} holds several streams for input {first.name}: choose with {said}={choices}.")
     return usable
+
+
+def _advice(first: Input) -> str:
+    """What to extract for an input."""
+    example = first.extract[0] if first.extract else first.stream
+    levels = f" --levels {first.settings['levels']}" if "levels" in first.settings else ""
+    such = "that holds them" if "*" in example else f"such as {example}{levels}"
+    return f"run `kdcache extract` with a stream {such}"
 
 
 def _order(recipe: Recipe, axes: str) -> tuple[int, ...] | None:

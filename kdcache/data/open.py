@@ -114,6 +114,7 @@ def open_cache(
     data = Data(
         splits=examples.splits,
         classes=examples.classes,
+        clip_ids=examples.clip_ids,
         inputs=streams,
         roles={one.name: one.role for one in read},
         layers={name: str(r.get("backbone", {}).get("layer", "")) for name, r in first.items()},
@@ -216,6 +217,8 @@ def _streams(
         mask = None if bool(available.all()) else available
         segment = _like_features(binding.inputs[0].segment, recipes)
         names = None if not recipes else common or ["centre"]
+        if names is not None and isinstance(segment, Segment) and segment.augmentations:
+            logger.info("%s is shown in the %d views that the features have, not augmented", binding.names, len(names))
         view_of = {s: shown[s] for s in binding.streams if s in shown}
         own = (seed, tuple(names or ())) if segment else tuple(map(tuple, view_of.values()))
         key = (binding.streams, binding.order, segment, own, tuple(examples.clip_ids), tuple(available.tolist()))
@@ -253,7 +256,7 @@ def _stream(
     budget = pool.budget
     assert budget is not None
     if isinstance(segment, Segment):
-        return CachedFrames(cache, binding.streams[0], clip_ids, segment, seed, device, available, names)
+        return CachedFrames(cache, binding.streams[0], clip_ids, segment, seed, device, available, names, binding.order)
     parts = [
         CachedStream(cache, name, clip_ids, device, budget, available, view_of[name], binding.order)
         for name in binding.streams

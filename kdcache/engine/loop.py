@@ -161,6 +161,8 @@ def _step(run: _Training, batch: Batch) -> None:
     assert stage.optimizer is not None, stage.name
     with run.data.autocast():
         terms = stage.losses(batch)
+    if not isinstance(terms, dict):
+        raise TypeError(f"stage {stage.name}: losses returns {type(terms).__name__}; it returns a dict of scalar terms")
     loss = torch.stack(list(terms.values())).sum()
     stage.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(run.scaler.scale(loss))

@@ -25,6 +25,8 @@ def probabilities(
     for batch in data.batches(source, batch_size, 0):
         with data.autocast():
             logits = predict(batch)
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"predict returns {type(logits).__name__}; it returns the logits, a tensor [B, ..., C]")
         parts.append(torch.softmax(logits.float(), -1).cpu().numpy())
     for part, mode in modes:
         part.training = mode

@@ -41,13 +41,13 @@ from kdcache.methods.contract import (
     reseed,
 )
 from kdcache.methods.heads import I3DHead, LightHead, cells
-from kdcache.methods.labels import held_out_sets, keep_fraction, labelled_sets
-from kdcache.methods.options import LabelOptions, TrainOptions, refuse_unless_positive
+from kdcache.methods.labels import check_leak, held_out_sets, keep_fraction, labelled_sets
+from kdcache.methods.options import LeakOptions, TrainOptions, refuse_unless_positive
 from kdcache.methods.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnticipationOptions(LabelOptions, TrainOptions):
+class AnticipationOptions(LeakOptions, TrainOptions):
     """Everything that can be set. Defaults are the paper's, or ``[reconstructed]`` where it gives none."""
 
     network: Literal["anticipation", "recognition", "recognition-early"] = "anticipation"
@@ -96,9 +96,11 @@ class AnticipationOptions(LabelOptions, TrainOptions):
     """Epochs after which the learning rate is multiplied by ``gamma``. [reconstructed]"""
 
     def __post_init__(self) -> None:
-        LabelOptions.__post_init__(self)
+        LeakOptions.__post_init__(self)
         TrainOptions.__post_init__(self)
         refuse_unless_positive(self, "temperature", "width")
+        if not 0 <= self.dropout < 1:
+            raise OptionError(f"dropout={self.dropout}: give a share below 1.")
         if self.head == "light" and self.layer != AnticipationOptions.layer:
             raise OptionError(f"layer={self.layer} is for head=i3d; the light head has one map: leave layer out.")
         if self.head == "light" and self.init == "checkpoint":
@@ -131,6 +133,7 @@ def inputs(options: AnticipationOptions) -> tuple[Input, ...]:
 def resolve(options: AnticipationOptions, data: Data) -> AnticipationOptions:
     """Replace every ``auto`` by what it means for this cache and machine, and log it."""
     options = replace(options, target=options.choose_target(data))
+    check_leak(data, _sets(options, data)[1], options.label_fraction, options.allow_leak)
     if options.head == "auto":
         gpu = data.device.type == "cuda"
         options = replace(options, head="i3d" if gpu else "light")

@@ -44,9 +44,9 @@ UNLABELLED = -1
 class Segment:
     """What is shown of a clip whose frames are cached (``rgb``, ``flow``, ``idt``) or decoded on demand.
 
-    Frames of one example are cut alike in every input: the same crop, the same scale, the same moments, the same mirror
-    (which changes the sign of horizontal flow).
-    """
+    Frames of one example are cut alike in every input: the same crop, the same scale, the same moments, the same
+    mirror (which changes the sign of horizontal flow). Beside cached features, frames are shown in the features'
+    views, without further augmentation."""
 
     frames: int
     """T, spread evenly over the clip."""
@@ -136,7 +136,7 @@ class InputStream(Protocol):
         ...
 
     def to_device(self, fetched: Tensor) -> Tensor:
-        """What ``fetch`` returned, on the device: float32, or uint8 frames."""
+        """What ``fetch`` returned, on the device: float32; frames and flow uint8 (``kdcache.motion.flow_image``)."""
         ...
 
 
@@ -240,6 +240,8 @@ class Data:
     """Of each input."""
     layers: Mapping[str, str] = field(default_factory=dict)
     """For each input the backbone's layer that its stream holds; empty where there is none."""
+    clip_ids: Sequence[str] = ()
+    """Of the clips that rows number."""
     fitted: frozenset[str] = frozenset()
     """Clips whose labels a backbone of the streams was fitted on; none for published and random weights."""
     info: Mapping[str, Any] = field(default_factory=dict)

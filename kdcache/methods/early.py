@@ -30,14 +30,14 @@ from kdcache.log import logger
 from kdcache.methods.contract import UNLABELLED, Batch, BatchSource, Data, Input, Predictor, Stage, predict_with, reseed
 from kdcache.methods.early_baselines import Levels, Neighbours
 from kdcache.methods.labels import check_leak, held_out_sets, keep_fraction, labelled_sets
-from kdcache.methods.options import LabelOptions, TrainOptions, refuse_unless_positive
+from kdcache.methods.options import LeakOptions, TrainOptions, refuse_unless_positive
 from kdcache.methods.recurrent import Cell, Recurrent
 from kdcache.methods.teacher import Teacher
 from kdcache.metrics.early import measure_levels
 
 
 @dataclass(frozen=True, kw_only=True)
-class EarlyOptions(LabelOptions, TrainOptions):
+class EarlyOptions(LeakOptions, TrainOptions):
     """Everything that can be set. Defaults are the paper's, or ``[reconstructed]`` where it gives none."""
 
     model: Literal["student", "teacher", "ts-lstm", "rank-lstm", "levels", "knn"] = "student"
@@ -91,11 +91,9 @@ class EarlyOptions(LabelOptions, TrainOptions):
     """Learning rate of T; none: ``lr``."""
     teacher_epochs: int | None = None
     """Epochs of T; none: ``epochs``. Milestones are the same."""
-    allow_leak: bool = False
-    """Train on features of a backbone that was fitted with labels of clips that are unlabelled or held out here."""
 
     def __post_init__(self) -> None:
-        LabelOptions.__post_init__(self)
+        LeakOptions.__post_init__(self)
         TrainOptions.__post_init__(self)
         if min(self.alpha, self.beta, self.lam_mse, self.lam_mmd, self.lam_rank, self.w_cls or 0) < 0:
             raise OptionError("alpha, beta, w_cls, lam_mse, lam_mmd and lam_rank are weights: none can be negative.")
@@ -134,7 +132,7 @@ def resolve(options: EarlyOptions, data: Data) -> EarlyOptions:
     if options.model == "student" and options.beta and options.tau >= levels:
         raise OptionError(f"tau={options.tau}: clips have {levels} levels; choose a lead below that, or beta=0.")
     S, U, _ = _sets(options, data)
-    check_leak(data, [data.splits["train"].names[i] for i in U.tolist()], options.label_fraction, options.allow_leak)
+    check_leak(data, U, options.label_fraction, options.allow_leak)
     if len(U):
         part = "take part through distillation" if options.distils else "are left out: nothing is distilled"
         logger.info("%d clips are labelled; %d are not and %s", len(S), len(U), part)
@@ -151,17 +149,17 @@ def stages(options: EarlyOptions, data: Data) -> Iterator[Stage]:
     """T on labelled clips where it is needed, then S, or a baseline, by its objective; ``options`` are resolved."""
     S, U, y = _sets(options, data)
     stream, x = data.inputs["x"], data.splits["train"].rows["clip"]
-    alone = S.repeat(max(1, round((len(S) + len(U)) / len(S))))  # as many steps as in the rows that use all clips
+    steps = -(-(len(S) + len(U)) // options.batch_size)  # of every row, whatever clips it uses
 
     T: Recurrent | None = None
     if options.needs_teacher:
         reseed(data, "teacher")
         T = _teacher(options, data)
-        yield _teacher_stage(options, data, T, BatchSource({"x": (stream, x[alone])}, {"y": y[alone]}))
+        yield _teacher_stage(options, data, T, BatchSource({"x": (stream, x[S])}, {"y": y[S]}, steps=steps))
     if options.model == "teacher":
         return
 
-    used = torch.cat([S, U]) if options.distils else alone
+    used = torch.cat([S, U]) if options.distils else S
     sources, fields = {"x": (stream, x[used])}, {"y": y[used]}
     teacher = None
     if T is not None:
@@ -175,7 +173,9 @@ def stages(options: EarlyOptions, data: Data) -> Iterator[Stage]:
     share = float((y[used] != UNLABELLED).float().mean())
     objective = _EarlyObjective(options, student, teacher, share)
     epochs = 0 if options.model == "knn" else options.epochs
-    yield _stage(options, data, "student", student, BatchSource(sources, fields), objective, options.lr, epochs)
+    yield _stage(
+        options, data, "student", student, BatchSource(sources, fields, steps=steps), objective, options.lr, epochs
+    )
 
 
 def predictor(options: EarlyOptions, data: Data) -> Predictor:

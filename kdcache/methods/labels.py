@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -49,17 +49,21 @@ def held_out_sets(data: Data, target: str, inputs: Mapping[str, InputStream], ro
     return found
 
 
-def check_leak(data: Data, unlabelled: Iterable[str], fraction: float, allow: bool) -> None:
+def check_leak(data: Data, unlabelled: Tensor, fraction: float, allow: bool) -> None:
     """Refuse features whose backbone was fitted with labels that the method must not know.
 
-    These are labels of test clips and of clips that the method treats as ``unlabelled``; where only a ``fraction`` of
-    the labels is kept, those of validation clips too (else this is only a warning: it flatters the choice of the
-    epoch).
+    These are labels of test clips and of training examples that the method treats as ``unlabelled`` (indices); where
+    only a ``fraction`` of the labels is kept, those of validation clips too (else this is only a warning: it flatters
+    the choice of the epoch).
 
     Raises:
         OptionError: there are such clips, unless ``allow``; then it is a warning.
     """
-    clips = {"unlabelled": set(unlabelled)} | {s: set(data.splits[s].names) for s in HELD_OUT if s in data.splits}
+    if not data.fitted:
+        return
+    rows = {"unlabelled": [r[unlabelled] for r in data.splits["train"].rows.values()]}
+    rows |= {s: list(data.splits[s].rows.values()) for s in HELD_OUT if s in data.splits}
+    clips = {kind: {data.clip_ids[i] for r in each for i in r.tolist() if i >= 0} for kind, each in rows.items()}
     seen = {kind: len(data.fitted & names) for kind, names in clips.items() if data.fitted & names}
     if not seen:
         return

@@ -111,7 +111,8 @@ class LabelOptions:
     label_fraction: float = 1.0
     """Share of the training labels to keep, the same for every class and at least one each."""
     label_seed: int = 0
-    """Chooses these labels, whatever the seed of the run; fit and train with one seed and fraction keep the same."""
+    """Chooses these labels by their place among the examples, whatever the seed of the run. ``fit`` and ``train
+    early`` keep the same of one manifest where all its clips can be read."""
 
     def __post_init__(self) -> None:
         if not 0 < self.label_fraction <= 1:
@@ -125,6 +126,14 @@ class LabelOptions:
         if not bool((data.splits["train"].labels[known] != UNLABELLED).any()):
             raise OptionError(f"target={known}: no training clip has a {known}; choose another target or label some.")
         return cast(Literal["label", "verb", "noun"], known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakOptions(LabelOptions):
+    """Labels, for methods that train on the features of a backbone, which may have seen more of them."""
+
+    allow_leak: bool = False
+    """Train on features of a backbone that was fitted with labels of clips that are unlabelled or held out here."""
 
 
 def build_optimizer(

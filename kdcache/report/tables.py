@@ -38,6 +38,12 @@ def markdown(conclusion: Conclusion) -> str:
     lines += [steps_line(c.comparison, c.results), ""]
     if len(columns) > 1 and len(c.tests):
         lines += ["Splits share clips, so their runs are not independent: p is smaller than it should be.", ""]
+    if not c.same_examples:
+        lines += [
+            "Warning: the rows were not trained on the same examples (the cache or the rule that holds clips out has "
+            "changed between them): they cannot be compared; train them again in a new folder.",
+            "",
+        ]
     if c.split == "validation":
         lines += ["The cache has no test clips: the tables show the validation clips, which selected the epochs.", ""]
     elif c.weights == "last":

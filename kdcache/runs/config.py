@@ -75,6 +75,8 @@ _RENAMED_OF = {"anticipation": {"tau": "tau_s"}}
 def renamed(method: str, values: Mapping[str, Any], *, warn: bool = True) -> dict[str, Any]:
     """``values`` under today's names: options that version 0.1 called otherwise are taken for one release."""
     names = _RENAMED | _RENAMED_OF.get(method, {})
+    if both := [old for old in values if names.get(old) in values]:
+        raise OptionError(f"{both[0]} and {names[both[0]]} are one option: give {names[both[0]]} alone.")
     if warn:
         for old in values:
             if old in names:
@@ -124,7 +126,12 @@ def read_config(path: str | Path) -> tuple[RunSettings, Any, dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         raise OptionError(f"{path.parent} is no run: it has no {path.name}; name a folder that `kdcache train` made.")
-    content = tomllib.loads(path.read_text())
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path} is damaged ({error}): restore it, or train again in another folder.") from error
+    if not ("method" in content or "backbone" in content):
+        raise OptionError(f"{path} names no method: it is damaged or not of a run; train again in another folder.")
     resolved = content.pop("resolved", {})
     options = content.pop("options", {})
     if "method" not in content and "backbone" in content:  # a fit of version 0.1

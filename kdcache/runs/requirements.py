@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcache.backbones import canonical, input_spec
+from kdcache.data.pairs import ROLES
 from kdcache.errors import OptionError
 from kdcache.methods import method as method_module
 from kdcache.options import build
@@ -21,10 +22,11 @@ class ExtractionCall:
     """Fields of ``StreamSettings`` on top of the defaults, such as ``levels``."""
     inputs: tuple[str, ...]
     """Names of the method's inputs that read them, those read in training only marked so."""
+    in_pairs: bool = False
+    """Whether the method reads pairs of clips, for which a manifest needs the columns ``pair`` and ``role``."""
 
     def __str__(self) -> str:
-        settings = "".join(f" {name}={value}" for name, value in self.settings.items())
-        return f"{', '.join(self.streams)}{settings} for {', '.join(self.inputs)}"
+        return f"{', '.join(self.streams)} for {', '.join(self.inputs)}"
 
 
 def extraction_calls(method: str, preset: str | None = None, **options: Any) -> list[ExtractionCall]:
@@ -41,8 +43,10 @@ def extraction_calls(method: str, preset: str | None = None, **options: Any) -> 
     chosen = {**(presets.preset(method, preset) if preset else {}), **options}
     known = presets.streams(method, preset) if preset else None
     module = method_module(method)
+    inputs = module.inputs(build(module.Options, chosen))
+    in_pairs = {one.role for one in inputs} <= set(ROLES)
     calls: dict[tuple[bool, str], ExtractionCall] = {}
-    for one in module.inputs(build(module.Options, chosen)):
+    for one in inputs:
         streams = known if known is not None else one.extract
         if not streams:
             raise OptionError(f"{method} makes its input {one.name} on demand: nothing has to be extracted for it.")
@@ -51,8 +55,8 @@ def extraction_calls(method: str, preset: str | None = None, **options: Any) -> 
             key = (_reads_skeletons(name), repr(sorted(one.settings.items())))
             before = calls.get(key)
             names = dict.fromkeys((*(before.streams if before else ()), name))
-            inputs = dict.fromkeys((*(before.inputs if before else ()), said))
-            calls[key] = ExtractionCall(tuple(names), dict(one.settings), tuple(inputs))
+            readers = dict.fromkeys((*(before.inputs if before else ()), said))
+            calls[key] = ExtractionCall(tuple(names), dict(one.settings), tuple(readers), in_pairs)
     return list(calls.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from kdcache.data.training_data import TrainingData
 from kdcache.engine import checkpoint
 from kdcache.engine.scoring import Probabilities, probabilities
 from kdcache.errors import OptionError, unknown
+from kdcache.log import logger
 from kdcache.methods import method as method_module
 from kdcache.methods import recognition
 from kdcache.methods.contract import HELD_OUT, UNLABELLED, VALIDATION, BatchSource, Predictor, Split
 from kdcache.metrics.early import percent
 from kdcache.options import build, to_table
-from kdcache.runs.config import read_config
+from kdcache.runs.config import RunSettings, read_config
 from kdcache.runs.predictions import measure_all
 from kdcache.runs.prepare import prepare
 
@@ -44,7 +46,7 @@ class Run:
         self.path = Path(path)
         self.settings, self.options, self.resolved = read_config(self.path / CONFIG)
         self._method = method_module(self.settings.method)
-        self._resolved_options = build(self._method.Options, self.resolved["options"])
+        self._resolved_options = build(self._method.Options, self.resolved.get("options", {}))
         self._predictors: dict[str, Predictor] = {}
         if opened is not None:
             self.training_data = opened
@@ -92,8 +94,28 @@ class Run:
     @cached_property
     def training_data(self) -> TrainingData:
         """What the run was trained on, less privileged inputs; cached arrays stay in the shards."""
+        return self._open(self.settings)
+
+    def on(self, device: str) -> Run:
+        """The same run on another device."""
+        return Run(self.path, self._open(replace(self.settings, device=device)))
+
+    def _open(self, settings: RunSettings) -> TrainingData:
+        """Its data, with the examples that it was trained on; a warning where the cache no longer has them."""
         known = {"budget": 0} | {name: self.resolved[name] for name in ("stream",) if name in self.resolved}
-        return prepare(self.settings, self._resolved_options, known, training=False)
+        opened = prepare(settings, self._resolved_options, known, training=False)
+        trained_on = self.resolved.get("samples")
+        if trained_on in (None, opened.resolved["samples"]):
+            return opened
+        if settings.validation and "test" in opened.data.splits:  # 0.1 held no pairs out beside test pairs
+            as_before = prepare(replace(settings, validation=0.0), self._resolved_options, known, training=False)
+            if as_before.resolved["samples"] == trained_on:
+                return as_before
+        logger.warning(
+            "%s was trained on other examples than its cache gives now: its splits may hold clips that it has seen",
+            self.path,
+        )
+        return opened
 
     def predict(self, clips: str | Sequence[str] | None = None, which: str = "last") -> pd.DataFrame:
         """Class probabilities, one row a clip (index ``clip_id``), one column a class (the manifest's labels).
@@ -206,8 +228,9 @@ class Run:
             results[key] = {name: self._measure(self._split(name), which, many_shot) for name in splits}
         return results
 
-    def _unfinished(self) -> OptionError:
-        return OptionError(f"{self.path} has not finished training: repeat its command with this out to go on.")
+    def _unfinished(self, stage: str = "") -> OptionError:
+        of = f" stage {stage!r}, which its method predicts from" if stage else ""
+        return OptionError(f"{self.path} has not finished training{of}: repeat its command with this out to go on.")
 
     def _predictor(self, which: str) -> Predictor:
         """The network with its last or best weights."""
@@ -223,7 +246,7 @@ class Run:
             folder = self.path / predictor.stage
             summary = checkpoint.load_summary(folder)
             if summary is None:
-                raise self._unfinished()
+                raise self._unfinished(predictor.stage)
             if which == "best" and summary["selected_by"] != VALIDATION:
                 raise OptionError(
                     f"{self.path} has no best epoch, for it had no validation clips to select one: use last."

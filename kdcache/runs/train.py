@@ -109,7 +109,9 @@ def train_into(
     if changed:
         raise OptionError(f"{folder} cannot be continued, for its data or machine changed: {'; '.join(changed)}.")
     stages = method.stages(resolved, opened.data)
-    first = next(stages)
+    first = next(stages, None)
+    if first is None:
+        raise ValueError(f"method {settings.method} yields no stage")
     folder.mkdir(parents=True, exist_ok=True)
     on_start()
     write_config(folder / CONFIG, settings, options, facts)
@@ -130,11 +132,15 @@ def _fit_all(
     scale = opened.resolved["precision"] == "fp16"
     with reproducible(opened.data.device), interrupts.watch():
         for stage in stages:
+            if stage.name in last_rows:
+                raise ValueError(f"two stages are named {stage.name!r}: the second would be taken for trained")
             session.restore_shared_stage(stage, opened, folder / stage.name)
             summary = fit_stage(stage, opened.data, folder / stage.name, log, interrupts, save_every, scale)
             session.share_stage(stage, opened, folder / stage.name)
             log.done += summary["rows"]
             last_rows[stage.name] = summary["rows"][-1] if summary["rows"] else {}
+            if interrupts.received is not None:  # within the last epoch, whose stage is saved by now
+                interrupts.leave()
     log.show([])
     return last_rows
 

@@ -92,6 +92,8 @@ def chooser(weights: Mapping[str, Any] | None) -> Choose:
 
 def named(weights: Mapping[str, Any] | None) -> dict[str, Any]:
     """``weights`` by the backbones' own names, aliases replaced."""
+    if weights is not None and not isinstance(weights, Mapping):
+        raise OptionError(f"weights={weights!r}: name the backbone of each, as in weights={{'i3d-rgb': {weights!r}}}.")
     return {backbones.canonical(name): value for name, value in (weights or {}).items()}
 
 

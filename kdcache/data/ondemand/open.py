@@ -97,6 +97,7 @@ def open_sources(
     data = Data(
         splits=examples.splits,
         classes=examples.classes,
+        clip_ids=examples.clip_ids,
         inputs={one.name: stream},
         roles={one.name: one.role},
         info=info,

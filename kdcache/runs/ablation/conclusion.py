@@ -43,6 +43,8 @@ class Conclusion:
     """See ``results.tests``."""
     tuning: pd.DataFrame
     """See ``tuning.choose``; empty where rows were not tuned."""
+    same_examples: bool = True
+    """Whether all rows were trained and scored on the same examples."""
 
 
 def conclude(folder: str | Path) -> Conclusion:
@@ -71,4 +73,9 @@ def conclude(folder: str | Path) -> Conclusion:
         with atomic(folder / name) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
     tuned = read_tuning(folder) if description["tune"] else pd.DataFrame()
-    return Conclusion(folder, comparison, replicates, against, run.target, monitor, split, weights, found, tests, tuned)
+    same = all(
+        len({Run(run_folder(folder, row.slug, each)).resolved.get("samples") for row in comparison.runnable}) == 1
+        for each in replicates
+    )
+    read = (found, tests, tuned, same)
+    return Conclusion(folder, comparison, replicates, against, run.target, monitor, split, weights, *read)

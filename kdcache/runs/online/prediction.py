@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -102,7 +102,6 @@ def predict(
         WeightsError: the backbone's weights are not here, or are others.
         SourceError, ClipError: while iterating, a source that cannot be read or has no such span.
     """
-    from kdcache.runs.prepare import prepare
     from kdcache.runs.run import Run
 
     opened = run if isinstance(run, Run) else Run(Path(run))
@@ -119,8 +118,7 @@ def predict(
     streams = [restore(name, recipe, chosen[name]) for name, recipe in recipes.items()]
     clips = _clips(streams, Path(source), skeleton, (start, stop), fps)
     if device is not None:
-        settings = replace(opened.settings, device=device)
-        opened = Run(opened.path, prepare(settings, opened.options, {"budget": 0}, training=False))
+        opened = opened.on(device)
     network = cast(Stepping, opened.network(which))
     on = str(opened.training_data.data.device)
     return _answers(opened, network, [stream_features(s, c, on) for s, c in zip(streams, clips, strict=True)])
