@@ -238,7 +238,7 @@ def test_inspect_says_what_is_there(made):
     for path in (made, next(made.glob("shard-*.h5"))):
         result = kd("inspect", path)
         assert result.exit_code == 0
-        assert re.search(rf"{STREAM} +12 +1 × 480 × \d × \d × \d +float16", result.stdout)
+        assert re.search(rf"{STREAM} +12 +VCTHW +1 × 480 × \d × \d × \d +float16", result.stdout)
         assert "random:0" in result.stdout
 
 
@@ -319,3 +319,21 @@ def test_train_and_evaluate(made, tmp_path):
     assert judged.exit_code == 0
     assert '"top1"' in judged.stdout
     assert "did you mean 'validation'" in refused("evaluate", run, "--split", "validaton")
+
+
+def test_ctrl_c_ends_with_the_status_of_a_stop(monkeypatch, tmp_path):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdcache.store.inspect", interrupted)
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
+    assert (result.exit_code, result.output.strip()) == (143, "Stopped.")
+
+
+def test_inspect_shows_the_axes_of_each_stream(tmp_path):
+    import clips_cache
+
+    result = CliRunner().invoke(main, ["inspect", str(clips_cache.cache(tmp_path / "cache", train=3))])
+    header, line = result.output.splitlines()[2:4]
+    assert header.split()[2] == "axes"
+    assert line.split()[2] == "VND"

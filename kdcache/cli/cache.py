@@ -11,7 +11,7 @@ import click
 @click.command()
 @click.argument("cache", type=click.Path(exists=True, path_type=Path))
 def inspect(cache: Path) -> None:
-    """Say what a cache or one shard holds: streams, shapes, recipes, clips, sizes, versions, failures.
+    """Describe a cache or one shard: streams, axes, shapes, recipes, clips, sizes, versions, failures.
 
     \b
     Example:
@@ -19,8 +19,9 @@ def inspect(cache: Path) -> None:
       kdcache inspect out/shard-00000.h5
     """
     from kdcache.store import inspect as describe
+    from kdcache.streams import axes_of
 
-    click.echo(describe(cache))
+    click.echo(describe(cache, axes_of))
 
 
 @click.command()

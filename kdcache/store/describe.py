@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
-from kdcache.recipe import canonical
+from kdcache.recipe import Recipe, canonical
 from kdcache.store.commit import shard_files
 from kdcache.store.failures import FILE as FAILURES
 from kdcache.store.layout import FORMAT, StrPath
@@ -22,8 +23,10 @@ from kdcache.store.scan import load_set_aside, strings
 Opened = list[tuple[Shard, dict[str, NDArray[Any]]]]
 
 
-def inspect(path: StrPath) -> str:
+def inspect(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda recipe: None) -> str:
     """Describe a cache folder or one shard: streams, shapes, recipes, sizes, versions, decoders and failures.
+
+    ``axes_of`` gives the axes of a stream from its recipe, such as ``kdcache.streams.axes_of``.
 
     Raises:
         StoreError: nothing to describe, or a shard that cannot be read.
@@ -37,16 +40,16 @@ def inspect(path: StrPath) -> str:
     clips = {c for _, tables in opened for c in strings(tables["clip"])}
     size = sum(shard.size for shard, _ in opened)
     lines = [f"{path}: {FORMAT}, {len(opened)} shard(s), {len(clips)} clip(s), {_size(size)}", ""]
-    lines += [*_streams(opened), "", "recipes", *_recipes(opened)]
+    lines += [*_streams(opened, axes_of), "", "recipes", *_recipes(opened)]
     lines += ["", "decoders", *_counted(_decoders(opened)), "", "libraries", *_counted(_libraries(opened))]
     if path.is_dir():
         lines += _failures(folder)
     return "\n".join(lines)
 
 
-def _streams(opened: Opened) -> list[str]:
+def _streams(opened: Opened, axes_of: Callable[[Recipe], str | None]) -> list[str]:
     """One line for each stream and recipe."""
-    rows = [("stream", "clips", "shape", "dtype", "stored", "codec", "recipe")]
+    rows = [("stream", "clips", "axes", "shape", "dtype", "stored", "codec", "recipe")]
     groups: dict[tuple[str, str], Opened] = {}
     for shard, tables in opened:
         for stream, stored in shard.streams.items():
@@ -58,6 +61,7 @@ def _streams(opened: Opened) -> list[str]:
             (
                 stream,
                 str(sum(shard.clips for shard, _ in found)),
+                axes_of(found[0][0].recipes[stream]) or "not known",
                 " × ".join(map(str, places[0].shape)) or places[0].layout,
                 str(places[0].dtype),
                 _size(sum(p.bytes for p in places)),
