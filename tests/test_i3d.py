@@ -51,7 +51,7 @@ def test_golden_outputs() -> None:
     with torch.inference_mode():
         outputs = dict(net.endpoints(x))
         tail = fill(I3DTail(400), net.state_dict(), "golden", part=True).eval()
-        scores, features = tail(outputs["MaxPool3d_4a_3x3"])
+        scores, features = tail(outputs["MaxPool3d_4a_3x3"]).values()
         classified = net.logits(outputs["pool"][..., None, None, None]).flatten(1)
     with np.load(WEIGHTS / "i3d_rgb_golden.npz") as golden:
         expected = {name: torch.from_numpy(golden[name]) for name in golden.files}
@@ -236,7 +236,7 @@ def test_the_tail_trains_and_takes_the_checkpoint_by_name(net: I3D) -> None:
     for name, parameter in tail.named_parameters():
         assert torch.equal(parameter, whole[name]) == (name not in tail.classifier)
     tail.train()
-    scores, features = tail(torch.rand(2, 480, 3, 4, 4), "mixed5b")
+    scores, features = tail(torch.rand(2, 480, 3, 4, 4), "mixed5b").values()
     assert (scores.shape, features.shape) == ((2, 7), (2, 832, 2, 2, 2))
     F.cross_entropy(scores, torch.tensor([0, 6])).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in tail.parameters())

@@ -156,12 +156,12 @@ def test_files_left_to_pyav(tmp_path, name, how, why):
 
 
 @needs_decord
-@pytest.mark.parametrize("width", [16, 48, 56, 64])
+@pytest.mark.parametrize("width", [16, 22, 24, 32, 48, 56, 64, 72, 80, 96])
 def test_narrow_videos_have_three_channels(tmp_path, width):
     make.write(tmp_path / "v.mp4", make.pictures(4, width=width))
     with open_source(tmp_path / "v.mp4") as source:
         assert {frame.shape for frame in source.read([0, 1, 3])} == {(64, width, 3)}
-        assert (source.info.backend == "decord") == (width >= 64)
+        assert (source.info.backend == "pyav") == (width in (16, 24, 48, 72))
 
 
 def test_without_decord_pyav_reads_everything(plain, monkeypatch):

@@ -50,8 +50,9 @@ def run_units(
     if workers > 1 and len(units) > 1:
         deaths: dict[str, int] = {}
         executor = Processes(work, workers, lambda unit, events, how: after_death(unit, events, how, deaths, on_event))
-    with kept_threads():
-        executor.run(units, on_event, stop)
+    if units:  # without any, nothing heavy is imported
+        with kept_threads():
+            executor.run(units, on_event, stop)
 
 
 def after_death(
