@@ -17,7 +17,6 @@ from torch import Tensor
 from kdcache import backbones, runtime
 from kdcache.backbones.weights import find_digest
 from kdcache.data.clips import clips
-from kdcache.data.frames import CachedFrames
 from kdcache.data.inputs import Binding, align_views, bind
 from kdcache.data.pairs import ROLES, pairs
 from kdcache.data.splits import Examples, named_splits, split_by
@@ -256,6 +255,8 @@ def _stream(
     budget = pool.budget
     assert budget is not None
     if isinstance(segment, Segment):
+        from kdcache.data.frames import CachedFrames  # loads OpenCV
+
         return CachedFrames(cache, binding.streams[0], clip_ids, segment, seed, device, available, names, binding.order)
     parts = [
         CachedStream(cache, name, clip_ids, device, budget, available, view_of[name], binding.order)

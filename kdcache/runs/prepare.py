@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from kdcache.data.ondemand.open import open_sources
 from kdcache.data.open import StreamPool, open_cache
 from kdcache.data.training_data import TrainingData
 from kdcache.manifest import read_manifest
@@ -49,6 +48,8 @@ def prepare(
         "before": before,
     }
     if settings.manifest is not None:
+        from kdcache.data.ondemand.open import open_sources  # loads OpenCV and torchvision
+
         assert settings.root is not None
         if rows is None:
             rows = read_manifest(settings.manifest, settings.root)

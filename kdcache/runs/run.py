@@ -21,7 +21,6 @@ from kdcache.engine.scoring import Probabilities, probabilities
 from kdcache.errors import OptionError, unknown
 from kdcache.log import logger
 from kdcache.methods import method as method_module
-from kdcache.methods import recognition
 from kdcache.methods.contract import HELD_OUT, UNLABELLED, VALIDATION, BatchSource, Predictor, Split
 from kdcache.metrics.early import percent
 from kdcache.options import build, to_table
@@ -195,6 +194,8 @@ class Run:
         Raises:
             OptionError: a run of another method, or one that has not finished.
         """
+        from kdcache.methods import recognition  # loads torchvision, which no other method needs
+
         if self.settings.method != "recognition":
             raise OptionError(f"{self.path} is a run of {self.settings.method}: only recognition trains a backbone.")
         options = self._resolved_options
