@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from kdcache.errors import StoreError
 from kdcache.recipe import Recipe, canonical
 from kdcache.store.commit import shard_files
 from kdcache.store.failures import FILE as FAILURES
+from kdcache.store.failures import load_failures
 from kdcache.store.layout import FORMAT, StrPath
 from kdcache.store.reader import Shard, open_shard
 from kdcache.store.scan import load_set_aside, strings
@@ -97,10 +97,9 @@ def _counted(counter: Counter[str]) -> list[str]:
 def _failures(folder: Path) -> list[str]:
     lines = []
     if (folder / FAILURES).exists():
-        with open(folder / FAILURES, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        lines += ["", f"failures ({len(rows)}, all in {FAILURES})"]
-        lines += [f"  {r['clip_id']} ({r['stage']}): {r['reason']}" for r in rows[:10]]
+        failures = load_failures(folder)
+        lines += ["", f"failures ({len(failures)}, all in {FAILURES})"]
+        lines += [f"  {f.clip_id} ({f.stage}): {f.reason}" for f in failures[:10]]
     aside = load_set_aside(folder)
     if aside:
         lines += ["", f"set aside as damaged: {len(aside)} array(s), listed in damaged.csv"]
