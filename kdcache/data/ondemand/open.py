@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ from kdcache.methods.labels import keep_fraction
 from kdcache.methods.options import LabelOptions
 from kdcache.skeletons.image import limits_of
 from kdcache.views import Views
-
-
-@dataclass(frozen=True)
-class _Read:
-    """The clips of a manifest that could be read."""
-
-    examples: Examples
-    loaded: Loaded[Any]
-    target: str
 
 
 def open_sources(
@@ -80,8 +70,7 @@ def open_sources(
     precision = runtime.resolve_precision(before.get("precision", precision), on)
     free = memory_fraction * runtime.free_bytes(torch.device("cpu"))
     shown = one.segment if isinstance(one.segment, SkeletonSegment) else _shown(one, decoder)
-    read = _read(split_by(rows, split_column), Path(root), shown, labels, validation, free)
-    examples, loaded = read.examples, read.loaded
+    examples, loaded = _read(split_by(rows, split_column), Path(root), shown, labels, validation, free)
     row_of = {name: row for row, name in enumerate(examples.clip_ids)}
     here = {row_of[name]: clip for name, clip in loaded.clips.items() if name in row_of}
     available = torch.tensor([row in here for row in range(len(examples.clip_ids))], dtype=torch.bool)
@@ -118,7 +107,7 @@ def _read(
     labels: LabelOptions,
     validation: float,
     budget: float,
-) -> _Read:
+) -> tuple[Examples, Loaded[Any]]:
     """Read clips until all that take part have been read or have failed."""
     is_skeleton = isinstance(shown, SkeletonSegment)
     known = clips_of(rows.assign(source=skeletons_of(rows)) if is_skeleton else rows, root)
@@ -149,7 +138,7 @@ def _read(
         load(missing)
     clips(rows, ~rows["clip_id"].isin(failed).to_numpy(bool), validation)  # once more, to log what is held out
     logger.info("clips with labels in use: %s", ", ".join(f"{split} {len(index)}" for split, index in used.items()))
-    return _Read(examples, loaded, target)
+    return examples, loaded
 
 
 def _used(split: Split, name: str, target: str, labels: LabelOptions) -> Tensor:
