@@ -11,6 +11,9 @@ from kdcache.backbones.metadata import FitMetadata
 from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError
 
+State = dict[str, Tensor]
+"""Tensors by name, as checkpoints hold them."""
+
 
 class Backbone(nn.Module):
     """A network that is run frozen. A subclass says what it takes, which layers it has, and computes up to one.
@@ -50,6 +53,13 @@ class Backbone(nn.Module):
     def truncate(self, layer: str) -> None:
         """Drop, in place, the modules that ``layer`` does not need."""
         raise NotImplementedError
+
+    def adapt(self, state: State) -> State:
+        """A checkpoint's tensors under this network's names and shapes; most networks need nothing.
+
+        Called on what a file holds before anything is looked up in it; the network may be on the meta device.
+        """
+        return state
 
     def load_metadata(self, metadata: FitMetadata) -> None:
         """Set what a fitted weights file says of the network beside its parameters; most networks need nothing."""

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdcache.backbones.base import Backbone
+from kdcache.backbones.base import Backbone, State
 from kdcache.backbones.metadata import read_metadata
 from kdcache.backbones.spec import Weights
 from kdcache.backbones.weights import Choice, resolve
 from kdcache.errors import WeightsError
 
-State = dict[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys under which training scripts put the parameters
@@ -36,7 +35,7 @@ def load(
     if choice.path is None:
         fill(net, random_init(net, choice.seed or 0), choice.identity()["spec"])
     else:
-        state = load_state_dict(choice.path)
+        state = net.adapt(load_state_dict(choice.path))
         metadata = read_metadata(choice.path)
         if metadata is not None and metadata.backbone != name:
             raise WeightsError(
