@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -12,9 +13,10 @@ from golden_weights import WEIGHTS, golden_state
 from torchvision.models import resnet34
 
 from kdcache import backbones
-from kdcache.backbones import resnet_layers
+from kdcache.backbones import metadata, resnet_layers
 from kdcache.backbones.freeze import Frozen
 from kdcache.backbones.resnet import ResNet34, cam_attention, cross_modality
+from kdcache.data.open import backbone_state
 from kdcache.errors import OptionError, WeightsError
 from kdcache.motion.stacks import flow_stacks, stacked
 
@@ -163,9 +165,50 @@ def test_cross_modality(state, tmp_path, name, channels):
     assert net.features(net.prepare(images(1, 1, 32, 32, channels)), "logits").shape == (1, 1, 1000)
 
 
-def test_rgb_weights_are_not_taken_for_flow(checkpoint):
-    with pytest.raises(WeightsError, match=r"conv1.weight has shape \[64, 3, 7, 7\], expected \[64, 6, 7, 7\]"):
-        backbones.build("resnet34-flow", checkpoint)
+@pytest.mark.parametrize(("name", "channels"), [("resnet34-flow", 6), ("resnet34-flow5", 10)])
+def test_flow_networks_take_rgb_weights_across(state, checkpoint, tmp_path, name, channels):
+    """Published and fitted ones; all but conv1 is the file's, and the recipe names the file."""
+    net = backbones.build(name, checkpoint)
+    own = net.state_dict()
+    mean = state["conv1.weight"].numpy().mean(1)
+    np.testing.assert_allclose(own["conv1.weight"].numpy(), np.stack([mean] * channels, 1), atol=1e-7)
+    assert all(torch.equal(own[k], v) for k, v in state.items() if k != "conv1.weight")
+    assert net.weights_id == {"sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+    pixels = images(1, 1, 64, 64, channels)
+    alike = pixels[..., :1].repeat(1, 1, 1, 1, channels)
+    rgb = net.prepare(alike)[0].mean(1, keepdim=True).repeat(1, 3, 1, 1)  # a sum of C equal channels: C / 3 of RGB's
+    conv1 = torch.nn.functional.conv2d(rgb, state["conv1.weight"], stride=2, padding=3) * channels / 3
+    with torch.inference_mode():
+        assert relative(net.get_submodule("conv1")(net.prepare(alike)[0]), conv1) < 1e-5
+
+    assert backbones.build(name, checkpoint, num_classes=61).state_dict()["fc.weight"].shape == (61, 512)
+    five = state | {"fc.weight": state["fc.weight"][:5], "fc.bias": state["fc.bias"][:5]}
+    facts = {"num_classes": 5, "classes": tuple(range(5))}
+    metadata.write(tmp_path / "fit.safetensors", five, metadata.FitMetadata(backbone="resnet34", **facts))
+    fitted = backbones.build(name, tmp_path / "fit.safetensors")
+    assert fitted.layers["logits"] == (20, 5)
+    assert torch.equal(fitted.state_dict()["conv1.weight"], own["conv1.weight"])
+
+
+def test_no_other_weights_are_taken_across(state, checkpoint, tmp_path):
+    torch.save(cross_modality(state, 10), tmp_path / "ten.pth")
+    with pytest.raises(WeightsError, match=r"conv1.weight has shape \[64, 10, 7, 7\], expected \[64, 6, 7, 7\]"):
+        backbones.build("resnet34-flow", tmp_path / "ten.pth")
+    with pytest.raises(WeightsError, match=r"conv1.weight has shape \[64, 10, 7, 7\], expected \[64, 3, 7, 7\]"):
+        backbones.build("resnet34", tmp_path / "ten.pth")
+    facts = {"num_classes": 1000, "classes": tuple(range(1000))}
+    for fitted, asked in (("resnet34-flow", "resnet34"), ("resnet34-flow", "resnet34-flow5"), ("tsm", "resnet34-flow")):
+        metadata.write(tmp_path / "fit.safetensors", state, metadata.FitMetadata(backbone=fitted, **facts))
+        with pytest.raises(WeightsError, match=f"was fitted as {fitted}, not as {asked}"):
+            backbones.build(asked, tmp_path / "fit.safetensors")
+
+
+def test_the_adapted_network_is_what_methods_start_from(state, checkpoint):
+    """``Data.backbone`` of a stream of flow features that RGB weights computed."""
+    weights = backbones.weights_id("resnet34-flow", checkpoint)
+    recipe = {"stream": "resnet34-flow/layer4", "backbone": {"name": "resnet34-flow", "weights": weights}}
+    found = backbone_state(recipe, str(checkpoint))
+    assert torch.equal(found["conv1.weight"], cross_modality(state, 6)["conv1.weight"])
 
 
 def test_flow_stacks():

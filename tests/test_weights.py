@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from golden_weights import WEIGHTS
 from safetensors.torch import save_file
 
@@ -22,6 +23,8 @@ from kdcache import backbones
 from kdcache.backbones import checkpoint, published, weights
 from kdcache.backbones.checkpoint import fill, load_state_dict, random_init
 from kdcache.backbones.i3d import I3D, I3DTail
+from kdcache.backbones.resnet import ResNet34
+from kdcache.cli import main
 from kdcache.demo.tour import choose_weights
 from kdcache.errors import OptionError, WeightsError
 
@@ -252,6 +255,28 @@ def test_the_table_is_complete_and_invents_no_checksum(home: Path) -> None:
     home.mkdir(parents=True)
     (home / "flow_imagenet.pt").touch()
     assert next(r for r in weights.list_weights() if r["name"] == "i3d-flow")["path"] == str(home / "flow_imagenet.pt")
+
+
+@pytest.mark.parametrize("name", ["resnet34-flow", "resnet34-flow5"])
+def test_flow_resnets_take_the_published_rgb_row(name: str, home: Path, tmp_path: Path, monkeypatch) -> None:
+    """Nobody publishes theirs; nothing is said to be theirs."""
+    state = random_init(ResNet34(5), 0)
+    torch.save(state, tmp_path / "rgb34.pth")
+    made = {"file": "rgb34.pth", "url": (tmp_path / "rgb34.pth").as_uri(), "sha256": None}
+    monkeypatch.setitem(published.TABLE, "resnet34", dataclasses.replace(published.TABLE["resnet34"], **made))
+    assert name not in {row["name"] for row in weights.list_weights()}
+    (row,) = (row for row in weights.list_weights() if name in row["adapted_for"])
+    assert (row["name"], row["backbone"]) == ("resnet34", "resnet34")
+    listed = CliRunner().invoke(main, ["weights", "list"]).output
+    assert "resnet34  (resnet34; adapted for resnet34-flow and resnet34-flow5, BSD" in listed
+    with pytest.raises(WeightsError, match=rf"for {name} \(rgb34\.pth\) are not in .*kdcache weights fetch resnet34`"):
+        weights.find(name)
+    net = backbones.build(name)  # fetches it
+    assert weights.find(name) == weights.find("resnet34") == home / "rgb34.pth"
+    assert net.weights_id == backbones.weights_id("resnet34", home / "rgb34.pth")
+    assert net.layers["logits"] == (20, 5)
+    kernel = net.state_dict()["conv1.weight"]
+    assert torch.allclose(kernel, state["conv1.weight"].mean(1, keepdim=True).expand_as(kernel))
 
 
 def test_random_weights_are_explicit_loud_and_the_same_each_time(

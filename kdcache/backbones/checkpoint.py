@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kdcache.backbones.base import Backbone, State
 from kdcache.backbones.metadata import read_metadata
+from kdcache.backbones.published import ADAPTED
 from kdcache.backbones.spec import Weights
 from kdcache.backbones.weights import Choice, resolve
 from kdcache.errors import WeightsError
@@ -37,7 +38,7 @@ def load(
     else:
         state = net.adapt(load_state_dict(choice.path))
         metadata = read_metadata(choice.path)
-        if metadata is not None and metadata.backbone != name:
+        if metadata is not None and metadata.backbone not in (name, ADAPTED.get(name)):
             raise WeightsError(
                 f"{choice.path} was fitted as {metadata.backbone}, not as {name}: give it to {metadata.backbone}, or "
                 f"fit {name} with `kdcache fit {name}`."

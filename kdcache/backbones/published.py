@@ -108,3 +108,12 @@ _ROWS = (
     _mars("resnext101-flow", "Flow_Kinetics_16f.pth"),
 )
 TABLE = {row.name: row for row in _ROWS}
+
+ADAPTED = {"resnet34-flow": "resnet34", "resnet34-flow5": "resnet34"}
+"""Backbones of which no weights are published → the backbone whose checkpoints, published and fitted, they take too;
+their ``adapt`` makes them fit."""
+
+
+def published_for(backbone: str) -> Published | None:
+    """The row whose checkpoint a backbone takes where none is named."""
+    return TABLE.get(ADAPTED.get(backbone, backbone))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet34
 
 from kdcache.backbones import resnet_layers as plan
+from kdcache.backbones.base import State
 from kdcache.backbones.framewise import Framewise, stem
 from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError
@@ -53,7 +54,8 @@ class ResNet34(Framewise):
     """ResNet-34 on each image of ``float [B, T, C, H, W]``; state dicts of torchvision's network load unchanged.
 
     3 channels are RGB; 6 or 10 are stacks of 3 or 5 flow fields as 8-bit images, x and y in turn (x0 y0 x1 y1 …).
-    ``prepare`` divides by 255 and takes off ImageNet's mean and deviation (flow: 0.449 and 0.226 throughout).
+    Flow networks take checkpoints of the RGB network too, see ``cross_modality``. ``prepare`` divides by 255 and
+    takes off ImageNet's mean and deviation (flow: 0.449 and 0.226 throughout).
 
     Layers, for each image: ``layer1`` … ``layer4`` (F, after ReLU), ``layer4-pre`` (F~, before the last batch norm
     and ReLU), ``pool`` [512], ``logits``, and ``attended``: F~ weighted by ``cam_attention``, Ego-RNN's input to its
@@ -84,6 +86,12 @@ class ResNet34(Framewise):
         """Every layer → its shape for one standard input of 20 images at 224 pixels."""
         n, size = self.input.frames, self.input.size
         return {name: plan.shape(name, self.channels, n, size, self.num_classes) for name in self.order}
+
+    def adapt(self, state: State) -> State:
+        """RGB weights for a flow network: ``cross_modality``. All others are taken as they are."""
+        kernel = state.get("conv1.weight")
+        rgb = kernel is not None and kernel.ndim == 4 and kernel.shape[1] == 3
+        return cross_modality(state, self.channels) if rgb and self.channels != 3 else state
 
     def endpoints(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Each layer's name and output for images ``[N, C, H, W]`` in turn, computed only when asked for."""
@@ -127,11 +135,12 @@ def cam_attention(maps: Tensor, weight: Tensor, scores: Tensor) -> Tensor:
     return energy.flatten(-2).softmax(-1).reshape(energy.shape).to(maps.dtype)
 
 
-def cross_modality(state: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
+def cross_modality(state: Mapping[str, Tensor], channels: int) -> State:
     """A state dict for ``channels`` input channels: conv1's kernels averaged over theirs and repeated, not rescaled.
 
-    Turns ImageNet's RGB weights into a flow network's start [ego-rnn], and 6-channel flow weights into a 3-channel
-    network's (PMRD's hallucination branch) [reconstructed].
+    Turns ImageNet's RGB weights into a flow network's start [Wang et al., "Temporal segment networks", ECCV 2016;
+    ego-rnn; PMRD step 1], and 6-channel flow weights into a 3-channel network's (PMRD's hallucination branch)
+    [reconstructed].
     """
     kernel = state["conv1.weight"]
     repeated = kernel.mean(1, keepdim=True).repeat(1, channels, *(1,) * (kernel.ndim - 2))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcache.backbones.published import TABLE, Published
+from kdcache.backbones.published import ADAPTED, TABLE, Published, published_for
 from kdcache.backbones.spec import Weights
 from kdcache.errors import OptionError, WeightsError, unknown
 from kdcache.files import atomic
@@ -54,10 +54,10 @@ def resolve(name: str, weights: Weights | Choice = None) -> Choice:
     if isinstance(weights, Choice):
         return weights
     text = os.fspath(weights) if weights is not None else ""
-    row = TABLE.get(name)
+    row = published_for(name)
     if weights is None and row is not None and not any((folder / row.file).is_file() for folder in folders()):
-        log.info("Fetching the published weights of %s from %s.", name, row.url)
-        return Choice(path=fetch(name))
+        log.info("Fetching the published weights of %s from %s.", row.name, row.url)
+        return Choice(path=fetch(row.name))
     seed = random_seed(text)
     if seed is None:
         return Choice(path=find(name, weights))
@@ -88,12 +88,13 @@ def find(name: str, weights: Weights = None) -> Path:
     """The checkpoint file for backbone ``name``: ``weights`` itself, or found in ``folders()``.
 
     ``weights`` may be a path, the name of a table row (``i3d-rgb-charades``), a file name to look for, or None for the
-    row called ``name``. Raises ``WeightsError`` if there is none, or if a published file has another checksum.
+    row that is published for ``name``. Raises ``WeightsError`` if there is none, or if a published file has another
+    checksum.
     """
     if weights is not None and Path(weights).is_file():
         return Path(weights)
     wanted = name if weights is None else os.fspath(weights)
-    row = TABLE.get(wanted)
+    row = published_for(name) if weights is None else TABLE.get(wanted)
     for folder in folders():
         candidate = folder / (row.file if row else wanted)
         if candidate.is_file():
@@ -175,7 +176,8 @@ def _writable(folder: Path) -> bool:
 
 
 def list_weights() -> list[dict[str, Any]]:
-    """Every published checkpoint: name, backbone, file, where it is here (or None), checksum, licence, address, use."""
+    """Every published checkpoint: name, backbone, backbones that adapt it, file, where it is here (or None),
+    checksum, licence, address, use."""
     rows = []
     for row in TABLE.values():
         here = next((str(f / row.file) for f in folders() if (f / row.file).is_file()), None)
@@ -183,6 +185,7 @@ def list_weights() -> list[dict[str, Any]]:
             {
                 "name": row.name,
                 "backbone": row.backbone,
+                "adapted_for": [name for name in ADAPTED if published_for(name) is row],
                 "file": row.file,
                 "path": here,
                 "checksum": row.checksum,

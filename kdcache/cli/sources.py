@@ -103,7 +103,8 @@ def list_weights() -> None:
     from kdcache.backbones import weights as registry
 
     for row in registry.list_weights():
-        click.echo(f"{row['name']}  ({row['backbone']}, {row['licence']})")
+        adapted = f"; adapted for {' and '.join(row['adapted_for'])}" if row["adapted_for"] else ""
+        click.echo(f"{row['name']}  ({row['backbone']}{adapted}, {row['licence']})")
         click.echo(f"    {'here: ' + row['path'] if row['path'] else 'not here; ' + row['url']}")
         click.echo(f"    {row['checksum']}; {row['preprocessing']}")
 

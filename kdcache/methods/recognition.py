@@ -22,7 +22,7 @@ from kdcache.backbones.base import Backbone
 from kdcache.backbones.checkpoint import load_state_dict, random_init
 from kdcache.backbones.framewise import Framewise
 from kdcache.backbones.metadata import FitMetadata, read_metadata
-from kdcache.backbones.published import TABLE
+from kdcache.backbones.published import published_for
 from kdcache.backbones.weights import RANDOM, find, random_seed
 from kdcache.backbones.weights import resolve as resolve_weights
 from kdcache.errors import OptionError
@@ -203,7 +203,7 @@ def _groups(network: Classifier, options: RecognitionOptions) -> list[dict[str, 
 def _start(options: RecognitionOptions, data: Data) -> Classifier:
     """The network as its training starts, on the device; ``WeightsError`` for a checkpoint that cannot be had."""
     name, classes = options.backbone, len(data.classes[options.target])
-    init = options.init or ("" if name in TABLE else f"{RANDOM}{data.seed}")
+    init = options.init or ("" if published_for(name) else f"{RANDOM}{data.seed}")
     if (drawn := random_seed(init)) is not None:
         net = _random(name, classes, drawn)
         imagenet = load_state_dict(find(name, options.imagenet)) if options.imagenet is not None else None
@@ -223,7 +223,7 @@ def _start(options: RecognitionOptions, data: Data) -> Classifier:
 
 def origin(options: RecognitionOptions) -> FitMetadata | None:
     """What the weights from which training started say of their own fit; None for published and random ones."""
-    init = options.init or ("" if options.backbone in TABLE else RANDOM + "0")
+    init = options.init or ("" if published_for(options.backbone) else RANDOM + "0")
     if random_seed(init) is not None:
         return None
     file = resolve_weights(options.backbone, init or None).path

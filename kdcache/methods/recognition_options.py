@@ -20,8 +20,8 @@ class RecognitionOptions(LabelOptions):
     backbone: str = "vacnn"
     """Name in ``kdcache.backbones.names()``."""
     init: str | None = None
-    """Checkpoint of this backbone to start from, with a new classifier, or ``random:SEED``; none: the published one,
-    random weights where there is none."""
+    """Checkpoint of this backbone to start from, with a new classifier, or ``random:SEED``; none: the published one
+    (flow ResNet-34: the RGB one, cross-modally), random weights where there is none."""
     imagenet: str | None = None
     """VA-CNN: checkpoint of an ImageNet ResNet-50 that its classifier starts from, as published; none: random."""
     keep: Literal["best", "last"] = "best"
