@@ -35,6 +35,8 @@ REGISTRY = {
     "resnet34": BackboneEntry("resnet", InputSpec("rgb", frames=20, default_layer="layer4")),
     "resnet34-flow": BackboneEntry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=3)),
     "resnet34-flow5": BackboneEntry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=5)),
+    "egornn": BackboneEntry("egornn", InputSpec("rgb", frames=25, default_layer="descriptor")),
+    "egornn-joint": BackboneEntry("egornn", InputSpec("rgb+flow", frames=25, stack=5), {"joint": True}),
     "resnext101": BackboneEntry("resnext3d", InputSpec("rgb", **_MARS)),
     "resnext101-flow": BackboneEntry("resnext3d", InputSpec("flow", **_MARS)),
 }

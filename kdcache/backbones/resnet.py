@@ -7,7 +7,8 @@ recognition", BMVC 2018, and its code (swathikirans/ego-rnn) for ``layer4-pre``,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from kdcache.backbones.base import State
 from kdcache.backbones.framewise import Framewise, stem
 from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError
+
+Unit = Callable[[str, nn.Module, Tensor], Tensor]
+"""Name of a residual block (``layer2.1``), the block and its input ``[N, C, h, w]`` → its output."""
 
 FLOW_MEAN, FLOW_STD = 0.449, 0.226  # of 8-bit flow images: the means of ImageNet's three values [ego-rnn]
 
@@ -114,6 +118,29 @@ class ResNet34(Framewise):
         scores = fc(pooled)
         yield "logits", scores
         yield "attended", pre * cam_attention(maps, fc.weight, scores).unsqueeze(1)
+
+    def maps(
+        self,
+        x: Tensor,
+        start: Literal["images", "layer1", "layer4"] = "images",
+        unit: Unit = lambda name, block, x: block(x),
+    ) -> tuple[Tensor, Tensor]:
+        """F and F~ of layer 4, ``[N, 512, h, w]`` each, from some depth on, with residual blocks run by the caller.
+
+        Args:
+            x: images ``[N, C, H, W]``, or what enters ``layer1`` or ``layer4``.
+            start: what ``x`` is.
+            unit: runs each block but the last, which gives F and F~.
+        """
+        if start == "images":
+            x = stem(self, x)
+        for stage in plan.STAGES[plan.STAGES.index("layer1" if start == "images" else start) :]:
+            for name, block in self.get_submodule(stage).named_children():
+                if isinstance(block, LastBlock):
+                    pre, out = block.before(x)
+                    return block.after(x, out), pre
+                x = unit(f"{stage}.{name}", block, x)
+        raise AssertionError("layer4 ends in a LastBlock")
 
 
 def cam_attention(maps: Tensor, weight: Tensor, scores: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class InputSpec:
     ``stack`` consecutive flow fields make up one of the ``frames`` of a flow network.
     """
 
-    modality: Literal["rgb", "flow", "skeleton"]
+    modality: Literal["rgb", "flow", "rgb+flow", "skeleton"]
     frames: int = 32
     size: int = 224
     resize: int = 256
