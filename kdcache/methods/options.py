@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, MultiStepLR, ReduceLROnPlateau
 
 from kdcache.errors import OptionError
 from kdcache.methods.contract import UNLABELLED, Batch, BatchSource, Data, Stage, predict_with
@@ -147,18 +147,23 @@ def build_optimizer(
     milestones: Sequence[int] = (),
     gamma: float = 0.1,
     plateau: int = 2,
+    eps: float = 1e-8,
+    decay: float = 1.0,
 ) -> tuple[Optimizer, LRScheduler]:
     """The optimiser and the schedule of a stage.
 
-    ``steps`` multiplies the rate by ``gamma`` after ``milestones`` (epochs); ``plateau`` after ``plateau`` epochs
-    without a better monitored metric, and waits as long again after each fall."""
+    ``steps`` multiplies the rate by ``gamma`` after ``milestones`` (epochs), or by ``decay`` after every epoch where
+    that is not 1; ``plateau`` after ``plateau`` epochs without a better monitored metric, and waits as long again after
+    each fall."""
     made: Optimizer
     if optimizer == "adam":
-        made = Adam(parameters, lr, weight_decay=weight_decay)
+        made = Adam(parameters, lr, eps=eps, weight_decay=weight_decay)
     else:
         made = SGD(parameters, lr, momentum, weight_decay=weight_decay)
     if schedule == "plateau":
         return made, ReduceLROnPlateau(made, "max", gamma, plateau, cooldown=plateau)
+    if decay != 1:
+        return made, ExponentialLR(made, decay)
     return made, MultiStepLR(made, list(milestones), gamma)
 
 
