@@ -63,6 +63,7 @@ class Cache:
         self._number = {clip: i for i, clip in enumerate(self.clips["clip_id"])}
         self._opened: dict[str, Shard] = {}
         self._places: dict[str, _Places] = {}
+        self._frames: dict[tuple[str, str], list[NDArray[np.int32]]] = {}
         self._chosen = self._choose([recipe] if isinstance(recipe, str) else list(recipe))
 
     def recipe(self, stream: str) -> Recipe:
@@ -168,18 +169,26 @@ class Cache:
         return out
 
     def frames(self, stream: str, clip_ids: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Source frame indices from which each clip was computed, int32 [T] each."""
+        """Source frame indices from which each clip was computed, int32 [T] each, read-only."""
         found: list[Any] = [None] * len(clip_ids)
         for shard, rows, which in self._by_shard(stream, clip_ids):
-            tables = open_shard(shard.path)[1]
-            table, offset = tables.get(f"frames/{stream}"), tables.get(f"frames/{stream}/offset")
+            of_row = self._frames_of(shard, stream)
             for row, i in zip(rows, which, strict=True):
-                if table is not None:
-                    found[i] = table[row]
-                else:
-                    assert offset is not None
-                    found[i] = tables[f"frames/{stream}/data"][offset[row] : offset[row + 1]]
+                found[i] = of_row[row]
         return found
+
+    def _frames_of(self, shard: Shard, stream: str) -> list[NDArray[np.int32]]:
+        """Source frames of a shard's rows, read-only and kept: training asks clip by clip."""
+        kept = (shard.path.name, stream)
+        if kept not in self._frames:
+            tables = open_shard(shard.path)[1]
+            table = tables.get(f"frames/{stream}")
+            flat = tables[f"frames/{stream}/data"] if table is None else table
+            flat.setflags(write=False)
+            self._frames[kept] = (
+                list(flat) if table is not None else np.split(flat, tables[f"frames/{stream}/offset"][1:-1])
+            )
+        return self._frames[kept]
 
     def origin(self, clip_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Provenance of clips (source fingerprint, decoder …), as stored with the first stream that has each."""
