@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,16 @@ def rows(train: int = 12, validation: int = 4, test: int = 4, **columns: Any) ->
     return validate(pd.DataFrame(made))
 
 
-def write(folder: Path, table: pd.DataFrame, streams: Sequence[tuple[dict[str, Any], Sequence[Any]]]) -> Path:
-    """Commit streams (recipe and one payload a row, None = not cached), each as a shard, and index them."""
+def write(
+    folder: Path,
+    table: pd.DataFrame,
+    streams: Sequence[tuple[dict[str, Any], Sequence[Any]]],
+    frames: Mapping[str, Any] | None = None,
+) -> Path:
+    """Commit streams (recipe and one payload a row, None = not cached), each as a shard, and index them.
+
+    ``frames``: stream → the source frames of each of its clips; 0 to 3 for the others.
+    """
     located: dict[str, Any] = {}
     clips = [{k: v for k, v in row.items() if pd.notna(v)} for row in table.to_dict("records")]
     for recipe, payloads in streams:
@@ -62,7 +70,7 @@ def write(folder: Path, table: pd.DataFrame, streams: Sequence[tuple[dict[str, A
                 clip=clip,
                 origin={},
                 keys={stream: hashlib.md5(f"{stream}{clip['clip_id']}".encode()).hexdigest()},
-                frames={stream: np.arange(4, dtype=np.int32)},
+                frames={stream: np.asarray((frames or {}).get(stream, range(4)), np.int32)},
                 arrays={stream: payload},
             )
             for clip, payload in zip(clips, payloads, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,14 +12,18 @@ import torch
 from make_videos import write as write_video
 
 import kdcache
+from kdcache.data.beside import stored_at
 from kdcache.data.frames import CachedFrames
-from kdcache.data.loader import feed, in_order, shuffled
+from kdcache.data.inputs import bind
+from kdcache.data.loader import common_views, feed, in_order, shuffled
 from kdcache.data.open import open_cache
 from kdcache.errors import OptionError, StoreError
 from kdcache.methods.contract import BatchSource, Input, Segment
 from kdcache.methods.teacher import Teacher
 from kdcache.motion.flow_image import dequantise, quantise
+from kdcache.sources import open_source
 from kdcache.store import Cache
+from kdcache.store import cache as reading
 from kdcache.views import MOMENTS, Augmentation, Views, cut, resize_short_side
 
 CPU = torch.device("cpu")
@@ -30,19 +36,25 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # Extracted from videos
 
 
-@pytest.fixture(scope="module", params=["jpeg", "raw"])
-def extracted(request, tmp_path_factory):
-    """Three short videos with rgb, flow and motion maps; frames of 48 × 64."""
-    root = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Three short videos of 48 × 64, and their manifest."""
+    root = tmp_path_factory.mktemp("videos")
     rng = np.random.default_rng(0)
     for clip in CLIPS:
         texture = rng.integers(40, 216, (14, 30, 3), np.uint8).repeat(4, 0).repeat(4, 1)
         write_video(root / f"{clip}.mp4", [texture[:48, 2 * t : 2 * t + 64] for t in range(FRAMES)])
     rows = [(c, f"{c}.mp4", np.nan, np.nan, s, 0) for c, s in zip(CLIPS, ("train", "train", "test"), strict=True)]
-    table = pd.DataFrame(rows, columns=["clip_id", "source", "start_s", "stop_s", "split", "label"])
-    streams = ["rgb", "flow", "idt"]
-    kdcache.extract(table, root, root / "out", streams, rgb=request.param, short_side=48)
-    return Cache(root / "out")
+    return root, pd.DataFrame(rows, columns=["clip_id", "source", "start_s", "stop_s", "split", "label"])
+
+
+@pytest.fixture(scope="module", params=["jpeg", "raw"])
+def extracted(request, videos, tmp_path_factory):
+    """The videos' rgb, flow and motion maps."""
+    root, table = videos
+    folder = tmp_path_factory.mktemp(request.param)
+    kdcache.extract(table, root, folder, ["rgb", "flow", "idt"], rgb=request.param, short_side=48)
+    return Cache(folder)
 
 
 def middles(length):
@@ -122,6 +134,10 @@ def coded_idt(clip, count=FRAMES):
     return coded(clip, count)[..., 1]
 
 
+LAST = [2, 5, 8, 10]  # of each of T parts
+SHOWN = {"resnet34/pool": LAST, **dict.fromkeys(("rgb", "flow", "idt"), range(FRAMES))}
+
+
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
     """A cache of such clips, all three streams, and features of three views."""
@@ -129,6 +145,7 @@ def known(tmp_path_factory):
     count = range(len(table))
     features = streams_cache.features("resnet34/pool", views=("centre-flip", "tl@0.75", "centre"))
     features["views"] |= {"size": SIZE, "resize": RESIZE}
+    features["sampling"] = {"frames": T, "fps": None, "anchor": "last"}
     vectors = [np.full((3, 4, 5), i, np.float16) for i in count]
     streams = [
         (streams_cache.RAW, [coded(i) for i in count]),
@@ -136,21 +153,25 @@ def known(tmp_path_factory):
         (streams_cache.IDT, [coded_idt(i) for i in count]),
         (features, vectors),
     ]
-    return streams_cache.write(tmp_path_factory.mktemp("known"), table, streams)
+    return streams_cache.write(tmp_path_factory.mktemp("known"), table, streams, SHOWN)
 
 
 def segment_of(**given):
     return Segment(**{"frames": T, "size": SIZE, "resize": RESIZE, "augmentations": 200} | given)
 
 
-def three(**given):
-    """Inputs that read one segment of each stream."""
+def three(stack=1, **given):
+    """Inputs that read one segment of each stream, flow in stacks."""
     axes = {"rgb": "THWC", "flow": "THWC", "idt": "THW"}
-    return [Input(name=n, axes=a, stream=n, segment=segment_of(**given)) for n, a in axes.items()]
+    stacks = {"flow": stack}
+    return [
+        Input(name=n, axes=a, stream=n, segment=segment_of(stack=stacks.get(n, 1), **given)) for n, a in axes.items()
+    ]
 
 
-def test_one_augmentation_for_all_inputs_of_an_example(known):
-    data = open_cache(known, three(), device="cpu").data
+@pytest.mark.parametrize("stack", [1, 3])
+def test_one_augmentation_for_all_inputs_of_an_example(known, stack):
+    data = open_cache(known, three(stack), device="cpu").data
     rows = data.splits["train"].rows["clip"]
     source = BatchSource({name: (stream, rows) for name, stream in data.inputs.items()})
     plan = shuffled(source, 6, 201, np.random.default_rng(0)) + shuffled(source, 6, 201, np.random.default_rng(1))
@@ -161,12 +182,15 @@ def test_one_augmentation_for_all_inputs_of_an_example(known):
             columns = rgb[0, 0, :, 1].astype(int)
             mirrored = columns[0] > columns[-1]
             assert (np.diff(rgb[0, :, 0, 0].astype(int)) >= 0).all()
-            x, y = flow[0, 0, :, 0].astype(int), flow[:, 0, 0, 1].astype(int)
+            middle = 2 * (stack // 2)
+            x, y = flow[0, 0, :, middle].astype(int), flow[:, 0, 0, 1::2].astype(int)
+            assert (np.abs(flow[0, 0, :, 0::2].astype(int) - x[:, None]) == 0).all()  # x of each field of a stack
             length = SIZE / round((columns.max() - columns.min()) / 4 + 1)  # vectors grow with the picture
             expected = 128 + length * (-1 if mirrored else 1) * (1 + columns / 4)
             assert np.abs(x - expected).max() <= 2
             times = (rgb[:, 0, 0, 2] // 20).astype(int)
-            assert np.abs(y - (128 + length * (1 + 10 * np.minimum(times, FRAMES - 2)))).max() <= 5
+            around = np.clip(times[:, None] + np.arange(stack) - stack // 2, 0, FRAMES - 2)
+            assert np.abs(y - (128 + length * (1 + 10 * around))).max() <= 5
             assert (np.diff(times) >= 0).all()
             seen.add((bool(mirrored), int(rgb[0, 0, 0, 0]), tuple(times)))
     assert {mirrored for mirrored, _, _ in seen} == {False, True}
@@ -223,8 +247,191 @@ def test_beside_features_frames_show_the_features_views(known):
     for view, name in enumerate(("centre-flip", "tl@0.75", "centre")):
         got = data.inputs["rgb"].fetch(rows, torch.full_like(rows, view), rows).numpy()
         for row, shown in zip(rows.tolist(), got, strict=True):
-            frames = coded(number[ids[row]])[middles(FRAMES)]
+            frames = coded(number[ids[row]])[LAST]
             assert np.array_equal(shown, cut(frames, Views(SIZE, RESIZE, (name,)))[0])  # 5/4 of the size, as they
+
+
+def beside(*names, axes="TD", segment=None, **given):
+    """An input of features, and frames of these names beside it."""
+    shown = [replace(one, segment=segment or one.segment) for one in three(**given) if one.name in names]
+    return [Input(name="x", axes=axes, stream="resnet34/*"), *shown]
+
+
+def test_frames_for_stages_of_their_own_are_augmented_beside_features(known):
+    """One stage reads features and motion maps in their views, another frames alone: two bindings, one stream."""
+    free = [replace(one, name=f"{one.name}-free", segment=segment_of(beside=False)) for one in three()]
+    data = open_cache(known, [*beside("rgb", "idt"), *free], device="cpu").data
+    views = {name: stream.views for name, stream in data.inputs.items()}
+    assert views == {"x": 3, "rgb": 3, "idt": 3, "rgb-free": 201, "flow-free": 201, "idt-free": 201}
+    alone = open_cache(known, three(), device="cpu").data
+    rows, keys = torch.tensor([3, 1, 3]), torch.tensor([3, 1, 4])
+    for name in ("rgb", "flow", "idt"):
+        for view in (0, 9, 120):
+            shown = [
+                each.fetch(rows, torch.full_like(rows, view), keys)
+                for each in (data.inputs[f"{name}-free"], alone.inputs[name])
+            ]
+            assert torch.equal(*shown)
+    of = {name: (stream, data.splits["train"].rows["clip"]) for name, stream in data.inputs.items()}
+    assert common_views(BatchSource({name: of[name] for name in ("x", "rgb", "idt")})) == 3
+    assert common_views(BatchSource({name: of[name] for name in ("rgb-free", "idt-free")})) == 201
+    with pytest.raises(ValueError, match="different numbers of views"):
+        common_views(BatchSource({name: of[name] for name in ("x", "rgb-free")}))
+
+
+def test_two_segments_of_one_stream_need_one_choice(tmp_path):
+    table = streams_cache.rows(2, 1, 1)
+    warped = {**streams_cache.FLOW, "stream": "flow-warped"}
+    fields = [coded_flow(i) for i in range(len(table))]
+    folder = streams_cache.write(tmp_path, table, [(streams_cache.FLOW, fields), (warped, fields)])
+    inputs = [
+        Input(name=name, axes="THWC", stream="flow*", segment=segment_of(beside=on))
+        for name, on in (("near", True), ("free", False))
+    ]
+    cache = Cache(folder)
+    for given in ("flow-warped", "near=flow-warped", "free=flow-warped"):
+        assert [b.streams for b in bind(cache, inputs, given)] == [("flow-warped",)] * 2, given
+    assert [b.streams for b in bind(cache, inputs, "near=flow-warped,free=flow")] == [("flow-warped",), ("flow",)]
+    with pytest.raises(OptionError, match="several streams for input near: choose"):
+        bind(cache, inputs, None)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"anchor": "first"}, {"fps": 10.0, "anchor": "last"}, {"fps": 100.0}], ids=["first", "fps", "fast"]
+)
+def test_frames_are_those_from_which_the_features_were_computed(videos, tmp_path, sampling):
+    """Of every sampling rule: as decoded again from the video at the features' indices; of flow the fields there."""
+    cache = cache_of(videos, tmp_path, sampling)
+    data = open_cache(tmp_path, beside("rgb", "flow", "idt", axes="TCHW", stack=3, resize=None), device="cpu")
+    assert {stream.views for stream in data.data.inputs.values()} == {1}
+    for row, clip in enumerate(data.examples.clip_ids):
+        (seen,) = cache.frames(LAYER, [clip])
+        assert len(seen) == T
+        assert seen.tolist() != middles(FRAMES)
+        with open_source(videos[0] / f"{clip}.mp4") as source:
+            decoded = dict(zip(np.unique(seen).tolist(), source.read(np.unique(seen)), strict=True))
+        views = Views(SIZE, RESIZE, ("centre-flip",))
+        shown = np.stack([resize_short_side(resize_short_side(decoded[i], 48), RESIZE) for i in seen.tolist()])
+        rows = torch.tensor([row])
+        got = {
+            name: stream.fetch(rows, torch.tensor([0]), rows)[0].numpy() for name, stream in data.data.inputs.items()
+        }
+        assert np.array_equal(got["rgb"], cut(shown, views)[0])
+        maps = np.stack([resize_short_side(one[..., None], RESIZE) for one in cache.read("idt", [clip])[0][seen]])
+        assert np.array_equal(got["idt"], cut(maps, views)[0][..., 0])
+        fields = dequantise(cache.read("flow", [clip])[0], 20.0)
+        around = np.clip(seen[:, None] + [-1, 0, 1], 0, FRAMES - 2)
+        smaller = np.stack([resize_short_side(fields[i], RESIZE) for i in around.ravel()]) * np.float32(RESIZE / 48)
+        want = quantise(cut(smaller, views, flow=True)[0], 20.0).reshape(T, 3, SIZE, SIZE, 2)
+        assert np.array_equal(got["flow"], np.concatenate(list(want.swapaxes(0, 1)), axis=-1))
+
+
+LAYER = "resnet34/layer1"
+
+
+def cache_of(videos, folder, sampling, dense=None):
+    """A cache of the videos' raw frames, flow and maps, and of features by a sampling rule."""
+    root, manifest = videos
+    kdcache.extract(manifest, root, folder, ["rgb", "flow", "idt"], short_side=48, rgb="raw", fps=dense)
+    given = {
+        "frames": T,
+        "size": SIZE,
+        "resize": RESIZE,
+        "views": ("centre-flip",),
+        "weights": {"resnet34": "random:0"},
+    }
+    kdcache.extract(manifest, root, folder, [LAYER], **given | sampling)
+    return Cache(folder)
+
+
+def test_of_thinned_frames_the_nearest_are_shown(videos, tmp_path):
+    """At 10 of 25 frames a second: every second or third frame is there."""
+    cache = cache_of(videos, tmp_path, {}, dense=10.0)
+    data = open_cache(tmp_path, beside("rgb", axes="TCHW", resize=None), device="cpu")
+    for row, clip in enumerate(data.examples.clip_ids):
+        (stored,), (seen,) = cache.frames("rgb", [clip]), cache.frames(LAYER, [clip])
+        assert seen.tolist() == middles(FRAMES)
+        assert len(stored) < FRAMES
+        assert not set(seen.tolist()) <= set(stored.tolist())
+        nearest = [min(range(len(stored)), key=lambda k, i=i: (abs(int(stored[k]) - i), k)) for i in seen]
+        assert stored_at(cache, LAYER, "rgb", clip).tolist() == nearest
+        shown = np.stack([resize_short_side(f, RESIZE) for f in cache.read("rgb", [clip])[0][nearest]])
+        got = data.data.inputs["rgb"].fetch(torch.tensor([row]), torch.tensor([0]), torch.tensor([row]))
+        assert np.array_equal(got[0], cut(shown, Views(SIZE, RESIZE, ("centre-flip",)))[0])
+
+
+def features_like(known, tmp_path, frames=None, axes="VTD", shape=(1, 4, 5), **recipe):
+    """The cache of coded frames with other features beside them."""
+    cache = Cache(known)
+    table, count = cache.clips, len(cache.clips)
+    made = streams_cache.features("resnet34/pool", views=("centre",), **recipe)
+    streams = [(made, [np.zeros(shape, np.float16)] * count), (streams_cache.RAW, [coded(i) for i in range(count)])]
+    return streams_cache.write(tmp_path, table, streams, SHOWN | ({"resnet34/pool": frames} if frames else {}))
+
+
+def test_frames_that_cannot_be_shown_with_features_are_refused_by_name(known, tmp_path):
+    segment = segment_of(frames=8)
+    with pytest.raises(
+        OptionError,
+        match=r"rgb is shown at 8 frames, but resnet34/pool was computed from 4: extract resnet34/pool with --frames 8 "
+        r"or set frames=4\.",
+    ):
+        open_cache(known, beside("rgb", segment=segment), device="cpu")
+    open_cache(known, beside("rgb", segment=replace(segment, beside=False)), device="cpu")
+
+    rule = {"frames": T, "fps": None, "anchor": "centre"}
+    folder = features_like(known, tmp_path / "levels", shape=(1, 3, 4, 5), sampling=rule, progress={"levels": 3})
+    with pytest.raises(OptionError, match=r"resnet34/pool holds 3 levels of progress, so rgb cannot be shown at its"):
+        open_cache(folder, beside("rgb", axes="NTD"), device="cpu")
+
+    folder = features_like(known, tmp_path / "lacks", frames=[0, 3, 9, 40], sampling=rule)
+    data = open_cache(folder, beside("rgb"), device="cpu").data
+    with pytest.raises(StoreError, match=r"'.*-00': resnet34/pool was computed from frame 40 .* which rgb lacks"):
+        data.inputs["rgb"].fetch(*(torch.tensor([0]),) * 3)
+
+
+@pytest.mark.parametrize(("frames_when", "features_when"), [("always", "train"), ("train", "train"), ("always",) * 2])
+def test_frames_read_where_features_are_not_are_spread_evenly_or_refused(known, tmp_path, frames_when, features_when):
+    """Else a network would be shown other moments of a clip in training than in prediction."""
+    for anchor in ("centre", "first"):
+        rule = {"frames": T, "fps": None, "anchor": anchor}
+        seen = {"centre": middles(FRAMES), "first": [0, 2, 5, 8]}[anchor]
+        folder = features_like(known, tmp_path / anchor, frames=seen, sampling=rule)
+        x, rgb = beside("rgb")
+        inputs = [replace(x, when=features_when), replace(rgb, when=frames_when)]
+        if anchor == "first" and (frames_when, features_when) == ("always", "train"):
+            with pytest.raises(
+                OptionError, match=r"rgb is also shown where resnet34/pool is not read .* without --fps"
+            ):
+                open_cache(folder, inputs, device="cpu")
+            continue
+        rows = torch.tensor([1])
+        shown = open_cache(folder, inputs, device="cpu").data.inputs["rgb"].fetch(rows, torch.tensor([0]), rows)
+        assert (shown[0, :, 0, 0, 2] // 20).tolist() == seen
+
+
+def test_features_of_different_moments_are_not_both_followed(known, tmp_path):
+    table, count = Cache(known).clips, len(Cache(known).clips)
+    streams = [(streams_cache.RAW, [coded(i) for i in range(count)])]
+    for name, anchor in (("resnet34/pool", "first"), ("tsm-resnet50/pool", "last")):
+        made = streams_cache.features(name, views=("centre",), sampling={"frames": T, "fps": None, "anchor": anchor})
+        streams.append((made, [np.zeros((1, 4, 5), np.float16)] * count))
+    folder = streams_cache.write(tmp_path, table, streams, SHOWN)
+    inputs = [*beside("rgb"), Input(name="y", axes="TD", stream="tsm-resnet50/*")]
+    with pytest.raises(OptionError, match=r"resnet34/pool and tsm-resnet50/pool were computed from different moments"):
+        open_cache(folder, inputs, device="cpu")
+
+
+def test_a_shards_frame_numbers_are_read_once(known, monkeypatch):
+    opened = []
+    plain = reading.open_shard
+    monkeypatch.setattr(reading, "open_shard", lambda path: opened.append(path) or plain(path))
+    data = open_cache(known, beside("rgb", "flow", "idt"), device="cpu").data
+    assert not opened  # nothing is read before a batch asks
+    for row, view in ((0, 0), (3, 1), (1, 2), (0, 1)):
+        for stream in list(data.inputs.values())[1:]:
+            stream.fetch(torch.tensor([row]), torch.tensor([view]), torch.tensor([row]))
+    assert len(opened) == 4  # each stream lies in one shard
 
 
 def test_frames_of_another_short_side_are_brought_to_theirs(known):

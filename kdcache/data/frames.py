@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kdcache.data.beside import stored_at
 from kdcache.data.ondemand.stream import OnDemand
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Segment
@@ -25,7 +26,8 @@ class CachedFrames(OnDemand):
 
     ``rgb`` gives uint8 ``[T, S, S, 3]``; ``flow`` uint8 ``[T, S, S, 2 stack]`` (x and y of each field in turn; the
     bytes of ``kdcache.motion.flow_image``); ``idt`` uint8 ``[T, S, S]``. View 0 is the centre crop at the middle of
-    each of T parts of the clip; with ``names`` the views are these crops, else further views are augmentations that
+    each of T parts of the clip; with ``names`` the views are these crops, of the
+    frames of ``follows`` where that is given; else further views are augmentations that
     depend on the seed and the example alone, and so are the same in every input.
 
     Args:
@@ -38,6 +40,7 @@ class CachedFrames(OnDemand):
         available: which rows are cached.
         names: views to cut, where features beside these frames have views of their own.
         order: permutation of ``THWC`` (motion maps ``THW``) that gives the input's axes; none: as they are.
+        follows: stream of features at whose source frames the clip is shown, with ``names``.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class CachedFrames(OnDemand):
         available: torch.Tensor | None = None,
         names: Sequence[str] | None = None,
         order: Sequence[int] | None = None,
+        *,
+        follows: str | None = None,
     ) -> None:
         recipe = cache.recipe(name)
         self.flow, self.bound = "flow" in recipe, float(recipe.get("bound", 20.0))
@@ -67,7 +72,7 @@ class CachedFrames(OnDemand):
         shape = tuple(stored[axis] for axis in self.order)
         super().__init__(shape, views, seed, device, available)
         self.cache, self.name, self.clip_ids, self.segment = cache, name, list(clip_ids), segment
-        self.names = None if names is None else list(names)
+        self.names, self.follows = None if names is None else list(names), follows
         self.views_of = Views(segment.size, segment.resize)
 
     def view(self, row: int, view: int, key: int) -> NDArray[Any]:
@@ -83,11 +88,14 @@ class CachedFrames(OnDemand):
         length = self.cache.length(self.name, clip) + self.flow  # a clip of n frames has n − 1 fields
         if length <= self.flow:
             raise OptionError(f"Clip {clip!r} has no {self.name}, for it is too short: drop it from the manifest.")
-        rules = [Sampling(T, anchor=moment) for moment in MOMENTS]
-        indices = np.stack(
-            [within(np.arange(length, dtype=np.float64), 0, length, math.nan, math.nan, r) for r in rules]
-        )
-        chosen = indices[moments, np.arange(T)]
+        if self.follows is not None:
+            chosen = stored_at(self.cache, self.follows, self.name, clip)
+        else:
+            rules = [Sampling(T, anchor=moment) for moment in MOMENTS]
+            indices = np.stack(
+                [within(np.arange(length, dtype=np.float64), 0, length, math.nan, math.nan, r) for r in rules]
+            )
+            chosen = indices[moments, np.arange(T)]
         if self.flow:  # the fields around each frame, clamped at the clip's ends
             offsets = np.arange(self.segment.stack) - self.segment.stack // 2
             chosen = np.clip(chosen[:, None] + offsets, 0, length - 2).reshape(-1)

@@ -69,6 +69,7 @@ def bind(cache: Cache, inputs: Sequence[Input], stream: str | None) -> list[Bind
         }
         said = {one.name: wanted[one.name] for one in members if one.name in wanted}
         names = next(iter(said.values()), None)
+        peers = [wanted[one.name] for one in inputs if one.name in wanted and _same_source(one, first)]
         if any(other != names for other in said.values()):
             raise OptionError(
                 f"{' and '.join(f'stream={name}={one}' for name, each in said.items() for one in each)}: these inputs "
@@ -76,12 +77,19 @@ def bind(cache: Cache, inputs: Sequence[Input], stream: str | None) -> list[Bind
             )
         if names is None:
             names = [n for n in wanted.get("", []) if len(groups) == 1 or fitting.get(n) == ""] or None
+        if names is None and all(other == peers[0] for other in peers):
+            names = next(iter(peers), None)
         chosen = _chosen(cache, first, fitting, names, alone=len(groups) == 1)
         bindings.append(Binding(tuple(members), tuple(chosen), _order(cache.recipe(chosen[0]), first.axes)))
     unused = [n for n in wanted.get("", []) if not any(n in b.streams for b in bindings)]
     if unused:
         raise OptionError(f"stream={unused[0]}: no input of the method reads it; {_listed(inputs)}.")
     return bindings
+
+
+def _same_source(one: Input, other: Input) -> bool:
+    """Whether two inputs ask for the same streams, if perhaps for other segments of them."""
+    return (one.stream, one.axes) == (other.stream, other.axes)
 
 
 def refusal(cache: Cache, stream: str, wanted: Input) -> str:

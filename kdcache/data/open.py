@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from kdcache import backbones, runtime
 from kdcache.backbones.weights import find_digest
+from kdcache.data.beside import cut_like, followed
 from kdcache.data.clips import clips
 from kdcache.data.inputs import Binding, align_views, bind
 from kdcache.data.pairs import ROLES, pairs
@@ -201,12 +201,13 @@ def _streams(
     pool: StreamPool,
 ) -> dict[str, InputStream]:
     """The stream of each input; inputs that share a binding share a stream."""
-    recipes = {s: cache.recipe(s) for b in bindings if b.inputs[0].segment is None for s in b.streams}
+    features = [binding for binding in bindings if binding.inputs[0].segment is None]
+    recipes = {s: cache.recipe(s) for binding in features for s in binding.streams}
     views = {s: cache.shape(s)[0] for s in recipes}
     shown, common = align_views(recipes, views) if recipes else ({}, None)
     if common and len(common) < max(views.values()):
         logger.info("views that all streams have: %s; the others are not read", ", ".join(common))
-    if recipes and any(b.inputs[0].segment for b in bindings) and common is None and max(views.values()) > 1:
+    if recipes and any(map(_beside, bindings)) and common is None and max(views.values()) > 1:
         raise OptionError("The features' views have no names, so frames cannot be cut like them: use one view.")
     streams: dict[str, InputStream] = {}
     for binding in bindings:
@@ -214,30 +215,29 @@ def _streams(
         known = dict(zip(cache.clips["clip_id"], there.tolist(), strict=True))
         available = torch.tensor([known[clip] for clip in examples.clip_ids], dtype=torch.bool)
         mask = None if bool(available.all()) else available
-        segment = _like_features(binding.inputs[0].segment, recipes)
-        names = None if not recipes else common or ["centre"]
-        if names is not None and isinstance(segment, Segment) and segment.augmentations:
-            logger.info("%s is shown in the %d views that the features have, not augmented", binding.names, len(names))
+        segment, names, follows = binding.inputs[0].segment, None, None
+        if recipes and _beside(binding):
+            assert isinstance(segment, Segment)
+            names, follows = common or ["centre"], followed(cache, binding, features)
+            if segment.augmentations:
+                logger.info("%s is shown in the features' %d views, not augmented", binding.names, len(names))
+            segment = cut_like(segment, list(recipes.values()))
         view_of = {s: shown[s] for s in binding.streams if s in shown}
-        own = (seed, tuple(names or ())) if segment else tuple(map(tuple, view_of.values()))
+        own = (seed, follows, tuple(names or ())) if segment else tuple(map(tuple, view_of.values()))
         key = (binding.streams, binding.order, segment, own, tuple(examples.clip_ids), tuple(available.tolist()))
         if key not in pool.streams:
             pool.streams[key] = _stream(
-                cache, binding, segment, examples.clip_ids, mask, view_of, names, seed, device, pool
+                cache, binding, segment, examples.clip_ids, mask, view_of, names, follows, seed, device, pool
             )
         stream = pool.streams[key]
         streams |= dict.fromkeys((one.name for one in binding.inputs), stream)
     return streams
 
 
-def _like_features(
-    segment: Segment | SkeletonSegment | None, recipes: Mapping[str, Recipe]
-) -> Segment | SkeletonSegment | None:
-    """A segment whose crops take the share of the frame that those of the features beside it take."""
-    cuts = [r["views"] for r in recipes.values() if r.get("views", {}).get("resize")]
-    if not isinstance(segment, Segment) or segment.resize is not None or not cuts:
-        return segment
-    return replace(segment, resize=round(segment.size * cuts[0]["resize"] / cuts[0]["size"]))
+def _beside(binding: Binding) -> bool:
+    """Whether these are frames that are shown like the features beside them."""
+    segment = binding.inputs[0].segment
+    return isinstance(segment, Segment) and segment.beside
 
 
 def _stream(
@@ -248,6 +248,7 @@ def _stream(
     available: Tensor | None,
     view_of: Mapping[str, list[int]],
     names: list[str] | None,
+    follows: str | None,
     seed: int,
     device: torch.device,
     pool: StreamPool,
@@ -257,7 +258,10 @@ def _stream(
     if isinstance(segment, Segment):
         from kdcache.data.frames import CachedFrames  # loads OpenCV
 
-        return CachedFrames(cache, binding.streams[0], clip_ids, segment, seed, device, available, names, binding.order)
+        (name,) = binding.streams
+        return CachedFrames(
+            cache, name, clip_ids, segment, seed, device, available, names, binding.order, follows=follows
+        )
     parts = [
         CachedStream(cache, name, clip_ids, device, budget, available, view_of[name], binding.order)
         for name in binding.streams

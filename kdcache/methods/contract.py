@@ -46,7 +46,7 @@ class Segment:
 
     Frames of one example are cut alike in every input: the same crop, the same scale, the same moments, the same
     mirror (which changes the sign of horizontal flow). Beside cached features, frames are shown in the features'
-    views, without further augmentation."""
+    views and at the source frames from which these were computed, without further augmentation; see ``beside``."""
 
     frames: int
     """T, spread evenly over the clip."""
@@ -62,6 +62,8 @@ class Segment:
     """Different augmented views of each clip, one of which is drawn in each epoch; 0: always the centre crop."""
     mirror: bool = True
     """Half of the augmented views are mirrored."""
+    beside: bool = True
+    """Off: augmented as if there were no features beside them, for stages that read frames alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
