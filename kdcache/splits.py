@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kdcache.errors import OptionError, unknown
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -27,6 +29,44 @@ def cells(column: pd.Series[Any]) -> set[str]:
 def split_columns(rows: pd.DataFrame) -> list[str]:
     """The columns of a manifest whose cells are names of splits or empty, and not all empty."""
     return [str(column) for column in rows if (found := cells(rows[column])) and found <= NAMES]
+
+
+def is_fold(rows: pd.DataFrame, name: str) -> bool:
+    """Whether ``name`` is of the form ``column=value``, and not itself a column: such clips test, the others train."""
+    return "=" in name and name not in rows
+
+
+def fold_values(rows: pd.DataFrame, column: str) -> list[str]:
+    """The values of a column that can be left out one at a time, as text, ascending.
+
+    Raises:
+        OptionError: there is no such column, or it has fewer than two values.
+    """
+    if column not in rows:
+        raise unknown("column of the manifest", column, [str(name) for name in rows])
+    found = sorted(cells(rows[column]))
+    if len(found) < 2:
+        has = f"has one value, {found[0]!r}" if found else "is empty"
+        raise OptionError(
+            f"{column}=…: column {column} {has}, so nothing is left to train on when it is held out; choose a column "
+            "with two values or more."
+        )
+    return found
+
+
+def fold(rows: pd.DataFrame, name: str) -> pd.Series[str]:
+    """``column=value`` → the split of each row: ``test`` where the column has that value, ``train`` where it has
+    another, empty (no part) where its cell is empty.
+
+    Raises:
+        OptionError: an unknown column or value, with the nearest, or a column with fewer than two values.
+    """
+    column, _, value = name.partition("=")
+    known = fold_values(rows, column)
+    if value not in known:
+        raise unknown(f"value of column {column}", value, known)
+    cell = rows[column].astype(str).where(rows[column].notna(), "")
+    return cell.mask(cell != "", TRAIN).mask(cell == value, "test")
 
 
 def held_out_clips(rows: pd.DataFrame) -> dict[str, set[str]]:

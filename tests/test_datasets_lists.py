@@ -292,6 +292,17 @@ def test_gtea_from_label_files(tmp_path):
     assert wide["class"].tolist() == ["take_bread", "stir_spoon,cup", "pour_water,cup"]
 
 
+def test_gtea_leaves_each_subject_out(tmp_path):
+    write(tmp_path, GTEA_LABELS)
+    rows = manifest_for("gtea", tmp_path, held_out="all")
+    assert [c for c in rows if c.startswith("split")] == ["split", "split_S1", "split_S2", "split_S3"]  # none of S4
+    for subject in ("S1", "S2", "S3"):
+        alone = manifest_for("gtea", tmp_path, held_out=subject)
+        assert rows[f"split_{subject}"].tolist() == alone["split"].tolist()
+        assert set(rows["subject"][rows[f"split_{subject}"] == "test"]) == {subject}
+    pd.testing.assert_frame_equal(rows.iloc[:, : len(alone.columns)], manifest_for("gtea", tmp_path))
+
+
 def test_gtea_label_files_without_actions(tmp_path):
     write(tmp_path, {"labels/S1_Cheese_C1.txt": "<shake> (1-2) [1]\n"})
     with pytest.raises(ManifestError, match="no label file holds an action"):

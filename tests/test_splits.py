@@ -21,9 +21,10 @@ from kdcache.methods.contract import HELD_OUT
 from kdcache.metrics.significance import mean_std, paired
 from kdcache.report.tables import table_over_splits
 from kdcache.runs.ablation import tuning
-from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words
+from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, row_folder
 from kdcache.runs.ablation.rows import Comparison, choose_rows
 from kdcache.runs.fit import parse_set
+from kdcache.runs.fuse import fuse
 from kdcache.runs.presets import TableRow
 from kdcache.runs.train import Run
 from kdcache.splits import split_columns
@@ -88,6 +89,37 @@ def test_a_column_takes_the_place_of_split():
 def test_other_columns_are_refused(column, message):
     with pytest.raises(OptionError, match=message):
         split_by(table().assign(empty=""), column)
+
+
+def test_one_value_of_any_column_can_be_left_out():
+    rows = table().assign(person=[1, 2, None] * 12)
+    rows.loc[0, "person"] = pd.NA
+    made = split_by(rows, "person=2.0")["split"]
+    expected = ["", "test", ""] + ["train", "test", ""] * 11  # an empty cell takes no part
+    assert made.tolist() == expected
+    made = clips(split_by(rows, "subject=train2"), np.ones(36, bool), 0.2)
+    subject = rows.set_index("clip_id")["subject"]
+    assert set(subject[made.splits["test"].names]) == {"train2"}
+    held = set(subject[made.splits["validation"].names])
+    assert len(held) == 1  # a whole group
+    assert held.isdisjoint({"train2"} | set(subject[made.splits["train"].names]))
+    assert sum(len(split) for split in made.splits.values()) == 36
+    odd = rows.assign(**{"subject=train2": "train"})  # a column of that very name comes first
+    assert set(split_by(odd, "subject=train2")["split"]) == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("sbject=train0", "Unknown column of the manifest 'sbject': did you mean 'subject'"),
+        ("subject=train9", "Unknown value of column subject 'train9': did you mean 'train"),
+        ("one=a", "one=…: column one has one value, 'a', so nothing is left to train on"),
+        ("empty=a", "empty=…: column empty is empty"),
+    ],
+)
+def test_values_that_cannot_be_left_out_are_refused(column, message):
+    with pytest.raises(OptionError, match=message):
+        split_by(table().assign(empty="", one="a"), column)
 
 
 def test_clips_are_held_out_of_the_training_clips_of_the_column_alone():
@@ -258,9 +290,67 @@ def test_columns_are_named_or_matched():
         choose_columns(["split1"], rows)
     with pytest.raises(OptionError, match="name at least one column"):
         choose_columns([], rows)
+    people = [f"subject=train{i}" for i in range(4)]
+    assert choose_columns(["split_1", "subject=*"], rows) == ["split_1", *people]
+    assert choose_columns(["subject=*[01]", "subject=train3"], rows) == [people[0], people[1], people[3]]
+    rows.loc[0, "subject"] = "*"
+    assert choose_columns(["subject=*"], rows) == ["subject=*"]  # the value of that name
+    with pytest.raises(
+        OptionError, match=r"subject=p\*: no value of column subject is of that form; it has \* … train3"
+    ):
+        choose_columns(["subject=p*"], rows)
+    with pytest.raises(OptionError, match="did you mean 'subject'"):
+        choose_columns(["subjct=*"], rows)
     assert in_words([Replicate(f"s{i}", 0) for i in range(9)]) == "1 seed × 9 splits (s0 … s8)"
     with pytest.raises(OptionError, match="split_column and split_columns both say"):
         kdcache.ablate("early", shards="nowhere", split_columns=["split_1"], split="split_2")
+
+
+def test_each_value_has_a_folder_of_its_own(tmp_path):
+    names = ["split_1", "old name", "who=S1", "who=a b", "who=a-b", "who=a/b", "who=../../x", "who=" + "é" * 300]
+    folders = [row_folder(tmp_path, "row", name) for name in names]
+    assert [f.name for f in folders[:3]] == ["split_1", "old-name", "who=S1"]
+    assert len(set(folders)) == len(names)
+    assert all(f.parent == tmp_path / "row" for f in folders)
+    for folder in folders:
+        folder.mkdir(parents=True)
+
+
+def test_leaving_one_subject_out(shards, tmp_path):
+    """Every row once for each subject: tested on that subject alone, tuned without it; runs open and fuse as others."""
+    call = ["ablate", "early", f"--shards={shards}", "--row=plain:alpha=0", "--row=knn:model=knn", "--device=cpu"]
+    call += [f"--set={k}={v[0] if isinstance(v, tuple) else v}" for k, v in QUICK.items() if k != "device"]
+    out = tmp_path / "out"
+    told = CliRunner().invoke(main, [*call, "--split-columns=subject=*", "--seeds=1", "--tune=2", f"--out={out}"])
+    assert told.exit_code == 0, told.output
+    people = [f"subject=train{i}" for i in range(4)]
+    assert "Test, best on validation, 1 seed × 4 splits (subject=train0 … subject=train3)" in told.output
+    assert "| plain | subject=train2 |" in told.output
+    subject = table().set_index("clip_id")["subject"]
+    results = pd.read_csv(out / "results.csv")
+    assert list(dict.fromkeys(results["split_column"])) == people
+    for name in people:
+        run = Run(out / "plain" / name / "seed-0")
+        predicted = run.predictions()
+        assert set(subject[predicted["clip_id"][predicted["split"] == "test"]]) == {name.partition("=")[2]}
+        assert run.settings.split_column == name
+        assert kdcache.evaluate(run.path, "test")["last"] == {"test": run.metrics["last"]["test"]}
+    first, second = (out / "plain" / people[i] / "seed-0" for i in (0, 1))
+    assert fuse([first, out / "knn" / people[0] / "seed-0"])["test"]["auc"] > 0
+    with pytest.raises(OptionError, match="holds out other clips"):
+        fuse([first, second])
+    again = kdcache.train(**json.loads((out / "ablation.json").read_text())["rows"][0]["arguments"], out=first)
+    assert again.metrics == Run(first).metrics
+    sets = ["--set=model=knn", "--set=split_column=subject=train1"]
+    alone = CliRunner().invoke(
+        main, ["train", "early", f"--shards={shards}", f"--out={tmp_path / 'run'}", "--device=cpu", *sets]
+    )
+    assert alone.exit_code == 0, alone.output
+    knn = results[(results["row"] == "knn") & (results["split_column"] == people[1]) & (results["split"] == "test")]
+    measured = Run(tmp_path / "run").metrics["last"]["test"]["label"]["auc"]
+    assert knn[(knn["weights"] == "last") & (knn["metric"] == "auc")]["value"].item() == pytest.approx(
+        measured, abs=1e-3
+    )
 
 
 def test_the_command_takes_columns_and_patterns(shards, tmp_path):

@@ -29,7 +29,7 @@ from kdcache.cli.common import given
 @click.option(
     "--split-columns",
     metavar="COLUMN,…",
-    help="Manifest columns, or split_*: every row on each.  [default: split alone]",
+    help="Manifest columns, split_*, or subject=* (each subject out in turn): every row on each.  [default: split]",
 )
 @click.option("--splits", hidden=True, help="The name of --split-columns in version 0.1.")
 @click.option("--workers", default=1, show_default=True, help="Processes that share the cores.")
@@ -55,6 +55,7 @@ def ablate(
       kdcache ablate early --shards out/ --set alpha=0,0.5 --set beta=0,1 --tune 8 --workers 2
       kdcache ablate early --row "neither:alpha=0,beta=0" --row "both:alpha=0.5,beta=1" --seeds 10
       kdcache ablate early table1-sysu --seeds 3 --split-columns 'split_*'
+      kdcache ablate early --set alpha=0,0.5 --seeds 3 --split-columns 'subject=*'
     """
     import kdcache
     from kdcache.runs.ablation.rows import parse_grid, parse_row

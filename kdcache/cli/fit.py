@@ -24,7 +24,9 @@ from kdcache.errors import OptionError
 )
 @click.option("--seed", type=int, help="Seed of first weights, order and augmentation.  [default: 0]")
 @click.option(
-    "--split-column", metavar="COLUMN", help="Column of the manifest that says what trains.  [default: split]"
+    "--split-column",
+    metavar="COLUMN",
+    help="Column of the manifest that says what trains, or subject=S2: these clips test.  [default: split]",
 )
 @click.option("--split", hidden=True)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")

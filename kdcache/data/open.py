@@ -70,7 +70,8 @@ def open_cache(
         inputs: of the method.
         stream: which streams, where several would do; see ``kdcache.data.inputs.bind``.
         recipe: digest of the recipe to read, where a stream was extracted under several.
-        split_column: column of the manifest that says which clips train, validate and test.
+        split_column: column of the manifest that says which clips train, validate and test, or ``column=value``; see
+            ``split_by``.
         validation: share of the labelled training examples to hold out where the manifest has none.
         tau_s: anticipation time in seconds, where the pairs of a manifest have several.
         memory_fraction: share of the free memory that streams may fill; 0 reads every batch from the shards.

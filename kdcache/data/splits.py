@@ -13,7 +13,7 @@ import torch
 from kdcache.errors import OptionError, unknown
 from kdcache.log import logger
 from kdcache.methods.contract import UNLABELLED, VALIDATION, Split
-from kdcache.splits import HELD_OUT, NAMES, SPLIT, cells, split_columns, split_name
+from kdcache.splits import HELD_OUT, NAMES, SPLIT, cells, fold, is_fold, split_columns, split_name
 
 TARGETS = ("label", "verb", "noun")
 
@@ -30,12 +30,19 @@ class Examples:
 def split_by(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """The rows with ``column`` as their ``split``: one cache can serve several protocols, a column each.
 
+    Args:
+        rows: of a manifest.
+        column: names a column of train, validation and test; or leaves one value of any other column out,
+            ``subject=S2``: clips with that value test, the others train.
+
     Raises:
-        OptionError: there is no such column, or its cells are not names of splits. (Examples to which the column
-            ``split`` gives another name take no part, as those with an empty cell.)
+        OptionError: there is no such column or value, or its cells are not names of splits. (Examples to which the
+            column ``split`` gives another name take no part, as those with an empty cell.)
     """
     if column == SPLIT:
         return rows
+    if is_fold(rows, column):
+        return rows.assign(**{SPLIT: fold(rows, column)})
     if column not in rows:
         raise unknown("split column", column, split_columns(rows) or [str(c) for c in rows])
     found = cells(rows[column])
@@ -46,7 +53,7 @@ def split_by(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     if wrong := sorted(found - NAMES):
         raise OptionError(
             f"split_column={column}: {wrong[0]!r} is not the name of a split; choose a column of train, "
-            "validation and test."
+            f"validation and test, or hold out one value: split_column={column}={wrong[0]}."
         )
     return rows.assign(**{SPLIT: rows[column]})
 

@@ -13,6 +13,7 @@ from typing import Literal
 import pandas as pd
 
 from kdcache.datasets.listing import PICTURE_SUFFIXES, DatasetReport, Folders, annotation_folder, locate
+from kdcache.datasets.splits import leave_one_out, split_without
 from kdcache.errors import ManifestError
 
 LAYOUT = """
@@ -23,6 +24,7 @@ frames/S1/take_bread/1/image_00001.jpg     or pictures: <subject>/<class>/<insta
 
 LAYOUTS = {"videos": [f"{base}{{v}}{suffix}" for suffix in (".mp4", ".avi") for base in ("videos/", "", "Videos/")]}
 FPS = 15.0
+FIXED = "S2"  # the subject whose split papers take that have one split (motion imprinting)
 SUBJECTS = ("S1", "S2", "S3", "S4")
 SHORTEST = 5  # frames; folders with fewer are left out, as by Ego-RNN
 _LINE = re.compile(r"\s*<(?P<verb>[^<>]+)><(?P<objects>[^<>]*)>\s*\((?P<first>\d+)\s*-\s*(?P<last>\d+)\).*")
@@ -32,7 +34,7 @@ def manifest(
     root: Path,
     *,
     classes: Literal[61, 71] = 61,
-    held_out: Literal["S1", "S2", "S3", "S4"] = "S2",
+    held_out: Literal["S1", "S2", "S3", "S4", "all"] = "S2",
     layout: Literal["auto", "frames", "videos"] = "auto",
     fps: float = FPS,
     annotations: Path | None = None,
@@ -43,7 +45,8 @@ def manifest(
         root: the data root; see ``LAYOUT``.
         classes: the 61-class set (``stir_cup`` counts as ``stir_spoon,cup``; ``put_tea`` of S1 and S2 is left out) or
             the 71-class set (without ``stir_cup`` and ``put_tea``). Pictures have the classes of their folders.
-        held_out: the subject that tests; the others train.
+        held_out: the subject that tests; the others train. ``all`` has a column for each subject that there is,
+            ``split_S1`` …, beside ``split``, which is that of S2.
         layout: pictures where there are any, or videos with label files.
         fps: frame rate of pictures, and of the frame numbers in label files.
         annotations: folder of the label files.
@@ -55,7 +58,9 @@ def manifest(
         rows, names, report = _from_labels(root, annotations, classes, fps)
     number = {name: i for i, name in enumerate(sorted(names))}
     rows["label"] = rows["class"].map(number).astype("Int64")
-    rows["split"] = (rows["subject"] == held_out).map({True: "test", False: "train"})
+    rows["split"] = split_without(rows["subject"], FIXED if held_out == "all" else held_out)
+    if held_out == "all":
+        rows = rows.assign(**leave_one_out(rows["subject"]))
     if len(number) != classes:
         report = report.noting(f"{len(number)} classes were found, not {classes}: some videos or subjects are missing")
     return rows, report

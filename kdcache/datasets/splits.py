@@ -45,6 +45,16 @@ def official(read: Callable[[int], pd.DataFrame], split: Wanted) -> pd.DataFrame
     return clips.assign(**{column(i, OFFICIAL): part for i, part in enumerate(parts, 1)})
 
 
+def leave_one_out(parts: pd.Series[str]) -> dict[str, pd.Series[str]]:
+    """A split column for each distinct cell, ``split_S1`` …: clips with that cell test, the others train."""
+    return {f"split_{value}": split_without(parts, value) for value in sorted(parts.unique())}
+
+
+def split_without(parts: pd.Series[str], value: str) -> pd.Series[str]:
+    """Clips whose cell is ``value`` test, the others train."""
+    return (parts == value).map({True: "test", False: "train"})
+
+
 def random_halves(names: Sequence[str], count: int, seed: int) -> list[set[str]]:
     """``count`` random halves of distinct names (the smaller one of an odd number): whose digests come first.
 

@@ -100,9 +100,10 @@ def ablate(
         tune_seeds: trainings a trial, of which the mean score counts.
         against: the row that the others are tested against; default the first.
         split_columns: manifest columns that say which clips train, validate and test, or patterns (``split_*``) of
-            their names: every row is run with every seed on each of them, and tuned on each of them by itself, for a
-            test clip of one may be a validation clip of another. None: ``split``, or what the rows' options say. (The
-            name ``splits`` of version 0.1 still works.)
+            their names; or ``subject=*``, which leaves the values of any other column out one at a time: clips of that
+            value test, the others train, and validation clips are held out of these. Every row is run with every seed
+            on each of them, and tuned on each of them by itself, for a test clip of one may be a validation clip of
+            another. None: ``split``, or what the rows' options say. (The name ``splits`` of version 0.1 still works.)
         workers: processes; each gets an equal share of the cores. The number of threads changes the last bits.
         device: as for ``train``.
         precision: as for ``train``.

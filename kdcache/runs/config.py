@@ -45,7 +45,8 @@ class RunSettings:
     memory_fraction: float = 0.6
     """Share of the free memory that cached streams (of sources: decoded frames) may fill; 0 reads every batch."""
     split_column: str = "split"
-    """Column of the manifest that says which clips train, validate and test, where there are several such columns."""
+    """Column of the manifest that says which clips train, validate and test, where there are several such columns; or
+    ``subject=S2``: clips with that value of any other column test, the others train."""
     validation: float = 0.2
     """Share of the labelled training clips to hold out where the manifest has no validation split; 0 holds nothing
     out."""

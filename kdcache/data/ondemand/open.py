@@ -51,7 +51,7 @@ def open_sources(
         root: folder that sources are relative to.
         inputs: the method's one input, with a segment.
         labels: which labels are used.
-        split_column: column that says which clips train, validate and test.
+        split_column: column that says which clips train, validate and test, or ``column=value``; see ``split_by``.
         validation: share of the labelled training clips to hold out where the manifest has none.
         decoder: which decoder reads videos.
         memory_fraction: share of the free memory that decoded frames may fill.

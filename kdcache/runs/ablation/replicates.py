@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ import pandas as pd
 
 from kdcache.data.splits import split_by
 from kdcache.errors import OptionError
-from kdcache.splits import split_columns
+from kdcache.splits import fold_values, is_fold, split_columns
 
 TRIAL_SEED = 1000  # of the first run of a trial; final runs have seeds below
 
 SplitColumns = Sequence[str | None]
-"""Columns of the manifest; ``[None]`` where the rows' own settings name one."""
+"""Columns of the manifest, or ``column=value`` held out; ``[None]`` where the rows' own settings name one."""
+
+LONGEST = 100  # characters of a split column's name that a folder keeps
 
 
 class Replicate(NamedTuple):
@@ -41,8 +44,16 @@ def split_option(column: str | None) -> dict[str, Any]:
 
 
 def row_folder(out: Path, slug: str, column: str | None) -> Path:
-    """Folder of a row's runs."""
-    return out / slug / re.sub(r"[^\w.=-]+", "-", column) if column else out / slug
+    """Folder of a row's runs.
+
+    A value that is held out may be any text: where its folder cannot have its very name, a digest tells it from others.
+    """
+    if not column:
+        return out / slug
+    plain = re.sub(r"[^\w.=-]+", "-", column)
+    if "=" in column and (plain != column or len(plain) > LONGEST):
+        plain = f"{plain[:LONGEST]}-{hashlib.sha256(column.encode()).hexdigest()[:8]}"
+    return out / slug / plain
 
 
 def run_folder(out: Path, slug: str, replicate: Replicate) -> Path:
@@ -53,11 +64,16 @@ def run_folder(out: Path, slug: str, replicate: Replicate) -> Path:
 def choose_columns(wanted: Sequence[str], clips: pd.DataFrame) -> list[str]:
     """The split columns of a manifest that match names and patterns such as ``split_*``, each once.
 
+    ``subject=*`` leaves the values of column ``subject`` out one at a time, ``subject=S2`` one of them.
+
     Raises:
-        OptionError: there is no such column, or it does not say which clips train, validate and test.
+        OptionError: there is no such column or value, or it does not say which clips train, validate and test.
     """
     known, found = split_columns(clips), list[str]()
     for name in wanted:
+        if is_fold(clips, name):
+            found += _choose_folds(name, clips)
+            continue
         matching = fnmatch.filter(known, name) if re.search(r"[*?[]", name) else [name]
         if not matching:
             raise OptionError(
@@ -65,10 +81,24 @@ def choose_columns(wanted: Sequence[str], clips: pd.DataFrame) -> list[str]:
             )
         found += matching
     if not found:
-        raise OptionError("split_columns: name at least one column of the manifest, such as split_1 or split_*.")
+        raise OptionError(
+            "split_columns: name at least one column of the manifest, such as split_1, split_* or subject=*."
+        )
     for name in found:
         split_by(clips, name)
     return list(dict.fromkeys(found))
+
+
+def _choose_folds(name: str, clips: pd.DataFrame) -> list[str]:
+    """``subject=*`` → ``subject=S1``, ``subject=S2`` …; a value of the column stands for itself."""
+    column, _, pattern = name.partition("=")
+    values = fold_values(clips, column)
+    if pattern in values or not re.search(r"[*?[]", pattern):
+        return [name]
+    matching = fnmatch.filter(values, pattern)
+    if not matching:
+        raise OptionError(f"split_columns={name}: no value of column {column} is of that form; it has {_some(values)}.")
+    return [f"{column}={value}" for value in matching]
 
 
 def in_words(replicates: Sequence[Replicate]) -> str:
