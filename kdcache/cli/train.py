@@ -52,7 +52,14 @@ def train(
         raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")
     chosen: dict[str, Any] = load_config(config) if config else {"method": method, "shards": "out"}
     chosen |= presets.preset(chosen["method"], preset) if preset else {}
-    chosen |= presets.row(chosen["method"], row) if row else {}
+    if row:
+        found = presets.row(chosen["method"], row)
+        if found.method != chosen["method"] and (config or preset):
+            raise OptionError(
+                f"--row {row} is trained by {found.method}, whose options are all in the row: leave --config and "
+                f"--preset of {chosen['method']} out."
+            )
+        chosen |= found.options | {"method": found.method}
     chosen |= given({"shards": shards, **options})
     click.echo(kdcache.train(**chosen | parse_set(chosen["method"], sets)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -18,13 +18,16 @@ class TableRow:
 
     name: str
     options: dict[str, Any]
-    """What ``train`` is called with, without seed and data; those of a table's preset are among them."""
+    """What ``train`` is called with, without seed and data; those of a table's preset are among them, but for a row
+    that names its own method: its options are complete by themselves."""
     paper: dict[str, float]
     """Column → the paper's number, per cent."""
     quoted: bool = False
     """A method that cannot be run here: the file gives the row no ``options``, the paper only quotes it."""
     slug: str = ""
     """Name of its folder in a comparison; empty outside one."""
+    method: str = ""
+    """What trains it, where that is not the table's method."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,28 @@ def streams(method: str, name: str) -> list[str] | None:
 def tables(method: str) -> dict[str, Table]:
     """Every table of the method's paper by name; each row's options are complete and have been checked."""
     content = _read(method)
-    kind = method_module(method).Options
     found = {}
     for name, table in content["tables"].items():
         base = dict(content["presets"][table["preset"]])
-        rows = [TableRow(r["name"], base | r.get("options", {}), r["paper"], "options" not in r) for r in table["rows"]]
-        for row in rows:
-            build(kind, row.options)
+        rows = []
+        for r in table["rows"]:
+            own = {} if "method" in r else base
+            rows.append(
+                TableRow(
+                    r["name"],
+                    own | r.get("options", {}),
+                    r["paper"],
+                    quoted="options" not in r,
+                    method=r.get("method", ""),
+                )
+            )
+            build(method_module(rows[-1].method or method).Options, rows[-1].options)
         found[name] = Table(name, table["caption"], rows)
     return found
 
 
-def row(method: str, text: str) -> dict[str, Any]:
-    """The options of one row of a table, written ``table/row name``: ``table2/TS-LSTM*``.
+def row(method: str, text: str) -> TableRow:
+    """One row of a table, written ``table/row name``: ``table2/TS-LSTM*``; with the method that trains it.
 
     Raises:
         OptionError: unknown names, with the nearest, or a row that the paper only quotes.
@@ -80,7 +92,7 @@ def row(method: str, text: str) -> dict[str, Any]:
         raise unknown(f"row of {table}", name, list(found))
     if found[name].quoted:
         raise OptionError(f"{name} of {table} is only quoted by the paper: it has no options to train with.")
-    return dict(found[name].options)
+    return replace(found[name], method=found[name].method or method)
 
 
 def _read(method: str) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class AblationProtocol:
     folder: Path
     """For the runs and all that is made of them."""
     common: Mapping[str, Any]
-    """What ``train`` is called with in every run: method, shards, device, precision, stream."""
+    """What ``train`` is called with in every run: method (where a row has no other), shards, device, precision,
+    stream."""
     against: str
     """Name of the row that the others are tested against."""
     table: str | None = None
@@ -88,6 +89,7 @@ def train_rows(protocol: AblationProtocol) -> None:
             run_folder(p.folder, row.slug, replicate),
             {
                 **p.common,
+                "method": p.comparison.method_of(row),
                 **row.options,
                 **chosen.get((row.name, column_of(row, replicate.split_column)), {}),
                 **replicate.options,

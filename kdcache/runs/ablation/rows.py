@@ -32,6 +32,19 @@ class Comparison:
         """Rows that can be run, in the order of the table."""
         return [row for row in self.rows if not row.quoted]
 
+    def method_of(self, row: TableRow) -> str:
+        """The method that trains a row."""
+        return row.method or self.method
+
+    @property
+    def of_others(self) -> dict[str, list[str]]:
+        """Names of the rows that another method trains, by that method."""
+        found: dict[str, list[str]] = {}
+        for row in self.runnable:
+            if self.method_of(row) != self.method:
+                found.setdefault(row.method, []).append(row.name)
+        return found
+
     def row(self, name: str) -> TableRow:
         """A row that can be run, by name; ``OptionError`` with the nearest name for one that does not exist."""
         found = {row.name: row for row in self.runnable}
@@ -50,7 +63,8 @@ def choose_rows(
 ) -> Comparison:
     """The rows of a comparison, their options checked: (table or own rows) × grid, each with the common options.
 
-    Options of ``common`` and ``grid`` go on top of a row's, a row's on top of the preset's.
+    Options of ``common`` and ``grid`` go on top of a row's, a row's on top of the preset's. They must be options of
+    every row's method, which in a table may be another one.
 
     Raises:
         OptionError: unknown names or options, a table together with rows or a preset, fewer than one row.
@@ -79,9 +93,9 @@ def choose_rows(
         for point in points:
             name = ", ".join([row.name] * bool(row.name) + [f"{k}={_shown(v)}" for k, v in point.items()]) or method
             options = {**base, **row.options, **common, **point}
-            _check(method, name, options)
+            _check(method, row.method or method, name, options)
             slug = _slug(name, [r.slug for r in found])
-            found.append(TableRow(name, options, row.paper, slug=slug))
+            found.append(TableRow(name, options, row.paper, slug=slug, method=row.method))
     names = [row.name for row in found]
     for name in names:
         if names.count(name) > 1:
@@ -124,14 +138,15 @@ def parse_grid(method: str, sets: Sequence[str]) -> tuple[dict[str, Any], dict[s
     return common, grid
 
 
-def _check(method: str, name: str, options: dict[str, Any]) -> None:
-    """Refuse a row before anything is trained, not after hours."""
+def _check(table: str, method: str, name: str, options: dict[str, Any]) -> None:
+    """Refuse a row before anything is trained, not after hours; ``table`` is the method of the table."""
     settings = {key: value for key, value in options.items() if key in SETTABLE}
     try:
         build(RunSettings, {"method": method, "shards": "", **settings})
         build(method_module(method).Options, {k: v for k, v in options.items() if k not in settings})
     except OptionError as error:
-        raise OptionError(f"Row {name!r}: {error}") from error
+        of = "" if method == table else f", which {method} trains"
+        raise OptionError(f"Row {name!r}{of}: {error}") from error
 
 
 def _shown(value: Any) -> str:
