@@ -43,7 +43,7 @@ class Ablation:
         results: ``row``, ``split_column``, ``seed``, ``weights`` (best, last), ``epoch``, ``steps``, ``split``,
             ``metric``, ``value``.
         tests: each other row against one, paired over split columns and seeds, by the metric that selects epochs.
-        tuning: ``row``, ``split_column``, ``trial``, the settings, ``score`` on validation clips, ``chosen``,
+        tuning: ``row``, ``split_column``, ``trial``, what was varied, ``score`` on validation clips, ``chosen``,
             ``problem``; or empty.
         text: the tables in Markdown.
     """

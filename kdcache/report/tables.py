@@ -14,6 +14,7 @@ from kdcache.runs.ablation.conclusion import Conclusion
 from kdcache.runs.ablation.replicates import in_words
 from kdcache.runs.ablation.results import WEIGHTS, steps_of, values, weights_of
 from kdcache.runs.ablation.rows import Comparison
+from kdcache.runs.ablation.tuning import ONE_STAGE, STAGES
 
 USUAL_RATIOS = (20, 40, 60, 80, 100)  # observation ratios in the tables of papers, in per cent
 UNKNOWN = "–"
@@ -36,6 +37,9 @@ def markdown(conclusion: Conclusion) -> str:
             lines += [f"{c.monitor} against {c.against}, paired over {over}, {WEIGHTS[weights]}", ""]
             lines += [*tests_table(c.tests, weights), ""]
     lines += [steps_line(c.comparison, c.results), ""]
+    if c.comparison.of_others:
+        others = "; ".join(f"{', '.join(names)} by {method}" for method, names in c.comparison.of_others.items())
+        lines += [f"Rows that another method trains: {others}.", ""]
     if len(columns) > 1 and len(c.tests):
         lines += ["Splits share clips, so their runs are not independent: p is smaller than it should be.", ""]
     if not c.same_examples:
@@ -160,11 +164,12 @@ def tuning_table(tuned: pd.DataFrame, metric: str) -> list[str]:
     if len(tuned[["row", "split_column"]].drop_duplicates()) > tuned["row"].nunique():
         by.append("split_column")
     lines = [f"Selected from {count} trials by {metric} on validation clips" + " of each split" * (len(by) - 1), ""]
-    header = [*by, "trial", "lr", "epochs", "score", "score of its own settings"]
+    varied = [name for name in (*ONE_STAGE, *STAGES) if name in tuned]
+    header = [*by, "trial", *varied, "score", "score of its own settings"]
     lines += [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
     for names, part in tuned.groupby(by, sort=False):
         best, own = part[part["chosen"]].iloc[0], part[part["trial"] == 0].iloc[0]
-        shown = " | ".join(str(best[name]) for name in ("trial", "lr", "epochs"))
+        shown = " | ".join("" if pd.isna(best[name]) else str(best[name]) for name in ("trial", *varied))
         lines.append(f"| {' | '.join(map(str, names))} | {shown} | {best['score']:.1f} | {own['score']:.1f} |")
     return lines
 

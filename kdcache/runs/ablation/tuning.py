@@ -1,10 +1,12 @@
 """The same number of trials for every row: learning rate and length, chosen on validation clips alone.
 
 A comparison at one fixed learning rate favours whichever row that rate happens to suit. With ``tune=N`` every row gets
-the same N trials: the first with its own settings, the others with settings that are the same for all rows.
+the same N trials: the first with its own settings, the others with settings that are the same for all rows of a method.
 
 - ``lr`` log-uniform between a tenth and ten times the first row's;
-- ``epochs`` a half, once or twice the first row's, with ``milestones`` in proportion.
+- ``epochs`` a half, once or twice the first row's, with ``milestones`` in proportion;
+- for a method of several stages, which has a schedule for each, ``lr_factor`` and ``length`` instead: what multiplies
+  every stage's learning rate, and every stage's epochs and milestones.
 
 They are points of a Halton sequence, which covers both evenly for any N (Bergstra & Bengio 2012, Section 5). Trials
 are trained with seeds that no final run has, and scored by the metric that selects epochs, at the best epoch on the
@@ -44,7 +46,10 @@ TRIALS = 8  # for each row, where nobody says how many
 LR_SPAN = 10.0
 LENGTHS = (0.5, 1.0, 2.0)
 FIRST = 2  # point of the sequence that is trial 1; before it lie the rows' own settings
-TUNED = ("lr", "epochs", "milestones")
+ONE_STAGE = ("lr", "epochs")
+STAGES = ("lr_factor", "length")
+MILESTONES = "milestones"
+TUNED = (*ONE_STAGE, MILESTONES, *STAGES)
 TABLE = "tuning.csv"
 
 
@@ -52,26 +57,30 @@ TABLE = "tuning.csv"
 class Trial:
     """One trial of one row on one split column."""
 
+    method: str
+    """That trains the row."""
     row: TableRow
     number: int
     settings: dict[str, Any]
     """On top of the row's options."""
     split_column: str | None = None
 
-    def options(self, method: str) -> Any:
+    @property
+    def options(self) -> Any:
         """The method's options of the trial, as far as they are known before the data."""
         given = {**self.row.options, **self.settings}
-        return build(method_module(method).Options, {k: v for k, v in given.items() if k not in SETTABLE})
+        return build(method_module(self.method).Options, {k: v for k, v in given.items() if k not in SETTABLE})
 
     def jobs(self, out: Path, common: Mapping[str, Any], seeds: int) -> list[Job]:
         """Its trainings."""
         name = ", ".join(filter(None, [self.row.name, self.split_column]))
         folder = row_folder(out, self.row.slug, self.split_column) / "tuning" / f"trial-{self.number}"
+        call = {**common, "method": self.method, **self.row.options, **split_option(self.split_column)}
         return [
             Job(
                 f"{name}, trial {self.number}, seed {seed}",
                 folder / f"seed-{seed}",
-                {**common, **self.row.options, **split_option(self.split_column), **self.settings, "seed": seed},
+                {**call, **self.settings, "seed": seed},
             )
             for seed in range(TRIAL_SEED, TRIAL_SEED + seeds)
         ]
@@ -103,8 +112,9 @@ def choose(
         columns: split columns.
 
     Returns:
-        ``row``, ``split_column``, ``trial``, ``lr``, ``epochs``, ``settings`` (JSON), ``score`` (NaN where a training
-        failed), ``problem``, ``chosen``.
+        ``row``, ``split_column``, ``trial``, ``lr``, ``epochs`` (of methods of several stages ``lr_factor``,
+        ``length``; both pairs where rows are of both kinds, NA in those that a row has not), ``settings`` (JSON),
+        ``score`` (NaN where a training failed), ``problem``, ``chosen``.
 
     Raises:
         OptionError: every trial of a row failed, or the method has nothing to tune.
@@ -115,20 +125,20 @@ def choose(
     found: list[dict[str, Any]] = []
     for trial, jobs in of_trials:
         failed = [problems[job.label] for job in jobs if job.label in problems]
-        options = trial.options(comparison.method)
         found.append(
             {
                 "row": trial.row.name,
                 "split_column": column_of(trial.row, trial.split_column),
                 "trial": trial.number,
-                "lr": options.lr,
-                "epochs": options.epochs,
+                **{name: getattr(trial.options, name) for name in tuned_options(trial.method)},
                 "settings": json.dumps(trial.settings),
                 "score": math.nan if failed else sum(_trained_score(job) for job in jobs) / seeds,
                 "problem": "; ".join(failed),
             }
         )
-    table = pd.DataFrame(found)
+    varied = [name for name in (*ONE_STAGE, *STAGES) if any(name in trial for trial in found)]
+    order = ["row", "split_column", "trial", *varied, "settings", "score", "problem"]
+    table = _with_types(pd.DataFrame(found)[order])
     table["chosen"] = False
     for (row, column), part in table.groupby(["row", "split_column"], sort=False):
         if part["score"].isna().all():
@@ -144,35 +154,73 @@ def choose(
 def read_tuning(folder: Path) -> pd.DataFrame:
     """``tuning.csv`` as ``choose`` returned it, to the last digit."""
     table = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
-    numbers = {"lr": table["lr"].map(float), "score": table["score"].map(lambda text: float(text or "nan"))}
-    return table.astype({"trial": int, "epochs": int}).assign(**numbers, chosen=table["chosen"] == "True")
+    names = [name for name in (*ONE_STAGE, *STAGES, "score") if name in table]
+    numbers = {name: table[name].map(lambda text: float(text or "nan")) for name in names}
+    return _with_types(table.astype({"trial": int}).assign(**numbers, chosen=table["chosen"] == "True"))
+
+
+def _with_types(table: pd.DataFrame) -> pd.DataFrame:
+    """Whole numbers of epochs, also beside rows that have none."""
+    if "epochs" not in table:
+        return table
+    return table.astype({"epochs": "Int64" if table["epochs"].isna().any() else int})
+
+
+def tuned_options(method: str) -> tuple[str, ...]:
+    """The options of learning rate and length that a method has.
+
+    Raises:
+        OptionError: it has none.
+    """
+    names = {field.name for field in fields(method_module(method).Options)}
+    for options in (ONE_STAGE, STAGES):
+        if names.issuperset(options):
+            return options
+    raise OptionError(
+        f"tune: {method} has no lr and epochs to tune, nor lr_factor and length of several stages; leave tune out."
+    )
 
 
 def trials(comparison: Comparison, count: int, columns: SplitColumns = (None,)) -> list[Trial]:
     """The same ``count`` trials for each row on each split column; trial 0 leaves the row as it is.
 
     Raises:
-        OptionError: the method has no learning rate or no number of epochs.
+        OptionError: a row's method has neither learning rate and number of epochs nor factors of these.
     """
-    kind = method_module(comparison.method).Options
-    names = {field.name for field in fields(kind)}
-    if not {"lr", "epochs"} <= names:
-        raise OptionError(f"tune: {comparison.method} has no lr and epochs to tune; leave tune out.")
-    first = Trial(comparison.runnable[0], 0, {}).options(comparison.method)
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for row in comparison.runnable:
+        method = comparison.method_of(row)
+        if method not in drawn:  # its first row
+            drawn[method] = _draw(Trial(method, row, 0, {}), count)
+    return [
+        Trial(comparison.method_of(row), row, number, settings, column)
+        for column in columns
+        for row in comparison.runnable
+        for number, settings in enumerate(drawn[comparison.method_of(row)])
+    ]
+
+
+def _draw(first: Trial, count: int) -> list[dict[str, Any]]:
+    """The settings of every trial of a method's rows, around those of its first row; none for trial 0."""
+    options, varied = first.options, tuned_options(first.method)
     drawn: list[dict[str, Any]] = [{}]
     for k in range(FIRST, FIRST + count - 1):
         length = LENGTHS[int(radical_inverse(k, 3) * len(LENGTHS))]
-        lr = first.lr * LR_SPAN ** (2 * radical_inverse(k, 2) - 1)
-        settings: dict[str, Any] = {"lr": float(f"{lr:.3g}"), "epochs": max(1, round(first.epochs * length))}
-        if "milestones" in names:
-            settings["milestones"] = tuple(max(1, round(m * length)) for m in first.milestones)
+        factor = LR_SPAN ** (2 * radical_inverse(k, 2) - 1)
+        settings: dict[str, Any] = {}
+        if varied == ONE_STAGE:
+            settings |= {"lr": _rounded(options.lr * factor), "epochs": max(1, round(options.epochs * length))}
+            if hasattr(options, MILESTONES):
+                settings[MILESTONES] = tuple(max(1, round(m * length)) for m in options.milestones)
+        else:
+            settings |= {"lr_factor": _rounded(options.lr_factor * factor), "length": options.length * length}
         drawn.append(settings)
-    return [
-        Trial(row, number, settings, column)
-        for column in columns
-        for row in comparison.runnable
-        for number, settings in enumerate(drawn)
-    ]
+    return drawn
+
+
+def _rounded(rate: float) -> float:
+    """To three digits."""
+    return float(f"{rate:.3g}")
 
 
 def radical_inverse(k: int, base: int) -> float:
@@ -211,8 +259,16 @@ def refuse(
 
 
 def _differing(comparison: Comparison) -> str:
-    """The first option that is tuned and that rows set unequally; empty: none."""
-    return next((n for n in TUNED if len({row.options.get(n) for row in comparison.runnable}) > 1), "")
+    """The first option that is tuned and that rows of one method set unequally; empty: none."""
+    for name in TUNED:
+        values: dict[str, set[Any]] = {}
+        for row in comparison.runnable:
+            value = row.options.get(name)
+            value = tuple(value) if isinstance(value, list) else value  # milestones of a preset
+            values.setdefault(comparison.method_of(row), set()).add(value)
+        if any(len(found) > 1 for found in values.values()):
+            return name
+    return ""
 
 
 def _unvalidated(comparison: Comparison, common: Mapping[str, Any], columns: SplitColumns) -> str:
@@ -220,8 +276,9 @@ def _unvalidated(comparison: Comparison, common: Mapping[str, Any], columns: Spl
     known = {field.name for field in fields(RunSettings)}
     seen: set[RunSettings] = set()
     for row in comparison.runnable:
-        given = {k: v for k, v in {**common, **row.options}.items() if k in known}
-        own = Trial(row, 0, {}).options(comparison.method)
+        method = comparison.method_of(row)
+        given = {k: v for k, v in {**common, "method": method, **row.options}.items() if k in known}
+        own = Trial(method, row, 0, {}).options
         for column in columns:
             settings = replace(build(RunSettings, given), **split_option(column))
             if settings in seen:

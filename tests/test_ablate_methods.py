@@ -1,0 +1,213 @@
+"""Tables with rows of several methods, and tuning of methods that are trained in several stages."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+
+import clips_cache
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import kdcache
+from kdcache.cli import main
+from kdcache.errors import OptionError
+from kdcache.methods import METHODS
+from kdcache.report.tables import markdown
+from kdcache.runs import presets
+from kdcache.runs.ablation import tuning
+from kdcache.runs.ablation.conclusion import conclude
+from kdcache.runs.ablation.rows import Comparison, choose_rows
+from kdcache.runs.presets import TableRow
+from kdcache.runs.train import Run
+
+pytestmark = pytest.mark.usefixtures("one_thread", "staged")
+
+PRESETS = """
+[presets.small]
+width = 6
+
+[tables.table1]
+caption = "Two stages and one"
+preset = "small"
+
+[[tables.table1.rows]]
+name = "Staged"
+options = {}
+paper = { AUC = 70.0 }
+
+[[tables.table1.rows]]
+name = "Wide"
+options = { width = 12 }
+paper = {}
+
+[[tables.table1.rows]]
+name = "Baseline"
+method = "early"
+options = { alpha = 0.0, beta = 0.0, epochs = 2, milestones = [1], batch_size = 8, hidden = 8 }
+paper = { AUC = 60.0 }
+
+[[tables.table1.rows]]
+name = "Elsewhere"
+method = "early"
+paper = { AUC = 50.0 }
+"""
+
+
+@pytest.fixture
+def staged(monkeypatch):
+    """The toy method and its tables, as if they were the package's."""
+    monkeypatch.setitem(METHODS, "staged", "staged_method")
+    original = presets._read
+    monkeypatch.setattr(presets, "_read", lambda name: tomllib.loads(PRESETS) if name == "staged" else original(name))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return clips_cache.cache(tmp_path_factory.mktemp("cache"), train=24, validation=18, test=12, noise=4.0)
+
+
+def test_a_row_of_another_method_is_complete_by_itself():
+    table = choose_rows("staged", "table1", {}, {}, None, {})
+    by_name = {row.name: row for row in table.rows}
+    assert by_name["Wide"].options == {"width": 12}
+    assert by_name["Staged"].options == {"width": 6}
+    assert "width" not in by_name["Baseline"].options  # nothing of the table's preset
+    assert [table.method_of(row) for row in table.runnable] == ["staged", "staged", "early"]
+    assert by_name["Elsewhere"].quoted
+    assert table.of_others == {"early": ["Baseline"]}
+
+
+def test_options_for_all_rows_must_exist_in_every_method():
+    table = choose_rows("staged", "table1", {}, {"label_fraction": [0.5, 1.0]}, None, {"validation": 0.3})
+    assert [row.name for row in table.runnable][-2:] == ["Baseline, label_fraction=0.5", "Baseline, label_fraction=1"]
+    assert all(row.options["validation"] == 0.3 for row in table.runnable)
+    assert {table.method_of(row) for row in table.runnable[-2:]} == {"early"}
+    with pytest.raises(OptionError, match="Row 'Baseline', which early trains: Unknown option 'width'"):
+        choose_rows("staged", "table1", {}, {}, None, {"width": 3})
+    with pytest.raises(OptionError, match="Row 'Baseline, width=3', which early trains: Unknown option 'width'"):
+        choose_rows("staged", "table1", {}, {"width": [3, 4]}, None, {})
+    with pytest.raises(OptionError, match="Row 'Staged': Unknown option 'alpha'"):
+        choose_rows("staged", "table1", {}, {}, None, {"alpha": 0.5})
+
+
+def test_a_row_with_another_methods_options_is_refused(monkeypatch):
+    wrong = PRESETS.replace("alpha = 0.0, beta", "width = 3, beta")
+    monkeypatch.setattr(presets, "_read", lambda name: tomllib.loads(wrong))
+    with pytest.raises(OptionError, match="Unknown option 'width'"):
+        presets.tables("staged")
+    monkeypatch.setattr(presets, "_read", lambda name: tomllib.loads(PRESETS.replace('"early"', '"earli"')))
+    with pytest.raises(OptionError, match="Unknown method 'earli': did you mean 'early'"):
+        presets.tables("staged")
+
+
+def test_several_stages_are_tuned_by_two_factors():
+    table = choose_rows("staged", None, {"a": {"length": 2.0, "lr_factor": 0.5}, "b": {}}, {}, None, {})
+    found = tuning.trials(table, 40)
+    first, second = ([t.settings for t in found if t.row.name == name] for name in "ab")
+    assert first == second
+    assert first[0] == {}
+    lengths = [s["length"] for s in first[1:]]
+    assert {length: lengths.count(length) for length in set(lengths)} == {1.0: 13, 2.0: 13, 4.0: 13}
+    rates = np.sort(np.log10([s["lr_factor"] / 0.5 for s in first[1:]]))
+    np.testing.assert_allclose(rates, np.linspace(-1, 1, 39), atol=0.1)  # evenly over two decades
+    assert all(set(s) == {"lr_factor", "length"} for s in first[1:])
+    with pytest.raises(OptionError, match="lr_factor differs between rows, but tune chooses it"):
+        tuning.refuse(table, {"method": "staged", "shards": "nowhere"})
+
+
+def test_each_method_of_a_mixed_table_is_varied_around_its_own_first_row():
+    table = choose_rows("staged", "table1", {}, {}, None, {})
+    found = {row.name: [t.settings for t in tuning.trials(table, 4) if t.row is row] for row in table.runnable}
+    assert found["Staged"] == found["Wide"]
+    assert [s["lr_factor"] for s in found["Staged"][1:]] == pytest.approx([0.316, 3.16, 0.178])  # Halton, base 2
+    assert [s["length"] for s in found["Staged"][1:]] == [2.0, 0.5, 1.0]  # base 3
+    assert [s["lr"] for s in found["Baseline"][1:]] == pytest.approx([0.00316, 0.0316, 0.00178])  # early's is 0.01
+    assert [s["epochs"] for s in found["Baseline"][1:]] == [4, 1, 2]
+    assert tuning._differing(table) == ""  # lr_factor of one method and none of the other is no difference
+
+
+def test_a_method_without_either_cannot_be_tuned(monkeypatch):
+    import staged_method
+
+    monkeypatch.setattr(staged_method, "Options", staged_method.LabelOptions)
+    table = Comparison("staged", "", [], [TableRow("a", {}, {})])
+    with pytest.raises(OptionError, match="staged has no lr and epochs to tune, nor lr_factor and length"):
+        tuning.trials(table, 2)
+
+
+@pytest.fixture
+def mixed(shards, tmp_path):
+    return kdcache.ablate("staged", "table1", shards=shards, seeds=2, tune=3, out=tmp_path / "mixed", device="cpu")
+
+
+def test_a_mixed_table_is_trained_tuned_and_shown(mixed, shards):
+    for row, method in (("staged", "staged"), ("wide", "staged"), ("baseline", "early")):
+        for seed in (0, 1):
+            assert Run(mixed.path / row / f"seed-{seed}").settings.method == method
+    tuned = mixed.tuning
+    assert list(tuned.columns[:7]) == ["row", "split_column", "trial", "lr", "epochs", "lr_factor", "length"]
+    of = tuned.set_index(["row", "trial"])
+    assert of.loc["Baseline", ["lr_factor", "length"]].isna().all(axis=None)
+    assert of.loc["Staged", ["lr", "epochs"]].isna().all(axis=None)
+    assert of.loc["Baseline", "epochs"].tolist() == [2, 4, 1]
+    assert of.loc["Wide", "length"].tolist() == [1.0, 2.0, 0.5]
+    for row, slug in (("Staged", "staged"), ("Wide", "wide")):
+        chosen = tuned[(tuned["row"] == row) & tuned["chosen"]].iloc[0]
+        final = Run(mixed.path / slug / "seed-1")
+        assert (final.options.lr_factor, final.options.length) == (chosen["lr_factor"], chosen["length"])
+        assert [len(final.history[final.history["stage"] == s]) for s in ("map", "classifier")] == [
+            max(1, round(2 * chosen["length"]))
+        ] * 2
+    pd.testing.assert_frame_equal(tuning.read_tuning(mixed.path), tuned)
+    common = {"method": "staged", "shards": str(shards), "device": "cpu", "precision": "auto", "stream": None}
+    again = tuning.choose(conclude(mixed.path).comparison, 3, mixed.path, common)
+    pd.testing.assert_frame_equal(again, tuned)  # found finished, and the same to the last digit
+    header = "| row | trial | lr | epochs | lr_factor | length | score | score of its own settings |"
+    assert header in mixed.text
+    shown = {cells[0]: cells for text in mixed.text.partition(header)[2].splitlines() if (cells := text.split(" | "))}
+    assert shown["| Baseline"][4:6] == ["", ""]
+    assert shown["| Wide"][2:4] == ["", ""]
+    assert "Rows that another method trains: Baseline by early." in mixed.text
+    assert "| Elsewhere (not run): paper | | | 50.0 |" in mixed.text
+    assert {p.name for p in mixed.path.glob("*.png")} == {"curve.png", "training.png", "gain.png", "confusion.png"}
+    call = json.loads((mixed.path / "ablation.json").read_text())["rows"][-1]
+    assert call["arguments"]["method"] == "early"
+    assert kdcache.train(**call["arguments"], out=call["folder"]).metrics  # found finished, with equal settings
+
+
+def test_factors_alone_are_the_columns_and_an_old_description_opens(shards, tmp_path):
+    rows = {"narrow": {"width": 2}, "wide": {}}
+    made = kdcache.ablate("staged", shards=shards, rows=rows, seeds=1, tune=2, out=tmp_path, device="cpu")
+    assert list(made.tuning.columns[2:6]) == ["trial", "lr_factor", "length", "settings"]
+    assert "| row | trial | lr_factor | length | score |" in made.text
+    assert "another method" not in made.text
+    path = tmp_path / "ablation.json"
+    stored = json.loads(path.read_text())
+    for row in stored["comparison"]["rows"]:
+        del row["method"]  # as versions wrote it that knew one method a table
+    path.write_text(json.dumps(stored))
+    assert markdown(conclude(tmp_path)) == made.text
+
+
+def test_the_row_decides_the_method_that_train_runs(shards, tmp_path):
+    def call(*more):
+        return CliRunner().invoke(main, ["train", "staged", f"--shards={shards}", "--device=cpu", *more])
+
+    told = call("--row=table1/Baseline", f"--out={tmp_path / 'run'}", "--set=beta=0.0", "--set=teacher_hidden=4")
+    assert told.exit_code == 0, told.output
+    run = Run(tmp_path / "run")
+    assert (run.settings.method, run.options.epochs, run.options.teacher_hidden) == ("early", 2, 4)
+    own = call("--row=table1/Wide", f"--out={tmp_path / 'own'}")
+    assert own.exit_code == 0, own.output
+    assert (Run(tmp_path / "own").settings.method, Run(tmp_path / "own").options.width) == ("staged", 12)
+    refused = call("--row=table1/Baseline", "--preset=small")
+    assert refused.exit_code == 1
+    assert "is trained by early, whose options are all in the row: leave --config and --preset of staged" in (
+        " ".join(refused.output.split())
+    )
+    quoted = call("--row=table1/Elsewhere")
+    assert quoted.exit_code == 1
+    assert "only quoted" in quoted.output
