@@ -14,7 +14,7 @@ from kdcache.runs.ablation.conclusion import Conclusion
 from kdcache.runs.ablation.replicates import in_words
 from kdcache.runs.ablation.results import WEIGHTS, steps_of, values, weights_of
 from kdcache.runs.ablation.rows import Comparison
-from kdcache.runs.ablation.tuning import ONE_STAGE, STAGES
+from kdcache.runs.ablation.trials import ONE_STAGE, STAGES
 
 USUAL_RATIOS = (20, 40, 60, 80, 100)  # observation ratios in the tables of papers, in per cent
 UNKNOWN = "–"

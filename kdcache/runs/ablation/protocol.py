@@ -14,7 +14,8 @@ from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import Job
 from kdcache.runs.ablation.replicates import TRIAL_SEED, Replicate, SplitColumns, run_folder
 from kdcache.runs.ablation.rows import Comparison
-from kdcache.runs.ablation.tuning import automatic, choose, column_of, refuse
+from kdcache.runs.ablation.trials import column_of
+from kdcache.runs.ablation.tuning import automatic, choose, refuse
 
 DESCRIPTION = "ablation.json"
 
