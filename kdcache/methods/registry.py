@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING, cast
 from kdcache.errors import unknown
 
 if TYPE_CHECKING:
-    from kdcache.methods import anticipation, early, recognition
-    from kdcache.methods.contract import Method
+    from kdcache.methods import anticipation, early, egornn, pmrd, recognition
+    from kdcache.methods.contract import Explained, Method
 
     # A type checker holds each to the contract; one by one, so that it names what does not fit.
     _ANTICIPATION: Method = anticipation
     _EARLY: Method = early
     _RECOGNITION: Method = recognition
+    _EGORNN: Method = egornn
+    _PMRD: Method = pmrd
+    _EXPLAINED: list[Explained] = [egornn, pmrd]
 
 METHODS = {
     "anticipation": "kdcache.methods.anticipation",
     "early": "kdcache.methods.early",
     "recognition": "kdcache.methods.recognition",
+    "egornn": "kdcache.methods.egornn",
+    "pmrd": "kdcache.methods.pmrd",
 }
 """Name of each method and the module that holds it."""
 

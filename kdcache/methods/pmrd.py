@@ -1,0 +1,368 @@
+"""Progressive motion representation distillation for egocentric activity recognition (Liu, Zhao, Xiao & Lam).
+
+Three alike branches: ResNet-34, class activation attention, ConvLSTM (Ego-RNN's stream). At test time RGB frames alone
+are read, by the RGB branch and by a hallucination branch that has learned motion from a flow branch.
+
+Step 1  The RGB branch (on cached layer-3 maps) and the flow branch are trained apart by cross-entropy.
+Step 2  Both are trained together; the flow branch multiplies into the RGB branch's residual units.
+Step 3  The flow branch is frozen. The hallucination branch starts from its weights, sees RGB, receives its signals, and
+        minimises
+
+            L = γ L_M + (1 − γ) L_D                                                                      (3)
+            L_M = ‖ 1/T Σ_t α_t (E_t^o − E_t^h) ‖²                                                       (1)
+            L_D = λ CE(y, f_h(E_T^h)) + (1 − λ) CE(s, f_h(E_T^h)),   s = softmax(f_o(E_T^o) / δ)          (2)
+
+Step 4  RGB (of step 2) and hallucination (of step 3) are trained together on RGB frames alone.
+
+``light`` trains layer 4 and what follows in every step, on cached layer-3 maps of both modalities; connections are then
+those of layer 4, and the hallucination branch stands on the RGB maps. [reconstructed]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, log_softmax
+
+from kdcache.backbones.egornn import EgoRNN
+from kdcache.backbones.resnet import cross_modality
+from kdcache.errors import OptionError
+from kdcache.methods.contract import Batch, Data, Input, Outputs, Picture, Predictor, Stage, StageLoader, reseed
+from kdcache.methods.egocentric import Clips, branch, decide, from_layer4, imagenet, whole
+from kdcache.methods.egornn import RGBStreamOptions, rgb_stages
+from kdcache.methods.options import refuse_unless_positive
+from kdcache.methods.pmrd_networks import Hallucination, Signals, TwoBranch, embeddings, multiplied, recorded
+
+FIELDS = 3  # consecutive flow fields around each frame, 6 channels (Section III-B)
+SCHEDULES = ("rgb_1", "rgb_2", "flow_branch", "joint", "hallucination", "student")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PMRDOptions(RGBStreamOptions):
+    """Everything that can be set. Defaults are the paper's, or ``[reconstructed]`` where it gives none."""
+
+    network: Literal["rgb", "flow", "two-branch", "hallucination", "pmrd"] = "pmrd"
+    """What answers, after the steps that it needs: a branch of step 1, both of step 2, step 3's, or step 4's (all). The
+    hallucination branch answers without signals of the flow branch, which is not there at test time."""
+    loss: Literal["metric", "distillation", "both"] = "both"
+    """Of step 3: L_M (1), L_D (2) or both (3)."""
+    temporal_attention: bool = True
+    """Off: α_t = 1."""
+    alpha_norm: Literal["mean1", "none"] = "mean1"
+    """``none``: α_t as printed, which L_M alone drives to 0; ``mean1``: they add up to T. [reconstructed]"""
+    alpha_width: int = 128
+    """Width of the perceptron that gives α_t. [reconstructed]"""
+    metric: Literal["outer", "inner"] = "outer"
+    """``outer``: the norm of the mean over time, as printed, in which errors of opposite sign cancel; ``inner``: the
+    mean over time of the norms."""
+    embed: Literal["vector", "map"] = "vector"
+    """E_t: the average of the cell state, or the whole of it. [reconstructed]"""
+    lam: float = 0.6
+    """λ, the weight of the labels in L_D."""
+    gamma: float = 0.5
+    """γ, the weight of L_M in L."""
+    delta: float = 2.0
+    """δ, the temperature of the flow branch's soft labels. [reconstructed]"""
+    fusion: Literal["avg_logits", "concat"] = "avg_logits"
+    """How two branches answer: the mean of their logits, each with its own cross-entropy [multiplier nets' code], or a
+    third classifier on both descriptors besides [Ego-RNN's code]. [reconstructed]"""
+    unit: int = 1
+    """Which residual unit of each layer the connections enter and leave, 0 or 1. [reconstructed]"""
+    light: bool = False
+    """Train from layer 4 on in every step, on cached maps."""
+    source_factor: float = 0.01
+    """Factor of the learning rate at which the motion branch's ResNet moves in steps 2 and 4. [Ego-RNN's code,
+    for layer 4 of its flow network]"""
+    flow_branch: str = "sgd lr=1e-2 epochs=750 milestones=150/300/500 gamma=0.5 weight_decay=5e-4"
+    """Schedule of the flow branch in step 1. [Ego-RNN's flow network]"""
+    joint: str = "sgd lr=1e-2 epochs=250 decay=0.99 weight_decay=5e-4"
+    """Schedule of step 2. [Ego-RNN's joint stage]"""
+    hallucination: str = "sgd lr=1e-3 epochs=750 milestones=150/300/500 gamma=0.5 weight_decay=5e-4"
+    """Schedule of step 3; rate and length are the paper's, decay and weight decay are [reconstructed]."""
+    student: str = "sgd lr=1e-2 epochs=250 decay=0.99 weight_decay=5e-4"
+    """Schedule of step 4, as step 2. [reconstructed]"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_unless_positive(self, "delta", "alpha_width", "source_factor")
+        for name in SCHEDULES:
+            self.schedule(name)
+        for name in ("lam", "gamma"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name}={getattr(self, name)}: give a weight between 0 and 1.")
+        if self.unit not in (0, 1):
+            raise OptionError(f"unit={self.unit}: connections enter the first or second unit of a layer, 0 or 1.")
+
+
+Options = PMRDOptions
+resolve = decide
+
+
+def inputs(options: PMRDOptions) -> tuple[Input, ...]:
+    """Layer-3 maps for the RGB branch of step 1, RGB frames and stacks of flow for whole branches; ``light``: maps.
+
+    Flow is read in training only, unless the flow branch itself answers."""
+    n = options.network
+    flow_answers: Literal["always", "train"] = "always" if n in ("flow", "two-branch") else "train"
+    if options.light:
+        flow = options.maps("flow_maps", "resnet34-flow/layer3", flow_answers)
+        return {"rgb": (options.maps(),), "flow": (flow,)}.get(n, (options.maps(), flow))
+    flow = options.seen("flow", options.flow, flow_answers, stack=FIELDS)
+    if n == "rgb":
+        return (options.maps(),)
+    if n == "flow":
+        return (flow,)
+    return options.maps(when="train"), options.seen("rgb", "rgb"), flow
+
+
+def stages(options: PMRDOptions, data: Data) -> Iterator[Stage]:
+    """The four steps, as far as ``network`` needs them."""
+    o, clips, steps = options, Clips(options, data), _Steps(options)
+    rgb: EgoRNN | None = None
+    if o.network != "flow":
+        rgb = yield from rgb_stages(o, data, clips)
+    if o.network == "rgb":
+        return
+
+    reseed(data, "flow")
+    flow = branch(o, data, 2 * FIELDS, imagenet(o, data, "flow_maps" if o.light else "maps"))
+    yield steps.stage("flow", "flow_branch", flow, clips, (steps.flow,), _supervised(steps, flow), steps.trained(flow))
+    if rgb is None:
+        return
+
+    reseed(data, "joint")
+    teacher = TwoBranch(rgb, flow, o.unit, o.fusion).to(data.device)
+    yield steps.two_branch("joint", teacher, clips, (steps.rgb, steps.flow))
+    if o.network == "two-branch":
+        return
+
+    reseed(data, "hallucination")
+    flow.eval().requires_grad_(False)
+    student = Hallucination(branch(o, data), o.alpha_width).to(data.device)
+    start_hallucination(student.branch, flow)
+    yield steps.stage(
+        "hallucination",
+        "hallucination",
+        student,
+        clips,
+        (steps.rgb, steps.flow),
+        lambda batch: distilled(steps, flow, student, batch),
+        steps.of_hallucination(student),
+        seen=(steps.rgb,),
+        predict=lambda batch: steps.run(student.branch, batch, steps.rgb)["logits"],
+        diagnostics=lambda batch: _spread(steps, flow, student, batch),
+    )
+    if o.network == "hallucination":
+        return
+
+    reseed(data, "student")
+    pair = TwoBranch(rgb, student.branch, o.unit, o.fusion).to(data.device)
+    if pair.classify is not None and teacher.classify is not None:
+        pair.classify.load_state_dict(teacher.classify.state_dict())
+    yield steps.two_branch("student", pair, clips, (steps.rgb,))
+
+
+def predictor(options: PMRDOptions, data: Data) -> Predictor:
+    """The untrained network that answers, the stage that trains it, and what it sees."""
+    o, steps = options, _Steps(options)
+    fields: dict[str, Any]
+    seen: tuple[str, ...]
+    if o.network in ("rgb", "flow"):
+        net = branch(o, data, 2 * FIELDS if o.network == "flow" else 3)
+        seen = (steps.flow if o.network == "flow" else "maps",)
+        stage = "flow" if o.network == "flow" else "rgb-2"
+        fields = {"module": net, "predict": lambda batch: steps.run(net, batch, seen[0])["logits"]}
+    elif o.network == "hallucination":
+        student = Hallucination(branch(o, data), o.alpha_width).to(data.device)
+        stage, seen = "hallucination", (steps.rgb,)
+        fields = {"module": student, "predict": lambda batch: steps.run(student.branch, batch, steps.rgb)["logits"]}
+    else:
+        teacher = o.network == "two-branch"
+        both = TwoBranch(branch(o, data), branch(o, data, 2 * FIELDS if teacher else 3), o.unit, o.fusion)
+        stage, seen = ("joint", (steps.rgb, steps.flow)) if teacher else ("student", (steps.rgb,))
+        both = both.to(data.device)
+        fields = {"module": both, "predict": lambda batch: steps.pair(both, batch, seen)["logits"]}
+    batch_size = o.schedule("hallucination").batch_size
+    return Predictor(
+        stage=stage, inputs={name: data.inputs[name] for name in seen}, role="clip", batch_size=batch_size, **fields
+    )
+
+
+def start_hallucination(hallucination: EgoRNN, flow: EgoRNN) -> None:
+    """Step 3's start: every parameter and buffer of the flow branch; conv1 averaged over its 6 channels and repeated
+    3 times [reconstructed]."""
+    state = {k: v.clone() for k, v in flow.state_dict().items()}
+    of_resnet = {k.removeprefix("resnet."): v for k, v in state.items() if k.startswith("resnet.")}
+    adapted = cross_modality(of_resnet, hallucination.resnet.channels)
+    hallucination.load_state_dict({**state, **{f"resnet.{k}": v for k, v in adapted.items()}})
+
+
+def l_m(E_o: Tensor, E_h: Tensor, alpha: Tensor, metric: Literal["outer", "inner"] = "outer") -> Tensor:
+    """L_M (1), ``[B]``, of embeddings ``[B, T, d]`` and weights ``[B, T]``: the squared mean over time, summed over d;
+    ``inner``: the mean over time of α_t ‖E_t^o − E_t^h‖²."""
+    difference = E_o.float() - E_h.float()
+    if metric == "inner":
+        return (alpha * difference.square().sum(-1)).mean(1)
+    return (alpha.unsqueeze(-1) * difference).mean(1).square().sum(-1)
+
+
+def l_d(logits_h: Tensor, logits_o: Tensor, y: Tensor, lam: float, delta: float) -> Tensor:
+    """L_D (2), ``[B]``: the flow branch's logits alone are softened, by δ, and there is no factor of δ²."""
+    s = torch.softmax(logits_o.float() / delta, -1)
+    soft = -(s * log_softmax(logits_h.float(), -1)).sum(-1)
+    return lam * cross_entropy(logits_h.float(), y, reduction="none") + (1 - lam) * soft
+
+
+def distilled(steps: _Steps, flow: EgoRNN, student: Hallucination, batch: Batch) -> dict[str, Tensor]:
+    """L (3) of a batch, as weighted terms; the flow branch's outputs and signals are without gradient."""
+    o = steps.options
+    of_flow, of_student = _both(steps, flow, student, batch)
+    terms: dict[str, Tensor] = {}
+    metric, distillation = {"metric": (1.0, 0.0), "distillation": (0.0, 1.0), "both": (o.gamma, 1 - o.gamma)}[o.loss]
+    if o.loss != "distillation":
+        E_o, E_h = embeddings(of_flow, o.embed), embeddings(of_student, o.embed)
+        alpha = student.alpha(of_student, o.alpha_norm) if o.temporal_attention else torch.ones_like(E_h[..., 0])
+        terms["L_M"] = metric * l_m(E_o, E_h, alpha.float(), o.metric).mean()
+    if o.loss != "metric":
+        of_logits = l_d(of_student["logits"], of_flow["logits"], batch["y"], o.lam, o.delta)
+        terms["L_D"] = distillation * of_logits.mean()
+    return terms
+
+
+def explain(options: PMRDOptions, data: Data, predictor: Predictor, batch: Batch, load: StageLoader) -> list[Picture]:
+    """α_t beside the spatial attention of each frame (Fig. 3), and the motion that is hallucinated: the energy of the
+    signal of the first connection, of the hallucination branch and, where the batch has flow, of its teacher."""
+    steps, found = _Steps(options), list[Picture]()
+    if options.network in ("rgb", "flow"):
+        of_branch = steps.run(predictor.module, batch, next(iter(predictor.inputs)))  # type: ignore[arg-type]
+        return [Picture(title="CAM", values=of_branch["attention"][0].float(), over=True, note=options.network)]
+    if isinstance(predictor.module, TwoBranch):
+        seen = tuple(predictor.inputs)
+        attention = steps.pair(predictor.module, batch, seen)["attention"][0].float()
+        found.append(Picture(title="CAM", values=attention, over=True, note="RGB branch"))
+    if options.network == "two-branch":
+        return found
+    student = load("hallucination", Hallucination(branch(options, data), options.alpha_width).to(data.device))
+    assert isinstance(student, Hallucination)
+    signals: dict[str, Signals] = {"hallucinated": {}}
+    outputs = steps.run(student.branch, batch, steps.rgb, recorded(signals["hallucinated"], options.unit))
+    found.append(Picture(title="CAM", values=outputs["attention"][0].float(), over=True, note="hallucination branch"))
+    if options.temporal_attention and options.loss != "distillation":
+        alpha = student.alpha(outputs, options.alpha_norm)[0]
+        found.append(Picture(title="alpha_t", values=alpha, note=f"weights of L_M, {options.alpha_norm}"))
+    if steps.flow in batch:
+        teacher = TwoBranch(branch(options, data), branch(options, data, 2 * FIELDS), options.unit, options.fusion)
+        teacher = load("joint", teacher.to(data.device))  # type: ignore[assignment]
+        signals["of flow"] = {}
+        steps.run(teacher.motion, batch, steps.flow, recorded(signals["of flow"], options.unit))
+    for what, signal in signals.items():
+        name, s = next(iter(signal.items()))
+        energy = s.float().square().mean(1).sqrt()
+        found.append(Picture(title=f"motion {what}", values=energy, note=f"energy of the signal into {name}"))
+    return found
+
+
+class _Steps:
+    """Where the inputs of a step come from, and what all its stages have in common."""
+
+    def __init__(self, options: PMRDOptions) -> None:
+        self.options = options
+        self.rgb, self.flow = ("maps", "flow_maps") if options.light else ("rgb", "flow")
+
+    def run(self, net: EgoRNN, batch: Batch, name: str, unit: Any = None) -> Outputs:
+        """One branch on one input: maps from layer 4 on, frames or flow from the beginning."""
+        if name in ("maps", "flow_maps"):
+            return net(batch[name], "layer4", unit)  # type: ignore[no-any-return]
+        return net(net.prepare(batch[name]), "images", unit)  # type: ignore[no-any-return]
+
+    def pair(self, both: TwoBranch, batch: Batch, seen: tuple[str, ...]) -> Outputs:
+        """Two branches on two inputs, or on one."""
+        rgb, motion = batch[seen[0]], batch[seen[-1]]
+        if self.options.light:
+            return both(rgb, motion, "layer4")  # type: ignore[no-any-return]
+        return both(both.rgb.prepare(rgb), both.motion.prepare(motion))  # type: ignore[no-any-return]
+
+    def trained(self, net: EgoRNN) -> list[torch.nn.Parameter]:
+        """What a step trains of a branch."""
+        return list(from_layer4(net) if self.options.light else whole(net))
+
+    def of_hallucination(self, student: Hallucination) -> list[torch.nn.Parameter]:
+        """What the loss of step 3 reaches: L_M no classifier, and the perceptron of α_t only where there is L_M."""
+        o, moved = self.options, self.trained(student.branch)
+        if o.loss == "metric":
+            classifier = {id(p) for p in student.branch.classify.parameters()}
+            moved = [p for p in moved if id(p) not in classifier]
+        if o.temporal_attention and o.loss != "distillation":
+            moved += student.attend.parameters()
+        return moved
+
+    def stage(
+        self,
+        name: str,
+        schedule: str,
+        module: torch.nn.Module,
+        clips: Clips,
+        read: tuple[str, ...],
+        losses: Callable[[Batch], dict[str, Tensor]],
+        parameters: list[torch.nn.Parameter],
+        *,
+        seen: tuple[str, ...] | None = None,
+        predict: Callable[[Batch], Tensor] | None = None,
+        **more: Any,
+    ) -> Stage:
+        """A stage that reads these inputs, and is scored on ``seen``."""
+        seen = read if seen is None else seen
+        answer = predict or (lambda batch: self.run(module, batch, seen[0])["logits"])  # type: ignore[arg-type]
+        more = self.options.stage_fields | more
+        train, held_out = clips.train(*read), clips.held_out(*seen)
+        return self.options.schedule(schedule).stage(
+            name, module, train, losses, held_out, parameters=parameters, predict=answer, **more
+        )
+
+    def two_branch(self, name: str, both: TwoBranch, clips: Clips, seen: tuple[str, ...]) -> Stage:
+        """Steps 2 and 4: each branch's cross-entropy, and that of the classifier on both where there is one."""
+        slow = {id(p) for p in both.motion.resnet.parameters()}
+        moved = [*self.trained(both.rgb), *self.trained(both.motion)]
+        moved += [] if both.classify is None else both.classify.parameters()
+
+        def losses(batch: Batch) -> dict[str, Tensor]:
+            outputs = self.pair(both, batch, seen)
+            names = ["rgb", "motion"] + ["logits"] * (both.classify is not None)
+            return {f"CE_{n}".replace("logits", "both"): cross_entropy(outputs[n].float(), batch["y"]) for n in names}
+
+        return self.stage(
+            name,
+            name,
+            both,
+            clips,
+            seen,
+            losses,
+            [p for p in moved if id(p) not in slow],
+            predict=lambda batch: self.pair(both, batch, seen)["logits"],
+            slower={self.options.source_factor: [p for p in moved if id(p) in slow]},
+        )
+
+
+def _supervised(steps: _Steps, flow: EgoRNN) -> Callable[[Batch], dict[str, Tensor]]:
+    """Step 1's cross-entropy of the flow branch."""
+    return lambda batch: {"CE": cross_entropy(steps.run(flow, batch, steps.flow)["logits"].float(), batch["y"])}
+
+
+def _both(steps: _Steps, flow: EgoRNN, student: Hallucination, batch: Batch) -> tuple[Outputs, Outputs]:
+    """The frozen flow branch, and the hallucination branch that receives its signals."""
+    signals: Signals = {}
+    with torch.no_grad():
+        of_flow = steps.run(flow, batch, steps.flow, recorded(signals, steps.options.unit))
+    return of_flow, steps.run(student.branch, batch, steps.rgb, multiplied(signals))
+
+
+def _spread(steps: _Steps, flow: EgoRNN, student: Hallucination, batch: Batch) -> dict[str, Tensor]:
+    """The least, mean and largest α_t: whether the weights have collapsed."""
+    if not steps.options.temporal_attention or steps.options.loss == "distillation":
+        return {}
+    alpha = student.alpha(_both(steps, flow, student, batch)[1], steps.options.alpha_norm)
+    return {"alpha_min": alpha.min(), "alpha_mean": alpha.mean(), "alpha_max": alpha.max()}
