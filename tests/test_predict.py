@@ -217,7 +217,7 @@ def test_weights_are_found_by_digest_and_others_are_refused(tmp_path, monkeypatc
         find_weights({VIDEO: {"stream": VIDEO}}, None, None)
 
 
-def test_what_cannot_be_answered_is_one_sentence(train, folder, tmp_path):
+def test_what_cannot_be_answered_is_one_sentence(train, folder):
     run = train()
     with pytest.raises(WeightsError, match=r"random:1 is not what tsm/clip was computed with \(random:0\)"):
         kdcache.predict(run, folder / "c.mp4", weights="random:1")
@@ -227,17 +227,11 @@ def test_what_cannot_be_answered_is_one_sentence(train, folder, tmp_path):
         next(kdcache.predict(train(JOINTS, "levels"), folder / "c.mp4"))
     with pytest.raises(ClipError, match="starts at 9 s"):
         next(kdcache.predict(run, folder / "c.mp4", start=9.0))
-    shutil.copytree(run.path, tmp_path / "other")
-    config = tmp_path / "other" / "config.toml"
-    settings = config.read_text().partition("[options]")[0].replace('"early"', '"anticipation"')
-    config.write_text(settings + "[options]\n[resolved.options]\n")
-    with pytest.raises(OptionError, match="is a run of anticipation: only those of early"):
-        kdcache.predict(tmp_path / "other", folder / "c.mp4")
 
 
 def test_command(train, folder, tmp_path):
     run, table = train(), tmp_path / "all.csv"
-    args = ["predict", "early", str(run.path), str(folder / "c.mp4"), "--start", str(START), "--stop", str(STOP)]
+    args = ["predict", str(run.path), str(folder / "c.mp4"), "--start", str(START), "--stop", str(STOP)]
     result = CliRunner().invoke(main, [*args, "--top", "1", "--csv", str(table), "--device", "cpu"])
     assert result.exit_code == 0, result.output
     told = list(kdcache.predict(run, folder / "c.mp4", start=START, stop=STOP))

@@ -1,4 +1,4 @@
-"""``kdcache predict``: what a run says of a source while it unfolds."""
+"""``kdcache predict``: what a run says of a source."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import click
 
 from kdcache.cli.common import by_backbone, given
 from kdcache.files import atomic
+from kdcache.log import logger
 
 if TYPE_CHECKING:
     from kdcache.runs.online import Prediction
 
 
 @click.command()
-@click.argument("method", type=click.Choice(["early"]))
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", nargs=-1, metavar="RUN SOURCE", type=click.Path(path_type=Path))
 @click.option(
     "--skeleton", type=click.Path(exists=True, path_type=Path), help="The clip's skeleton file, where a run reads both."
 )
@@ -33,35 +32,50 @@ if TYPE_CHECKING:
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: the run's]")
 @click.option("--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write all probabilities.")
 def predict(
-    run: Path,
-    source: Path,
+    paths: tuple[Path, ...],
     top: int,
     weights: tuple[str, ...],
     table: Path | None,
-    method: str,
     **options: Any,
 ) -> None:
-    """Print the likeliest classes as SOURCE unfolds: a line for each observation level, from what was seen by then.
+    """Print the likeliest classes of SOURCE, from what the run's network reads and no more.
 
-    SOURCE is what the run's clips were cut from: a video, a folder or tar of images, or a skeleton file.
+    SOURCE is what the run's clips were cut from: a video, a folder or tar of images, or a skeleton file. A run of early
+    prints a line for each observation level, from what was seen by then, as SOURCE unfolds; any other run prints one.
 
     \b
-    Example:
-      kdcache predict early runs/early-0 video.mp4
-      kdcache predict early runs/early-0 jhmdb_joints_split1.npz --start 1.3 --stop 2.6 --csv all.csv
+    Examples:
+      kdcache predict runs/early-0 video.mp4
+      kdcache predict runs/anticipation-0 video.mp4 --start 11 --stop 12.07 --top 5
+      kdcache predict runs/early-0 jhmdb_joints_split1.npz --start 1.3 --stop 2.6 --csv all.csv
     """
     import kdcache
-    from kdcache.runs.train import Run
+    from kdcache.runs.online.recipes import recipes_of
+    from kdcache.runs.run import Run
 
+    run, source = _run_and_source(paths)
     opened = Run(run)
-    streams = str(opened.resolved["stream"]).split(",")
-    predictions = kdcache.predict(opened, source, weights=by_backbone(weights, streams), **given(options))
+    chosen: Any = None
+    if weights:  # of a run that reads no features, the text itself, which is then refused
+        chosen = by_backbone(weights, recipes_of(opened)) or weights[0]
     rows = []
-    for prediction in predictions:
+    for prediction in kdcache.predict(opened, source, weights=chosen, **given(options)):
         click.echo(prediction.line(top))
         rows.append(prediction)
     if table is not None:
         _write(table, rows)
+
+
+def _run_and_source(paths: tuple[Path, ...]) -> tuple[Path, Path]:
+    """The two arguments; version 0.1 had the method before them, which is taken for one release."""
+    if len(paths) == 3 and str(paths[0]) == "early":
+        logger.warning(
+            "kdcache predict early RUN SOURCE is kdcache predict RUN SOURCE now; the old form goes with the next release"
+        )
+        paths = paths[1:]
+    if len(paths) != 2:
+        raise click.UsageError("Give a run's folder and a source: kdcache predict RUN SOURCE.")
+    return paths[0], paths[1]
 
 
 def _write(path: Path, rows: list[Prediction]) -> None:

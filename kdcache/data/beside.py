@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.data.inputs import Binding
+from kdcache.data.stream import Reader
 from kdcache.errors import OptionError, StoreError
 from kdcache.log import logger
 from kdcache.methods.contract import Input, Segment
 from kdcache.recipe import Recipe
 from kdcache.sampling import Sampling
-from kdcache.store import Cache
 from kdcache.streams import axes_of
 
 
@@ -27,7 +27,7 @@ def cut_like(segment: Segment, recipes: Sequence[Recipe]) -> Segment:
     return replace(segment, resize=round(segment.size * cuts[0]["resize"] / cuts[0]["size"]))
 
 
-def followed(cache: Cache, shown: Binding, features: Sequence[Binding]) -> str | None:
+def followed(cache: Reader, shown: Binding, features: Sequence[Binding]) -> str | None:
     """The stream of features at whose source frames an input of frames is shown.
 
     Args:
@@ -92,7 +92,7 @@ def _covers(reader: Input, frames: Input) -> bool:
     return reader.role == frames.role and (reader.when == "always" or frames.when == "train")
 
 
-def stored_at(cache: Cache, features: str, frames: str, clip_id: str) -> NDArray[np.intp]:
+def stored_at(cache: Reader, features: str, frames: str, clip_id: str) -> NDArray[np.intp]:
     """Which frames of a clip of a whole-clip stream, by number from 0, are those from which features were computed.
 
     The nearest ones (of two, the earlier) where the whole-clip stream was extracted at a rate of its own.

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from kdcache.data.beside import stored_at
 from kdcache.data.ondemand.stream import OnDemand
+from kdcache.data.stream import Reader
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Segment
 from kdcache.motion.flow_image import dequantise, quantise
 from kdcache.sampling import Sampling, within
-from kdcache.store import Cache
 from kdcache.views import CENTRE, MOMENTS, Augmentation, Views, cut, resize_short_side
 
 
@@ -45,7 +45,7 @@ class CachedFrames(OnDemand):
 
     def __init__(
         self,
-        cache: Cache,
+        cache: Reader,
         name: str,
         clip_ids: Sequence[str],
         segment: Segment,

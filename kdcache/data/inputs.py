@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from kdcache.data.stream import Reader
 from kdcache.errors import OptionError, unknown
 from kdcache.methods.contract import Input, SkeletonSegment
 from kdcache.recipe import Recipe
-from kdcache.store import Cache
 from kdcache.streams import axes_of, view_names
 
 FRAME_AXES = ("THWC", "THW")
@@ -46,7 +46,7 @@ class Binding:
         return all(one.when == "train" for one in self.inputs)
 
 
-def bind(cache: Cache, inputs: Sequence[Input], stream: str | None) -> list[Binding]:
+def bind(cache: Reader, inputs: Sequence[Input], stream: str | None) -> list[Binding]:
     """Find the streams of each group of inputs.
 
     Args:
@@ -92,7 +92,7 @@ def _same_source(one: Input, other: Input) -> bool:
     return (one.stream, one.axes) == (other.stream, other.axes)
 
 
-def refusal(cache: Cache, stream: str, wanted: Input) -> str:
+def refusal(cache: Reader, stream: str, wanted: Input) -> str:
     """Why a stream will not do for an input, as the rest of a sentence about it; empty where it will."""
     recipe = cache.recipe(stream)
     stored = axes_of(recipe)
@@ -150,7 +150,7 @@ def _view_names(recipe: Recipe) -> list[str] | None:
     return ["centre" if n == "straight" else n for n in names] if names else None
 
 
-def _wanted(cache: Cache, stream: str | None, inputs: Sequence[Input]) -> dict[str, list[str]]:
+def _wanted(cache: Reader, stream: str | None, inputs: Sequence[Input]) -> dict[str, list[str]]:
     """The names that a user gave: under the input's name, or under "" for whichever input they fit."""
     wanted: dict[str, list[str]] = {}
     for text in (part.strip() for part in (stream or "").split(",") if part.strip()):
@@ -163,7 +163,7 @@ def _wanted(cache: Cache, stream: str | None, inputs: Sequence[Input]) -> dict[s
 
 
 def _chosen(
-    cache: Cache, first: Input, fitting: Mapping[str, str], names: list[str] | None, *, alone: bool
+    cache: Reader, first: Input, fitting: Mapping[str, str], names: list[str] | None, *, alone: bool
 ) -> list[str]:
     usable = [s for s, reason in fitting.items() if not reason]
     said = "stream" if alone else f"stream={first.name}"

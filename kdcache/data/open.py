@@ -20,7 +20,7 @@ from kdcache.data.clips import clips
 from kdcache.data.inputs import Binding, align_views, bind
 from kdcache.data.pairs import ROLES, pairs
 from kdcache.data.splits import Examples, named_splits, split_by
-from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget
+from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget, Reader
 from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError, WeightsError
 from kdcache.log import logger
@@ -95,9 +95,8 @@ def open_cache(
     cache = Cache(shards, recipe or ())
     stream = before.get("stream", stream)
     read = [one for one in inputs if training or one.when == "always"]
-    if not training and stream:  # what the other inputs read is not looked at
-        names = {one.name for one in read}
-        stream = ",".join(p for p in stream.split(",") if "=" not in p or p.partition("=")[0] in names)
+    if not training:
+        stream = stream_of(read, stream)  # what the other inputs read is not looked at
     bindings = bind(cache, read, stream)
     rows = split_by(cache.clips, split_column)
     there = _there(cache, inputs, bindings, str(before.get("stream", stream or "")))
@@ -106,7 +105,7 @@ def open_cache(
     total = int(before.get("budget", free))
     pool = pool if pool is not None else StreamPool()
     pool.open(min(total, free))
-    streams = _streams(cache, bindings, examples, seed, on, pool)
+    streams = open_streams(cache, bindings, examples.clip_ids, seed, on, pool)
     recipes = {name: cache.recipe(name) for binding in bindings for name in binding.streams}
     split_sizes = ", ".join(f"{split} {len(part)}" for split, part in examples.splits.items())
     logger.info("%s: %d clips; examples: %s", "+".join(recipes), len(examples.clip_ids), split_sizes)
@@ -141,6 +140,13 @@ def stream_text(bindings: Sequence[Binding]) -> str:
     if len(bindings) == 1:
         return bindings[0].names
     return ",".join(f"{one.name}={name}" for b in bindings for one in b.inputs for name in b.streams)
+
+
+def stream_of(inputs: Sequence[Input], stream: str | None) -> str | None:
+    """The setting ``stream`` without what it says of other inputs."""
+    names = {one.name for one in inputs}
+    parts = (stream or "").split(",")
+    return ",".join(p for p in parts if "=" not in p or p.partition("=")[0] in names) or None
 
 
 def find_examples(
@@ -193,15 +199,15 @@ def _there(
     return found
 
 
-def _streams(
-    cache: Cache,
+def open_streams(
+    cache: Reader,
     bindings: Sequence[Binding],
-    examples: Examples,
+    clip_ids: list[str],
     seed: int,
     device: torch.device,
     pool: StreamPool,
 ) -> dict[str, InputStream]:
-    """The stream of each input; inputs that share a binding share a stream."""
+    """The stream of each input, whose rows are these clips; inputs that share a binding share a stream."""
     features = [binding for binding in bindings if binding.inputs[0].segment is None]
     recipes = {s: cache.recipe(s) for binding in features for s in binding.streams}
     views = {s: cache.shape(s)[0] for s in recipes}
@@ -214,7 +220,7 @@ def _streams(
     for binding in bindings:
         there = np.logical_and.reduce([cache.indexed(name) for name in binding.streams])
         known = dict(zip(cache.clips["clip_id"], there.tolist(), strict=True))
-        available = torch.tensor([known[clip] for clip in examples.clip_ids], dtype=torch.bool)
+        available = torch.tensor([known[clip] for clip in clip_ids], dtype=torch.bool)
         mask = None if bool(available.all()) else available
         segment, names, follows = binding.inputs[0].segment, None, None
         if recipes and _beside(binding):
@@ -225,10 +231,10 @@ def _streams(
             segment = cut_like(segment, list(recipes.values()))
         view_of = {s: shown[s] for s in binding.streams if s in shown}
         own = (seed, follows, tuple(names or ())) if segment else tuple(map(tuple, view_of.values()))
-        key = (binding.streams, binding.order, segment, own, tuple(examples.clip_ids), tuple(available.tolist()))
+        key = (binding.streams, binding.order, segment, own, tuple(clip_ids), tuple(available.tolist()))
         if key not in pool.streams:
             pool.streams[key] = _stream(
-                cache, binding, segment, examples.clip_ids, mask, view_of, names, follows, seed, device, pool
+                cache, binding, segment, clip_ids, mask, view_of, names, follows, seed, device, pool
             )
         stream = pool.streams[key]
         streams |= dict.fromkeys((one.name for one in binding.inputs), stream)
@@ -242,7 +248,7 @@ def _beside(binding: Binding) -> bool:
 
 
 def _stream(
-    cache: Cache,
+    cache: Reader,
     binding: Binding,
     segment: Segment | SkeletonSegment | None,
     clip_ids: list[str],

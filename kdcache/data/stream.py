@@ -5,23 +5,36 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.errors import OptionError
+from kdcache.recipe import Recipe
 
 CHUNK = 64  # clips read at once when a stream is loaded whole
 
 
 class Reader(Protocol):
-    """What is needed of ``kdcache.store.Cache``."""
+    """What inputs need of ``kdcache.store.Cache``."""
 
+    path: Path
+    clips: pd.DataFrame
+    streams: list[str]
+
+    def recipe(self, stream: str) -> Recipe: ...
     def shape(self, stream: str) -> tuple[int, ...]: ...
     def dtype(self, stream: str) -> np.dtype[Any]: ...
+    def indexed(self, stream: str) -> NDArray[np.bool_]: ...
     def read(self, stream: str, clip_ids: Sequence[str], view: int | None = None, out: Any = None) -> Any: ...
+    def length(self, stream: str, clip_id: str) -> int: ...
+    def frames(self, stream: str, clip_ids: Sequence[str]) -> list[NDArray[np.int32]]: ...
+    def read_frames(self, stream: str, clip_id: str, frames: NDArray[np.integer[Any]]) -> NDArray[Any]: ...
 
 
 class MemoryBudget:

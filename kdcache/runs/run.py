@@ -21,7 +21,7 @@ from kdcache.engine.scoring import Probabilities, probabilities
 from kdcache.errors import OptionError, unknown
 from kdcache.log import logger
 from kdcache.methods import method as method_module
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, VALIDATION, BatchSource, Predictor, Split
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, VALIDATION, BatchSource, Input, Predictor, Split
 from kdcache.metrics.early import percent
 from kdcache.options import build, to_table
 from kdcache.runs.config import RunSettings, read_config
@@ -69,6 +69,11 @@ class Run:
     def target(self) -> str:
         """Which label is predicted: label, verb or noun."""
         return str(self._resolved_options.target)
+
+    @property
+    def inputs(self) -> list[Input]:
+        """What the network that answers may read: privileged inputs are for training alone."""
+        return [one for one in self._method.inputs(self._resolved_options) if one.when == "always"]
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -239,8 +244,7 @@ class Run:
             raise unknown("weights", which, ["last", "best"])
         if which not in self._predictors:
             predictor = self._method.predictor(self._resolved_options, self.training_data.data)
-            always = {one.name for one in self._method.inputs(self._resolved_options) if one.when == "always"}
-            if privileged := sorted(set(predictor.inputs) - always):
+            if privileged := sorted(set(predictor.inputs) - {one.name for one in self.inputs}):
                 raise ValueError(
                     f"{self.settings.method} predicts from {privileged[0]}, which it reads in training only"
                 )

@@ -14,7 +14,7 @@ from kdcache.motion.tv_l1.params import TVL1Params
 from kdcache.recipe import Recipe
 from kdcache.streams.base import Array, Choose, Payload, Strip
 from kdcache.streams.settings import StreamSettings
-from kdcache.streams.video import ClipFrames, DenseStream, flow_pairs
+from kdcache.streams.video import ClipFrames, DenseStream, FrameRequest, flow_pairs
 
 WARPED = "flow-warped"
 
@@ -62,6 +62,14 @@ class FlowStream(DenseStream):
     def pairs(self, indices: NDArray[np.int32], low: int, high: int) -> NDArray[np.int32]:
         """Each sampled frame with the next."""
         return flow_pairs(indices, low, high, dense=True, fps=self.sampling.fps)
+
+    def length(self, request: FrameRequest) -> int:
+        """One field less than frames."""
+        return len(request.pairs)
+
+    def some(self, request: FrameRequest, numbers: NDArray[np.integer[Any]]) -> FrameRequest:
+        """See ``DenseStream``; a field is that of its two frames, whatever lies around them."""
+        return FrameRequest(request.indices[:0], request.pairs[numbers])
 
     def compute(self, clip: ClipFrames) -> Payload:
         """uint8 or float16 [T − 1, H, W, 2]."""

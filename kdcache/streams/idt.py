@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.recipe import Recipe
-from kdcache.streams.base import Array, Choose, Payload, Strip
+from kdcache.sources import Source
+from kdcache.streams.base import Array, Choose, ClipSpan, Payload, Strip
 from kdcache.streams.settings import StreamSettings
 from kdcache.streams.video import ClipFrames, DenseStream
 
@@ -53,3 +54,7 @@ class IdtStream(DenseStream):
         from kdcache.motion import motion_maps
 
         return motion_maps(clip.stack(self))
+
+    def compute_some(self, source: Source, span: ClipSpan, numbers: NDArray[np.integer[Any]], threads: int) -> Payload:
+        """See ``DenseStream``; trajectories need the whole clip."""
+        return np.asarray(self.compute(self.read_clip(source, span, threads)))[numbers]

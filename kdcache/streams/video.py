@@ -18,7 +18,7 @@ from kdcache.motion.stacks import flow_stacks
 from kdcache.recipe import Recipe
 from kdcache.sampling import Sampling, clip_range, within
 from kdcache.sources import Source, open_source
-from kdcache.streams.base import Array, ClipData, ClipSpan, Stream
+from kdcache.streams.base import Array, ClipData, ClipSpan, Payload, Stream
 from kdcache.streams.settings import StreamSettings
 from kdcache.views import resize_short_side
 
@@ -170,6 +170,19 @@ class VideoStream(Stream):
         """The sampled frames."""
         return clip.requests[self.name].indices
 
+    def read_clip(
+        self, source: Source, span: ClipSpan, threads: int, request: FrameRequest | None = None
+    ) -> ClipFrames:
+        """One clip of an opened source, or of it only the frames of ``request``.
+
+        Raises:
+            ClipError: the span does not lie within the source.
+            SourceError: the source is damaged.
+        """
+        wanted = {self.name: request or self.request(source.times, span)}
+        ((_, clip),) = read_requests(source, [ClipRequest(0, span, wanted)], {self.short_side}, threads)
+        return clip
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenseStream(VideoStream):
@@ -220,6 +233,24 @@ class DenseStream(VideoStream):
         frames = max(1.0, span * (self.sampling.fps or _ASSUMED_FPS))
         pixels = self.short_side * self.short_side * _ASSUMED_ASPECT
         return int(frames * pixels * self.pixel_bytes)
+
+    def length(self, request: FrameRequest) -> int:
+        """Frames, fields or maps of a clip."""
+        return len(request.indices)
+
+    def some(self, request: FrameRequest, numbers: NDArray[np.integer[Any]]) -> FrameRequest:
+        """What the frames, fields or maps ``numbers`` (int [n]) of a clip are computed from."""
+        return FrameRequest(request.indices[numbers])
+
+    def compute_some(self, source: Source, span: ClipSpan, numbers: NDArray[np.integer[Any]], threads: int) -> Payload:
+        """As ``compute`` of a clip of an opened source, but of its frames, fields or maps ``numbers`` (int [n]) alone.
+
+        Raises:
+            ClipError, SourceError: as ``read_clip``.
+        """
+        request = self.some(self.request(source.times, span), numbers)
+        payload: Payload = self.compute(self.read_clip(source, span, threads, request))
+        return payload
 
     @functools.cached_property
     def pixel_bytes(self) -> float:

@@ -1,0 +1,60 @@
+"""What a run answers: class probabilities of a clip, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdcache.manifest import read_manifest
+from kdcache.store import Cache
+
+if TYPE_CHECKING:
+    from kdcache.runs.train import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Class probabilities at one observation level."""
+
+    level: int
+    """n, from 1."""
+    observed: int
+    """How much of the clip has been seen, in per cent."""
+    seconds: float
+    """Where part n ends, on the source's clock."""
+    probabilities: NDArray[np.float32]
+    """Of each class, ``[C]``."""
+    classes: tuple[int, ...]
+    """The manifest's label of each class."""
+    names: tuple[str, ...]
+    """The manifest's ``class`` of each, or its label where it has none."""
+
+    def top(self, k: int = 3) -> list[tuple[str, float]]:
+        """The k likeliest classes with their probabilities, the likeliest first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:k]
+        return [(self.names[c], float(self.probabilities[c])) for c in order]
+
+    def line(self, k: int = 3) -> str:
+        """The k likeliest classes as a line of a table."""
+        shown = "  ".join(f"{name} {probability:.2f}" for name, probability in self.top(k))
+        return f"{self.observed:3d} %  {self.seconds:7.2f} s  {shown}"
+
+    def __str__(self) -> str:
+        return self.line()
+
+
+def class_names(run: Run, classes: Sequence[int]) -> tuple[str, ...]:
+    """The names that the manifest's column ``class`` has for the labels; the label itself where there is not one."""
+    names: dict[int, str] = {}
+    settings = run.settings
+    rows = Cache(settings.shards).clips if settings.shards else read_manifest(str(settings.manifest), settings.root)
+    if run.target == "label" and "class" in rows:
+        known = rows[rows["label"].notna() & rows["class"].notna() & (rows["class"] != "")]
+        for label, found in known.groupby("label")["class"].unique().items():
+            if len(found) == 1:
+                names[int(cast(int, label))] = str(found[0])
+    return tuple(names.get(c, str(c)) for c in classes)
