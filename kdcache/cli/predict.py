@@ -69,9 +69,7 @@ def predict(
 def _run_and_source(paths: tuple[Path, ...]) -> tuple[Path, Path]:
     """The two arguments; version 0.1 had the method before them, which is taken for one release."""
     if len(paths) == 3 and str(paths[0]) == "early":
-        logger.warning(
-            "kdcache predict early RUN SOURCE is kdcache predict RUN SOURCE now; the old form goes with the next release"
-        )
+        logger.warning("predict early RUN SOURCE is predict RUN SOURCE now; the old form goes with the next release")
         paths = paths[1:]
     if len(paths) != 2:
         raise click.UsageError("Give a run's folder and a source: kdcache predict RUN SOURCE.")

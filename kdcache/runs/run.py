@@ -102,7 +102,9 @@ class Run:
 
     def on(self, device: str) -> Run:
         """The same run on another device."""
-        return Run(self.path, self._open(replace(self.settings, device=device)))
+        other = Run(self.path)
+        other.settings = replace(self.settings, device=device)
+        return other
 
     def _open(self, settings: RunSettings) -> TrainingData:
         """Its data, with the examples that it was trained on; a warning where the cache no longer has them."""

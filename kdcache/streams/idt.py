@@ -57,4 +57,5 @@ class IdtStream(DenseStream):
 
     def compute_some(self, source: Source, span: ClipSpan, numbers: NDArray[np.integer[Any]], threads: int) -> Payload:
         """See ``DenseStream``; trajectories need the whole clip."""
-        return np.asarray(self.compute(self.read_clip(source, span, threads)))[numbers]
+        maps: Array = np.asarray(self.compute(self.read_clip(source, span, threads)))[numbers]
+        return maps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from kdcache.manifest import skeletons_of
 from kdcache.methods.contract import HELD_OUT, UNLABELLED, Data, Input, InputStream, Segment, SkeletonSegment, Split
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.options import LabelOptions
+from kdcache.skeletons import open_skeleton
 from kdcache.skeletons.image import limits_of
 from kdcache.views import Views
 
@@ -74,30 +75,102 @@ def open_sources(
     row_of = {name: row for row, name in enumerate(examples.clip_ids)}
     here = {row_of[name]: clip for name, clip in loaded.clips.items() if name in row_of}
     available = torch.tensor([row in here for row in range(len(examples.clip_ids))], dtype=torch.bool)
-    common = (seed, on, None if bool(available.all()) else available)
-    info: dict[str, Any] = {}
-    stream: InputStream
+    limits = None
     if isinstance(shown, SkeletonSegment):
-        info["limits"] = limits_of([loaded.clips[name] for name in examples.splits["train"].names])
-        stream = skeletons.SkeletonClips(here, info["limits"], shown, *common)
+        limits = limits_of([loaded.clips[name] for name in examples.splits["train"].names])
+    stream = _stream(here, one, shown, limits, seed, on, None if bool(available.all()) else available)
+    data = _data(examples, one, stream, limits, seed, on, precision)
+    resolved = {"device": str(on), "precision": precision, "samples": fingerprint(examples)}
+    return TrainingData(data, examples, resolved, failures=loaded.failures)
+
+
+def open_one(
+    rows: pd.DataFrame,
+    root: str | Path,
+    inputs: Sequence[Input],
+    clip: Clip,
+    failed: Collection[str],
+    *,
+    split_column: str,
+    validation: float,
+    decoder: str,
+    device: str,
+    precision: str,
+    seed: int,
+) -> TrainingData:
+    """What a run on the sources of a manifest needs to answer for one clip of any source.
+
+    Nothing but this clip is read, which is row 0 of the input; where it is a skeleton, the training clips' joints are
+    too, for images are scaled by their limits.
+
+    Args:
+        rows: of the manifest.
+        root: folder that its sources are relative to.
+        inputs: the method's one input, with a segment.
+        clip: to answer for.
+        failed: ids of the manifest's clips that could not be read when the run was trained.
+        split_column, validation, decoder, device, precision, seed: see ``open_sources``.
+
+    Raises:
+        SourceError, ClipError: the clip cannot be read, or its source has no such span.
+    """
+    (one,) = inputs
+    on = runtime.resolve_device(device)
+    rows = split_by(rows, split_column)
+    examples = clips(rows, ~rows["clip_id"].isin(failed).to_numpy(bool), validation, quiet=True)
+    limits = None
+    read: Any
+    if isinstance(one.segment, SkeletonSegment):
+        shown: SkeletonSegment | videos.VideoInput = one.segment
+        read = open_skeleton(clip.path).span(clip.start_s, clip.stop_s)
+        known = clips_of(rows.assign(source=skeletons_of(rows)), Path(root))
+        limits = limits_of(skeletons.load([known[name] for name in examples.splits["train"].names]).clips.values())
     else:
-        assert isinstance(one.segment, Segment)
-        stream = videos.VideoClips(here, shown, one.segment, *common)
-    data = Data(
+        shown = _shown(one, decoder)
+        read = shown.decode(clip)
+    stream = _stream({0: read}, one, shown, limits, seed, on, None)
+    data = _data(examples, one, stream, limits, seed, on, runtime.resolve_precision(precision, on))
+    return TrainingData(data, examples, {"samples": fingerprint(examples)})
+
+
+def _stream(
+    here: Mapping[int, Any],
+    one: Input,
+    shown: SkeletonSegment | videos.VideoInput,
+    limits: tuple[float, float] | None,
+    seed: int,
+    device: torch.device,
+    available: Tensor | None,
+) -> InputStream:
+    if isinstance(shown, SkeletonSegment):
+        assert limits is not None
+        return skeletons.SkeletonClips(here, limits, shown, seed, device, available)
+    assert isinstance(one.segment, Segment)
+    return videos.VideoClips(here, shown, one.segment, seed, device, available)
+
+
+def _data(
+    examples: Examples,
+    one: Input,
+    stream: InputStream,
+    limits: tuple[float, float] | None,
+    seed: int,
+    device: torch.device,
+    precision: str,
+) -> Data:
+    return Data(
         splits=examples.splits,
         classes=examples.classes,
         clip_ids=examples.clip_ids,
         inputs={one.name: stream},
         roles={one.name: one.role},
-        info=info,
+        info={} if limits is None else {"limits": limits},
         seed=seed,
-        device=on,
-        autocast=runtime.autocast(on, precision),
-        batches=batches_on(on),
+        device=device,
+        autocast=runtime.autocast(device, precision),
+        batches=batches_on(device),
         backbone=lambda name: {},
     )
-    resolved = {"device": str(on), "precision": precision, "samples": fingerprint(examples)}
-    return TrainingData(data, examples, resolved, failures=loaded.failures)
 
 
 def _read(

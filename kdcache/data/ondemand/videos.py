@@ -56,6 +56,16 @@ class VideoInput:
         """Frames [n, H, W, 3] whose short side fits the views; ``wanted`` ascends without repeats."""
         return np.stack([resize_short_side(frame, self.views.short_side) for frame in source.read(wanted)])
 
+    def decode(self, clip: Clip) -> DecodedClip:
+        """One clip with its frames."""
+        with self.open(clip) as source:
+            return self.decoded(source, clip)
+
+    def decoded(self, source: Source, clip: Clip) -> DecodedClip:
+        """One clip of an opened source with its frames."""
+        indices = self.indices(source, clip)
+        return DecodedClip(clip, indices, self.read(source, np.unique(indices)))
+
 
 def load(clips: Sequence[Clip], shown: VideoInput, budget: float) -> Loaded[DecodedClip]:
     """Decode every clip once, keeping its frames while they fit into ``budget`` bytes together."""
@@ -63,10 +73,9 @@ def load(clips: Sequence[Clip], shown: VideoInput, budget: float) -> Loaded[Deco
 
     def read(source: Source, clip: Clip) -> DecodedClip:
         nonlocal left
-        indices = shown.indices(source, clip)
-        decoded = DecodedClip(clip, indices, shown.read(source, np.unique(indices)))
+        decoded = shown.decoded(source, clip)
         if decoded.nbytes > left:
-            return DecodedClip(clip, indices, None)
+            return DecodedClip(clip, decoded.indices, None)
         left -= decoded.nbytes
         return decoded
 

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, OptionError
+from kdcache.extraction.features import Backbones
 from kdcache.manifest import SKELETON
 from kdcache.recipe import Recipe
 from kdcache.runtime import cores
 from kdcache.sampling import clip_range
-from kdcache.skeletons import open_skeleton
+from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.sources import Source, open_source
 from kdcache.store.reader import decode_jpeg
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Array, ClipSpan, Payload, Stream
 from kdcache.streams.video import DenseStream, VideoStream
-
-if TYPE_CHECKING:
-    from kdcache.extraction.features import Backbones
 
 CLIP = "clip"
 """Id of the one clip."""
@@ -70,11 +69,8 @@ class SourceClip:
         name = self.streams[0]
         span = self._span[name]
         if not isinstance(self._stream[name], VideoStream):
-            skeleton = open_skeleton(span.path).span(span.start_s, span.stop_s)
-            return (skeleton.begin + skeleton.total) / skeleton.fps
-        source = self._source(self._stream[name])
-        high = clip_range(source.times, span.start_s, span.stop_s)[1]
-        return float([*source.times, source.info.duration_s][high])
+            return skeleton_end(open_skeleton(span.path).span(span.start_s, span.stop_s))
+        return video_end(self._source(self._stream[name]), span.start_s, span.stop_s)
 
     def recipe(self, stream: str) -> Recipe:
         """See ``Cache``."""
@@ -130,8 +126,6 @@ class SourceClip:
 
     def _through(self, stream: BackboneStream, view: int | None) -> Array:
         """Features [V, …] of all views, or those of one, […]."""
-        from kdcache.extraction.features import Backbones  # loads torch
-
         span = self._span[stream.name]
         if isinstance(stream, VideoStream):
             inputs = stream.compute(stream.read_clip(self._source(stream), span, cores()))
@@ -169,7 +163,7 @@ class SourceClip:
 def spans_of(
     streams: Sequence[Stream],
     source: Path,
-    skeleton: str | Path | None,
+    skeleton: str | os.PathLike[str] | None,
     start: float | None,
     stop: float | None,
     fps: float | None,
@@ -185,6 +179,17 @@ def spans_of(
     named: Mapping[str, Path] = {SKELETON: Path(skeleton)} if skeleton is not None else {}
     first, last = (math.nan if t is None else t for t in (start, stop))
     return [ClipSpan(named.get(s.column, source), first, last, fps) for s in streams]
+
+
+def video_end(source: Source, start_s: float, stop_s: float) -> float:
+    """Second at which the first frame after a span begins; of the last one, at which the source ends."""
+    high = clip_range(source.times, start_s, stop_s)[1]
+    return float([*source.times, source.info.duration_s][high])
+
+
+def skeleton_end(clip: Skeleton) -> float:
+    """Second of its file at which a clip ends."""
+    return (clip.begin + clip.total) / clip.fps
 
 
 def _whole(stream: Stream, span: ClipSpan) -> Any:

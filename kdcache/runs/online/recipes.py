@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 
 def recipes_of(run: Run) -> dict[str, Recipe]:
-    """Of each stream that the run's network reads, in the order in which they are joined; no privileged ones.
+    """Of each cached stream that the run's network reads, in the order in which they are joined; no privileged ones.
 
     Raises:
         OptionError: a run that has not been trained.
     """
+    if run.settings.shards is None:  # its inputs are made from the sources
+        return {}
     path = run.path / "recipes.json"
     if not path.exists():
         raise OptionError(f"{run.path} has not been trained: repeat its command with this out.")

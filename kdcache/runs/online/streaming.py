@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from kdcache.errors import ClipError
+from kdcache.extraction.features import Backbones
 from kdcache.runtime import cores
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import ClipSpan
@@ -33,8 +34,6 @@ def stream_features(stream: BackboneStream, clip: ClipSpan, device: str) -> Iter
         SourceError: a source that cannot be read.
         ClipError: a span that it does not have, or features that are not finite.
     """
-    from kdcache.extraction.features import Backbones
-
     one = stream.first_view()
     nets = Backbones([one], device, batch=1)
     for seconds, inputs in stream.level_inputs(clip, cores()):
