@@ -22,6 +22,7 @@ from kdcache.cli import main
 from kdcache.errors import ClipError, OptionError, SourceError, WeightsError
 from kdcache.manifest import validate
 from kdcache.runs.online import streaming
+from kdcache.runs.online.clip import CLIP, SourceClip
 from kdcache.runs.online.recipes import find_weights, restore
 from kdcache.skeletons import open_skeleton
 from kdcache.sources.video import VideoSource
@@ -149,6 +150,17 @@ def test_a_skeleton_file_and_what_follows_in_it(train, folder, tmp_path):
     assert np.allclose([s.features for s in first], cache.read(JOINTS, ["c"], 0)[0], rtol=2e-3)  # 1 image, not 2
     same = [np.array_equal(a.features, b.features) for a, b in zip(first, second, strict=True)]
     assert same == [True, False]
+
+
+def test_a_skeleton_clip_in_place_of_its_cache(folder):
+    cache = kdcache.Cache(folder / "out.txt")
+    stream = restore(JOINTS, cache.recipe(JOINTS), Choice(seed=0))
+    with SourceClip([stream], [ClipSpan(folder / "c.txt", START, STOP)], "cpu") as clip:
+        assert np.allclose(clip.read(JOINTS, [CLIP], 0), cache.read(JOINTS, ["c"], 0), rtol=2e-3)
+        assert np.array_equal(clip.frames(JOINTS, [CLIP]), cache.frames(JOINTS, ["c"]))
+        assert (clip.shape(JOINTS), clip.end_s) == (cache.shape(JOINTS), 15 / 15)
+        with pytest.raises(OptionError, match="has one shape for all clips, no frames"):
+            clip.length(JOINTS, CLIP)
 
 
 def test_joined_streams(train, folder):

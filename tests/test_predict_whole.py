@@ -17,6 +17,8 @@ from make_videos import pictures, write
 
 import kdcache
 from kdcache.cli import main
+from kdcache.data.inputs import bind
+from kdcache.data.open import StreamPool, open_streams
 from kdcache.errors import ClipError, OptionError, SourceError, WeightsError
 from kdcache.methods import registry
 from kdcache.methods.contract import Input, Predictor, Segment
@@ -24,7 +26,7 @@ from kdcache.runs.online.clip import CLIP, SourceClip
 from kdcache.sources.video import VideoSource
 from kdcache.streams import video
 from kdcache.streams.base import ClipSpan
-from kdcache.streams.registry import resolve
+from kdcache.streams.registry import resolve, restore
 from kdcache.streams.settings import StreamSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,10 +180,11 @@ def pairs(tmp_path_factory):
 def test_anticipation_from_maps(pairs):
     root, run = pairs
     expected = run.predict(["c-observed"])
-    assert_one_answer(kdcache.predict(run, root / "long.mp4", start=0.4, stop=0.8), expected, 0.8)
-    result = CliRunner().invoke(
-        main, ["predict", str(run.path), str(root / "long.mp4"), "--start", "0.4", "--stop=0.8"]
-    )
+    one = assert_one_answer(kdcache.predict(run, root / "long.mp4", start=0.4, stop=0.8), expected, 0.8)
+    (other,) = kdcache.predict(run, root / "long.mp4", start=1.0, stop=1.4)
+    assert np.abs(other.probabilities - one.probabilities).max() > 1e-3
+    args = ["predict", str(run.path), str(root / "long.mp4"), "--start", "0.4", "--stop", "0.8"]
+    result = CliRunner().invoke(main, [*args, "--weights", "i3d-rgb=random:0"])
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("100 %     0.80 s  ")
     assert len(result.stdout.splitlines()) == 1
@@ -211,6 +214,32 @@ def test_what_is_computed_is_what_extraction_caches(pairs, videos):
         maps = clip.read("idt", [CLIP])[0]
         assert clip.length("idt", CLIP) == len(maps) == 20
         assert np.array_equal(clip.read_frames("idt", CLIP, np.array([3, 16])), maps[[3, 16]])
+
+
+def test_frames_beside_features_are_those_of_the_cache(videos, tmp_path):
+    folder, name = shutil.copytree(videos / "out", tmp_path / "out"), "resnet34/pool"
+    weights = {"resnet34": "random:0"}
+    settings = {"frames": 3, "size": 32, "resize": 36, "views": ("tl-flip", "centre")}
+    kdcache.extract(videos / "clips.csv", videos, folder, [name], weights=weights, bar=False, **settings)
+    segment = Segment(frames=3, size=16)
+    inputs = [
+        Input(name="x", axes="TD", stream=name),
+        Input(name="rgb", axes="THWC", stream="rgb", segment=segment),
+        Input(name="flow", axes="THWC", stream="flow", segment=segment),
+    ]
+    cache = kdcache.Cache(folder)
+    streams = [restore(each, cache.recipe(each), weights if each == name else None) for each in (name, "rgb", "flow")]
+    shown = []
+    with SourceClip(streams, [ClipSpan(videos / "v4.mp4", START, STOP)] * 3, "cpu") as clip:
+        for reader, clip_id in ((cache, "v4"), (clip, CLIP)):
+            pool = StreamPool()
+            pool.open(0)
+            opened = open_streams(reader, bind(reader, inputs, None), [clip_id], 0, torch.device("cpu"), pool)
+            one = torch.zeros(1, dtype=torch.int64)
+            shown.append({each: opened[each].fetch(one, one, one).float() for each in opened})
+    for each, want in shown[0].items():
+        torch.testing.assert_close(shown[1][each], want, rtol=1e-3, atol=1e-4)
+    assert shown[0]["x"].shape == (1, 3, 512)
 
 
 def test_a_fit_answers_without_reading_its_clips(videos, tmp_path, monkeypatch):
