@@ -44,7 +44,7 @@ def predict(
     prints a line for each observation level, from what was seen by then, as SOURCE unfolds; any other run prints one.
 
     \b
-    Examples:
+    Example:
       kdcache predict runs/early-0 video.mp4
       kdcache predict runs/anticipation-0 video.mp4 --start 11 --stop 12.07 --top 5
       kdcache predict runs/early-0 jhmdb_joints_split1.npz --start 1.3 --stop 2.6 --csv all.csv
