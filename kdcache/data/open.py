@@ -132,7 +132,8 @@ def open_cache(
         "samples": fingerprint(examples),
         "budget": before.get("budget", pool.nbytes),
     }
-    return TrainingData(data, examples, resolved, recipes)
+    of_inputs = {one.name: digest({n: recipes[n] for n in b.streams}) for b in bindings for one in b.inputs}
+    return TrainingData(data, examples, resolved, recipes, of_inputs)
 
 
 def stream_text(bindings: Sequence[Binding]) -> str:

@@ -27,6 +27,8 @@ class TrainingData:
     """What ``auto`` came to, as ``config.toml`` keeps it; a run is only continued where it is the same."""
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     """Of each cached stream that is read."""
+    input_recipes: Mapping[str, str] = field(default_factory=dict)
+    """Of each input from a cache the digest of the recipes that it reads."""
     failures: list[Failure] = field(default_factory=list)
     """Clips that could not be read from their sources and take no part."""
 

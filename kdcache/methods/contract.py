@@ -209,6 +209,8 @@ class Stage:
     share_key: Mapping[str, Any] | None = None
     """All options that this stage's result depends on, as plain values, when other runs on the same data and seed may
     take it over instead of training it again; None: they may not."""
+    share_inputs: tuple[str, ...] = ()
+    """Inputs beside those of ``train`` on which its result depends, such as those of earlier stages."""
 
 
 @dataclass(frozen=True, kw_only=True)

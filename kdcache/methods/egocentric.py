@@ -7,7 +7,7 @@ and motion maps, which are augmented alike.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
@@ -61,6 +61,11 @@ class EgocentricOptions(LeakOptions, ScheduleOptions):
         refuse_negative(self, "augmentations", "cam_classes")
         if not 0 <= self.dropout < 1:
             raise OptionError(f"dropout={self.dropout}: give a share below 1.")
+
+    def shared(self, *names: str) -> dict[str, Any]:
+        """``share_key`` of a stage that depends on these options of the method, beside those of all methods here."""
+        common = [f.name for f in fields(EgocentricOptions) if f.name != "allow_leak"]
+        return {name: getattr(self, name) for name in (*common, *names)}
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def rgb_stages(
     def predict(batch: Batch) -> Tensor:
         return on_maps(net, batch)["logits"]
 
-    for name, schedule in (("rgb-1", "rgb_1"), ("rgb-2", "rgb_2")):
+    for name, schedule, known in (("rgb-1", "rgb_1", ["rgb_1"]), ("rgb-2", "rgb_2", ["rgb_1", "rgb_2"])):
         yield options.schedule(schedule).stage(
             name,
             net,
@@ -124,6 +124,7 @@ def rgb_stages(
             clips.held_out("maps"),
             parameters=moved[name],
             predict=predict,
+            share_key={**options.shared(*known), "attention": attention},
             **options.stage_fields,
         )
     return net
@@ -283,6 +284,8 @@ def _snippet_stage(options: EgoRNNOptions, clips: Clips, name: str, net: ResNet3
         clips.held_out(seen),
         parameters=net.parameters(),
         predict=lambda batch: _mean_scores(net, batch[seen])["logits"],
+        share_key={**options.shared("snippets", "snippet_dropout", schedule), "tsn": options.network == "tsn"},
+        share_inputs=tuple(name for name in ("maps",) if name in clips.data.inputs),
         **options.stage_fields,
     )
 

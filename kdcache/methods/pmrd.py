@@ -39,6 +39,17 @@ from kdcache.methods.pmrd_networks import Hallucination, Signals, TwoBranch, emb
 
 FIELDS = 3  # consecutive flow fields around each frame, 6 channels (Section III-B)
 SCHEDULES = ("rgb_1", "rgb_2", "flow_branch", "joint", "hallucination", "student")
+DECIDES = {
+    "rgb-2": ("rgb_1", "rgb_2"),
+    "flow": ("flow_branch", "light"),
+    "joint": ("joint", "unit", "fusion", "source_factor"),
+    "hallucination": (
+        "hallucination", "loss", "temporal_attention", "alpha_norm", "alpha_width", "metric", "embed", "lam", "gamma",
+        "delta",
+    ),
+    "student": ("student",),
+}  # fmt: skip
+"""Options that decide the result of a stage, beside those of the stages before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +125,8 @@ def inputs(options: PMRDOptions) -> tuple[Input, ...]:
     flow = options.seen("flow", options.flow, flow_answers, stack=FIELDS)
     if n == "rgb":
         return (options.maps(),)
-    if n == "flow":
-        return (flow,)
+    if n == "flow":  # starts from the network that made the maps
+        return (flow,) if options.init is not None else (options.maps(when="train"), flow)
     return options.maps(when="train"), options.seen("rgb", "rgb"), flow
 
 
@@ -317,7 +328,11 @@ class _Steps:
         """A stage that reads these inputs, and is scored on ``seen``."""
         seen = read if seen is None else seen
         answer = predict or (lambda batch: self.run(module, batch, seen[0])["logits"])  # type: ignore[arg-type]
-        more = self.options.stage_fields | more
+        names, o = list(DECIDES), self.options
+        known = [option for stage in names[: names.index(name) + 1] for option in DECIDES[stage]]
+        more = o.stage_fields | {"share_key": o.shared(*known)} | more
+        before = ("maps",) if name == "flow" else (self.rgb, self.flow, "maps")
+        more["share_inputs"] = tuple(n for n in before if n in clips.data.inputs and not (o.light and name == "flow"))
         train, held_out = clips.train(*read), clips.held_out(*seen)
         return self.options.schedule(schedule).stage(
             name, module, train, losses, held_out, parameters=parameters, predict=answer, **more

@@ -78,6 +78,9 @@ class Session:
     def _kept(self, stage: Stage, opened: TrainingData) -> Path | None:
         if self.stages is None or stage.share_key is None:
             return None
-        resolved = {name: value for name, value in opened.resolved.items() if name not in ("budget", "options")}
+        read = {*stage.train.inputs, *stage.share_inputs}
+        other = ("budget", "options", "stream", "recipe")  # the last two are of all inputs of a run
+        resolved = {name: value for name, value in opened.resolved.items() if name not in other}
+        resolved["inputs"] = {name: opened.input_recipes.get(name, "") for name in read}
         content = json.dumps([stage.name, stage.share_key, resolved, opened.data.seed], sort_keys=True)
         return self.stages / f"{stage.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
