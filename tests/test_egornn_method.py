@@ -86,7 +86,7 @@ def test_schedules():
     tenth = Schedule.read("rgb_1", default, default).scaled(0.1, 2.0)
     assert (tenth.epochs, tenth.milestones, tenth.lr) == (30, (2, 8, 15), 2e-3)
     falling = Schedule.read("joint", "", "sgd lr=1e-2 epochs=250 decay=0.99").scaled(0.1, 1.0)
-    assert falling.decay ** falling.epochs == pytest.approx(0.99**250)
+    assert falling.decay**falling.epochs == pytest.approx(0.99**250)
     for text, message in (
         ("rmsprop", "'rmsprop' is no optimiser: write adam or sgd"),
         ("milestones=a", "milestones=a is not whole numbers such as 25/75"),

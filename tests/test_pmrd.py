@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,7 @@ def test_what_each_step_trains(given):
     data = data_for(pmrd.inputs(options))
     options = pmrd.resolve(options, data)
     assert options.cam_classes == 1000
+    made: dict[str, Any] = {}
     terms = {}
     for stage in pmrd.stages(options, data):
         if stage.name == "hallucination":
@@ -116,8 +118,6 @@ def test_what_each_step_trains(given):
                     assert torch.equal(value, expected.expand(-1, hallucination.resnet.channels, -1, -1))
                 else:
                     assert torch.equal(value, theirs[name]), name
-        if stage.name == "rgb-1":
-            made = {}
         made[stage.name] = stage.module
         teacher = {k: v.clone() for k, v in made["joint"].motion.state_dict().items()} if "joint" in made else {}
         terms[stage.name] = check_stage(stage, data)
