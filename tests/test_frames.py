@@ -74,6 +74,11 @@ def test_view_0_is_what_cutting_by_hand_gives(extracted):
         chosen = middles(FRAMES)
         shown = np.stack([resize_short_side(rgb[i], RESIZE) for i in chosen])
         assert np.array_equal(frames_of(extracted, "rgb").view(row, 0, 0), cut(shown, views)[0])
+        assert (
+            frames_of(extracted, "rgb").shown(row).tolist()
+            == frames_of(extracted, "flow").shown(row).tolist()
+            == chosen
+        )
         maps = np.stack([resize_short_side(idt[i][..., None], RESIZE) for i in chosen])
         assert np.array_equal(frames_of(extracted, "idt").view(row, 0, 0), cut(maps, views)[0][..., 0])
         pixels = dequantise(flow, 20.0)[[min(i, FRAMES - 2) for i in chosen]]

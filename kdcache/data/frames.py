@@ -79,23 +79,36 @@ class CachedFrames(OnDemand):
         """One segment, in the order of the input's axes."""
         return np.ascontiguousarray(self._segment(row, view, key).transpose(self.order))
 
+    def shown(self, row: int) -> NDArray[np.integer[Any]]:
+        """Which frames of a clip view 0 shows, by number from 0: int [T]; of flow those from which fields lead."""
+        clip = self.clip_ids[row]
+        return self._chosen(clip, self._frames_of(clip), np.full(self.segment.frames, CENTRE))
+
+    def _frames_of(self, clip: str) -> int:
+        """How many frames a clip has."""
+        length = self.cache.length(self.name, clip) + self.flow  # a clip of n frames has n − 1 fields
+        if length <= self.flow:
+            raise OptionError(f"Clip {clip!r} has no {self.name}, for it is too short: drop it from the manifest.")
+        return length
+
+    def _chosen(self, clip: str, length: int, moments: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
+        """Which of the frames of a clip are shown: those of ``follows``, or those at the given moment of each part."""
+        if self.follows is not None:
+            return stored_at(self.cache, self.follows, self.name, clip)
+        rules = [Sampling(self.segment.frames, anchor=moment) for moment in MOMENTS]
+        indices = np.stack(
+            [within(np.arange(length, dtype=np.float64), 0, length, math.nan, math.nan, r) for r in rules]
+        )
+        return np.asarray(indices[moments, np.arange(self.segment.frames)])
+
     def _segment(self, row: int, view: int, key: int) -> NDArray[Any]:
         clip, T = self.clip_ids[row], self.segment.frames
         name, moments = "centre" if self.names is None else self.names[view], np.full(T, CENTRE)
         if self.names is None and view:
             name = Augmentation.draw(self.random(key, view), 1, self.segment.mirror).crop  # whatever the input's T
             moments = np.random.default_rng([self.seed, key, view, T]).integers(len(MOMENTS), size=T)
-        length = self.cache.length(self.name, clip) + self.flow  # a clip of n frames has n − 1 fields
-        if length <= self.flow:
-            raise OptionError(f"Clip {clip!r} has no {self.name}, for it is too short: drop it from the manifest.")
-        if self.follows is not None:
-            chosen = stored_at(self.cache, self.follows, self.name, clip)
-        else:
-            rules = [Sampling(T, anchor=moment) for moment in MOMENTS]
-            indices = np.stack(
-                [within(np.arange(length, dtype=np.float64), 0, length, math.nan, math.nan, r) for r in rules]
-            )
-            chosen = indices[moments, np.arange(T)]
+        length = self._frames_of(clip)
+        chosen = self._chosen(clip, length, moments)
         if self.flow:  # the fields around each frame, clamped at the clip's ends
             offsets = np.arange(self.segment.stack) - self.segment.stack // 2
             chosen = np.clip(chosen[:, None] + offsets, 0, length - 2).reshape(-1)
