@@ -34,3 +34,9 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise unknown("method", name, sorted(METHODS))
     return cast("Method", import_module(METHODS[name]))
+
+
+def explained(name: str) -> Explained | None:
+    """The module of a method that draws pictures of clips, None for one that does not."""
+    module = method(name)
+    return cast("Explained", module) if hasattr(module, "explain") else None

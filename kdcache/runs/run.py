@@ -26,7 +26,7 @@ from kdcache.metrics.early import percent
 from kdcache.options import build, to_table
 from kdcache.runs.config import RunSettings, read_config
 from kdcache.runs.predictions import measure_all
-from kdcache.runs.prepare import prepare
+from kdcache.runs.prepare import absolute, prepare
 
 CONFIG, METRICS, PREDICTIONS = "config.toml", "metrics.json", "predictions.csv"
 
@@ -64,6 +64,17 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Settings, ``options`` and ``resolved``, as in ``config.toml``."""
         return {**to_table(self.settings), "options": to_table(self.options), "resolved": self.resolved}
+
+    @property
+    def resolved_options(self) -> Any:
+        """The options of its method with every ``auto`` decided."""
+        return self._resolved_options
+
+    def on_cache(self, shards: str | Path) -> Run:
+        """The same run on another cache: one that was moved, or one of other clips."""
+        other = Run(self.path)
+        other.settings = replace(self.settings, shards=absolute(shards), manifest=None, root=None)
+        return other
 
     @property
     def target(self) -> str:
@@ -188,7 +199,13 @@ class Run:
         Raises:
             OptionError: a run that has not finished.
         """
-        return self._predictor(which).module.eval()
+        return self.predictor(which).module
+
+    def predictor(self, which: str = "last") -> Predictor:
+        """The network that answers, with its weights and what it reads, in evaluation mode; see ``network``."""
+        predictor = self._predictor(which)
+        predictor.module.eval()
+        return predictor
 
     def export(self, path: str | Path | None = None, which: str | None = None) -> Path:
         """Write the backbone's weights as a file that ``extract --weights`` takes; only runs of ``recognition`` have
