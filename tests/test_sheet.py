@@ -13,8 +13,8 @@ from PIL import Image
 import kdcache
 from kdcache.demo.scene import make_dataset
 from kdcache.errors import OptionError
-from kdcache.report import sheet as module
-from kdcache.report.sheet import GAP, LEFT, THUMB, sheet
+from kdcache.report.sheet import sheet
+from kdcache.report.strips import GAP, LEFT, LINES, THUMB
 from kdcache.streams.backbone import map_energy
 from kdcache.streams.base import COLUMNS
 
@@ -81,7 +81,7 @@ def test_every_stream_has_a_row_that_shows_it(full):
     assert moving.max() > 0
     assert (thumbs(energy)[:2].std(axis=(1, 2)) > 1).any(axis=1).all()  # the features have two time steps
     assert (thumbs(energy)[2:] == 255).all()
-    assert (curves == module._LINES[0]).all(axis=2).sum() > 500
+    assert (curves == LINES[0]).all(axis=2).sum() > 500
 
     wheel = flow[:80, LEFT + COLUMNS * (THUMB + GAP) :]
     assert len(np.unique(wheel.reshape(-1, 3), axis=0)) > 100

@@ -60,13 +60,22 @@ def reindex(cache: Path) -> None:
 @click.argument("cache", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("clip")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: CLIP.png]")
-def show(cache: Path, clip: str, output: Path | None) -> None:
+@click.option(
+    "--run",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Below the streams, what this run sees in the clip: attention, motion, weights of frames, as its method has.",
+)
+@click.option("--which", type=click.Choice(["last", "best"]), help="Which weights of the run.  [default: last]")
+def show(cache: Path, clip: str, output: Path | None, run: Path | None, which: str | None) -> None:
     """Draw one clip's streams as a contact sheet: frames, flow, trajectories, motion map, feature energy.
 
     \b
     Example:
       kdcache show out/ push-left-00-action -o sheet.png
+      kdcache show out/ S2_Cheese_C1-012 --run runs/imprint-0
     """
     import kdcache
 
-    click.echo(kdcache.show(cache, clip, output))
+    if which is not None and run is None:
+        raise click.UsageError("--which chooses among the weights of a run: give --run too.")
+    click.echo(kdcache.show(cache, clip, output, run, which or "last"))

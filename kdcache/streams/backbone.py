@@ -135,9 +135,15 @@ def energy_strips(name: str, array: Array, frames: NDArray[np.int32], axes: str 
         return []
     energy = map_energy(array[0].astype(np.float32), axes and axes[1:])
     scaled = (255 * np.clip(energy / (np.percentile(energy, 99.5) + 1e-12), 0, 1)).astype(np.uint8)
-    images = np.stack([cv2.cvtColor(cv2.applyColorMap(e, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB) for e in scaled])
+    images = heat_colours(scaled)
     at = frames[np.linspace(0, len(frames) - 1, len(images)).round().astype(int)] if len(frames) else frames
     return [Strip("energy", images, at, order=4, note=name, curve=energy.mean(axis=(1, 2)))]
+
+
+def heat_colours(maps: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Maps [T, H, W] from 0 (black) to 255 (light yellow) as RGB [T, H, W, 3]."""
+    coloured = [cv2.cvtColor(cv2.applyColorMap(m, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB) for m in maps]
+    return np.asarray(coloured, np.uint8)
 
 
 def map_energy(features: NDArray[np.float32], axes: str | None) -> NDArray[np.float32]:
