@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from kdcache.data.beside import stored_at
 from kdcache.data.frames import CachedFrames
 from kdcache.data.inputs import Binding, align_views, bind
 from kdcache.data.open import StreamPool, open_streams, stream_of
@@ -169,9 +170,7 @@ class _Clip:
         numbers = self._source_frames(cropped)
         if not len(numbers) or RGB not in self.cache.streams or not self.cache.has(RGB)[self.row]:
             return None, numbers
-        stored = self._source_frames(RGB)
-        nearest = np.abs(stored[None].astype(np.int64) - numbers[:, None]).argmin(axis=1)
-        wanted, places = np.unique(nearest, return_inverse=True)
+        wanted, places = np.unique(stored_at(self.cache, cropped, RGB, self.clip_id), return_inverse=True)
         _, names = align_views(features, {s: self.cache.shape(s)[0] for s in features})
         views = replace(Views.from_recipe(features[cropped]["views"]), names=((names or ["centre"])[0],))
         read = self.cache.read_frames(RGB, self.clip_id, wanted)
