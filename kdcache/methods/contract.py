@@ -228,6 +228,8 @@ class Predictor:
     metrics_fn: MetricsFn = measure
     batch_size: int = 64
     """Examples scored at once."""
+    trained_in: tuple[str, ...] = ()
+    """Stages before ``stage`` that trained its weights too: their optimiser steps count as its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,16 @@ def rgb_stages(
     return net
 
 
+BEFORE: dict[str, tuple[str, ...]] = {
+    "rgb": ("rgb-1",),
+    "flow": (),
+    "average": ("rgb-1", "rgb-2", "flow"),
+    "joint": ("rgb-1", "rgb-2", "flow"),
+    "two-stream": ("frame", "flow"),
+    "tsn": ("frame", "flow"),
+}
+"""Stages that trained the weights of what answers, before its own."""
+
 Options = EgoRNNOptions
 
 
@@ -154,6 +164,7 @@ def predictor(options: EgoRNNOptions, data: Data) -> Predictor:
         inputs=inputs,
         role="clip",
         batch_size=options.schedule("flow_net").batch_size,
+        trained_in=BEFORE[options.network],
     )
 
 

@@ -36,6 +36,15 @@ from kdcache.methods.pmrd_networks import Hallucination, Signals, TwoBranch, emb
 from kdcache.methods.pmrd_options import PMRDOptions
 
 FIELDS = 3  # consecutive flow fields around each frame, 6 channels (Section III-B)
+BEFORE: dict[str, tuple[str, ...]] = {
+    "rgb": ("rgb-1",),
+    "flow": (),
+    "two-branch": ("rgb-1", "rgb-2", "flow"),
+    "hallucination": ("flow", "joint"),
+    "pmrd": ("rgb-1", "rgb-2", "flow", "joint", "hallucination"),
+}
+"""Stages that trained the weights of what answers, before its own."""
+
 Options = PMRDOptions
 resolve = decide
 
@@ -124,9 +133,13 @@ def predictor(options: PMRDOptions, data: Data) -> Predictor:
         stage, seen = ("joint", (steps.rgb, steps.flow)) if teacher else ("student", (steps.rgb,))
         both = both.to(data.device)
         fields = {"module": both, "predict": lambda batch: steps.pair(both, batch, seen)["logits"]}
-    batch_size = o.schedule("hallucination").batch_size
     return Predictor(
-        stage=stage, inputs={name: data.inputs[name] for name in seen}, role="clip", batch_size=batch_size, **fields
+        stage=stage,
+        inputs={name: data.inputs[name] for name in seen},
+        role="clip",
+        batch_size=o.schedule("hallucination").batch_size,
+        trained_in=BEFORE[o.network],
+        **fields,
     )
 
 

@@ -90,7 +90,8 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         """The result: ``last`` and ``best@<split>`` → split → target → metric in per cent.
 
-        Also ``selected_by`` (the split that chose the best epoch), ``epochs``, and ``stages``: the last row of each.
+        Also ``selected_by`` (the split that chose the best epoch), ``epochs``, ``stages`` (the last row of each) and
+        ``steps``: optimiser steps that the network which answers took in all its stages.
         ``OptionError`` while the run has not finished.
         """
         path = self.path / METRICS

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.data.training_data import TrainingData
-from kdcache.engine.checkpoint import STATE, SUMMARY
+from kdcache.engine.checkpoint import STATE, SUMMARY, load_summary
 from kdcache.engine.log import Log
 from kdcache.engine.loop import fit_stage
 from kdcache.errors import OptionError
@@ -150,6 +150,10 @@ def _conclude(folder: Path, opened: TrainingData, last_rows: dict[str, Any]) -> 
     run = Run(folder, opened)
     metrics = run.evaluate()
     metrics["stages"] = last_rows
+    predictor = run.predictor("last")
+    summaries = [load_summary(folder / name) for name in (*predictor.trained_in, predictor.stage)]
+    if all(summary and "steps" in summary for summary in summaries):  # stages of version 0.1 do not say
+        metrics["steps"] = sum(summary["steps"] for summary in summaries if summary)
     predictions = run.predictions()
     with atomic(folder / PREDICTIONS) as temporary:
         predictions.to_csv(temporary, float_format="%.6g", lineterminator="\n", index=False)

@@ -46,7 +46,8 @@ def collect(comparison: Comparison, out: Path, replicates: Sequence[Replicate]) 
     for row in comparison.runnable:
         for replicate in replicates:
             run = Run(run_folder(out, row.slug, replicate))
-            metrics, steps = run.metrics, stage_summary(run).get("steps")
+            metrics = run.metrics
+            steps = metrics.get("steps", stage_summary(run).get("steps"))  # a run of 0.1 knows those of its last stage
             of_run = {"row": row.name, "split_column": run.settings.split_column, "seed": replicate.seed}
             for weights, key in (("last", "last"), ("best", "best@validation")):
                 for split, targets in metrics.get(key, {}).items():
