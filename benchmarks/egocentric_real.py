@@ -4,9 +4,9 @@
 
 DATA holds ``weizmann/`` (60 clips of 10 actions by 6 people, a fixed camera). One person is held out at a time. For
 each, a ResNet-34 is fitted from random weights on the other people's clips, and the networks start from it, where the
-papers start from ImageNet. There are no validation clips: nothing is selected, every row is trained with one setting and
-its last epoch is shown. Schedules are a small part of the papers', 80 px and 4 frames a clip. Every step is a command
-that is printed; what is in FOLDER already is not computed again.
+papers start from ImageNet. There are no validation clips: nothing is selected, every row is trained with one setting
+and its last epoch is shown. Schedules are a small part of the papers', 80 px and 4 frames a clip. Every step is a
+command that is printed; what is in FOLDER already is not computed again.
 
 What this cannot show: 10 test clips a person, two people and few hundred optimiser steps tell no method from another; a
 fixed camera and whole bodies are not what the methods are for; the fitted backbone has seen the clips that the heads
@@ -35,7 +35,7 @@ from kdcache.runs.run import Run
 
 SIZE, RESIZE, FRAMES = 80, 92, 4
 COMMON = {"frames": FRAMES, "size": SIZE}
-SHORT = {  # batches of 10 of 50 clips: 5 steps an epoch
+SHORT: dict[str, dict[str, Any]] = {  # batches of 10 of 50 clips: 5 steps an epoch
     "pmrd": {
         "rgb_1": "epochs=10 batch_size=10 milestones=8",
         "rgb_2": "epochs=6 batch_size=10 milestones=4",
@@ -60,7 +60,7 @@ SHORT = {  # batches of 10 of 50 clips: 5 steps an epoch
         "stage3": "epochs=6 batch_size=4 milestones=4",
     },
 }
-LONGER = {
+LONGER: dict[str, dict[str, Any]] = {
     "egornn": {
         "rgb": {"rgb_2": "epochs=22 batch_size=10 milestones=16"},
         "flow": {"flow_net": "epochs=32 batch_size=10 milestones=24"},
@@ -140,7 +140,7 @@ def summary(work: Path, folds: list[str], seeds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     rng = np.random.default_rng(0)
     for table, name, _, _, paper in rows():
-        correct: dict[str, list[np.ndarray]] = {}
+        correct: dict[str, list[Any]] = {}
         steps, scores = set(), []
         for person in folds:
             for seed in range(seeds):
@@ -151,12 +151,14 @@ def summary(work: Path, folds: list[str], seeds: int) -> dict[str, Any]:
                 steps.add(made.metrics["steps"])
                 scores.append(made.metrics["last"]["test"]["label"]["top1"])
                 answers = pd.read_csv(folder / "predictions.csv").sort_values("clip_id")
-                classes = [c for c in answers if c.isdecimal()]
-                best = answers[classes].to_numpy().argmax(1)
-                correct.setdefault(person, []).append(np.array(classes)[best] == answers["label"].astype(str))
+                classes = [str(c) for c in answers if str(c).isdecimal()]
+                best = np.array(classes)[answers[classes].to_numpy().argmax(1)]
+                correct.setdefault(person, []).append(best == answers["label"].astype(str).to_numpy())
         if not scores:
             continue
-        clips = [np.mean(of, 0) for of in correct.values()]  # of each clip the share of seeds that get it right
+        clips = [
+            np.asarray(np.mean(of, 0)) for of in correct.values()
+        ]  # of each clip the share of seeds that get it right
         drawn = [np.mean([rng.choice(c, len(c)).mean() for c in clips]) for _ in range(10000)]
         low, high = (100 * np.quantile(drawn, q) for q in (0.025, 0.975))
         found.setdefault(table, {})[name] = {
