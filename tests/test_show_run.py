@@ -24,9 +24,10 @@ import kdcache
 from kdcache.cli import main
 from kdcache.errors import OptionError, StoreError
 from kdcache.methods import registry
-from kdcache.methods.contract import BatchSource, Data, Input, Picture, Predictor, Segment, Stage, reseed
+from kdcache.methods.contract import BatchSource, Data, Input, Predictor, Segment, Stage, reseed
 from kdcache.methods.labels import held_out_sets
 from kdcache.methods.options import LabelOptions, TrainOptions
+from kdcache.methods.pictures import Picture
 from kdcache.report import run_sheet as drawing
 from kdcache.report.sheet import sheet
 from kdcache.report.strips import GAP, LEFT, LINES, THUMB

@@ -23,17 +23,7 @@ from torch.nn.functional import cross_entropy
 from kdcache.backbones.egornn import EgoRNN, EgoRNNJoint, snippet
 from kdcache.backbones.resnet import ResNet34, cross_modality
 from kdcache.errors import OptionError
-from kdcache.methods.contract import (
-    Batch,
-    Data,
-    Input,
-    Outputs,
-    Picture,
-    Predictor,
-    Stage,
-    StageLoader,
-    reseed,
-)
+from kdcache.methods.contract import Batch, Data, Input, Outputs, Predictor, Stage, reseed
 from kdcache.methods.egocentric import (
     Clips,
     branch,
@@ -45,6 +35,7 @@ from kdcache.methods.egocentric import (
     recurrence,
 )
 from kdcache.methods.egornn_options import EgoRNNOptions, RGBStreamOptions
+from kdcache.methods.pictures import Picture, StageLoader
 
 STACK = 5  # flow fields that the flow network sees at once
 

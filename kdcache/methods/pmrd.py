@@ -29,9 +29,10 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from kdcache.backbones.egornn import EgoRNN
 from kdcache.backbones.resnet import cross_modality
-from kdcache.methods.contract import Batch, Data, Input, Outputs, Picture, Predictor, Stage, StageLoader, reseed
+from kdcache.methods.contract import Batch, Data, Input, Outputs, Predictor, Stage, reseed
 from kdcache.methods.egocentric import Clips, branch, decide, from_layer4, imagenet, whole
 from kdcache.methods.egornn import rgb_stages
+from kdcache.methods.pictures import Picture, StageLoader
 from kdcache.methods.pmrd_networks import Hallucination, Signals, TwoBranch, embeddings, multiplied, recorded
 from kdcache.methods.pmrd_options import PMRDOptions
 
@@ -210,11 +211,10 @@ def explain(options: PMRDOptions, data: Data, predictor: Predictor, batch: Batch
         teacher = load("joint", teacher.to(data.device))  # type: ignore[assignment]
         signals["of flow"] = {}
         steps.run(teacher.motion, batch, steps.flow, recorded(signals["of flow"], options.unit))
-    for what, signal in signals.items():
-        name, s = next(iter(signal.items()))
-        energy = s.float().square().mean(1).sqrt()
-        found.append(Picture(title=f"motion {what}", values=energy, note=f"energy of the signal into {name}"))
-    return found
+    energy = {what: next(iter(s.values())).float().square().mean(1).sqrt() for what, s in signals.items()}
+    scale = (0.0, max(float(e.max()) for e in energy.values()))
+    note = f"energy of the signal into layer1.{options.unit}"
+    return found + [Picture(title=f"motion {w}", values=e, note=note, scale=scale) for w, e in energy.items()]
 
 
 class _Steps:

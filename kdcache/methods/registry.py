@@ -9,7 +9,8 @@ from kdcache.errors import unknown
 
 if TYPE_CHECKING:
     from kdcache.methods import anticipation, early, egornn, pmrd, recognition
-    from kdcache.methods.contract import Explained, Method
+    from kdcache.methods.contract import Method
+    from kdcache.methods.pictures import Explained
 
     # A type checker holds each to the contract; one by one, so that it names what does not fit.
     _ANTICIPATION: Method = anticipation

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from kdcache.errors import OptionError
-from kdcache.methods.contract import Picture as Shown
+from kdcache.methods.pictures import Picture as Shown
 from kdcache.report.strips import FAINT, GAP, INK, LEFT, LINES, THUMB, Picture, band_of, blank, font, written
 from kdcache.runs.explain import Explanation, explain
 from kdcache.runs.run import Run

@@ -21,7 +21,8 @@ from kdcache.errors import OptionError, StoreError
 from kdcache.log import logger
 from kdcache.methods import METHODS, explained
 from kdcache.methods import method as method_module
-from kdcache.methods.contract import Batch, BatchSource, Input, InputStream, Picture
+from kdcache.methods.contract import Batch, BatchSource, Input, InputStream
+from kdcache.methods.pictures import Picture
 from kdcache.recipe import Recipe, differences
 from kdcache.runs.prepare import absolute
 from kdcache.runs.run import Run
