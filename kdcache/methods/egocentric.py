@@ -110,6 +110,18 @@ def decide(options: O, data: Data) -> O:
     return options
 
 
+def check_maps(options: EgocentricOptions, data: Data, name: str = "maps") -> None:
+    """``OptionError`` for cached layer-3 maps of another number of frames or another size than the options'."""
+    T, _, h, w = data.inputs[name].shape
+    side = -(-options.size // 16)
+    if (T, h, w) != (options.frames, side, side):
+        raise OptionError(
+            f"The cached maps are of {T} frames and {h} × {w} cells, but frames={options.frames} and "
+            f"size={options.size} are {options.frames} of {side} × {side}: extract them again with these options, or "
+            "set those of the maps."
+        )
+
+
 class Clips:
     """The labelled clips of a run, as stages read them."""
 

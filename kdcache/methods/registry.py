@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, cast
 from kdcache.errors import unknown
 
 if TYPE_CHECKING:
-    from kdcache.methods import anticipation, early, egornn, pmrd, recognition
+    from kdcache.methods import anticipation, early, egornn, imprint, pmrd, recognition
     from kdcache.methods.contract import Method
     from kdcache.methods.pictures import Explained
 
     # A type checker holds each to the contract; one by one, so that it names what does not fit.
     _ANTICIPATION: Method = anticipation
     _EARLY: Method = early
+    _IMPRINT: Method = imprint
     _RECOGNITION: Method = recognition
     _EGORNN: Method = egornn
     _PMRD: Method = pmrd
-    _EXPLAINED: list[Explained] = [egornn, pmrd]
+    _EXPLAINED: list[Explained] = [egornn, imprint, pmrd]
 
 METHODS = {
     "anticipation": "kdcache.methods.anticipation",
     "early": "kdcache.methods.early",
+    "imprint": "kdcache.methods.imprint",
     "recognition": "kdcache.methods.recognition",
     "egornn": "kdcache.methods.egornn",
     "pmrd": "kdcache.methods.pmrd",
