@@ -236,7 +236,7 @@ def l_ms(
 
     - ``cls``, equation (3): cross entropy. With logits ``[B, N, 2, s, s]`` each cell is still (0) or moves (1); with
       ``[B, N, s, s]`` it is -Σ_j m(j) log softmax(l)(j) over the cells j, as printed.
-    - ``reg_mse``, equation (5), and ``reg_l1``, equation (6): squared or absolute difference of values ``[B, N, s, s]``.
+    - ``reg_mse``, equation (5), and ``reg_l1``, equation (6): squared or absolute difference, of ``[B, N, s, s]``.
 
     ``mean`` averages over the cells, as the authors' code does, and equation (5); ``sum`` adds them up, as equations
     (3) and (6) are printed.

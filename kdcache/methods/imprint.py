@@ -7,8 +7,9 @@ the feedback branch, which turns U_{t-1}, the head's features of the frame befor
     θ(F^rgb) = β ⊙ F^rgb + γ                                                               (1)
     L_tot = L_cl + α L_ms                                                                   (4)
 
-where L_cl (2) is the cross entropy of the action, L_ms (3) that of the cells of m, which move where their share of motion
-is above τ; or (5) and (6), the regression of that share. L_cl does not reach the MS head; nothing flows through U.
+where L_cl (2) is the cross entropy of the action and L_ms (3) that of the cells of m, which move where their share of
+motion is above τ; or (5) and (6), the regression of that share. L_cl does not reach the MS head; nothing flows through
+U.
 
 Stages: 1. ConvLSTM and classifier; 2. with layer 4, the ImageNet classifier (its maps are the attention) and the MS
 head; 3. with conv1 and the feedback branch, the MS head frozen. In stages 2 and 3 the batch norms of layer 4 are
