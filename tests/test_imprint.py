@@ -69,7 +69,7 @@ def network(data, seed=0, **given) -> Imprint:
     if net.feedback is not None:
         rng = torch.Generator().manual_seed(seed)
         for parameter in net.feedback.parameters():
-            nn.init.normal_(parameter, std=0.3, generator=rng)
+            nn.init.normal_(parameter, std=0.05, generator=rng)
     return net
 
 
