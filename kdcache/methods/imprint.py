@@ -23,7 +23,7 @@ Stages 1 and 2 read cached layer-3 maps, stage 3 frames; the network that answer
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -39,9 +39,9 @@ from kdcache.methods.options import refuse_unless_positive
 from kdcache.methods.pictures import Picture, StageLoader
 
 DRAWN = 2  # channels whose β and γ are shown
-_LAST = ("feedback", "feedback_init", "stages", "freeze_ms_stage3", "stage3_backbone", "stage3", "allow_leak")
-LATER = {"stage1": ("ms", "ms_head", "ms_reduction", "tau", "alpha", "stage2", *_LAST), "stage2": _LAST}
-"""Options that mean nothing yet to a stage, so that runs which differ in them may share it."""
+SHARED: dict[str, tuple[str, ...]] = {"stage1": ("attention", "stage1")}
+SHARED["stage2"] = (*SHARED["stage1"], "ms", "ms_head", "ms_reduction", "tau", "alpha", "stage2")
+"""Options that a stage depends on beside those of all egocentric methods: runs that differ in others share it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,8 @@ class ImprintOptions(EgocentricOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_unless_positive(self, "alpha")
+        for name in ("stage1", "stage2", "stage3"):
+            self.schedule(name)
         if not 0 <= self.tau < 1:
             raise OptionError(f"tau={self.tau:g}: give a share of motion, 0 or more and below 1.")
         if self.ms == "none" and self.feedback != "off":
@@ -157,7 +159,7 @@ def stages(options: ImprintOptions, data: Data) -> Iterator[Stage]:
             clips.held_out(x),
             trained,
             predict_with(module, x),
-            share_key=None if module is net else {k: v for k, v in asdict(options).items() if k not in LATER[name]},
+            share_key=None if module is net else options.shared(*SHARED[name]),
             **options.stage_fields,
         )
 
