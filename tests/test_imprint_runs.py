@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import streams_cache
+import torch
 from make_videos import write as write_video
 
 import kdcache
@@ -17,6 +18,7 @@ from kdcache.engine import loop
 from kdcache.methods import imprint
 from kdcache.options import build
 from kdcache.runs import presets
+from kdcache.runs.explain import explain
 from kdcache.runs.requirements import extraction_calls
 from kdcache.runs.run import Run
 from kdcache.runs.session import Session
@@ -97,6 +99,19 @@ def test_rgb_alone_answers(run, videos, tmp_path):
     assert set(again.training_data.data.inputs) == {"rgb"}
     (answer,) = kdcache.predict(moved, videos / "v4.mp4")
     np.testing.assert_allclose(answer.probabilities, before.loc["v4"], atol=1e-5)
+
+
+def test_pictures_of_a_run(run, videos):
+    found = explain(run, videos / "out", "v4")
+    assert found.stage == "stage3"
+    titles = [picture.title for picture in found.pictures]
+    assert titles[:4] == ["CAM before feedback", "CAM", "motion segmentation", "motion map"]
+    assert [title.partition("_")[0] for title in titles[4:8]] == ["beta", "gamma", "conv1", "theta(conv1"]
+    assert found.frames is not None
+    cams = [picture.values for picture in found.pictures[:2]]
+    assert not torch.equal(*cams)  # of stage 2 and of stage 3
+    for cam in cams:
+        torch.testing.assert_close(cam.sum((1, 2)), torch.ones(3))
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(run, videos, tmp_path, monkeypatch):
