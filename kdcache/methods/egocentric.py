@@ -101,7 +101,9 @@ O = TypeVar("O", bound=EgocentricOptions)  # noqa: E741
 
 
 def decide(options: O, data: Data) -> O:
-    """The options with target and classifier of the backbone decided; ``OptionError`` where labels have leaked."""
+    """The options with target and classifier of the backbone decided; ``OptionError`` for labels that have leaked and
+    for maps of other frames than the options'."""
+    check_maps(options, data)
     options = replace(options, target=options.choose_target(data))
     unlabelled = Clips(options, data).unlabelled
     check_leak(data, unlabelled, options.label_fraction, options.allow_leak)
@@ -110,16 +112,17 @@ def decide(options: O, data: Data) -> O:
     return options
 
 
-def check_maps(options: EgocentricOptions, data: Data, name: str = "maps") -> None:
+def check_maps(options: EgocentricOptions, data: Data) -> None:
     """``OptionError`` for cached layer-3 maps of another number of frames or another size than the options'."""
-    T, _, h, w = data.inputs[name].shape
     side = -(-options.size // 16)
-    if (T, h, w) != (options.frames, side, side):
-        raise OptionError(
-            f"The cached maps are of {T} frames and {h} × {w} cells, but frames={options.frames} and "
-            f"size={options.size} are {options.frames} of {side} × {side}: extract them again with these options, or "
-            "set those of the maps."
-        )
+    for name in {"maps", "flow_maps"} & set(data.inputs):
+        T, _, h, w = data.inputs[name].shape
+        if (T, h, w) != (options.frames, side, side):
+            raise OptionError(
+                f"The cached {name} are of {T} frames and {h} × {w} cells, but frames={options.frames} and "
+                f"size={options.size} are {options.frames} of {side} × {side}: extract them again with these options, "
+                "or set those of the maps."
+            )
 
 
 class Clips:

@@ -131,10 +131,7 @@ def inputs(options: ImprintOptions) -> tuple[Input, ...]:
     return tuple(found)
 
 
-def resolve(options: ImprintOptions, data: Data) -> ImprintOptions:
-    """The options with target and classes decided; ``OptionError`` for leaked labels and maps of other frames."""
-    egocentric.check_maps(options, data)
-    return egocentric.decide(options, data)
+resolve = egocentric.decide
 
 
 def stages(options: ImprintOptions, data: Data) -> Iterator[Stage]:
@@ -179,10 +176,14 @@ def stages(options: ImprintOptions, data: Data) -> Iterator[Stage]:
 def predictor(options: ImprintOptions, data: Data) -> Predictor:
     """The whole network, untrained, which sees frames (or layer-3 maps) alone."""
     name, net = options.seen_last[0], network(options, data)
-    size = options.schedule(options.last).batch_size
-    read = {name: data.inputs[name]}
     return Predictor(
-        stage=options.last, module=net, predict=predict_with(net, name), inputs=read, role="clip", batch_size=size
+        stage=options.last,
+        module=net,
+        predict=predict_with(net, name),
+        inputs={name: data.inputs[name]},
+        role="clip",
+        batch_size=options.schedule(options.last).batch_size,
+        trained_in=("stage1", "stage2") if options.last == "stage3" else ("stage1",),
     )
 
 
