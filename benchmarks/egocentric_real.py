@@ -105,10 +105,10 @@ def run(person: str, seed: int, data: Path, work: Path) -> None:
     from_clips = f"--manifest clips.csv --root {shlex.quote(root)}"
     kdcache(work, f"extract {from_clips} --stream rgb --stream flow --stream idt --short-side {RESIZE} --out dense")
     fit, cache = f"fit-{person}", f"cache-{person}"
-    shown = f"--set frames={FRAMES} --set size={SIZE} --set resize={RESIZE} --set batch_size=10 --set lr=0.02"
+    shown = f"--set frames={FRAMES} --set size={SIZE} --set resize={RESIZE} --set batch_size=10 --set optimizer=adam"
     kdcache(
         work,
-        f"fit resnet34 {from_clips} --split-column subject={person} {shown} --set epochs=30 --set milestones=24 "
+        f"fit resnet34 {from_clips} --split-column subject={person} {shown} --set lr=0.0005 --set weight_decay=0 --set epochs=40 --set milestones=32 "
         f"--set init=random:0 --set validation=0 --out {fit}",
     )
     if not (work / cache).exists():
