@@ -108,7 +108,8 @@ def run(person: str, seed: int, data: Path, work: Path) -> None:
     shown = f"--set frames={FRAMES} --set size={SIZE} --set resize={RESIZE} --set batch_size=10 --set optimizer=adam"
     kdcache(
         work,
-        f"fit resnet34 {from_clips} --split-column subject={person} {shown} --set lr=0.0005 --set weight_decay=0 --set epochs=40 --set milestones=32 "
+        f"fit resnet34 {from_clips} --split-column subject={person} {shown} --set lr=0.0005 "
+        "--set weight_decay=0 --set epochs=40 --set milestones=32 "
         f"--set init=random:0 --set validation=0 --out {fit}",
     )
     if not (work / cache).exists():
