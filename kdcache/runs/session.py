@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -58,7 +59,7 @@ class Session:
             folder.mkdir(parents=True, exist_ok=True)
             names = sorted(path.name for path in kept.iterdir())
             for name in [n for n in names if n != SUMMARY] + [SUMMARY]:  # the summary says that it is whole
-                shutil.copyfile(kept / name, folder / name)
+                link_or_copy(kept / name, folder / name)
 
     def share_stage(self, stage: Stage, opened: TrainingData, folder: Path) -> None:
         """Keep a trained stage for other runs."""
@@ -67,7 +68,7 @@ class Session:
             return
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_name(temporary_name(kept.name))
-        shutil.copytree(folder, temporary)
+        shutil.copytree(folder, temporary, copy_function=link_or_copy)
         try:
             temporary.rename(kept)
         except OSError:  # another process kept the same stage in the meantime
@@ -84,3 +85,13 @@ class Session:
         resolved["inputs"] = {name: opened.input_recipes.get(name, "") for name in read}
         content = json.dumps([stage.name, stage.share_key, resolved, opened.data.seed], sort_keys=True)
         return self.stages / f"{stage.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name for a file where the file system has them, for weights of many runs fill disks; else a copy.
+
+    Files of finished stages are replaced, never changed in place."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, one without hard links, or a file that is there
+        shutil.copyfile(source, target)
