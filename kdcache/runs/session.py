@@ -91,7 +91,8 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
     """A second name for a file where the file system has them, for weights of many runs fill disks; else a copy.
 
     Files of finished stages are replaced, never changed in place."""
+    Path(target).unlink(missing_ok=True)
     try:
         os.link(source, target)
-    except OSError:  # another file system, one without hard links, or a file that is there
+    except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
