@@ -58,7 +58,7 @@ def check_stage(stage: Stage, data: Data) -> Mapping[str, float]:
     before = {name: value.clone() for name, value in stage.module.state_dict().items()}
     with frozen_but(stage.module, stage.optimizer):
         set_train_mode(stage.module, stage.optimizer)
-        stage.optimizer.zero_grad(set_to_none=True)
+        stage.module.zero_grad(set_to_none=True)  # earlier stages left gradients in what is frozen now
         terms = stage.losses(batch)
         torch.stack(list(terms.values())).sum().backward()
         for name, parameter in stage.module.named_parameters():

@@ -98,7 +98,13 @@ def test_a_pair_answers_with_the_mean_or_a_classifier_of_its_own():
         {},
         {"light": True, "fusion": "concat", "loss": "metric", "source_factor": 1.0},
         {"light": True, "network": "hallucination", "loss": "distillation"},
-        {"light": True, "network": "hallucination", "temporal_attention": False, "embed": "map"},
+        {
+            "light": True,
+            "network": "hallucination",
+            "temporal_attention": False,
+            "embed": "map",
+            "step3_signals": "flow",
+        },
     ],
 )
 def test_what_each_step_trains(given):
@@ -155,6 +161,7 @@ def test_misuse():
     for wrong, message in (
         ({"lam": 1.5}, "lam=1.5: give a weight between 0 and 1"),
         ({"delta": 0.0}, "delta=0.0: give a positive number"),
+        ({"step3_signals": "flow"}, "step3_signals=flow is for network=hallucination, not pmrd"),
         ({"unit": 2}, "unit=2: connections enter the first or second unit"),
         ({"student": "sgd lr=fast"}, "student='sgd lr=fast': lr=fast is not a number"),
         ({"joint": "epoch=3"}, r"joint='epoch=3': Unknown setting 'epoch': did you mean 'epochs'"),

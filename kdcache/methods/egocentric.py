@@ -23,7 +23,7 @@ from kdcache.methods.schedule import ScheduleOptions
 
 VIEWS = (
     "centre", "centre-flip", "centre@1", "centre@1-flip", "tl@0.875", "tr@0.875-flip", "bl@0.75", "br@0.75-flip",
-    "tl@0.66-flip", "br@0.66",
+    "tl@0.65625-flip", "br@0.65625",
 )  # fmt: skip
 """Views in which layer-3 maps are extracted: of the four scales × five places × mirrored that the papers draw from, ten
 that have each scale, place and side. [reconstructed]"""

@@ -55,7 +55,8 @@ def inputs(options: PMRDOptions) -> tuple[Input, ...]:
 
     Flow is read in training only, unless the flow branch itself answers."""
     n = options.network
-    flow_answers: Literal["always", "train"] = "always" if n in ("flow", "two-branch") else "train"
+    always = n in ("flow", "two-branch") or options.step3_signals == "flow"
+    flow_answers: Literal["always", "train"] = "always" if always else "train"
     if options.light:
         flow = options.maps("flow_maps", "resnet34-flow/layer3", flow_answers)
         return {"rgb": (options.maps(),), "flow": (flow,)}.get(n, (options.maps(), flow))
@@ -90,7 +91,8 @@ def stages(options: PMRDOptions, data: Data) -> Iterator[Stage]:
 
     reseed(data, "hallucination")
     flow.eval().requires_grad_(False)
-    student = Hallucination(branch(o, data), o.alpha_width).to(data.device)
+    received = o.step3_signals == "flow"
+    student = Hallucination(branch(o, data), o.alpha_width, flow if received else None).to(data.device)
     start_hallucination(student.branch, flow)
     yield steps.stage(
         "hallucination",
@@ -100,8 +102,8 @@ def stages(options: PMRDOptions, data: Data) -> Iterator[Stage]:
         (steps.rgb, steps.flow),
         lambda batch: distilled(steps, flow, student, batch),
         steps.of_hallucination(student),
-        seen=(steps.rgb,),
-        predict=lambda batch: steps.run(student.branch, batch, steps.rgb)["logits"],
+        seen=(steps.rgb, steps.flow) if received else (steps.rgb,),
+        predict=lambda batch: alone(steps, student, batch),
         diagnostics=lambda batch: _spread(steps, flow, student, batch),
     )
     if o.network == "hallucination":
@@ -125,9 +127,11 @@ def predictor(options: PMRDOptions, data: Data) -> Predictor:
         stage = "flow" if o.network == "flow" else "rgb-2"
         fields = {"module": net, "predict": lambda batch: steps.run(net, batch, seen[0])["logits"]}
     elif o.network == "hallucination":
-        student = Hallucination(branch(o, data), o.alpha_width).to(data.device)
-        stage, seen = "hallucination", (steps.rgb,)
-        fields = {"module": student, "predict": lambda batch: steps.run(student.branch, batch, steps.rgb)["logits"]}
+        received = o.step3_signals == "flow"
+        source = branch(o, data, 2 * FIELDS) if received else None
+        student = Hallucination(branch(o, data), o.alpha_width, source).to(data.device)
+        stage, seen = "hallucination", (steps.rgb, steps.flow) if received else (steps.rgb,)
+        fields = {"module": student, "predict": lambda batch: alone(steps, student, batch)}
     else:
         teacher = o.network == "two-branch"
         both = TwoBranch(branch(o, data), branch(o, data, 2 * FIELDS if teacher else 3), o.unit, o.fusion)
@@ -142,6 +146,13 @@ def predictor(options: PMRDOptions, data: Data) -> Predictor:
         trained_in=BEFORE[o.network],
         **fields,
     )
+
+
+def alone(steps: _Steps, student: Hallucination, batch: Batch) -> Tensor:
+    """The hallucination branch's answer in step 3, with s_l = 1 or with the flow branch's signals."""
+    if student.flow is not None:
+        return _both(steps, student.flow, student, batch)[1]["logits"]
+    return steps.run(student.branch, batch, steps.rgb)["logits"]
 
 
 def start_hallucination(hallucination: EgoRNN, flow: EgoRNN) -> None:
@@ -198,7 +209,9 @@ def explain(options: PMRDOptions, data: Data, predictor: Predictor, batch: Batch
         found.append(Picture(title="CAM", values=attention, over=True, note="RGB branch"))
     if options.network == "two-branch":
         return found
-    student = load("hallucination", Hallucination(branch(options, data), options.alpha_width).to(data.device))
+    student = predictor.module
+    if not isinstance(student, Hallucination):
+        student = load("hallucination", Hallucination(branch(options, data), options.alpha_width).to(data.device))
     assert isinstance(student, Hallucination)
     signals: dict[str, Signals] = {"hallucinated": {}}
     outputs = steps.run(student.branch, batch, steps.rgb, recorded(signals["hallucinated"], options.unit))

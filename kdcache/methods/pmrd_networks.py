@@ -85,11 +85,13 @@ class Hallucination(nn.Module):
     """The hallucination branch and what weighs its steps: α_t = σ(MLP(E_t^h)), one perceptron for all t (Section II-B).
 
     The perceptron is Linear(512, width), tanh, Linear(width, 1). [reconstructed]
+
+    ``flow``: the flow branch, where its signals are received at test time too.
     """
 
-    def __init__(self, branch: EgoRNN, width: int) -> None:
+    def __init__(self, branch: EgoRNN, width: int, flow: EgoRNN | None = None) -> None:
         super().__init__()
-        self.branch = branch
+        self.branch, self.flow = branch, flow
         self.attend = nn.Sequential(nn.Linear(512, width), nn.Tanh(), nn.Linear(width, 1))
 
     def alpha(self, outputs: Outputs, norm: Literal["mean1", "none"]) -> Tensor:

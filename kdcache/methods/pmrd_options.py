@@ -16,7 +16,7 @@ DECIDES = {
     "joint": ("joint", "unit", "fusion", "source_factor"),
     "hallucination": (
         "hallucination", "loss", "temporal_attention", "alpha_norm", "alpha_width", "metric", "embed", "lam", "gamma",
-        "delta",
+        "delta", "step3_signals",
     ),
     "student": ("student",),
 }  # fmt: skip
@@ -28,8 +28,7 @@ class PMRDOptions(RGBStreamOptions):
     """Everything that can be set. Defaults are the paper's, or ``[reconstructed]`` where it gives none."""
 
     network: Literal["rgb", "flow", "two-branch", "hallucination", "pmrd"] = "pmrd"
-    """What answers, after the steps that it needs: a branch of step 1, both of step 2, step 3's, or step 4's (all). The
-    hallucination branch answers without signals of the flow branch, which is not there at test time."""
+    """What answers, after the steps that it needs: a branch of step 1, both of step 2, step 3's, or step 4's (all)."""
     loss: Literal["metric", "distillation", "both"] = "both"
     """Of step 3: L_M (1), L_D (2) or both (3)."""
     temporal_attention: bool = True
@@ -52,6 +51,9 @@ class PMRDOptions(RGBStreamOptions):
     fusion: Literal["avg_logits", "concat"] = "avg_logits"
     """How two branches answer: the mean of their logits, each with its own cross-entropy [multiplier nets' code], or a
     third classifier on both descriptors besides [Ego-RNN's code]. [reconstructed]"""
+    step3_signals: Literal["none", "flow"] = "none"
+    """What the hallucination branch receives when it answers alone (``network=hallucination``): nothing, so that RGB is
+    enough; or the flow branch's signals as in training, which reads flow. [reconstructed]"""
     unit: int = 1
     """Which residual unit of each layer the connections enter and leave, 0 or 1. [reconstructed]"""
     light: bool = False
@@ -73,6 +75,8 @@ class PMRDOptions(RGBStreamOptions):
         refuse_unless_positive(self, "delta", "alpha_width", "source_factor")
         for name in SCHEDULES:
             self.schedule(name)
+        if self.step3_signals != "none" and self.network != "hallucination":
+            raise OptionError(f"step3_signals={self.step3_signals} is for network=hallucination, not {self.network}.")
         for name in ("lam", "gamma"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name}={getattr(self, name)}: give a weight between 0 and 1.")
