@@ -149,17 +149,18 @@ def build_optimizer(
     plateau: int = 2,
     eps: float = 1e-8,
     decay: float = 1.0,
+    fused: bool = False,
 ) -> tuple[Optimizer, LRScheduler]:
     """The optimiser and the schedule of a stage.
 
     ``steps`` multiplies the rate by ``gamma`` after ``milestones`` (epochs), or by ``decay`` after every epoch where
     that is not 1; ``plateau`` after ``plateau`` epochs without a better monitored metric, and waits as long again after
-    each fall."""
+    each fall. ``fused`` steps of large networks take a fifth to a tenth of the time, with other last bits."""
     made: Optimizer
     if optimizer == "adam":
-        made = Adam(parameters, lr, eps=eps, weight_decay=weight_decay)
+        made = Adam(parameters, lr, eps=eps, weight_decay=weight_decay, fused=fused)
     else:
-        made = SGD(parameters, lr, momentum, weight_decay=weight_decay)
+        made = SGD(parameters, lr, momentum, weight_decay=weight_decay, fused=fused)
     if schedule == "plateau":
         return made, ReduceLROnPlateau(made, "max", gamma, plateau, cooldown=plateau)
     if decay != 1:

@@ -105,6 +105,7 @@ class Schedule:
             milestones=self.milestones,
             gamma=self.gamma,
             decay=self.decay,
+            fused=True,
         )
         return Stage(
             name=name,
