@@ -76,7 +76,12 @@ class Process:
         command = [sys.executable, "-W", "ignore", str(PART), json.dumps(job)]
         environment = os.environ | {"KINETO_LOG_LEVEL": "5"}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
         self.command = command
 
@@ -185,7 +190,7 @@ def total(rows: dict[str, Any], schedules: dict[str, Any], filling: dict[str, fl
     }
 
 
-def measure(methods: list[str], quick: bool, turns: int, threads: int) -> dict[str, Any]:
+def measure(methods: list[str], stages: list[str], quick: bool, turns: int, threads: int) -> dict[str, Any]:
     """All figures."""
     small: dict[str, Any] = {"frames": 4, "size": 64} if quick else {}
     frames = {name: 4 if quick else {"pmrd": 20, "imprint": 7, "egornn": 25}[name] for name in methods}
@@ -216,6 +221,8 @@ def measure(methods: list[str], quick: bool, turns: int, threads: int) -> dict[s
             rows: dict[str, Any] = {}
             for stage, options, of, batch in CASES[name]:
                 label = " ".join([stage, *(f"{k}={v}" for k, v in options.items())])
+                if stages and label not in stages:
+                    continue
                 job = base | {"options": small | options, "stage": stage, "batch": batch}
                 rows[label] = measure_stage(job, of, batch * frames[name], turns)
                 print(name, label, json.dumps(rows[label]), flush=True)
@@ -224,8 +231,9 @@ def measure(methods: list[str], quick: bool, turns: int, threads: int) -> dict[s
             print(name, json.dumps(results["totals"][name]), flush=True)
             job = base | {"do": "serve", "stage": None, "source": "video", "batch": 1}
             answers |= {label: job | {"options": small | options} for label, options in ANSWERS[name]}
-        results["answers"] = measure_answers(answers, turns)
-        print("answers", json.dumps(results["answers"]), flush=True)
+        if not stages or "answers" in stages:
+            results["answers"] = measure_answers(answers, turns)
+            print("answers", json.dumps(results["answers"]), flush=True)
     return results
 
 
@@ -234,11 +242,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="64 pixels, 4 frames, one turn: whether it runs")
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument(
+        "--stages", nargs="+", default=[], help="these rows alone, such as 'flow light=True' or answers"
+    )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--write", action="store_true", help="store the figures in results/egocentric.json")
     given = parser.parse_args()
-    found = measure(given.only, given.quick, 1 if given.quick else given.turns, given.threads)
+    found = measure(given.only, given.stages, given.quick, 1 if given.quick else given.turns, given.threads)
     if given.write:
         write_results("egocentric", found)
 

@@ -56,13 +56,19 @@ class Sources:
     """A cache's clips, of which everything is computed from the video when it is asked for, and nothing kept."""
 
     def __init__(self, cache: Cache, root: Path, device: str) -> None:
-        self.path, self.clips, self.streams, self.root, self.device = cache.path, cache.clips, cache.streams, root, device
+        self.path, self.clips, self.streams, self.root, self.device = (
+            cache.path,
+            cache.clips,
+            cache.streams,
+            root,
+            device,
+        )
         weights = {name.partition("/")[0]: "random:0" for name in cache.streams if "/" in name}
         restored = [restore(name, cache.recipe(name), weights) for name in cache.streams]
         self._streams: list[Stream] = [
             replace(s, quality=None) if isinstance(s, RgbStream) else s for s in restored
         ]  # no JPEG files are made and decoded again
-        self._cache, self._rows = cache, cache.clips.set_index("clip_id")
+        self._cache, self._rows = cache, cache.clips.set_index("clip_id").to_dict("index")
 
     def recipe(self, stream: str) -> Recipe:
         return self._cache.recipe(stream)
@@ -92,8 +98,10 @@ class Sources:
             return clip.read_frames(stream, CLIP, frames)
 
     def _clip(self, clip_id: str) -> SourceClip:
-        row = self._rows.loc[clip_id]
-        spans = spans_of(self._streams, self.root / row["source"], None, row["start_s"], row["stop_s"], None)
+        row = self._rows[clip_id]
+        spans = spans_of(
+            self._streams, self.root / row["source"], None, float(row["start_s"]), float(row["stop_s"]), None
+        )
         return SourceClip(self._streams, spans, self.device)
 
 
@@ -130,7 +138,7 @@ def live(opened: TrainingData, reader: Reader, inputs: Sequence[Input], frames: 
     pool.open(0)
     data = opened.data
     bindings = bind(reader, inputs, opened.resolved["stream"])
-    streams = open_streams(reader, bindings, data.clip_ids, data.seed, data.device, pool)
+    streams = open_streams(reader, bindings, list(data.clip_ids), data.seed, data.device, pool)
     for binding in bindings:
         if binding.inputs[0].segment is None:
             (name,) = binding.streams
