@@ -37,37 +37,37 @@ SIZE, RESIZE, FRAMES = 80, 92, 4
 COMMON = {"frames": FRAMES, "size": SIZE}
 SHORT: dict[str, dict[str, Any]] = {  # batches of 10 of 50 clips: 5 steps an epoch
     "pmrd": {
-        "rgb_1": "epochs=10 batch_size=10 milestones=8",
-        "rgb_2": "epochs=6 batch_size=10 milestones=4",
-        "flow_branch": "epochs=16 batch_size=10 milestones=12",
-        "joint": "epochs=6 batch_size=10",
-        "hallucination": "epochs=8 batch_size=10 milestones=6",
-        "student": "epochs=6 batch_size=10",
+        "rgb_1": "epochs=6 batch_size=10 milestones=5",
+        "rgb_2": "epochs=4 batch_size=10 milestones=3",
+        "flow_branch": "epochs=10 batch_size=10 milestones=8",
+        "joint": "epochs=4 batch_size=10",
+        "hallucination": "epochs=5 batch_size=10 milestones=4",
+        "student": "epochs=4 batch_size=10",
     },
-    # as many epochs as PMRD's RGB branch (28) and motion branch (36) take in all their steps
+    # as many epochs as PMRD's RGB branch (18) and motion branch (23) take in all their steps
     "egornn": {
-        "rgb_1": "epochs=10 batch_size=10 milestones=8",
-        "rgb_2": "epochs=6 batch_size=10 milestones=4",
-        "flow_net": "epochs=24 batch_size=10 milestones=18",
-        "spatial": "epochs=28 batch_size=10 milestones=20 lr=0.01",
-        "joint": "epochs=12 batch_size=10",
+        "rgb_1": "epochs=6 batch_size=10 milestones=5",
+        "rgb_2": "epochs=4 batch_size=10 milestones=3",
+        "flow_net": "epochs=15 batch_size=10 milestones=12",
+        "spatial": "epochs=18 batch_size=10 milestones=14 lr=0.01",
+        "joint": "epochs=8 batch_size=10",
         "snippets": 3,
     },
-    # stage 3 takes 13 steps an epoch (batches of 4), so the rows without it take 15 epochs more of stage 2
+    # stage 3 takes 13 steps an epoch (batches of 4), so the rows without it take 10 epochs more of stage 2
     "imprint": {
-        "stage1": "epochs=10 batch_size=10 milestones=8",
-        "stage2": "epochs=6 batch_size=10 milestones=4",
-        "stage3": "epochs=6 batch_size=4 milestones=4",
+        "stage1": "epochs=6 batch_size=10 milestones=5",
+        "stage2": "epochs=4 batch_size=10 milestones=3",
+        "stage3": "epochs=4 batch_size=4 milestones=3",
     },
 }
 LONGER: dict[str, dict[str, Any]] = {
     "egornn": {
-        "rgb": {"rgb_2": "epochs=22 batch_size=10 milestones=16"},
-        "flow": {"flow_net": "epochs=32 batch_size=10 milestones=24"},
-        "two-stream": {"flow_net": "epochs=36 batch_size=10 milestones=27"},
-        "tsn": {"flow_net": "epochs=36 batch_size=10 milestones=27"},
+        "rgb": {"rgb_2": "epochs=14 batch_size=10 milestones=10"},
+        "flow": {"flow_net": "epochs=20 batch_size=10 milestones=15"},
+        "two-stream": {"flow_net": "epochs=23 batch_size=10 milestones=18"},
+        "tsn": {"flow_net": "epochs=23 batch_size=10 milestones=18"},
     },
-    "imprint": {"stage2": "epochs=22 batch_size=10 milestones=16"},
+    "imprint": {"stage2": "epochs=14 batch_size=10 milestones=10"},
 }
 """Schedules with which rows of fewer stages take as many steps."""
 
