@@ -81,4 +81,4 @@ def check_stage(stage: Stage, data: Data) -> Mapping[str, float]:
 
 def options_of(kind: type[Any], **options: Any) -> Any:
     """Options at the tests' size, their target known."""
-    return kind(**{"frames": T, "size": SIZE, "target": "label", "length": 1e-4, **options})
+    return kind(**{"frames": T, "size": SIZE, "hidden": 16, "target": "label", "length": 1e-4, **options})

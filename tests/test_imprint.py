@@ -27,7 +27,14 @@ from kdcache.methods.imprint_networks import Imprint, motion_share
 pytestmark = pytest.mark.usefixtures("one_thread")
 T, SIZE, CLASSES = 3, 64, 3
 TINY = Options(
-    frames=T, size=SIZE, cam_classes=10, target="label", stage1="batch_size=2", stage2="batch_size=2", dropout=0.0
+    frames=T,
+    size=SIZE,
+    hidden=16,
+    cam_classes=10,
+    target="label",
+    stage1="batch_size=2",
+    stage2="batch_size=2",
+    dropout=0.0,
 )
 
 

@@ -26,7 +26,7 @@ from kdcache.runs.session import Session
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"frames": 3, "size": 64}
 LINES = dict.fromkeys(("stage1", "stage2", "stage3"), "epochs=1 milestones= batch_size=2")
-QUICK = {**SMALL, **LINES, "augmentations": 3, "device": "cpu"}
+QUICK = {**SMALL, **LINES, "hidden": 16, "augmentations": 3, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES = ["rgb-1", "rgb-2", "flow", "joint", "hallucination", "student"]
 LINES = dict.fromkeys(("rgb_1", "rgb_2", "flow_branch", "hallucination"), "epochs=1 milestones= batch_size=4")
 LINES |= dict.fromkeys(("joint", "student"), "epochs=1 batch_size=4")
-QUICK = {"frames": 2, "size": 32, "augmentations": 3, "device": "cpu", **LINES}
+QUICK = {"frames": 2, "size": 32, "hidden": 16, "augmentations": 3, "device": "cpu", **LINES}
 
 
 @pytest.fixture(scope="module")

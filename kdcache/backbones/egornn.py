@@ -21,6 +21,7 @@ from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError, WeightsError
 
 IMAGENET_CLASSES = 1000
+HIDDEN = 512  # channels of the ConvLSTM's state
 DROPOUT, JOINT_DROPOUT = 0.7, 0.5  # before the classifiers [ego-rnn]
 
 
@@ -45,14 +46,16 @@ class EgoRNN(Backbone):
         imagenet_classes: int = IMAGENET_CLASSES,
         dropout: float = DROPOUT,
         attention: bool = True,
+        hidden: int = HIDDEN,
     ) -> None:
         super().__init__()
         self.input = spec or InputSpec("rgb" if channels == 3 else "flow", frames=25, default_layer="descriptor")
         self.num_classes, self.attention = num_classes, attention
         self.resnet = ResNet34(imagenet_classes, channels)
-        self.lstm = ConvLSTM(512, 512)
+        self.hidden = hidden
+        self.lstm = ConvLSTM(512, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.classify = nn.Linear(512, num_classes)
+        self.classify = nn.Linear(hidden, num_classes)
 
     def init_constant(self, name: str) -> float | None:
         """As its ResNet-34."""
@@ -132,13 +135,14 @@ class EgoRNNJoint(Backbone):
         spec: InputSpec | None = None,
         imagenet_classes: int = IMAGENET_CLASSES,
         flow_channels: int = 10,
+        hidden: int = HIDDEN,
     ) -> None:
         super().__init__()
         self.input = spec or InputSpec("rgb+flow", frames=25, default_layer="logits", stack=flow_channels // 2)
         self.flow = ResNet34(num_classes, flow_channels)
-        self.rgb = EgoRNN(num_classes, imagenet_classes=imagenet_classes)
+        self.rgb = EgoRNN(num_classes, imagenet_classes=imagenet_classes, hidden=hidden)
         self.dropout = nn.Dropout(JOINT_DROPOUT)
-        self.classify = nn.Linear(1024, num_classes)
+        self.classify = nn.Linear(512 + hidden, num_classes)
 
     def init_constant(self, name: str) -> float | None:
         """As of its ResNet-34s."""

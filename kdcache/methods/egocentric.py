@@ -46,6 +46,8 @@ class EgocentricOptions(LeakOptions, ScheduleOptions):
     where none are read, the published ImageNet weights."""
     cam_classes: int = 0
     """Classes of that checkpoint's classifier, whose class activation map is the attention; 0: as many as it has."""
+    hidden: int = 512
+    """Channels of the ConvLSTM's state."""
     dropout: float = 0.7
     """Before the classifier of a branch."""
     augmentations: int = 1000
@@ -57,7 +59,7 @@ class EgocentricOptions(LeakOptions, ScheduleOptions):
     def __post_init__(self) -> None:
         LeakOptions.__post_init__(self)
         ScheduleOptions.__post_init__(self)
-        refuse_unless_positive(self, "frames", "size")
+        refuse_unless_positive(self, "frames", "size", "hidden")
         refuse_negative(self, "augmentations", "cam_classes")
         if not 0 <= self.dropout < 1:
             raise OptionError(f"dropout={self.dropout}: give a share below 1.")
@@ -176,6 +178,7 @@ def branch(
         imagenet_classes=options.cam_classes,
         dropout=options.dropout,
         attention=attention,
+        hidden=options.hidden,
     )
     if start is not None:
         same = start["conv1.weight"].shape[1] == channels

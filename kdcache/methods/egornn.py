@@ -198,7 +198,9 @@ def _both(options: EgoRNNOptions, data: Data) -> nn.Module:
     """Untrained: the joint network, or two networks beside each other under ``rgb`` and ``flow``."""
     classes = len(data.classes[options.target])
     if options.network == "joint":
-        joint = EgoRNNJoint(classes, imagenet_classes=options.cam_classes, flow_channels=2 * STACK)
+        joint = EgoRNNJoint(
+            classes, imagenet_classes=options.cam_classes, flow_channels=2 * STACK, hidden=options.hidden
+        )
         joint.rgb.dropout.p = options.dropout
         return joint.to(data.device)
     of_maps = options.network == "average"

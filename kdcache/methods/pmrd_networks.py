@@ -65,7 +65,7 @@ class TwoBranch(nn.Module):
         super().__init__()
         self.rgb, self.motion, self.unit = rgb, motion, unit
         self.dropout = nn.Dropout(0.5)
-        self.classify = nn.Linear(2 * 512, rgb.num_classes) if fusion == "concat" else None
+        self.classify = nn.Linear(rgb.hidden + motion.hidden, rgb.num_classes) if fusion == "concat" else None
 
     def forward(self, x: Tensor, motion: Tensor, start: Start = "images") -> Outputs:
         """Inputs of both branches, ``[B, T, …]`` → named outputs."""
@@ -84,7 +84,7 @@ class TwoBranch(nn.Module):
 class Hallucination(nn.Module):
     """The hallucination branch and what weighs its steps: α_t = σ(MLP(E_t^h)), one perceptron for all t (Section II-B).
 
-    The perceptron is Linear(512, width), tanh, Linear(width, 1). [reconstructed]
+    The perceptron is Linear(hidden, width), tanh, Linear(width, 1), hidden the ConvLSTM's 512. [reconstructed]
 
     ``flow``: the flow branch, where its signals are received at test time too.
     """
@@ -92,7 +92,7 @@ class Hallucination(nn.Module):
     def __init__(self, branch: EgoRNN, width: int, flow: EgoRNN | None = None) -> None:
         super().__init__()
         self.branch, self.flow = branch, flow
-        self.attend = nn.Sequential(nn.Linear(512, width), nn.Tanh(), nn.Linear(width, 1))
+        self.attend = nn.Sequential(nn.Linear(branch.hidden, width), nn.Tanh(), nn.Linear(width, 1))
 
     def alpha(self, outputs: Outputs, norm: Literal["mean1", "none"]) -> Tensor:
         """α_t, ``[B, T]``: in (0, 1) as printed (``none``), or adding up to T (``mean1``), so that α → 0 is no way to a
