@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator
@@ -52,3 +53,14 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name for a file where the file system has them, for weights of many runs fill disks; else a copy.
+
+    Files of finished stages are replaced, never changed in place."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)

@@ -396,14 +396,14 @@ def test_pictures(data, streams):
     by_title = {p.title: p for p in pictures}
     assert asked == [("stage2", ["action", "ms"])]
     assert list(by_title) == [
-        *("CAM before feedback", "CAM", "motion segmentation", "motion map"),
+        *("CAM before feedback", "CAM after feedback", "motion segmentation", "motion map"),
         *("beta_9", "gamma_9", "conv1_9", "theta(conv1_9)", "beta_5", "gamma_5", "conv1_5", "theta(conv1_5)"),
     ]
     for picture in pictures:
         assert picture.values.shape[0] == T
         assert picture.values.dtype == torch.float32
-    assert by_title["CAM"].over
-    assert by_title["CAM"].scale == by_title["CAM before feedback"].scale
+    assert by_title["CAM after feedback"].over
+    assert by_title["CAM after feedback"].scale == by_title["CAM before feedback"].scale
     assert by_title["conv1_9"].scale == by_title["theta(conv1_9)"].scale
     torch.testing.assert_close(by_title["motion map"].values, motion_share(batch["motion"], 2)[0])
     assert by_title["motion map"].scale == by_title["motion segmentation"].scale == (0.0, 1.0)

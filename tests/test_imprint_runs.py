@@ -105,7 +105,7 @@ def test_pictures_of_a_run(run, videos):
     found = explain(run, videos / "out", "v4")
     assert found.stage == "stage3"
     titles = [picture.title for picture in found.pictures]
-    assert titles[:4] == ["CAM before feedback", "CAM", "motion segmentation", "motion map"]
+    assert titles[:4] == ["CAM before feedback", "CAM after feedback", "motion segmentation", "motion map"]
     assert [title.partition("_")[0] for title in titles[4:8]] == ["beta", "gamma", "conv1", "theta(conv1"]
     assert found.frames is not None
     cams = [picture.values for picture in found.pictures[:2]]

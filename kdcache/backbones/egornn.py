@@ -110,7 +110,7 @@ class EgoRNN(Backbone):
         """A published state dict under the names here; any other as it is."""
         if "resNet.conv1.weight" not in state:
             return state
-        _check_aliases(state, {"weight_softmax": "resNet.fc.weight", **_classifier("classifier.1", "fc")})
+        state = _with_aliases(state, {"weight_softmax": "resNet.fc.weight", **_classifier("classifier.1", "fc")})
         names = {name: f"resnet.{name.removeprefix('resNet.')}" for name in state if name.startswith("resNet.")}
         found = _renamed(state, names)
         found |= {f"lstm.{name}": value for name, value in fused(state).items()}
@@ -178,7 +178,7 @@ class EgoRNNJoint(Backbone):
         """A published state dict under the names here; any other as it is."""
         if "flowModel.conv1.weight" not in state:
             return state
-        _check_aliases(state, _classifier("classifier.1", "fc2"))
+        state = _with_aliases(state, _classifier("classifier.1", "fc2"))
         flow = {k.removeprefix("flowModel."): v for k, v in state.items() if k.startswith("flowModel.")}
         frame = {k.removeprefix("frameModel."): v for k, v in state.items() if k.startswith("frameModel.")}
         found = {f"flow.{name.replace('fc_action', 'fc')}": value for name, value in flow.items()}
@@ -206,11 +206,13 @@ def _renamed(state: State, names: Mapping[str, str]) -> State:
     return {ours: state[theirs] for theirs, ours in names.items() if theirs in state}
 
 
-def _check_aliases(state: State, aliases: Mapping[str, str]) -> None:
-    """Ego-RNN's checkpoints hold some parameters under two names; ``WeightsError`` where these differ."""
+def _with_aliases(state: State, aliases: Mapping[str, str]) -> State:
+    """Ego-RNN's checkpoints hold some parameters under two names, of which one will do; ``WeightsError`` where they
+    differ."""
     for alias, name in aliases.items():
         if alias in state and name in state and not torch.equal(state[alias], state[name]):
             raise WeightsError(
                 f"{alias} and {name} of the checkpoint differ, but are one parameter in Ego-RNN: it was written by "
                 "another program; leave the first out."
             )
+    return {name: state[alias] for alias, name in aliases.items() if alias in state} | state

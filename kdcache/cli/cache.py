@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from kdcache.log import quiet
+
 
 @click.command()
 @click.argument("cache", type=click.Path(exists=True, path_type=Path))
@@ -78,4 +80,6 @@ def show(cache: Path, clip: str, output: Path | None, run: Path | None, which: s
 
     if which is not None and run is None:
         raise click.UsageError("--which chooses among the weights of a run: give --run too.")
-    click.echo(kdcache.show(cache, clip, output, run, which or "last"))
+    with quiet():  # how a run was trained is not of interest here; warnings are
+        path = kdcache.show(cache, clip, output, run, which or "last")
+    click.echo(path)

@@ -10,7 +10,7 @@ import click
 
 from kdcache.cli.common import by_backbone, given
 from kdcache.files import atomic
-from kdcache.log import logger
+from kdcache.log import logger, quiet
 
 if TYPE_CHECKING:
     from kdcache.runs.online import Prediction
@@ -59,9 +59,10 @@ def predict(
     if weights:  # of a run that reads no features, the text itself, which is then refused
         chosen = by_backbone(weights, recipes_of(opened)) or weights[0]
     rows = []
-    for prediction in kdcache.predict(opened, source, weights=chosen, **given(options)):
-        click.echo(prediction.line(top))
-        rows.append(prediction)
+    with quiet():  # how the run was trained is not of interest here; warnings are
+        for prediction in kdcache.predict(opened, source, weights=chosen, **given(options)):
+            click.echo(prediction.line(top))
+            rows.append(prediction)
     if table is not None:
         _write(table, rows)
 

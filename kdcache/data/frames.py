@@ -16,7 +16,7 @@ from kdcache.data.ondemand.stream import OnDemand
 from kdcache.data.stream import Reader
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Segment
-from kdcache.motion.flow_image import dequantise, quantise
+from kdcache.motion.flow_image import ZERO, dequantise, quantise
 from kdcache.sampling import Sampling, within
 from kdcache.views import CENTRE, MOMENTS, Augmentation, Views, cut, resize_short_side
 
@@ -86,10 +86,7 @@ class CachedFrames(OnDemand):
 
     def _frames_of(self, clip: str) -> int:
         """How many frames a clip has."""
-        length = self.cache.length(self.name, clip) + self.flow  # a clip of n frames has n − 1 fields
-        if length <= self.flow:
-            raise OptionError(f"Clip {clip!r} has no {self.name}, for it is too short: drop it from the manifest.")
-        return length
+        return self.cache.length(self.name, clip) + self.flow  # a clip of n frames has n − 1 fields
 
     def _chosen(self, clip: str, length: int, moments: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
         """Which of the frames of a clip are shown: those of ``follows``, or those at the given moment of each part."""
@@ -108,6 +105,8 @@ class CachedFrames(OnDemand):
             name = Augmentation.draw(self.random(key, view), 1, self.segment.mirror).crop  # whatever the input's T
             moments = np.random.default_rng([self.seed, key, view, T]).integers(len(MOMENTS), size=T)
         length = self._frames_of(clip)
+        if self.flow and length == 1:  # one frame has no field, and does not move
+            return np.full((T, self.views_of.size, self.views_of.size, self.channels), ZERO, np.uint8)
         chosen = self._chosen(clip, length, moments)
         if self.flow:  # the fields around each frame, clamped at the clip's ends
             offsets = np.arange(self.segment.stack) - self.segment.stack // 2

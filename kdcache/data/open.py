@@ -117,6 +117,7 @@ def open_cache(
         inputs=streams,
         roles={one.name: one.role for one in read},
         layers={name: str(r.get("backbone", {}).get("layer", "")) for name, r in first.items()},
+        sizes={name: int(r["views"]["size"]) for name, r in first.items() if "size" in r.get("views", {})},
         fitted=frozenset().union(*(fitted_clips(cache.path, _weights_of(r)) for r in recipes.values())),
         seed=seed,
         device=on,
@@ -132,8 +133,18 @@ def open_cache(
         "samples": fingerprint(examples),
         "budget": before.get("budget", pool.nbytes),
     }
-    of_inputs = {one.name: digest({n: recipes[n] for n in b.streams}) for b in bindings for one in b.inputs}
+    of_inputs = {
+        one.name: digest({"recipes": {n: recipes[n] for n in b.streams}, "shown": _shown(streams[one.name])})
+        for b in bindings
+        for one in b.inputs
+    }
     return TrainingData(data, examples, resolved, recipes, of_inputs)
+
+
+def _shown(stream: InputStream) -> list[Any]:
+    """Which cached views a stream shows, and at whose frames: runs that differ in it do not share stages."""
+    of = stream.parts[0] if isinstance(stream, JoinedStream) else stream
+    return [of.view_of] if isinstance(of, CachedStream) else [getattr(of, "names", None), getattr(of, "follows", None)]
 
 
 def stream_text(bindings: Sequence[Binding]) -> str:

@@ -28,7 +28,7 @@ class TrainingData:
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     """Of each cached stream that is read."""
     input_recipes: Mapping[str, str] = field(default_factory=dict)
-    """Of each input from a cache the digest of the recipes that it reads."""
+    """Of each input from a cache the digest of the recipes that it reads and of the views that it shows."""
     failures: list[Failure] = field(default_factory=list)
     """Clips that could not be read from their sources and take no part."""
 

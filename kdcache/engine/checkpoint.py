@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kdcache.data.loader import steps_of_a_pass
 from kdcache.errors import OptionError, WeightsError
-from kdcache.files import atomic
+from kdcache.files import atomic, link_or_copy
 from kdcache.methods.contract import VALIDATION, Stage
 
 STATE, SUMMARY = "state.pt", "summary.json"
@@ -113,8 +113,10 @@ def finish(folder: Path, stage: Stage, reached: TrainState, best: dict[str, Tens
     """
     selected_by = VALIDATION if VALIDATION in stage.eval_sets else ""
     save_weights(folder / LAST, stage.module.state_dict(), reached.epoch)
-    if selected_by:
-        save_weights(folder / BEST, best or stage.module.state_dict(), reached.best_epoch or reached.epoch)
+    if selected_by and reached.best_epoch in (0, reached.epoch):
+        link_or_copy(folder / LAST, folder / BEST)
+    elif selected_by:
+        save_weights(folder / BEST, best or stage.module.state_dict(), reached.best_epoch)
     content = {
         "epochs": reached.epoch,
         "steps": reached.steps,
@@ -122,10 +124,16 @@ def finish(folder: Path, stage: Stage, reached: TrainState, best: dict[str, Tens
         "selected_by": selected_by,
         "monitor": stage.monitor,
         "best": reached.best,
+        "handed_on": handed_on(stage),
     }
     with atomic(folder / SUMMARY) as temporary:
         temporary.write_text(json.dumps({**content, "rows": reached.rows}, indent=1))
     (folder / STATE).unlink(missing_ok=True)
+
+
+def handed_on(stage: Stage) -> str:
+    """The file with the weights with which the stages after this one go on."""
+    return BEST if stage.patience else LAST
 
 
 def load_summary(folder: Path) -> dict[str, Any] | None:

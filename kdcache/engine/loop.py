@@ -60,7 +60,7 @@ def fit_stage(
     """
     summary = checkpoint.load_summary(folder)
     if summary is not None:
-        checkpoint.load_weights(folder / _handed_on(stage), stage.module)
+        checkpoint.load_weights(folder / checkpoint.handed_on(stage), stage.module)
         return summary
     if stage.patience and VALIDATION not in stage.eval_sets:
         raise OptionError(
@@ -85,7 +85,7 @@ def fit_stage(
     if stage.optimizer is not None:
         _run_epochs(run)
     checkpoint.finish(folder, stage, state, run.best)
-    checkpoint.load_weights(folder / _handed_on(stage), stage.module)
+    checkpoint.load_weights(folder / checkpoint.handed_on(stage), stage.module)
     summary = checkpoint.load_summary(folder)
     assert summary is not None
     return summary
@@ -103,11 +103,6 @@ def _run_epochs(run: _Training) -> None:
             f"{stage.name}: batch_size={stage.batch_size} does not fit into the memory of {run.data.device}; "
             f"set batch_size={max(1, stage.batch_size // 2)}, or memory_fraction=0 to keep the stream off the device."
         ) from error
-
-
-def _handed_on(stage: Stage) -> str:
-    """The weights with which the stages after this one go on."""
-    return checkpoint.BEST if stage.patience else checkpoint.LAST
 
 
 def _over(run: _Training) -> bool:

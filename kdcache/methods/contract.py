@@ -248,6 +248,8 @@ class Data:
     """For each input the backbone's layer that its stream holds; empty where there is none."""
     clip_ids: Sequence[str] = ()
     """Of the clips that rows number."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """For each input of cached features the side in pixels of the crops that they were computed from, where known."""
     fitted: frozenset[str] = frozenset()
     """Clips whose labels a backbone of the streams was fitted on; none for published and random weights."""
     info: Mapping[str, Any] = field(default_factory=dict)

@@ -6,7 +6,7 @@ and motion maps, which are augmented alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
@@ -36,7 +36,8 @@ class EgocentricOptions(LeakOptions, ScheduleOptions):
     """What the egocentric methods share."""
 
     frames: int = 20
-    """T, frames spread evenly over a clip."""
+    """T, frames spread evenly over a clip: the middle of each of T equal parts (the papers' code takes its beginning);
+    in training, of stages that read frames, its first, middle or last. [reconstructed]"""
     size: int = 224
     """Side of the crop in pixels."""
     flow: Literal["flow", "flow-warped"] = "flow"
@@ -102,28 +103,29 @@ When = Literal["always", "train"]
 O = TypeVar("O", bound=EgocentricOptions)  # noqa: E741
 
 
-def decide(options: O, data: Data) -> O:
+def decide(options: O, data: Data, read: Sequence[str] = ("maps", "flow_maps")) -> O:
     """The options with target and classifier of the backbone decided; ``OptionError`` for labels that have leaked and
     for maps of other frames than the options'."""
-    check_maps(options, data)
+    check_maps(options, data, [name for name in read if name in data.inputs])
     options = replace(options, target=options.choose_target(data))
     unlabelled = Clips(options, data).unlabelled
     check_leak(data, unlabelled, options.label_fraction, options.allow_leak)
     if options.cam_classes == 0:
-        options = replace(options, cam_classes=len(imagenet(options, data)["fc.weight"]))
+        start = imagenet(options, data, "flow_maps" if "flow_maps" in data.inputs else "maps")
+        options = replace(options, cam_classes=len(start["fc.weight"]))
     return options
 
 
-def check_maps(options: EgocentricOptions, data: Data) -> None:
+def check_maps(options: EgocentricOptions, data: Data, names: Iterable[str]) -> None:
     """``OptionError`` for cached layer-3 maps of another number of frames or another size than the options'."""
-    side = -(-options.size // 16)
-    for name in {"maps", "flow_maps"} & set(data.inputs):
-        T, _, h, w = data.inputs[name].shape
-        if (T, h, w) != (options.frames, side, side):
+    for name in names:
+        T, _, h, _ = data.inputs[name].shape
+        size = data.sizes.get(name, options.size if h == -(-options.size // 16) else 16 * h)
+        if (T, size) != (options.frames, options.size):
             raise OptionError(
-                f"The cached {name} are of {T} frames and {h} × {w} cells, but frames={options.frames} and "
-                f"size={options.size} are {options.frames} of {side} × {side}: extract them again with these options, "
-                "or set those of the maps."
+                f"The cached {name} are of {T} frames of {size} px, but frames={options.frames} and "
+                f"size={options.size}: extract them again with --frames {options.frames} --size {options.size}, or set "
+                f"frames={T} and size={size}."
             )
 
 
@@ -181,6 +183,11 @@ def branch(
         hidden=options.hidden,
     )
     if start is not None:
+        if len(start["fc.weight"]) != options.cam_classes:
+            raise OptionError(
+                f"cam_classes={options.cam_classes}: the ResNet-34 that a branch starts from has "
+                f"{len(start['fc.weight'])} classes; leave cam_classes out, and start all branches from one network."
+            )
         same = start["conv1.weight"].shape[1] == channels
         net.resnet.load_state_dict(start if same else cross_modality(start, channels))
     return net.to(data.device)

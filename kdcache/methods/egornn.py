@@ -85,11 +85,13 @@ Options = EgoRNNOptions
 
 
 def inputs(options: EgoRNNOptions) -> tuple[Input, ...]:
-    """Layer-3 maps for the RGB stream, flow for the flow network, frames for ``two-stream`` and ``tsn``.
+    """Layer-3 maps for the RGB stream (the others start from the network that made them, unless ``init`` says which),
+    flow for the flow network, frames for ``two-stream`` and ``tsn``.
 
     The joint stage reads a stack of flow beside the maps, in the same view."""
     n, joint = options.network, options.network == "joint"
-    found = [options.maps()] if n in ("rgb", "average", "joint") else []
+    on_maps = n in ("rgb", "average", "joint")
+    found = [options.maps()] if on_maps else [options.maps(when="train")] if options.init is None else []
     if n in ("two-stream", "tsn"):
         found.append(options.seen("rgb", "rgb", frames=options.snippets))
     if n != "rgb":
@@ -100,14 +102,16 @@ def inputs(options: EgoRNNOptions) -> tuple[Input, ...]:
     return tuple(found)
 
 
-resolve = decide
+def resolve(options: EgoRNNOptions, data: Data) -> EgoRNNOptions:
+    """The options with target and classifier of the backbone decided."""
+    return decide(options, data, [one.name for one in inputs(options) if one.name == "maps" and one.when == "always"])
 
 
 def stages(options: EgoRNNOptions, data: Data) -> Iterator[Stage]:
     """The streams that the network is made of, then what joins them."""
     clips, o = Clips(options, data), options
     rgb: nn.Module | None = None
-    if "maps" in data.inputs:
+    if o.network in ("rgb", "average", "joint"):
         rgb = yield from rgb_stages(o, data, clips, o.attention)
     elif "rgb" in data.inputs:
         rgb = _snippets(o, data, 3, "frame", imagenet(o, data))

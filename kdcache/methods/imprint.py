@@ -219,7 +219,7 @@ def explain(
     (name, target), net = options.seen_last, predictor.module
     assert isinstance(net, Imprint)
     out = net(batch[name])
-    cams = {"CAM": out["attention"]}
+    cams = {"CAM" if net.feedback is None else "CAM after feedback": out["attention"]}
     if net.feedback is not None:
         other = network(options, data)
         three = options.last == "stage3"
@@ -242,24 +242,26 @@ def explain(
 
 
 def modulation(net: Imprint, before: Tensor, maps: Tensor) -> list[Picture]:
-    """Figure 3: β and γ of the channels in which they differ most from 1 and 0, and the features before and after
-    θ(·); of ``before`` ``[1, T, C, h, w]`` and F ``[1, T, 512, s, s]``."""
+    """Figure 3: β and γ of the channels that differ most from 1 and 0 (their values at t = 1, where no frame is
+    before), and the features before and after θ(·); of ``before`` ``[1, T, C, h, w]`` and F ``[1, T, 512, s, s]``."""
     beta, gamma = net.factors(maps[0, :-1], before[0, 1:])  # t = 2 … T
     first = torch.ones_like(beta[:1]), torch.zeros_like(gamma[:1])
     beta, gamma = torch.cat([first[0], beta]), torch.cat([first[1], gamma])
     away = (beta - 1).abs().mean((0, 2, 3)) + gamma.abs().mean((0, 2, 3))
     after, pictures = theta(before[0], beta, gamma), []
     for c in away.topk(min(DRAWN, len(away))).indices.tolist():
-        pictures += drawn({f"beta_{c}": beta[None, :, c]}) + drawn({f"gamma_{c}": gamma[None, :, c]})
-        pictures += drawn({f"{net.at}_{c}": before[:, :, c], f"theta({net.at}_{c})": after[None, :, c]})
+        note = "a channel far from beta = 1, gamma = 0"
+        pictures += drawn({f"beta_{c}": beta[None, :, c]}, note=note) + drawn({f"gamma_{c}": gamma[None, :, c]})
+        features = {f"{net.at}_{c}": before[:, :, c], f"theta({net.at}_{c})": after[None, :, c]}
+        pictures += drawn(features, note="before and after theta = beta x + gamma")
     return pictures
 
 
-def drawn(maps: Mapping[str, Tensor], over: bool = False) -> list[Picture]:
+def drawn(maps: Mapping[str, Tensor], over: bool = False, note: str = "") -> list[Picture]:
     """Pictures of maps ``[1, T, h, w]`` on one scale."""
     values = {title: plain(each) for title, each in maps.items()}
     scale = min(float(v.min()) for v in values.values()), max(float(v.max()) for v in values.values())
-    return [Picture(title=title, values=each, over=over, scale=scale) for title, each in values.items()]
+    return [Picture(title=title, values=each, over=over, note=note, scale=scale) for title, each in values.items()]
 
 
 def plain(maps: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Picture:
 
 
 StageLoader = Callable[[str, nn.Module], nn.Module]
-"""Name of a stage and a module of its form → the module with that stage's last weights, in evaluation mode."""
+"""Name of a stage and a module of its form → the module with the weights that the stage handed on, evaluating."""
 
 
 class Explained(Protocol):

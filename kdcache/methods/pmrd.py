@@ -36,7 +36,7 @@ from kdcache.methods.pictures import Picture, StageLoader
 from kdcache.methods.pmrd_networks import Hallucination, Signals, TwoBranch, embeddings, multiplied, recorded
 from kdcache.methods.pmrd_options import PMRDOptions
 
-FIELDS = 3  # consecutive flow fields around each frame, 6 channels (Section III-B)
+FIELDS = 3  # consecutive flow fields around each frame, 6 channels (Section III-B); centred on it [reconstructed]
 BEFORE: dict[str, tuple[str, ...]] = {
     "rgb": ("rgb-1",),
     "flow": (),
@@ -47,7 +47,11 @@ BEFORE: dict[str, tuple[str, ...]] = {
 """Stages that trained the weights of what answers, before its own."""
 
 Options = PMRDOptions
-resolve = decide
+
+
+def resolve(options: PMRDOptions, data: Data) -> PMRDOptions:
+    """The options with target and classifier of the backbone decided."""
+    return decide(options, data, () if options.network == "flow" and not options.light else ("maps", "flow_maps"))
 
 
 def inputs(options: PMRDOptions) -> tuple[Input, ...]:
@@ -210,15 +214,16 @@ def explain(options: PMRDOptions, data: Data, predictor: Predictor, batch: Batch
     if options.network == "two-branch":
         return found
     student = predictor.module
-    if not isinstance(student, Hallucination):
+    if not isinstance(student, Hallucination):  # α_t is of step 3
         student = load("hallucination", Hallucination(branch(options, data), options.alpha_width).to(data.device))
     assert isinstance(student, Hallucination)
+    answering = predictor.module.motion if isinstance(predictor.module, TwoBranch) else student.branch
     signals: dict[str, Signals] = {"hallucinated": {}}
-    outputs = steps.run(student.branch, batch, steps.rgb, recorded(signals["hallucinated"], options.unit))
+    outputs = steps.run(answering, batch, steps.rgb, recorded(signals["hallucinated"], options.unit))
     found.append(Picture(title="CAM", values=outputs["attention"][0].float(), over=True, note="hallucination branch"))
     if options.temporal_attention and options.loss != "distillation":
-        alpha = student.alpha(outputs, options.alpha_norm)[0]
-        found.append(Picture(title="alpha_t", values=alpha, note=f"weights of L_M, {options.alpha_norm}"))
+        alpha = student.alpha(steps.run(student.branch, batch, steps.rgb), options.alpha_norm)[0]
+        found.append(Picture(title="alpha_t", values=alpha, note=f"weights of L_M in step 3, {options.alpha_norm}"))
     if steps.flow in batch:
         teacher = TwoBranch(branch(options, data), branch(options, data, 2 * FIELDS), options.unit, options.fusion)
         teacher = load("joint", teacher.to(data.device))  # type: ignore[assignment]
@@ -226,7 +231,7 @@ def explain(options: PMRDOptions, data: Data, predictor: Predictor, batch: Batch
         steps.run(teacher.motion, batch, steps.flow, recorded(signals["of flow"], options.unit))
     energy = {what: next(iter(s.values())).float().square().mean(1).sqrt() for what, s in signals.items()}
     scale = (0.0, max(float(e.max()) for e in energy.values()))
-    note = f"energy of the signal into layer1.{options.unit}"
+    note = f"energy of the signal into {next(iter(signals['hallucinated']))}"
     return found + [Picture(title=f"motion {w}", values=e, note=note, scale=scale) for w, e in energy.items()]
 
 

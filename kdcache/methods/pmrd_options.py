@@ -32,7 +32,7 @@ class PMRDOptions(RGBStreamOptions):
     loss: Literal["metric", "distillation", "both"] = "both"
     """Of step 3: L_M (1), L_D (2) or both (3)."""
     temporal_attention: bool = True
-    """Off: α_t = 1."""
+    """Off: α_t = 1 [reconstructed]."""
     alpha_norm: Literal["mean1", "none"] = "mean1"
     """``none``: α_t as printed, which L_M alone drives to 0; ``mean1``: they add up to T. [reconstructed]"""
     alpha_width: int = 128
@@ -77,6 +77,10 @@ class PMRDOptions(RGBStreamOptions):
             self.schedule(name)
         if self.step3_signals != "none" and self.network != "hallucination":
             raise OptionError(f"step3_signals={self.step3_signals} is for network=hallucination, not {self.network}.")
+        if self.light and self.flow != "flow":
+            raise OptionError(
+                f"flow={self.flow} is not read with light=true, which reads resnet34-flow/layer3: drop it."
+            )
         for name in ("lam", "gamma"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name}={getattr(self, name)}: give a weight between 0 and 1.")

@@ -6,6 +6,7 @@ leaves out stays as the method has it: ``--set step3="epochs=100"`` changes noth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal, Self, cast
@@ -46,6 +47,8 @@ class Schedule:
     def __post_init__(self) -> None:
         refuse_unless_positive(self, "lr", "epochs", "batch_size", "eps", "decay")
         refuse_negative(self, "gamma", "momentum", "weight_decay")
+        if not math.isfinite(self.lr) or any(m < 1 for m in self.milestones):
+            raise OptionError("lr must be finite and milestones count epochs from 1 on.")
         if self.decay != 1 and self.milestones:
             raise OptionError("the rate falls at milestones or by decay after every epoch: give one of them.")
 
@@ -71,7 +74,7 @@ class Schedule:
         return replace(
             self,
             epochs=max(1, round(self.epochs * length)),
-            milestones=tuple(max(1, round(m * length)) for m in self.milestones),
+            milestones=tuple(dict.fromkeys(max(1, round(m * length)) for m in self.milestones)),
             decay=self.decay ** (1 / length),
             lr=self.lr * lr_factor,
         )
@@ -139,6 +142,8 @@ class ScheduleOptions:
 
     def __post_init__(self) -> None:
         refuse_unless_positive(self, "length", "lr_factor")
+        if not math.isfinite(self.length * self.lr_factor):
+            raise OptionError(f"length={self.length} and lr_factor={self.lr_factor}: give finite numbers.")
         refuse_negative(self, "grad_clip", "patience")
 
     def schedule(self, name: str) -> Schedule:

@@ -80,10 +80,10 @@ def blend(frames: NDArray[np.uint8], colours: NDArray[np.uint8], share: NDArray[
 
 
 def curve(values: NDArray[np.float32], numbers: NDArray[np.int32]) -> Picture:
-    """A line over the columns of the rows of maps [T], from its least to its largest value, with values below."""
+    """A line over the columns of the rows of maps [T], with values below; its axis has 0 and the largest value."""
     picked = thumbnails(len(values))
     places = LEFT + np.arange(len(picked)) * (THUMB + GAP) + THUMB / 2
-    low, high = float(values.min()), float(values.max())
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     x = np.interp(np.arange(len(values)), picked, places)
     y = _HEIGHT - 10 - (_HEIGHT - 24) * ((values - low) / (high - low) if high > low else np.full(len(values), 0.5))
     image = Image.fromarray(blank(_HEIGHT + 24))
@@ -92,7 +92,7 @@ def curve(values: NDArray[np.float32], numbers: NDArray[np.int32]) -> Picture:
     draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=LINES[0], width=3)
     for column, i in enumerate(picked.tolist()):
         draw.ellipse((x[i] - 4, y[i] - 4, x[i] + 4, y[i] + 4), fill=LINES[0])
-        label = f"{values[i]:.3g}" + (f"   frame {numbers[i]}" if len(numbers) else "")
+        label = f"{values[i]:.3f}" + (f"   frame {numbers[i]}" if len(numbers) else "")
         draw.text((LEFT + column * (THUMB + GAP), _HEIGHT + 4), label, fill=INK, font=font(11))
     return np.array(image)
 
@@ -103,8 +103,8 @@ def _scale(low: float, high: float) -> Picture:
     legend[8 : THUMB - 8, 4:14] = heat_colours(np.linspace(255, 0, THUMB - 16).astype(np.uint8)[None, :, None])[0]
     image = Image.fromarray(legend)
     draw = ImageDraw.Draw(image)
-    draw.text((20, 4), f"{high:.3g}", fill=FAINT, font=font(11))
-    draw.text((20, THUMB - 20), f"{low:.3g}", fill=FAINT, font=font(11))
+    draw.text((20, 4), f"{high:.4g}", fill=FAINT, font=font(11))
+    draw.text((20, THUMB - 20), f"{low:.4g}", fill=FAINT, font=font(11))
     return np.array(image)
 
 

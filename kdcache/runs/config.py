@@ -54,6 +54,9 @@ class RunSettings:
     """Anticipation time in seconds, needed only where the pairs of a manifest have several."""
     save_every: float = 30.0
     """Seconds between checkpoints, taken at the end of an epoch; 0 takes one after every epoch."""
+    keep_stages: bool = True
+    """Off: when a run has finished, only the weights of the stage that answers are left, which of methods in several
+    stages is a sixth to a third; figures of earlier stages can then not be drawn."""
 
     def __post_init__(self) -> None:
         if (self.shards is None) == (self.manifest is None):
@@ -66,7 +69,7 @@ class RunSettings:
             raise OptionError(f"validation={self.validation}: give a share of the training clips, 0 to below 1.")
 
 
-SETTABLE = ("recipe", "weights", "memory_fraction", "split_column", "validation", "tau_s", "save_every")
+SETTABLE = ("recipe", "weights", "memory_fraction", "split_column", "validation", "tau_s", "save_every", "keep_stages")
 """Settings that ``train`` takes beside a method's options."""
 
 _RENAMED = {"hold": "memory_fraction", "split": "split_column"}

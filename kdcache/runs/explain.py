@@ -80,7 +80,8 @@ def explain(run: Run, shards: str | Path, clip_id: str, which: str = "last") -> 
         trained = sorted(path.parent.name for path in run.path.glob(f"*/{checkpoint.SUMMARY}"))
         if stage not in trained:
             raise OptionError(f"{run.path} has no trained stage {stage!r}: it has {', '.join(trained)}.")
-        checkpoint.load_weights(run.path / stage / checkpoint.LAST, module)
+        summary = checkpoint.load_summary(run.path / stage) or {}
+        checkpoint.load_weights(run.path / stage / summary.get("handed_on", checkpoint.LAST), module)
         return module.to(data.device).eval()
 
     data = run.training_data.data

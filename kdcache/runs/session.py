@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 from kdcache.data.open import StreamPool
 from kdcache.data.training_data import TrainingData
 from kdcache.engine.checkpoint import SUMMARY
-from kdcache.files import temporary_name
+from kdcache.files import link_or_copy, temporary_name
 from kdcache.methods import method as method_module
 from kdcache.methods.contract import Stage
 from kdcache.runs.config import RunSettings
 from kdcache.runs.prepare import prepare
 
-RUN_ONLY_SETTINGS = ("seed", "save_every", "method")  # they change nothing about what is read
+RUN_ONLY_SETTINGS = ("seed", "save_every", "keep_stages", "method")  # they change nothing about what is read
 
 
 @dataclass
@@ -85,14 +84,3 @@ class Session:
         resolved["inputs"] = {name: opened.input_recipes.get(name, "") for name in read}
         content = json.dumps([stage.name, stage.share_key, resolved, opened.data.seed], sort_keys=True)
         return self.stages / f"{stage.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-
-
-def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """A second name for a file where the file system has them, for weights of many runs fill disks; else a copy.
-
-    Files of finished stages are replaced, never changed in place."""
-    Path(target).unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)

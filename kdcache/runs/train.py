@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.data.training_data import TrainingData
-from kdcache.engine.checkpoint import STATE, SUMMARY, load_summary
+from kdcache.engine.checkpoint import BEST, LAST, STATE, SUMMARY, load_summary
 from kdcache.engine.log import Log
 from kdcache.engine.loop import fit_stage
 from kdcache.errors import OptionError
@@ -158,6 +158,10 @@ def _conclude(folder: Path, opened: TrainingData, last_rows: dict[str, Any]) -> 
     with atomic(folder / PREDICTIONS) as temporary:
         predictions.to_csv(temporary, float_format="%.6g", lineterminator="\n", index=False)
     write_json(folder / METRICS, metrics)
+    if not run.settings.keep_stages:
+        for stage in (name for name in last_rows if name != predictor.stage):
+            for weights in (LAST, BEST):
+                (folder / stage / weights).unlink(missing_ok=True)
     return run
 
 
@@ -179,7 +183,8 @@ def _earlier(folder: Path, settings: RunSettings, options: Any) -> dict[str, Any
     if not any((stage / name).exists() for stage in folder.iterdir() for name in (STATE, SUMMARY)):
         return {}  # nothing has been trained yet: these settings replace the old ones
     changed = differences(
-        {**asdict(old_settings), "options": asdict(old_options)}, {**asdict(settings), "options": asdict(options)}
+        {**asdict(old_settings), "keep_stages": settings.keep_stages, "options": asdict(old_options)},
+        {**asdict(settings), "options": asdict(options)},
     )
     if changed:
         raise OptionError(f"{folder} holds a run with other settings ({'; '.join(changed)}): choose another out.")

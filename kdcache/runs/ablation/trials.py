@@ -59,7 +59,7 @@ class Trial:
             Job(
                 f"{name}, trial {self.number}, seed {seed}",
                 folder / f"seed-{seed}",
-                {**call, **self.settings, "seed": seed},
+                {**call, **self.settings, "seed": seed, "keep_stages": False},
             )
             for seed in range(TRIAL_SEED, TRIAL_SEED + seeds)
         ]
