@@ -319,9 +319,10 @@ def test_the_table_shows_ours_the_papers_and_the_difference():
 def test_tables_say_how_many_steps_each_row_took(compared, tmp_path, steps, cells, words):
     folder = shutil.copytree(compared.path, tmp_path / "out")
     for row, count in steps.items():
-        for path in (folder / row).glob("seed-*/student/summary.json"):
-            summary = {k: v for k, v in json.loads(path.read_text()).items() if k != "steps"}
-            path.write_text(json.dumps(summary | ({} if count is None else {"steps": count})))
+        paths = [p for name in ("metrics.json", "student/summary.json") for p in (folder / row).glob(f"seed-*/{name}")]
+        for path in paths:
+            content = {k: v for k, v in json.loads(path.read_text()).items() if k != "steps"}
+            path.write_text(json.dumps(content | ({} if count is None else {"steps": count})))
     conclusion = conclude(folder)
     text = markdown(conclusion)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| **")]
