@@ -29,12 +29,13 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from kdcache.backbones.egornn import EgoRNN
 from kdcache.backbones.resnet import cross_modality
-from kdcache.methods.contract import Batch, Data, Input, Outputs, Predictor, Stage, reseed
-from kdcache.methods.egocentric import Clips, branch, decide, from_layer4, imagenet, whole
+from kdcache.methods.contract import Batch, Data, Input, Predictor, Stage, reseed
+from kdcache.methods.egocentric import Clips, branch, decide, imagenet
 from kdcache.methods.egornn import rgb_stages
 from kdcache.methods.pictures import Picture, StageLoader
-from kdcache.methods.pmrd_networks import Hallucination, Signals, TwoBranch, embeddings, multiplied, recorded
+from kdcache.methods.pmrd_networks import Hallucination, Signals, TwoBranch, embeddings, recorded
 from kdcache.methods.pmrd_options import PMRDOptions
+from kdcache.methods.pmrd_steps import Steps, alone, with_signals
 
 FIELDS = 3  # consecutive flow fields around each frame, 6 channels (Section III-B); centred on it [reconstructed]
 BEFORE: dict[str, tuple[str, ...]] = {
@@ -74,7 +75,7 @@ def inputs(options: PMRDOptions) -> tuple[Input, ...]:
 
 def stages(options: PMRDOptions, data: Data) -> Iterator[Stage]:
     """The four steps, as far as ``network`` needs them."""
-    o, clips, steps = options, Clips(options, data), _Steps(options)
+    o, clips, steps = options, Clips(options, data), Steps(options)
     rgb: EgoRNN | None = None
     if o.network != "flow":
         rgb = yield from rgb_stages(o, data, clips)
@@ -122,7 +123,7 @@ def stages(options: PMRDOptions, data: Data) -> Iterator[Stage]:
 
 def predictor(options: PMRDOptions, data: Data) -> Predictor:
     """The untrained network that answers, the stage that trains it, and what it sees."""
-    o, steps = options, _Steps(options)
+    o, steps = options, Steps(options)
     fields: dict[str, Any]
     seen: tuple[str, ...]
     if o.network in ("rgb", "flow"):
@@ -152,13 +153,6 @@ def predictor(options: PMRDOptions, data: Data) -> Predictor:
     )
 
 
-def alone(steps: _Steps, student: Hallucination, batch: Batch) -> Tensor:
-    """The hallucination branch's answer in step 3, with s_l = 1 or with the flow branch's signals."""
-    if student.flow is not None:
-        return _both(steps, student.flow, student, batch)[1]["logits"]
-    return steps.run(student.branch, batch, steps.rgb)["logits"]
-
-
 def start_hallucination(hallucination: EgoRNN, flow: EgoRNN) -> None:
     """Step 3's start: every parameter and buffer of the flow branch; conv1 averaged over its 6 channels and repeated
     3 times [reconstructed]."""
@@ -184,10 +178,10 @@ def l_d(logits_h: Tensor, logits_o: Tensor, y: Tensor, lam: float, delta: float)
     return lam * cross_entropy(logits_h.float(), y, reduction="none") + (1 - lam) * soft
 
 
-def distilled(steps: _Steps, flow: EgoRNN, student: Hallucination, batch: Batch) -> dict[str, Tensor]:
+def distilled(steps: Steps, flow: EgoRNN, student: Hallucination, batch: Batch) -> dict[str, Tensor]:
     """L (3) of a batch, as weighted terms; the flow branch's outputs and signals are without gradient."""
     o = steps.options
-    of_flow, of_student = _both(steps, flow, student, batch)
+    of_flow, of_student = with_signals(steps, flow, student, batch)
     terms: dict[str, Tensor] = {}
     metric, distillation = {"metric": (1.0, 0.0), "distillation": (0.0, 1.0), "both": (o.gamma, 1 - o.gamma)}[o.loss]
     if o.loss != "distillation":
@@ -203,7 +197,7 @@ def distilled(steps: _Steps, flow: EgoRNN, student: Hallucination, batch: Batch)
 def explain(options: PMRDOptions, data: Data, predictor: Predictor, batch: Batch, load: StageLoader) -> list[Picture]:
     """α_t beside the spatial attention of each frame (Fig. 3), and the motion that is hallucinated: the energy of the
     signal of the first connection, of the hallucination branch and, where the batch has flow, of its teacher."""
-    steps, found = _Steps(options), list[Picture]()
+    steps, found = Steps(options), list[Picture]()
     if options.network in ("rgb", "flow"):
         of_branch = steps.run(predictor.module, batch, next(iter(predictor.inputs)))  # type: ignore[arg-type]
         return [Picture(title="CAM", values=of_branch["attention"][0].float(), over=True, note=options.network)]
@@ -235,106 +229,14 @@ def explain(options: PMRDOptions, data: Data, predictor: Predictor, batch: Batch
     return found + [Picture(title=f"motion {w}", values=e, note=note, scale=scale) for w, e in energy.items()]
 
 
-class _Steps:
-    """Where the inputs of a step come from, and what all its stages have in common."""
-
-    def __init__(self, options: PMRDOptions) -> None:
-        self.options = options
-        self.rgb, self.flow = ("maps", "flow_maps") if options.light else ("rgb", "flow")
-
-    def run(self, net: EgoRNN, batch: Batch, name: str, unit: Any = None) -> Outputs:
-        """One branch on one input: maps from layer 4 on, frames or flow from the beginning."""
-        if name in ("maps", "flow_maps"):
-            return net(batch[name], "layer4", unit)  # type: ignore[no-any-return]
-        return net(net.prepare(batch[name]), "images", unit)  # type: ignore[no-any-return]
-
-    def pair(self, both: TwoBranch, batch: Batch, seen: tuple[str, ...]) -> Outputs:
-        """Two branches on two inputs, or on one."""
-        rgb, motion = batch[seen[0]], batch[seen[-1]]
-        if self.options.light:
-            return both(rgb, motion, "layer4")  # type: ignore[no-any-return]
-        return both(both.rgb.prepare(rgb), both.motion.prepare(motion))  # type: ignore[no-any-return]
-
-    def trained(self, net: EgoRNN) -> list[torch.nn.Parameter]:
-        """What a step trains of a branch."""
-        return list(from_layer4(net) if self.options.light else whole(net))
-
-    def of_hallucination(self, student: Hallucination) -> list[torch.nn.Parameter]:
-        """What the loss of step 3 reaches: L_M no classifier, and the perceptron of α_t only where there is L_M."""
-        o, moved = self.options, self.trained(student.branch)
-        if o.loss == "metric":
-            classifier = {id(p) for p in student.branch.classify.parameters()}
-            moved = [p for p in moved if id(p) not in classifier]
-        if o.temporal_attention and o.loss != "distillation":
-            moved += student.attend.parameters()
-        return moved
-
-    def stage(
-        self,
-        name: str,
-        schedule: str,
-        module: torch.nn.Module,
-        clips: Clips,
-        read: tuple[str, ...],
-        losses: Callable[[Batch], dict[str, Tensor]],
-        parameters: list[torch.nn.Parameter],
-        *,
-        seen: tuple[str, ...] | None = None,
-        predict: Callable[[Batch], Tensor] | None = None,
-        **more: Any,
-    ) -> Stage:
-        """A stage that reads these inputs, and is scored on ``seen``."""
-        seen = read if seen is None else seen
-        answer = predict or (lambda batch: self.run(module, batch, seen[0])["logits"])  # type: ignore[arg-type]
-        o = self.options
-        more = o.stage_fields | {"share_key": o.share_key(name)} | more
-        before = ("maps",) if name == "flow" else (self.rgb, self.flow, "maps")
-        more["share_inputs"] = tuple(n for n in before if n in clips.data.inputs and not (o.light and name == "flow"))
-        train, held_out = clips.train(*read), clips.held_out(*seen)
-        return self.options.schedule(schedule).stage(
-            name, module, train, losses, held_out, parameters=parameters, predict=answer, **more
-        )
-
-    def two_branch(self, name: str, both: TwoBranch, clips: Clips, seen: tuple[str, ...]) -> Stage:
-        """Steps 2 and 4: each branch's cross-entropy, and that of the classifier on both where there is one."""
-        slow = {id(p) for p in both.motion.resnet.parameters()}
-        moved = [*self.trained(both.rgb), *self.trained(both.motion)]
-        moved += [] if both.classify is None else both.classify.parameters()
-
-        def losses(batch: Batch) -> dict[str, Tensor]:
-            outputs = self.pair(both, batch, seen)
-            names = ["rgb", "motion"] + ["logits"] * (both.classify is not None)
-            return {f"CE_{n}".replace("logits", "both"): cross_entropy(outputs[n].float(), batch["y"]) for n in names}
-
-        return self.stage(
-            name,
-            name,
-            both,
-            clips,
-            seen,
-            losses,
-            [p for p in moved if id(p) not in slow],
-            predict=lambda batch: self.pair(both, batch, seen)["logits"],
-            slower={self.options.source_factor: [p for p in moved if id(p) in slow]},
-        )
-
-
-def _supervised(steps: _Steps, flow: EgoRNN) -> Callable[[Batch], dict[str, Tensor]]:
+def _supervised(steps: Steps, flow: EgoRNN) -> Callable[[Batch], dict[str, Tensor]]:
     """Step 1's cross-entropy of the flow branch."""
     return lambda batch: {"CE": cross_entropy(steps.run(flow, batch, steps.flow)["logits"].float(), batch["y"])}
 
 
-def _both(steps: _Steps, flow: EgoRNN, student: Hallucination, batch: Batch) -> tuple[Outputs, Outputs]:
-    """The frozen flow branch, and the hallucination branch that receives its signals."""
-    signals: Signals = {}
-    with torch.no_grad():
-        of_flow = steps.run(flow, batch, steps.flow, recorded(signals, steps.options.unit))
-    return of_flow, steps.run(student.branch, batch, steps.rgb, multiplied(signals))
-
-
-def _spread(steps: _Steps, flow: EgoRNN, student: Hallucination, batch: Batch) -> dict[str, Tensor]:
+def _spread(steps: Steps, flow: EgoRNN, student: Hallucination, batch: Batch) -> dict[str, Tensor]:
     """The least, mean and largest α_t: whether the weights have collapsed."""
     if not steps.options.temporal_attention or steps.options.loss == "distillation":
         return {}
-    alpha = student.alpha(_both(steps, flow, student, batch)[1], steps.options.alpha_norm)
+    alpha = student.alpha(with_signals(steps, flow, student, batch)[1], steps.options.alpha_norm)
     return {"alpha_min": alpha.min(), "alpha_mean": alpha.mean(), "alpha_max": alpha.max()}
