@@ -345,7 +345,7 @@ def test_combinations_that_mean_nothing_are_refused(given, message):
 
 
 def test_maps_of_other_frames_are_refused(data):
-    with pytest.raises(OptionError, match=r"of 3 frames and 4 × 4 cells, but frames=7 and size=64"):
+    with pytest.raises(OptionError, match=r"of 3 frames of 64 px, but frames=7 and size=64"):
         imprint.resolve(replace(TINY, frames=7), data)
     assert imprint.resolve(replace(TINY, cam_classes=0), data).cam_classes == 10
 

@@ -179,5 +179,5 @@ def load_config(path: str | Path) -> dict[str, Any]:
     values = load_run_config(path)
     if values.pop("method") != METHOD or values.get("manifest") is None:
         raise OptionError(f"{path} is not of a fit: name the config.toml in a folder that `kdcache fit` made.")
-    unused = ("shards", "stream", "recipe", "weights", "tau_s")
+    unused = ("shards", "stream", "recipe", "weights", "tau_s", "keep_stages")
     return {name: value for name, value in values.items() if name not in unused}
