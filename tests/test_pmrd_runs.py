@@ -31,6 +31,7 @@ def shards(tmp_path_factory):
     table = streams_cache.rows(4, 0, 2)
     maps = streams_cache.features("resnet34/layer3", views=("centre", "centre-flip"))
     maps |= {"sampling": {"frames": 2, "fps": None, "anchor": "centre"}}
+    maps["views"] |= {"size": 32, "resize": 36}
     clips = range(len(table))
     streams = [
         (streams_cache.JPEG, [streams_cache.jpegs(rng.integers(0, 255, (4, 40, 40, 3), np.uint8)) for _ in clips]),
