@@ -224,9 +224,9 @@ def explain(options: PMRDOptions, data: Data, predictor: Predictor, batch: Batch
         signals["of flow"] = {}
         steps.run(teacher.motion, batch, steps.flow, recorded(signals["of flow"], options.unit))
     energy = {what: next(iter(s.values())).float().square().mean(1).sqrt() for what, s in signals.items()}
-    scale = (0.0, max(float(e.max()) for e in energy.values()))
     note = f"energy of the signal into {next(iter(signals['hallucinated']))}"
-    return found + [Picture(title=f"motion {w}", values=e, note=note, scale=scale) for w, e in energy.items()]
+    # Each on a scale of its own: the two branches' features are of different sizes.
+    return found + [Picture(title=f"motion {w}", values=e, note=note) for w, e in energy.items()]
 
 
 def _supervised(steps: Steps, flow: EgoRNN) -> Callable[[Batch], dict[str, Tensor]]:
