@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from kdcache import backbones
 from kdcache.backbones.egornn import EgoRNN
-from kdcache.backbones.resnet import cross_modality
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Batch, BatchSource, Data, Input, Segment
 from kdcache.methods.labels import check_leak, held_out_sets, keep_fraction, labelled_sets
@@ -27,8 +26,6 @@ VIEWS = (
 )  # fmt: skip
 """Views in which layer-3 maps are extracted: of the four scales × five places × mirrored that the papers draw from, ten
 that have each scale, place and side. [reconstructed]"""
-
-WARPED = "flow-warped"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,19 +185,13 @@ def branch(
                 f"cam_classes={options.cam_classes}: the ResNet-34 that a branch starts from has "
                 f"{len(start['fc.weight'])} classes; leave cam_classes out, and start all branches from one network."
             )
-        same = start["conv1.weight"].shape[1] == channels
-        net.resnet.load_state_dict(start if same else cross_modality(start, channels))
+        net.resnet.load_state_dict(net.resnet.adapt(start))
     return net.to(data.device)
 
 
-def on_maps(net: EgoRNN, batch: Batch, name: str = "maps") -> dict[str, Tensor]:
+def on_maps(net: EgoRNN, batch: Batch) -> dict[str, Tensor]:
     """A branch from layer 4 on; see ``EgoRNN``."""
-    return net(batch[name], start="layer4")  # type: ignore[no-any-return]
-
-
-def on_frames(net: EgoRNN, batch: Batch, name: str = "rgb") -> dict[str, Tensor]:
-    """A whole branch on uint8 frames or flow."""
-    return net(net.prepare(batch[name]))  # type: ignore[no-any-return]
+    return net(batch["maps"], start="layer4")  # type: ignore[no-any-return]
 
 
 def recurrence(net: EgoRNN) -> Iterator[nn.Parameter]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from kdcache.backbones.egornn import EgoRNN, EgoRNNJoint, snippet
-from kdcache.backbones.resnet import ResNet34, cross_modality
+from kdcache.backbones.resnet import ResNet34
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Batch, Data, Input, Outputs, Predictor, Stage, reseed
 from kdcache.methods.egocentric import (
@@ -90,8 +90,8 @@ def inputs(options: EgoRNNOptions) -> tuple[Input, ...]:
 
     The joint stage reads a stack of flow beside the maps, in the same view."""
     n, joint = options.network, options.network == "joint"
-    on_maps = n in ("rgb", "average", "joint")
-    found = [options.maps()] if on_maps else [options.maps(when="train")] if options.init is None else []
+    of_maps = n in ("rgb", "average", "joint")
+    found = [options.maps()] if of_maps else [options.maps(when="train")] if options.init is None else []
     if n in ("two-stream", "tsn"):
         found.append(options.seen("rgb", "rgb", frames=options.snippets))
     if n != "rgb":
@@ -168,7 +168,7 @@ def explain(options: EgoRNNOptions, data: Data, predictor: Predictor, batch: Bat
     if "maps" not in batch:
         raise OptionError(f"network={options.network} has no attention to draw: use a run of rgb, average or joint.")
     net = predictor.module if options.network == "rgb" else predictor.module.get_submodule("rgb")
-    attention = net(batch["maps"], start="layer4")["attention"][0]
+    attention = on_maps(net, batch)["attention"][0]  # type: ignore[arg-type]
     return [Picture(title="CAM", values=attention, over=True, note="attention of each frame")]
 
 
@@ -219,8 +219,7 @@ def _snippets(
     reseed(data, what)
     net = ResNet34(len(data.classes[options.target]), channels)
     if start is not None:
-        state = start if channels == 3 else cross_modality(start, channels)
-        net.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")}, strict=False)
+        net.load_state_dict({k: v for k, v in net.adapt(start).items() if not k.startswith("fc.")}, strict=False)
     return net.to(data.device)
 
 
@@ -278,7 +277,7 @@ def _joint(options: EgoRNNOptions, both: EgoRNNJoint, batch: Batch, stack: Tenso
     else:
         flow = _spread(options, flow)
     of_flow = _mean_scores(both.flow, flow)["descriptor"]
-    of_rgb = both.rgb(batch["maps"], start="layer4")["descriptor"]
+    of_rgb = on_maps(both.rgb, batch)["descriptor"]
     return {"logits": both.classify(both.dropout(torch.cat([of_flow, of_rgb], 1)))}
 
 

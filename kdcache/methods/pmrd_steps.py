@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kdcache.backbones.egornn import EgoRNN
+from kdcache.backbones.resnet import Unit
 from kdcache.methods.contract import Batch, Outputs, Stage
 from kdcache.methods.egocentric import Clips, from_layer4, whole
 from kdcache.methods.pmrd_networks import Hallucination, Signals, TwoBranch, multiplied, recorded
@@ -23,7 +24,7 @@ class Steps:
         self.options = options
         self.rgb, self.flow = ("maps", "flow_maps") if options.light else ("rgb", "flow")
 
-    def run(self, net: EgoRNN, batch: Batch, name: str, unit: Any = None) -> Outputs:
+    def run(self, net: EgoRNN, batch: Batch, name: str, unit: Unit | None = None) -> Outputs:
         """One branch on one input: maps from layer 4 on, frames or flow from the beginning."""
         if name in ("maps", "flow_maps"):
             return net(batch[name], "layer4", unit)  # type: ignore[no-any-return]
@@ -72,7 +73,7 @@ class Steps:
         before = ("maps",) if name == "flow" else (self.rgb, self.flow, "maps")
         more["share_inputs"] = tuple(n for n in before if n in clips.data.inputs and not (o.light and name == "flow"))
         train, held_out = clips.train(*read), clips.held_out(*seen)
-        return self.options.schedule(schedule).stage(
+        return o.schedule(schedule).stage(
             name, module, train, losses, held_out, parameters=parameters, predict=answer, **more
         )
 
