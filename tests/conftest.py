@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch would take every core in each of the processes
+
 settings.register_profile("kdcache", database=None)
 settings.load_profile("kdcache")
 
