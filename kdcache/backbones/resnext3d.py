@@ -18,7 +18,7 @@ from kdcache.backbones.framewise import RESIDUAL_GAIN, drop, normalised, stem
 from kdcache.backbones.i3d import SameConv3d
 from kdcache.backbones.resnet_layers import STAGES, known
 from kdcache.backbones.spec import InputSpec, Shape
-from kdcache.errors import OptionError
+from kdcache.errors import OptionError, unknown
 
 BLOCKS = (3, 4, 23, 3)
 GROUPS = 32
@@ -57,7 +57,31 @@ class Bottleneck(nn.Module):
         return result
 
 
-class ResNeXt3D(Backbone):
+def _stage(name: str) -> nn.Sequential:
+    """One of ``layer1`` … ``layer4``."""
+    i = STAGES.index(name)
+    width, before = 128 << i, 64 if i == 0 else 128 << i
+    first = Bottleneck(before, width, 1 if i == 0 else 2)
+    return nn.Sequential(first, *(Bottleneck(2 * width, width, 1) for _ in range(1, BLOCKS[i])))
+
+
+class _Stages(nn.Module):
+    """Consecutive stages and the classifier: what the whole network and its trainable tail have in common."""
+
+    classifier: tuple[str, ...] = ("fc.weight", "fc.bias")
+    order: tuple[str, ...]
+
+    def onwards(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and output of each layer behind what gave ``x``, in turn, computed only when asked for."""
+        for name in self.order:
+            if name == "pool":
+                x = x.mean((2, 3, 4))
+            else:
+                x = self.get_submodule("fc" if name == "logits" else name)(x)
+            yield name, x
+
+
+class ResNeXt3D(_Stages, Backbone):
     """3-D ResNeXt-101 on ``float [B, C, T, H, W]``: C 3 (RGB) or 2 (flow); T 16 or 64 and 112 pixels as published.
 
     Published checkpoints load unchanged. ``prepare`` takes ActivityNet's mean off RGB and 127.5 off 8-bit flow, and
@@ -67,8 +91,6 @@ class ResNeXt3D(Backbone):
     Layers: ``layer1`` … ``layer4`` [C, t, h, w], ``pool`` [2048], ``logits``.
     """
 
-    classifier = ("fc.weight", "fc.bias")
-
     def __init__(self, num_classes: int = 400, channels: int = 3, spec: InputSpec | None = None) -> None:
         super().__init__()
         if channels not in (2, 3):
@@ -77,14 +99,10 @@ class ResNeXt3D(Backbone):
         self.bn1 = nn.BatchNorm3d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d(3, stride=2, padding=1)
-        before = 64
-        for i, (name, blocks) in enumerate(zip(STAGES, BLOCKS, strict=True)):
-            width = 128 << i
-            first = Bottleneck(before, width, 1 if i == 0 else 2)
-            self.add_module(name, nn.Sequential(first, *(Bottleneck(2 * width, width, 1) for _ in range(1, blocks))))
-            before = 2 * width
-        self.fc = nn.Linear(before, num_classes)
-        self.order: tuple[str, ...] = plan.ORDER
+        for name in STAGES:
+            self.add_module(name, _stage(name))
+        self.fc = nn.Linear(plan.WIDTH, num_classes)
+        self.order = plan.ORDER
         self.channels, self.num_classes = channels, num_classes
         self.input = spec or InputSpec("rgb" if channels == 3 else "flow", frames=16, size=112, resize=112)
 
@@ -104,13 +122,7 @@ class ResNeXt3D(Backbone):
 
     def endpoints(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Each layer's name and output for ``[B, C, T, H, W]`` in turn, computed only when asked for."""
-        x = stem(self, x)
-        for name in STAGES:
-            x = self.get_submodule(name)(x)
-            yield name, x
-        x = x.mean((2, 3, 4))
-        yield "pool", x
-        yield "logits", self.fc(x)
+        return self.onwards(stem(self, x))
 
     def features(self, x: Tensor, layer: str) -> Tensor:
         """Output of ``layer`` for ``float [B, C, T, H, W]``; nothing beyond it is computed.
@@ -145,6 +157,31 @@ class ResNeXt3D(Backbone):
         for name in self.order[keep:]:
             drop(self, "", "fc" if name == "logits" else name)
         self.order = self.order[:keep]
+
+
+class ResNeXt3DTail(_Stages):
+    """The stages behind ``input_layer`` as a trainable head for cached maps, by default ``layer4``, and the classifier.
+
+    Parameter names are those of the whole network, so that its checkpoint initialises the tail by name. Batch norm
+    follows ``.train()`` and ``.eval()``: the caller's choice.
+    """
+
+    def __init__(self, num_classes: int, input_layer: str = "layer3") -> None:
+        if input_layer not in STAGES[:-1]:
+            raise unknown("input layer", input_layer, STAGES[:-1])
+        super().__init__()
+        self.order = plan.ORDER[plan.ORDER.index(input_layer) + 1 :]
+        for name in self.order[:-2]:
+            self.add_module(name, _stage(name))
+        self.fc = nn.Linear(plan.WIDTH, num_classes)
+
+    def endpoints(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and output of each layer for maps ``[B, C, t, h, w]`` of the input layer."""
+        return self.onwards(x)
+
+    def resolve(self, layer: str) -> str:
+        """``layer`` itself; ``OptionError`` for one that is not behind the input layer."""
+        return known(layer, self.order)
 
 
 def make(spec: InputSpec, num_classes: int | None = None) -> ResNeXt3D:

@@ -40,7 +40,7 @@ from kdcache.methods.contract import (
     predict_with,
     reseed,
 )
-from kdcache.methods.heads import I3DHead, LightHead, cells
+from kdcache.methods.heads import I3DHead, LightHead, cells, initialise
 from kdcache.methods.labels import check_leak, held_out_sets, keep_fraction, labelled_sets
 from kdcache.methods.options import LeakOptions, TrainOptions, refuse_unless_positive
 from kdcache.methods.teacher import Teacher
@@ -263,7 +263,7 @@ def _network(options: AnticipationOptions, data: Data, start: str) -> nn.Module:
     if options.head == "i3d":
         network = I3DHead(classes, data.layers["x"], options.layer, options.dropout)
         if start == "checkpoint":
-            network.initialise(data.backbone("x"))
+            initialise(network, data.backbone("x"))
     else:
         network = LightHead(data.inputs["x"].shape[0], classes, options.width, options.dropout)
     return network.to(data.device)

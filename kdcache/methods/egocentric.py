@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from kdcache import backbones
 from kdcache.backbones.egornn import EgoRNN
 from kdcache.errors import OptionError
-from kdcache.methods.contract import Batch, BatchSource, Data, Input, Segment
-from kdcache.methods.labels import check_leak, held_out_sets, keep_fraction, labelled_sets
+from kdcache.methods.contract import Batch, Data, Input, Segment
+from kdcache.methods.labels import Clips, check_leak
 from kdcache.methods.options import LeakOptions, refuse_negative, refuse_unless_positive
 from kdcache.methods.schedule import ScheduleOptions
 
@@ -124,25 +124,6 @@ def check_maps(options: EgocentricOptions, data: Data, names: Iterable[str]) -> 
                 f"size={options.size}: extract them again with --frames {options.frames} --size {options.size}, or set "
                 f"frames={T} and size={size}."
             )
-
-
-class Clips:
-    """The labelled clips of a run, as stages read them."""
-
-    def __init__(self, options: EgocentricOptions, data: Data) -> None:
-        self.data, self.target = data, options.target
-        train = data.splits["train"]
-        y = keep_fraction(train.labels[options.target], options.label_fraction, options.label_seed)
-        labelled, self.unlabelled = labelled_sets(y)
-        self.rows, self.y = train.rows["clip"][labelled], y[labelled]
-
-    def train(self, *names: str) -> BatchSource:
-        """These inputs of the training clips, with their classes ``y``."""
-        return BatchSource({name: (self.data.inputs[name], self.rows) for name in names}, {"y": self.y})
-
-    def held_out(self, *names: str) -> dict[str, BatchSource]:
-        """These inputs of the clips of each held-out split."""
-        return held_out_sets(self.data, self.target, {n: self.data.inputs[n] for n in names}, "clip")
 
 
 def imagenet(options: EgocentricOptions, data: Data, maps: str = "maps") -> dict[str, Tensor]:

@@ -25,7 +25,6 @@ from kdcache.backbones.resnet import ResNet34
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Batch, Data, Input, Outputs, Predictor, Stage, reseed
 from kdcache.methods.egocentric import (
-    Clips,
     branch,
     cam_weight,
     decide,
@@ -35,6 +34,7 @@ from kdcache.methods.egocentric import (
     recurrence,
 )
 from kdcache.methods.egornn_options import EgoRNNOptions, RGBStreamOptions
+from kdcache.methods.labels import Clips
 from kdcache.methods.pictures import Picture, StageLoader
 
 STACK = 5  # flow fields that the flow network sees at once

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcache.backbones.i3d import I3DTail
+from kdcache.backbones.i3d import I3D, I3DTail
+from kdcache.backbones.resnext3d import ResNeXt3D, ResNeXt3DTail
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods.contract import Outputs
 
@@ -25,13 +26,19 @@ class I3DHead(I3DTail):
         (``map_layer``)."""
         return super().forward(x, layer or self.map_layer)
 
-    def initialise(self, checkpoint: Mapping[str, Tensor]) -> None:
-        """Take every parameter but the classifier's from the checkpoint of a whole I3D."""
-        own = [name for name in self.state_dict() if name not in self.classifier]
-        missing = [name for name in own if name not in checkpoint]
-        if missing:
-            raise WeightsError(f"The checkpoint is not an I3D's: it lacks {missing[0]} and {len(missing) - 1} others.")
-        self.load_state_dict({name: checkpoint[name] for name in own}, strict=False)
+
+def initialise(net: I3DTail | I3D | ResNeXt3D | ResNeXt3DTail, checkpoint: Mapping[str, Tensor]) -> None:
+    """Take every parameter but the classifier's from the checkpoint of the whole network.
+
+    Raises:
+        WeightsError: it lacks some.
+    """
+    own = [name for name in net.state_dict() if name not in net.classifier]
+    missing = [name for name in own if name not in checkpoint]
+    if missing:
+        which = "an I3D's" if isinstance(net, (I3D, I3DTail)) else "a 3-D ResNeXt-101's"
+        raise WeightsError(f"The checkpoint is not {which}: it lacks {missing[0]} and {len(missing) - 1} others.")
+    net.load_state_dict({name: checkpoint[name] for name in own}, strict=False)
 
 
 def cells(x: Tensor) -> Tensor:
@@ -70,9 +77,12 @@ class LightHead(nn.Module):
         nn.init.zeros_(self.attend.bias)
 
     def forward(self, x: Tensor) -> Outputs:
-        """``[B, channels, l, h, w]`` → ``logits`` ``[B, num_classes]`` and ``map`` ``[B, width, l, h, w]``."""
+        """``[B, channels, l, h, w]`` → ``logits`` ``[B, num_classes]``, ``map`` ``[B, width, l, h, w]``, ``weights`` of
+        its positions ``[B, l, h, w]`` and ``pooled`` ``[B, width]``."""
         feature_map = F.relu(self.norm(self.project(x)))
         positions = feature_map.flatten(2).transpose(1, 2)
         weights = torch.softmax(self.attend(positions).float(), dim=1)
         pooled = (weights.transpose(1, 2) @ positions.float()).squeeze(1)
-        return {"logits": self.classify(self.dropout(pooled)), "map": feature_map}
+        logits = self.classify(self.dropout(pooled))
+        where = weights.squeeze(2).view(len(x), *x.shape[2:])
+        return {"logits": logits, "map": feature_map, "weights": where, "pooled": pooled}

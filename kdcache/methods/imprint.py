@@ -33,8 +33,9 @@ from kdcache import losses
 from kdcache.errors import OptionError
 from kdcache.methods import egocentric
 from kdcache.methods.contract import Batch, Data, Input, Predictor, Stage, predict_with, reseed
-from kdcache.methods.egocentric import Clips, EgocentricOptions
+from kdcache.methods.egocentric import EgocentricOptions
 from kdcache.methods.imprint_networks import MAPS, Feedback, Imprint, MotionSegmentation, motion_share, theta
+from kdcache.methods.labels import Clips
 from kdcache.methods.options import refuse_unless_positive
 from kdcache.methods.pictures import Picture, StageLoader
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.methods.contract import HELD_OUT, UNLABELLED, BatchSource, Data, InputStream
+from kdcache.methods.options import LabelOptions
 
 
 def keep_fraction(y: Tensor, fraction: float, seed: int) -> Tensor:
@@ -47,6 +48,26 @@ def held_out_sets(data: Data, target: str, inputs: Mapping[str, InputStream], ro
         if len(usable):
             found[split] = BatchSource({name: (s, rows[usable]) for name, s in inputs.items()}, {"y": y[usable]})
     return found
+
+
+class Clips:
+    """The labelled clips of a run, as stages read them."""
+
+    def __init__(self, options: LabelOptions, data: Data) -> None:
+        self.data, self.target = data, options.target
+        train = data.splits["train"]
+        y = keep_fraction(train.labels[options.target], options.label_fraction, options.label_seed)
+        labelled, self.unlabelled = labelled_sets(y)
+        self.rows, self.y = train.rows["clip"][labelled], y[labelled]
+
+    def train(self, *names: str) -> BatchSource:
+        """These inputs of the training clips, with their classes ``y``."""
+        return BatchSource({name: (self.data.inputs[name], self.rows) for name in names}, {"y": self.y})
+
+    def held_out(self, *names: str, **streams: InputStream) -> dict[str, BatchSource]:
+        """These inputs, and ``streams`` by name, of the clips of each held-out split."""
+        inputs = {n: self.data.inputs[n] for n in names} | streams
+        return held_out_sets(self.data, self.target, inputs, "clip")
 
 
 def check_leak(data: Data, unlabelled: Tensor, fraction: float, allow: bool) -> None:

@@ -142,11 +142,13 @@ def build_optimizer(
     optimizer: Literal["sgd", "adam"] = "sgd",
     lr: float,
     momentum: float = 0.9,
+    dampening: float = 0.0,
     weight_decay: float = 0.0,
     schedule: Literal["steps", "plateau"] = "steps",
     milestones: Sequence[int] = (),
     gamma: float = 0.1,
     plateau: int = 2,
+    cooldown: int | None = None,
     eps: float = 1e-8,
     decay: float = 1.0,
     fused: bool = False,
@@ -154,15 +156,16 @@ def build_optimizer(
     """The optimiser and the schedule of a stage.
 
     ``steps`` multiplies the rate by ``gamma`` after ``milestones`` (epochs), or by ``decay`` after every epoch where
-    that is not 1; ``plateau`` after ``plateau`` epochs without a better monitored metric, and waits as long again after
-    each fall. ``fused`` steps of large networks take a fifth to a tenth of the time, with other last bits."""
+    that is not 1; ``plateau`` after ``plateau`` epochs without a better monitored metric, and waits ``cooldown`` epochs
+    (none: as many) after each fall. ``fused`` steps of large networks take a fifth to a tenth of the time, with other
+    last bits."""
     made: Optimizer
     if optimizer == "adam":
         made = Adam(parameters, lr, eps=eps, weight_decay=weight_decay, fused=fused)
     else:
-        made = SGD(parameters, lr, momentum, weight_decay=weight_decay, fused=fused)
+        made = SGD(parameters, lr, momentum, dampening, weight_decay, fused=fused)
     if schedule == "plateau":
-        return made, ReduceLROnPlateau(made, "max", gamma, plateau, cooldown=plateau)
+        return made, ReduceLROnPlateau(made, "max", gamma, plateau, cooldown=plateau if cooldown is None else cooldown)
     if decay != 1:
         return made, ExponentialLR(made, decay)
     return made, MultiStepLR(made, list(milestones), gamma)

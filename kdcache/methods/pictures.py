@@ -18,6 +18,8 @@ class Picture:
     title: str
     values: Tensor
     """Maps ``[T, h, w]``, drawn as heat, or one number for each frame ``[T]``, drawn as a curve; float32."""
+    in_time: bool = True
+    """Off: the values do not follow the frames."""
     over: bool = False
     """Maps: laid over the frames that the network sees."""
     note: str = ""

@@ -30,8 +30,9 @@ from torch.nn.functional import cross_entropy, log_softmax
 from kdcache.backbones.egornn import EgoRNN
 from kdcache.backbones.resnet import cross_modality
 from kdcache.methods.contract import Batch, Data, Input, Predictor, Stage, reseed
-from kdcache.methods.egocentric import Clips, branch, decide, imagenet
+from kdcache.methods.egocentric import branch, decide, imagenet
 from kdcache.methods.egornn import rgb_stages
+from kdcache.methods.labels import Clips
 from kdcache.methods.pictures import Picture, StageLoader
 from kdcache.methods.pmrd_networks import Hallucination, Signals, TwoBranch, embeddings, recorded
 from kdcache.methods.pmrd_options import PMRDOptions

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from kdcache.backbones.egornn import EgoRNN
 from kdcache.backbones.resnet import Unit
 from kdcache.methods.contract import Batch, Outputs, Stage
-from kdcache.methods.egocentric import Clips, from_layer4, whole
+from kdcache.methods.egocentric import from_layer4, whole
+from kdcache.methods.labels import Clips
 from kdcache.methods.pmrd_networks import Hallucination, Signals, TwoBranch, multiplied, recorded
 from kdcache.methods.pmrd_options import PMRDOptions
 

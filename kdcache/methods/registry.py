@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from kdcache.errors import unknown
 
 if TYPE_CHECKING:
-    from kdcache.methods import anticipation, early, egornn, imprint, pmrd, recognition
+    from kdcache.methods import anticipation, early, egornn, imprint, pmrd, recognition, relation
     from kdcache.methods.contract import Method
     from kdcache.methods.pictures import Explained
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     _EARLY: Method = early
     _IMPRINT: Method = imprint
     _RECOGNITION: Method = recognition
+    _RELATION: Method = relation
     _EGORNN: Method = egornn
     _PMRD: Method = pmrd
-    _EXPLAINED: list[Explained] = [egornn, imprint, pmrd]
+    _EXPLAINED: list[Explained] = [egornn, imprint, pmrd, relation]
 
 METHODS = {
     "anticipation": "kdcache.methods.anticipation",
@@ -28,6 +29,7 @@ METHODS = {
     "recognition": "kdcache.methods.recognition",
     "egornn": "kdcache.methods.egornn",
     "pmrd": "kdcache.methods.pmrd",
+    "relation": "kdcache.methods.relation",
 }
 """Name of each method and the module that holds it."""
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, cast
 from torch import Tensor, nn
 
 from kdcache.errors import OptionError, unknown
-from kdcache.methods.contract import Batch, BatchSource, Stage
+from kdcache.methods.contract import VALIDATION, Batch, BatchSource, Stage
 from kdcache.methods.options import build_optimizer, refuse_negative, refuse_unless_positive
 
 SEPARATOR = "/"  # of milestones; a comma separates the values of a grid
@@ -37,8 +37,12 @@ class Schedule:
     """Factor at milestones."""
     decay: float = 1.0
     """Factor of the rate after every epoch."""
+    plateau: int = 0
+    """Epochs without a better metric on validation clips after which the rate is multiplied by ``gamma``; 0: never."""
     momentum: float = 0.9
     """Of SGD."""
+    dampening: float = 0.0
+    """Of SGD's momentum."""
     weight_decay: float = 0.0
     """Weight decay."""
     eps: float = 1e-8
@@ -46,11 +50,13 @@ class Schedule:
 
     def __post_init__(self) -> None:
         refuse_unless_positive(self, "lr", "epochs", "batch_size", "eps", "decay")
-        refuse_negative(self, "gamma", "momentum", "weight_decay")
+        refuse_negative(self, "gamma", "momentum", "dampening", "weight_decay", "plateau")
         if not math.isfinite(self.lr) or any(m < 1 for m in self.milestones):
             raise OptionError("lr must be finite and milestones count epochs from 1 on.")
-        if self.decay != 1 and self.milestones:
-            raise OptionError("the rate falls at milestones or by decay after every epoch: give one of them.")
+        if (self.decay != 1) + bool(self.milestones) + bool(self.plateau) > 1:
+            raise OptionError(
+                "the rate falls at milestones, by decay after every epoch or on a plateau: give one of them."
+            )
 
     @classmethod
     def read(cls, name: str, text: str, default: str = "") -> Self:
@@ -96,6 +102,11 @@ class Schedule:
 
         ``slower`` has further parameters by the factor of the learning rate at which they move; ``more`` are other
         fields of ``Stage``."""
+        if self.plateau and VALIDATION not in eval_sets:
+            raise OptionError(
+                f"{name}: plateau={self.plateau} follows a metric on validation clips, and there are none: hold some "
+                f"out (validation=0.2), or set plateau=0 and perhaps milestones in its schedule."
+            )
         groups: list[dict[str, Any]] = [{"params": list(parameters)}]
         groups += [{"params": list(p), "lr": factor * self.lr} for factor, p in (slower or {}).items()]
         optimizer, scheduler = build_optimizer(
@@ -103,6 +114,10 @@ class Schedule:
             optimizer=self.optimizer,
             lr=self.lr,
             momentum=self.momentum,
+            dampening=self.dampening,
+            schedule="plateau" if self.plateau else "steps",
+            plateau=self.plateau,
+            cooldown=0,
             weight_decay=self.weight_decay,
             eps=self.eps,
             milestones=self.milestones,
@@ -176,7 +191,7 @@ def _words(text: str) -> dict[str, Any]:
             if name == "milestones":
                 values[name] = tuple(int(part) for part in value.split(SEPARATOR) if part)
             else:
-                values[name] = int(value) if name in ("epochs", "batch_size") else float(value)
+                values[name] = int(value) if name in ("epochs", "batch_size", "plateau") else float(value)
         except ValueError:
             form = "whole numbers such as 25/75" if name == "milestones" else "a number"
             raise OptionError(f"{name}={value} is not {form}.") from None

@@ -50,8 +50,7 @@ class Teacher:
         source = BatchSource(self.inputs, {"target": torch.arange(count)})
         for view in range(views):
             for batch in self.data.batches(source, batch_size, view):
-                with self.data.autocast():
-                    outputs = self._run(batch)
+                outputs = self.of(batch)
                 if self.kept is None:
                     size = count * views * sum(o[0].numel() * o.element_size() for o in outputs.values())
                     if not all(stream.fits(size) for stream in streams):
@@ -60,6 +59,11 @@ class Teacher:
                     self.kept = {n: o.new_empty((count, views, *o.shape[1:])) for n, o in outputs.items()}
                 for name, output in outputs.items():
                     self.kept[name][batch["target"], view] = output
+
+    def of(self, batch: Batch) -> Outputs:
+        """The named outputs for a batch of the network's inputs, of whatever examples."""
+        with self.data.autocast():
+            return self._run(batch)
 
     @torch.no_grad()
     def _run(self, batch: Batch) -> Outputs:

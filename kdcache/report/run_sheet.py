@@ -46,7 +46,7 @@ def row(picture: Shown, seen: Explanation) -> Picture:
         raise ValueError(f"picture {picture.title!r} has values of shape {values.shape}: give [T, h, w] or [T]")
     if not np.isfinite(values).all():
         raise OptionError(f"Picture {picture.title!r} has values that are not finite: see its losses in metrics.csv.")
-    at = spread(len(seen.numbers), len(values)) if len(seen.numbers) else np.empty(0, np.int64)
+    at = spread(len(seen.numbers), len(values)) if len(seen.numbers) and picture.in_time else np.empty(0, np.int64)
     numbers = seen.numbers[at]
     if values.ndim == 1:
         return _margin(curve(values, numbers), picture)

@@ -61,7 +61,7 @@ def tables(method: str) -> dict[str, Table]:
     for name, table in content["tables"].items():
         base = dict(content["presets"][table["preset"]])
         rows = []
-        for r in table["rows"]:
+        for r in _rows(content, table):
             own = {} if "method" in r else base
             rows.append(
                 TableRow(
@@ -93,6 +93,12 @@ def row(method: str, text: str) -> TableRow:
     if found[name].quoted:
         raise OptionError(f"{name} of {table} is only quoted by the paper: it has no options to train with.")
     return replace(found[name], method=found[name].method or method)
+
+
+def _rows(content: dict[str, Any], table: dict[str, Any]) -> list[dict[str, Any]]:
+    """A table's rows; before them those of another that can be run, where it has them in common (``rows_of``)."""
+    common = content["tables"][table["rows_of"]]["rows"] if "rows_of" in table else []
+    return [*(r for r in common if "options" in r), *table.get("rows", [])]
 
 
 def _read(method: str) -> dict[str, Any]:
