@@ -44,8 +44,9 @@ def _parsed(name: str, text: str, hint: Any) -> Any:
     value: Any = text
     if bool in kinds and text.lower() in ("true", "false"):
         value = text.lower() == "true"
-    elif any(get_origin(k) is tuple for k in kinds):
-        value = tuple(int(part) if part.strip().lstrip("-").isdecimal() else part for part in text.split(",") if part)
+    elif of := next((get_args(k)[0] for k in kinds if get_origin(k) is tuple), None):
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        value = tuple(int(p) if of is int and p.lstrip("-").isdecimal() else p for p in parts)
     elif int in kinds or float in kinds:
         try:
             value = int(text) if int in kinds else float(text)
@@ -65,7 +66,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
                 return value
             raise unknown(f"value of {name}:", str(value), [str(choice) for choice in get_args(kind)])
         if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-            if all(isinstance(part, int) for part in value):
+            if all(isinstance(part, get_args(kind)[0]) for part in value):
                 return tuple(value)
         elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
@@ -82,7 +83,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 def _says(kind: Any) -> str:
     if get_origin(kind) is tuple:
-        return "whole numbers such as 15,25"
+        return "whole numbers such as 15,25" if get_args(kind)[0] is int else "names such as a,b"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: NONE}[kind]
 
 

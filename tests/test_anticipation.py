@@ -15,7 +15,7 @@ from kdcache.errors import OptionError, WeightsError
 from kdcache.methods import anticipation, method
 from kdcache.methods.anticipation import Options
 from kdcache.methods.contract import UNLABELLED, Data, Split
-from kdcache.methods.heads import I3DHead, LightHead, cells
+from kdcache.methods.heads import I3DHead, LightHead, cells, initialise
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.teacher import Teacher
 from kdcache.options import build
@@ -63,8 +63,7 @@ def test_objective_is_equations_1_and_2():
     y = data.splits["train"].labels["verb"]
     with torch.no_grad():
         terms = stage.losses(first_batch(stage))
-        A_scores, A_map = A(early).values()
-        R_scores, R_map = R(now).values()
+        (A_scores, A_map), (R_scores, R_map) = ((of["logits"], of["map"]) for of in (A(early), R(now)))
         supervised = torch.nn.functional.cross_entropy(A_scores[:12], y[:12], reduction="sum")
         p = torch.softmax(R_scores[12:] / 2, -1)
         pseudo = 4 * (p * (p.log() - torch.log_softmax(A_scores[12:] / 2, -1))).sum()
@@ -232,9 +231,15 @@ def test_options_that_contradict_each_other_are_refused(options, says):
 def test_light_head_pools_by_attention_and_exposes_its_map():
     torch.manual_seed(0)
     head = LightHead(6, 4, 8, dropout=0.0).eval()
-    scores, feature_map = head(torch.rand(2, 6, 3, 5, 4)).values()
-    assert feature_map.shape == (2, 8, 3, 5, 4)
-    torch.testing.assert_close(scores, head.classify(feature_map.mean((2, 3, 4))))  # attention starts as the average
+    out = head(torch.rand(2, 6, 3, 5, 4))
+    assert out["map"].shape == (2, 8, 3, 5, 4)
+    torch.testing.assert_close(out["pooled"], out["map"].mean((2, 3, 4)))  # attention starts as the average
+    with torch.no_grad():
+        head.attend.weight.fill_(0.7)
+    out = head(torch.rand(2, 6, 3, 5, 4))
+    torch.testing.assert_close(out["weights"].sum((1, 2, 3)), torch.ones(2))
+    torch.testing.assert_close(out["pooled"], torch.einsum("bdlhw,blhw->bd", out["map"], out["weights"]))
+    torch.testing.assert_close(out["logits"], head.classify(out["pooled"]))
     with torch.no_grad():
         head.attend.weight.fill_(50.0)
     assert torch.isfinite(head(torch.rand(2, 6, 3, 5, 4))["logits"]).all()
@@ -256,12 +261,12 @@ def test_i3d_head_takes_every_weight_but_the_classifier_from_a_checkpoint():
     source = I3DHead(7, "mixed4a", "mixed4f")
     checkpoint = dict(source.state_dict())
     head = I3DHead(3, "mixed4a", "mixed4f")
-    head.initialise(checkpoint | {"Conv3d_1a_7x7.conv3d.weight": torch.zeros(1)})
+    initialise(head, checkpoint | {"Conv3d_1a_7x7.conv3d.weight": torch.zeros(1)})
     for name, value in head.state_dict().items():
         assert name in head.classifier or torch.equal(value, checkpoint[name])
-    scores, feature_map = head.eval()(torch.rand(1, 480, 3, 3, 3)).values()
-    assert scores.shape == (1, 3)
-    assert feature_map.shape == (1, 832, 3, 3, 3)
+    out = head.eval()(torch.rand(1, 480, 3, 3, 3))
+    assert out["logits"].shape == (1, 3)
+    assert out["map"].shape == (1, 832, 3, 3, 3)
     del checkpoint["Mixed_4b.b0.conv3d.weight"]
     with pytest.raises(WeightsError, match=r"lacks Mixed_4b.b0.conv3d.weight"):
-        head.initialise(checkpoint)
+        initialise(head, checkpoint)
