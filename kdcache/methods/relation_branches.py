@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from kdcache import backbones
 from kdcache.backbones.i3d import I3D, I3DTail
@@ -47,6 +48,11 @@ def branch(options: RelationOptions, data: Data, name: str, start: bool = False)
 def stream(options: RelationOptions, data: Data, name: str) -> InputStream:
     """The input as branches read it: light heads on averages of 2 × 2 × 2 positions."""
     return data.inputs[name].map(cells) if options.light else data.inputs[name]
+
+
+def as_read(options: RelationOptions, arrays: Tensor) -> Tensor:
+    """A batch of an input as it is cached → as ``stream`` gives it."""
+    return torch.stack([cells(array) for array in arrays]) if options.light else arrays
 
 
 def choose_taps(options: RelationOptions, data: Data) -> RelationOptions:

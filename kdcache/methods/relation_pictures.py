@@ -8,7 +8,7 @@ from torch import Tensor
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Batch, Data, Predictor
 from kdcache.methods.pictures import Picture, StageLoader
-from kdcache.methods.relation_branches import branch
+from kdcache.methods.relation_branches import READS, as_read, branch
 from kdcache.methods.relation_networks import Fused
 from kdcache.methods.relation_options import RelationOptions
 
@@ -26,7 +26,8 @@ def explain(
             f"network={options.network}, fusion={options.fusion}: there are no weights of a fusion to draw; use a run "
             "of network=fused with another fusion than average."
         )
-    out = net(batch["rgb"])
+    seen = {name: as_read(options, values) for name, values in batch.items() if name in READS.values()}
+    out = net(seen["rgb"])
     w, (of_a, of_m), k = out["weights"][0].float(), net.fusion.evidence(), int(out["logits"][0].argmax())
     said = {
         "evidence of A": _evidence(out["A.last"], out["A.where"], w[0] * of_a[k]),
@@ -41,9 +42,9 @@ def explain(
         share = (w[1] / (w[0] + w[1])).sort().values.cpu()
         note = f"of each channel, sorted; mean {float(share.mean()):.3f}"
         pictures.append(Picture(title="weight of motion", values=share, note=note, in_time=False))
-    if "flow" in batch and options.distils:
+    if "flow" in seen and options.distils:
         energy = {"motion of S": _energy(out["S.last"])}
-        energy["motion of F"] = _energy(load("teacher", branch(options, data, "teacher"))(batch["flow"])["last"])
+        energy["motion of F"] = _energy(load("teacher", branch(options, data, "teacher"))(seen["flow"])["last"])
         note = "mean square of the map's channels; the teacher's is of flow"
         pictures += [Picture(title=title, values=each, note=note) for title, each in energy.items()]
     return pictures
