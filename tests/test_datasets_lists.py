@@ -6,11 +6,14 @@ import hashlib
 import math
 import shutil
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from copies import copy_tree
+from make_videos import number, pictures
 
+import kdcache
 from kdcache.datasets import manifest_for, status
 from kdcache.datasets.gtea import class_name
 from kdcache.datasets.thumos14 import read_instances
@@ -33,6 +36,13 @@ def write(root, files):
     for path, text in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
+
+
+def fill(folder, frames):
+    """JPEG files 00001.jpg … of RGB pictures."""
+    folder.mkdir(parents=True)
+    for i, picture in enumerate(frames, 1):
+        cv2.imwrite(str(folder / f"{i:05d}.jpg"), picture[:, :, ::-1])
 
 
 def counts(rows):
@@ -87,8 +97,6 @@ def test_hmdb51_lists_of_another_form_are_named_by_line(tmp_path):
 
 def jhmdb(root, frames):
     """A tree of pictures of JHMDB: two classes, as many frames as asked for."""
-    import cv2
-
     names = {"brush_hair": "train_clip 1\n", "catch": "test_clip 2\n"}
     for (label, line), n in zip(names.items(), frames, strict=True):
         clip = line.split()[0]
@@ -478,6 +486,115 @@ def test_kinetics(lists, tmp_path):
         manifest_for("kinetics", tmp_path)
 
 
+SSV1 = {
+    "train.csv": "100218;Something falling like a feather or paper\n24413;Unfolding something\n\n",
+    "validation.csv": "7;Putting something, something and something on the table\r\n",
+    "test.csv": "9\n",
+    "labels.csv": "Unfolding something\nSomething falling like a feather or paper\n"
+    "Putting something, something and something on the table\nHolding something\n",
+}
+
+
+def ssv1(root, **changed):
+    """The lists of Something-Something v1, small; ``labels`` is the text of the labels file and so on."""
+    files = SSV1 | {f"{name}.csv": text for name, text in changed.items()}
+    write(root, {f"something-something-v1-{name}": text for name, text in files.items() if text is not None})
+
+
+def test_ssv1(tmp_path):
+    ssv1(tmp_path)
+    touch(tmp_path, *(f"20bn-something-something-v1/{clip}/00001.jpg" for clip in (100218, 7, 9, 12)))
+    rows = manifest_for("ssv1", tmp_path)
+    assert rows["clip_id"].tolist() == ["100218", "24413", "7"]
+    assert rows["source"].tolist() == [f"20bn-something-something-v1/{clip}" for clip in (100218, 24413, 7)]
+    assert rows["split"].tolist() == ["train", "train", "test"]
+    assert rows["label"].tolist() == [1, 0, 2]
+    assert rows["class"][2] == "Putting something, something and something on the table"
+    assert set(rows["fps"]) == {"12"}
+    assert rows[["start_s", "stop_s"]].isna().all(axis=None)
+    report = rows.attrs["report"]
+    assert report.missing == ("20bn-something-something-v1/24413",)
+    assert report.extra == ("20bn-something-something-v1/12",)  # 9 is of the test list
+    assert report.notes == ("4 classes were found, not 174",)
+    assert manifest_for("ssv1", tmp_path, missing="drop")["clip_id"].tolist() == ["100218", "7"]
+    assert manifest_for("ssv1", tmp_path, order="sorted")["label"].tolist() == [2, 3, 1]
+    (tmp_path / "something-something-v1-labels.csv").unlink()
+    assert manifest_for("ssv1", tmp_path)["label"].tolist() == [1, 2, 0]
+
+
+def test_ssv1_reported_clips_never_select(tmp_path):
+    ssv1(tmp_path)
+    (tmp_path / "something-something-v1-test.csv").rename(tmp_path / "aside.csv")
+    assert len(manifest_for("ssv1", tmp_path)) == 3
+    with pytest.raises(ManifestError, match=r"v1-test.csv: no such file"):
+        manifest_for("ssv1", tmp_path, test=True)
+    (tmp_path / "aside.csv").rename(tmp_path / "something-something-v1-test.csv")
+    reported = manifest_for("ssv1", tmp_path, test=True)
+    assert reported["split"].tolist() == ["train", "train", "test", ""]
+    assert reported["label"].tolist() == [1, 0, 2, pd.NA]
+    assert reported["class"][3] == ""
+    official = manifest_for("ssv1", tmp_path, test=True, protocol="official")
+    assert official["split"].tolist() == ["train", "train", "val", ""]
+
+
+def test_ssv1_class_names_with_brackets_quotes_and_semicolons(tmp_path):
+    ssv1(
+        tmp_path,
+        train='1;Holding [something]\n2; "Holding; then dropping something" \n3;Holding; then dropping something\n',
+        validation='"4";"Putting [something], then [something]"\n',
+        labels='\ufeffHolding; then dropping something\n"Putting something, then something"\nHolding something\n',
+    )
+    rows = manifest_for("ssv1", tmp_path)
+    assert rows["label"].tolist() == [2, 0, 0, 1]
+    assert rows["class"].tolist() == [
+        "Holding something",
+        *["Holding; then dropping something"] * 2,
+        "Putting something, then something",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"train": "1;Holding something\n\nx;Holding something\n"},
+            r"train.csv: line 3: 'x;Holding something' is not '<id>;",
+        ),
+        ({"train": "1;Holding something\n2;\n"}, r"train.csv: line 2: '2;' is not '<id>;<class>'"),
+        ({"train": "1,Holding something\n"}, r"train.csv: line 1: '1,Holding something' is not"),
+        ({"validation": "24413;Holding something\n"}, r"validation.csv: line 1: clip 24413 is listed twice"),
+        (
+            {"validation": "8;Knitting\n"},
+            r"validation.csv: line 1: class 'Knitting' is not in something-something-v1-l",
+        ),
+        ({"validation": "\n"}, r"validation.csv: is empty"),
+        ({"validation": None}, r"validation.csv: no such file"),
+        ({"test": "9\n10;Holding something\n"}, r"test.csv: line 2: '10;Holding something' is not '<id>'"),
+        ({"labels": "Holding something\nHolding [something]\n"}, r"labels.csv: line 2: class .* is listed twice"),
+    ],
+)
+def test_ssv1_lists_of_another_form_are_named_by_line(tmp_path, changed, words):
+    ssv1(tmp_path, **changed)
+    with pytest.raises(ManifestError, match=words):
+        manifest_for("ssv1", tmp_path, test=True)
+
+
+def test_ssv1_frames_are_extracted(tmp_path):
+    ssv1(tmp_path)
+    shown = pictures(18, width=176, height=100)
+    for clip, count in ((100218, 18), (7, 6)):
+        fill(tmp_path / "20bn-something-something-v1" / str(clip), shown[:count])
+    (tmp_path / "20bn-something-something-v1" / "24413").mkdir()
+    rows = manifest_for("ssv1", tmp_path)
+    report = kdcache.extract(rows, tmp_path, tmp_path / "out", ["rgb"], short_side=100, bar=False)
+    assert report.extracted == 2
+    assert [failure.clip_id for failure in report.failures] == ["24413"]
+    cache = kdcache.Cache(tmp_path / "out")
+    long, short = cache.read("rgb", ["100218", "7"])
+    assert (long.shape, short.shape) == ((18, 100, 176, 3), (6, 100, 176, 3))
+    assert [number(picture) for picture in long] == list(range(18))
+
+
 def test_manifests_survive_the_file_and_status_sums_them_up(lists, tmp_path):
     rows = manifest_for("ucf101", lists / "ucf101")
     write_manifest(rows, tmp_path / "clips.csv")
@@ -496,6 +613,7 @@ def test_annotations_elsewhere_and_nowhere(lists, tmp_path):
         "egtea",
         "sysu",
         "kinetics",
+        "ssv1",
         "gtea",
         "msraction3d",
         "jhmdb-joints",

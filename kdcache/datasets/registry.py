@@ -26,6 +26,7 @@ MODULES = {
     "ucf101": "ucf101",
     "hmdb51": "hmdb51",
     "kinetics": "kinetics",
+    "ssv1": "ssv1",
     "sysu": "sysu",
     "ntu": "ntu",
     "msraction3d": "msraction3d",
