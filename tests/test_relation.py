@@ -289,6 +289,13 @@ def test_layers_on_which_a_loss_would_train_nothing_are_refused(says, checkpoint
         relation.resolve(options, data)
 
 
+def test_maps_of_rgb_and_flow_must_match(checkpoints):
+    options, data = prepared("light", checkpoints)
+    data.inputs["flow"] = MemoryStream(torch.rand(4, 2, 480, 2, 6, 6))
+    with pytest.raises(OptionError, match=r"rgb \[480, 4, 6, 6\] of MaxPool3d_4a_3x3, flow \[480, 2, 6, 6\] of"):
+        relation.resolve(options, data)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

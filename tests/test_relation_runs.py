@@ -137,7 +137,7 @@ def test_pictures_of_the_fusion(run, videos, tmp_path):
     assert ((share > 0) & (share < 1)).all()
     assert not pictures["weight of motion"].in_time
     assert found.frames is not None
-    kdcache.show(videos / "out", "v4", out=tmp_path / "sheet.png", run=run.path)
+    kdcache.show(videos / "out", "v4", tmp_path / "sheet.png", run=run.path)
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
 

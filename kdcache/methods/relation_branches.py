@@ -25,12 +25,13 @@ MOST_POSITIONS = 1024  # whose cosines are compared: 4 MB a clip
 def branch(options: RelationOptions, data: Data, name: str, start: bool = False) -> Branch:
     """F, A or S on the device; ``start``: from the backbone's weights (of light heads random ones)."""
     seen, classes = READS[name], len(data.classes[options.target])
+    at = seen if seen in data.inputs else "rgb"  # a finished run opens no flow, whose maps are of one shape with RGB's
     reseed(data, name)
     net: Net
     if options.light:
-        net = LightHead(data.inputs[seen].shape[0], classes, options.width, options.dropout)
+        net = LightHead(data.inputs[at].shape[0], classes, options.width, options.dropout)
     elif options.start == "maps":
-        layer = data.layers[seen]
+        layer = data.layers[at]
         of_i3d = options.backbone == "i3d"
         net = I3DTail(classes, layer, options.dropout) if of_i3d else ResNeXt3DTail(classes, layer)
         if start:
@@ -59,9 +60,13 @@ def choose_taps(options: RelationOptions, data: Data) -> RelationOptions:
     """The options with the layers decided whose maps L_ir compares.
 
     Raises:
-        OptionError: a layer that S does not train, for there L_ir would have no gradient; one that is no map, or of
+        OptionError: maps of RGB and flow that do not match; a layer that S does not train, for there L_ir would have no gradient; one that is no map, or of
             which there is no such relation.
     """
+    shapes = {name: (*data.inputs[name].shape, data.layers.get(name, "")) for name in ("rgb", "flow")}
+    if options.start == "maps" and shapes["rgb"] != shapes["flow"]:
+        of = ", ".join(f"{name} {list(shape[:-1])} of {shape[-1]}" for name, shape in shapes.items())
+        raise OptionError(f"S learns from F, and their cached maps differ ({of}): extract both alike.")
     if options.ir in ("none", "batch"):
         return options
     if not options.light:
