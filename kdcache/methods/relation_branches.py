@@ -60,8 +60,8 @@ def choose_taps(options: RelationOptions, data: Data) -> RelationOptions:
     """The options with the layers decided whose maps L_ir compares.
 
     Raises:
-        OptionError: maps of RGB and flow that do not match; a layer that S does not train, for there L_ir would have no gradient; one that is no map, or of
-            which there is no such relation.
+        OptionError: maps of RGB and flow that do not match; a layer that S does not train, for there L_ir would have no
+            gradient; one that is no map, or of which there is no such relation.
     """
     shapes = {name: (*data.inputs[name].shape, data.layers.get(name, "")) for name in ("rgb", "flow")}
     if options.start == "maps" and shapes["rgb"] != shapes["flow"]:
