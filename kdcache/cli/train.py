@@ -34,7 +34,7 @@ def train(
     sets: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Train a head on cached features; METHOD is anticipation, early, pmrd, imprint, egornn or recognition.
+    """Train a head on cached features; METHOD is anticipation, early, pmrd, imprint, egornn, relation or recognition.
 
     \b
     Example:

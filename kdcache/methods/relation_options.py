@@ -45,7 +45,8 @@ class RelationOptions(LeakOptions, ScheduleOptions):
     augmentations: int = 1000
     """Of frames: different views of a clip, one of which is drawn in each epoch; 0: always the centre crop."""
     mirror: bool = True
-    """Half of these views are mirrored."""
+    """Half of these views are mirrored. Cached maps are shown in the views that they have: ``extract --for relation``
+    makes a mirrored one beside the centre crop unless this is off."""
     init: str | None = None
     """Of ``start=frames``: checkpoint that A and S start from, or ``random:SEED``; none: the published weights."""
     init_flow: str | None = None
@@ -103,8 +104,8 @@ class RelationOptions(LeakOptions, ScheduleOptions):
             (self.ir == "batch", "ir=batch, which compares pooled features", ("taps",)),
             (self.ir != "channel", f"ir={self.ir}", ("ir_norm",)),
             (self.fusion not in ("attention", "se"), f"fusion={self.fusion}", ("ratio",)),
-            (self.fusion == "average", "fusion=average", ("end_to_end", "fused")),
-            (self.start == "maps", "start=maps", ("init", "init_flow", "augmentations", "mirror")),
+            (self.fusion == "average", "fusion=average", ("end_to_end",)),
+            (self.start == "maps", "start=maps", ("init", "init_flow", "augmentations")),
             (self.start == "frames", "start=frames", ("head", "width")),
             (self.head == "light", "head=light", ("taps",)),
             (self.head == "tail", "head=tail", ("width",)),
@@ -174,7 +175,7 @@ class RelationOptions(LeakOptions, ScheduleOptions):
         rgb, flow, layer = NETWORKS[self.backbone]
         network = rgb if name == "rgb" else flow
         when: Literal["always", "train"] = "train" if name == "flow" and "teacher" not in self.members else "always"
-        settings = {"frames": self.T, "size": self.S, "views": VIEWS}
+        settings = {"frames": self.T, "size": self.S, "views": VIEWS if self.mirror else VIEWS[:1]}
         if self.start == "maps":
             return Input(
                 name=name,
