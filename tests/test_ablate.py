@@ -239,6 +239,38 @@ def test_a_trial_that_diverges_is_not_chosen_and_all_of_them_are_an_error(shards
         kdcache.ablate("early", out=tmp_path / "all", **call)
 
 
+@pytest.mark.parametrize("tune", [0, 2])
+def test_a_row_that_fails_is_named_and_the_others_are_compared(shards, tmp_path, tune):
+    rows = {"neither": ROWS["neither"], "late": {"tau": 50}, "both": {}}
+    call = {"shards": shards, "seeds": 2, "tune": tune, **QUICK, "epochs": 1, "milestones": ()}
+    result = kdcache.ablate("early", rows=rows, out=tmp_path / "out", **call)
+    assert list(result.failed) == ["late"]
+    assert "tau=50: clips have 5 levels" in result.failed["late"]
+    assert set(result.results["row"]) == {"neither", "both"}
+    assert list(dict.fromkeys(result.tests["row"])) == ["both"]
+    assert "| **late** (failed) |" in result.text
+    assert "**late failed** and is not compared" in result.text
+    assert report.write_report(conclude(result.path)) == result.text
+    with pytest.raises(OptionError, match=r"late: .*tau=50.*The other rows are tested against it"):
+        kdcache.ablate("early", rows=rows, out=tmp_path / "other", against="late", **call)
+    command = [
+        "ablate",
+        "early",
+        "--shards",
+        str(shards),
+        "--out",
+        str(tmp_path / "cli"),
+        "--seeds",
+        "1",
+        "--tune",
+        "0",
+    ]
+    sets = [f"--set={name}={value}" for name, value in {**QUICK, "epochs": 1, "milestones": ""}.items()]
+    rows_given = ["--row", "neither:alpha=0,beta=0", "--row", "late:tau=50"]
+    done = CliRunner().invoke(main, [*command, *(s for s in sets if "device" not in s), "--device", "cpu", *rows_given])
+    assert done.exit_code == 3, done.output
+
+
 # Results
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kdcache.cli.common import given
+from kdcache.cli.common import SOME_FAILED, given
 
 
 @click.command()
@@ -47,7 +48,8 @@ def ablate(
     """Run every row of a paper's TABLE, or rows of your own, with several seeds and splits, and compare them.
 
     Learning rate, length and epoch are selected on validation clips alone; without any, the last epoch is shown. The
-    tables also say how many optimiser steps each row took. What has been trained before is not trained again.
+    tables also say how many optimiser steps each row took. What has been trained before is not trained again. A row that
+    fails is named and left out; the exit status is then 3.
 
     \b
     Example:
@@ -68,3 +70,5 @@ def ablate(
     result = kdcache.ablate(method, rows=named, grid=grid, **given(options), **common)
     click.echo(result)
     click.echo(f"{result.path}/")
+    if result.failed:
+        sys.exit(SOME_FAILED)

@@ -13,7 +13,7 @@ import click
 
 from kdcache.errors import KdcacheError, OptionError
 
-SOME_FAILED = 3  # exit status: the run ended, but clips are listed in failures.csv
+SOME_FAILED = 3  # exit status: the run ended, but clips are listed in failures.csv, or rows of a comparison failed
 STOPPED = 143  # exit status after SIGTERM or Ctrl-C: what was finished is kept
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -46,6 +46,7 @@ class Ablation:
         tuning: ``row``, ``split_column``, ``trial``, what was varied, ``score`` on validation clips, ``chosen``,
             ``problem``; or empty.
         text: the tables in Markdown.
+        failed: name of each row that could not be trained → why; it is not compared.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Ablation:
     tests: pd.DataFrame
     tuning: pd.DataFrame
     text: str
+    failed: dict[str, str]
 
     def __str__(self) -> str:
         return self.text
@@ -145,7 +147,8 @@ def ablate(
     train_rows(protocol)
     conclusion = conclude(protocol.folder)
     text = write_report(conclusion)
-    return Ablation(conclusion.path, conclusion.results, conclusion.tests, conclusion.tuning, text)
+    c = conclusion
+    return Ablation(c.path, c.results, c.tests, c.tuning, text, c.comparison.failed)
 
 
 def write_report(conclusion: Conclusion) -> str:

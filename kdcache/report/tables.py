@@ -36,6 +36,8 @@ def markdown(conclusion: Conclusion) -> str:
             over = "splits and seeds" if len(columns) > 1 else "seeds"
             lines += [f"{c.monitor} against {c.against}, paired over {over}, {WEIGHTS[weights]}", ""]
             lines += [*tests_table(c.tests, weights), ""]
+    for name, problem in c.comparison.failed.items():
+        lines += [f"**{name} failed** and is not compared: {problem}", ""]
     lines += [steps_line(c.comparison, c.results), ""]
     if c.comparison.of_others:
         others = "; ".join(f"{', '.join(names)} by {method}" for method, names in c.comparison.of_others.items())
@@ -106,6 +108,9 @@ def results_table(
             cells = [_number(row.paper.get(column)) for column in shown]
             lines.append(f"| {row.name} (not run): paper | | | {' | '.join(cells)} |")
             continue
+        if row.failed:
+            lines.append(f"| **{row.name}** (failed) | | | {' | '.join(UNKNOWN for _ in shown)} |")
+            continue
         here = results[(results["row"] == row.name) & (results["weights"] == weights)]
         epoch = here.drop_duplicates(["split_column", "seed"])["epoch"].mean()
         ours = {c: values(results, row.name, weights, split, m) if m else [] for c, m in shown.items()}
@@ -168,6 +173,8 @@ def tuning_table(tuned: pd.DataFrame, metric: str) -> list[str]:
     header = [*by, "trial", *varied, "score", "score of its own settings"]
     lines += [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
     for names, part in tuned.groupby(by, sort=False):
+        if not part["chosen"].any():  # every trial failed
+            continue
         best, own = part[part["chosen"]].iloc[0], part[part["trial"] == 0].iloc[0]
         shown = " | ".join("" if pd.isna(best[name]) else str(best[name]) for name in ("trial", *varied))
         lines.append(f"| {' | '.join(map(str, names))} | {shown} | {best['score']:.1f} | {own['score']:.1f} |")

@@ -28,6 +28,8 @@ class TableRow:
     """Name of its folder in a comparison; empty outside one."""
     method: str = ""
     """What trains it, where that is not the table's method."""
+    failed: str = ""
+    """Why it could not be trained; empty before, and where it was."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from kdcache.runs.ablation.pool import Job
 from kdcache.runs.ablation.replicates import TRIAL_SEED, Replicate, SplitColumns, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.trials import column_of
-from kdcache.runs.ablation.tuning import automatic, choose, refuse
+from kdcache.runs.ablation.tuning import automatic, choose, refuse, untuned
 
 DESCRIPTION = "ablation.json"
 
@@ -65,24 +65,30 @@ class AblationProtocol:
 def train_rows(protocol: AblationProtocol) -> None:
     """Tune and train every row; what has been trained before is not trained again.
 
-    Leaves the runs, ``tuning.csv`` where there were trials, and ``ablation.json``: the call, the rows and their runs.
+    Leaves the runs, ``tuning.csv`` where there were trials, and ``ablation.json``: the call, the rows and their runs. A
+    row that failed is marked so, and left out of what is compared.
 
     Raises:
-        OptionError: nothing to tune on, rows that tuning would make alike, or a run that failed.
+        OptionError: nothing to tune on, rows that tuning would make alike, or the row failed that others are tested
+            against.
         KdcacheError: a worker process died.
         KeyboardInterrupt, SystemExit: interrupted; the same call goes on.
     """
-    p, runnable = protocol, protocol.comparison.runnable
+    p = protocol
     if p.tune:
         refuse(p.comparison, p.common, p.split_columns, of_paper=p.table is not None)
     tune = automatic(p.comparison, p.common, p.split_columns) if p.tune is None else p.tune
     chosen: dict[tuple[str, str], dict[str, Any]] = {}
+    problems: dict[str, str] = {}
     if tune:
         tuned = choose(p.comparison, tune, p.folder, p.common, p.tune_seeds, p.workers, p.split_columns)
         best = tuned[tuned["chosen"]].to_dict("records")
         chosen = {(row["row"], row["split_column"]): json.loads(row["settings"]) for row in best}
+        problems = untuned(tuned)
+        _refuse_without_reference(p, problems)
+    trainable = p.comparison.without(problems).runnable
     final = [  # one split column after the other: what is in memory is of one
-        (row, Replicate(column, seed)) for column in p.split_columns for row in runnable for seed in range(p.seeds)
+        (row, Replicate(column, seed)) for column in p.split_columns for row in trainable for seed in range(p.seeds)
     ]
     jobs = [
         Job(
@@ -98,9 +104,25 @@ def train_rows(protocol: AblationProtocol) -> None:
         )
         for row, replicate in final
     ]
-    for label, problem in run_with_bar(jobs, p.workers, p.folder, "runs").items():
-        raise OptionError(f"{label} failed, so there is nothing to compare yet: {problem}")
-    _describe(protocol, tune, jobs)
+    ended = run_with_bar(jobs, p.workers, p.folder, "runs")
+    for (row, _), job in zip(final, jobs, strict=True):
+        if job.label in ended:
+            problems.setdefault(row.name, ended[job.label])
+    _refuse_without_reference(p, problems)
+    compared = p.comparison.without(problems)
+    named = {row.name for row in compared.runnable}
+    kept = [job for (row, _), job in zip(final, jobs, strict=True) if row.name in named]
+    _describe(replace(p, comparison=compared), tune, kept)
+
+
+def _refuse_without_reference(protocol: AblationProtocol, problems: Mapping[str, str]) -> None:
+    """``OptionError`` where the row is among those that failed against which the others are tested."""
+    name = protocol.against
+    if name in problems:
+        raise OptionError(
+            f"{name}: {problems[name]} The other rows are tested against it, so nothing is compared yet: mend it, or "
+            "name another with --against."
+        )
 
 
 def _describe(protocol: AblationProtocol, tune: int, jobs: list[Job]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdcache.errors import OptionError, unknown
@@ -29,8 +29,18 @@ class Comparison:
 
     @property
     def runnable(self) -> list[TableRow]:
-        """Rows that can be run, in the order of the table."""
-        return [row for row in self.rows if not row.quoted]
+        """Rows that can be run, in the order of the table; after training those that did not fail."""
+        return [row for row in self.rows if not row.quoted and not row.failed]
+
+    def without(self, problems: Mapping[str, str]) -> Comparison:
+        """The same with the rows marked as failed whose names have a problem."""
+        marked = [replace(row, failed=problems[row.name]) if row.name in problems else row for row in self.rows]
+        return replace(self, rows=marked)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Name of each row that failed → why."""
+        return {row.name: row.failed for row in self.rows if row.failed}
 
     def method_of(self, row: TableRow) -> str:
         """The method that trains a row."""

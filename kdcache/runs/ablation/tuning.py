@@ -64,10 +64,10 @@ def choose(
     Returns:
         ``row``, ``split_column``, ``trial``, ``lr``, ``epochs`` (of methods of several stages ``lr_factor``,
         ``length``; both pairs where rows are of both kinds, NA in those that a row has not), ``settings`` (JSON),
-        ``score`` (NaN where a training failed), ``problem``, ``chosen``.
+        ``score`` (NaN where a training failed), ``problem``, ``chosen``: none of a row whose trials all failed.
 
     Raises:
-        OptionError: every trial of a row failed, or the method has nothing to tune.
+        OptionError: the method has nothing to tune.
     """
     of_trials = [(trial, trial.jobs(folder, common, seeds)) for trial in trials(comparison, count, columns)]
     every = [job for _, jobs in of_trials for job in jobs]
@@ -90,15 +90,23 @@ def choose(
     order = ["row", "split_column", "trial", *varied, "settings", "score", "problem"]
     table = _with_types(pd.DataFrame(found)[order])
     table["chosen"] = False
-    for (row, column), part in table.groupby(["row", "split_column"], sort=False):
-        if part["score"].isna().all():
-            on = f" on {column}" if len(columns) > 1 else ""
-            raise OptionError(f"{row}{on}: every trial failed, the first with: {part['problem'].iloc[0]}")
-        number = best(dict(zip(part["trial"], part["score"], strict=True)))
-        table.loc[part.index[part["trial"] == number], "chosen"] = True
+    for _, part in table.groupby(["row", "split_column"], sort=False):
+        if part["score"].notna().any():
+            number = best(dict(zip(part["trial"], part["score"], strict=True)))
+            table.loc[part.index[part["trial"] == number], "chosen"] = True
     with atomic(folder / TABLE) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
     return table
+
+
+def untuned(table: pd.DataFrame) -> dict[str, str]:
+    """Name of each row of which, on some split column, every trial failed → the first problem, in words."""
+    found: dict[str, str] = {}
+    for (row, column), part in table.groupby(["row", "split_column"], sort=False):
+        if not part["chosen"].any():
+            on = f"on {column} " if table["split_column"].nunique() > 1 else ""
+            found.setdefault(str(row), f"{on}every trial failed, the first with: {part['problem'].iloc[0]}")
+    return found
 
 
 def read_tuning(folder: Path) -> pd.DataFrame:
