@@ -27,6 +27,7 @@ from kdcache.backbones.resnet import ResNet34
 from kdcache.cli import main
 from kdcache.demo.tour import choose_weights
 from kdcache.errors import OptionError, WeightsError
+from kdcache.methods.recognition_options import RECIPES
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +86,10 @@ def test_networks_have_the_published_names_and_shapes(name: str) -> None:
     assert {k: list(v.shape) for k, v in net.state_dict().items()} == json.loads(file.read_text())
 
 
-def test_a_new_classifier_is_drawn_only_when_asked(state, tmp_path: Path) -> None:
+def test_a_new_classifier_is_drawn_only_when_asked_and_said(state, tmp_path: Path, caplog) -> None:
     path = as_saved(state, tmp_path / "net.pt", "plain")
     net = backbones.build("i3d-rgb", weights=path, num_classes=7)
+    assert f"{path} has 5 classes: the classifier for 7 starts anew" in caplog.text
     own = net.state_dict()
     assert own["logits.conv3d.weight"].shape[0] == 7
     assert torch.equal(own["Mixed_5c.b0.conv3d.weight"], state["Mixed_5c.b0.conv3d.weight"])
@@ -308,6 +310,14 @@ def test_digests_follow_the_file(tmp_path: Path) -> None:
     file.write_bytes(b"second")
     assert first == hashlib.sha256(b"one").hexdigest()
     assert weights.weights_digest(file) == hashlib.sha256(b"second").hexdigest()
+
+
+def test_fit_is_advised_where_it_is_possible(home: Path) -> None:
+    assert set(RECIPES) == set(weights.FITTED)
+    for name in ("vacnn", "egornn"):
+        with pytest.raises(WeightsError) as error:
+            backbones.build(name)
+        assert ("kdcache fit" in str(error.value)) == (name == "vacnn")
 
 
 def test_planning_needs_no_torch() -> None:

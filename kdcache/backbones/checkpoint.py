@@ -17,8 +17,9 @@ from kdcache.backbones.base import Backbone, State
 from kdcache.backbones.metadata import read_metadata
 from kdcache.backbones.published import ADAPTED
 from kdcache.backbones.spec import Weights
-from kdcache.backbones.weights import Choice, resolve
+from kdcache.backbones.weights import FITTED, Choice, resolve
 from kdcache.errors import WeightsError
+from kdcache.log import logger
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -39,9 +40,10 @@ def load(
         state = net.adapt(load_state_dict(choice.path))
         metadata = read_metadata(choice.path)
         if metadata is not None and metadata.backbone not in (name, ADAPTED.get(name)):
+            advice = f", or fit {name} with `kdcache fit {name}`" * (name in FITTED)
             raise WeightsError(
-                f"{choice.path} was fitted as {metadata.backbone}, not as {name}: give it to {metadata.backbone}, or "
-                f"fit {name} with `kdcache fit {name}`."
+                f"{choice.path} was fitted as {metadata.backbone}, not as {name}: give it to "
+                f"{metadata.backbone}{advice}."
             )
         if num_classes is None and net.classifier and net.classifier[-1] in state:
             with torch.device("meta"):
@@ -122,6 +124,8 @@ def fill(
         if found is None and name.endswith(_COUNTER):
             found = torch.zeros((), dtype=torch.int64)
         if name in classifier and found is not None and found.shape[1:] == own.shape[1:] and found.shape != own.shape:
+            if name == classifier[-1]:
+                logger.warning("%s has %d classes: the classifier for %d starts anew", source, len(found), len(own))
             found = _random_tensor(name, own, seed, classifier)
         if found is None or found.shape != own.shape:
             has = "is missing" if found is None else f"has shape {list(found.shape)}"

@@ -84,6 +84,10 @@ def folders() -> list[Path]:
     return [Path(own).expanduser(), cache] if own else [cache]
 
 
+FITTED = ("vacnn", "tsm-resnet50", "tsm-resnet50-online", "resnet34", "i3d-rgb", "resnext101")
+"""Backbones that ``kdcache fit`` trains."""
+
+
 def find(name: str, weights: Weights = None) -> Path:
     """The checkpoint file for backbone ``name``: ``weights`` itself, or found in ``folders()``.
 
@@ -108,8 +112,8 @@ def find(name: str, weights: Weights = None) -> Path:
         )
     if weights is None:
         raise WeightsError(
-            f"No weights are published for {name}: name a checkpoint with --weights FILE, fit one with "
-            f"`kdcache fit {name}`, or ask for --weights random:0."
+            f"No weights are published for {name}: name a checkpoint with --weights FILE"
+            f"{f', fit one with `kdcache fit {name}`' * (name in FITTED)}, or ask for --weights random:0."
         )
     raise WeightsError(f"{wanted}: no such weights file here or in {where}; check the path given for {name}.")
 

@@ -48,8 +48,8 @@ def ablate(
     """Run every row of a paper's TABLE, or rows of your own, with several seeds and splits, and compare them.
 
     Learning rate, length and epoch are selected on validation clips alone; without any, the last epoch is shown. The
-    tables also say how many optimiser steps each row took. What has been trained before is not trained again. A row that
-    fails is named and left out; the exit status is then 3.
+    tables also say how many optimiser steps each row took. What has been trained before is not trained again. A row
+    that fails is named and left out; the exit status is then 3.
 
     \b
     Example:

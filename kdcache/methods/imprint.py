@@ -36,7 +36,7 @@ from kdcache.methods.contract import Batch, Data, Input, Predictor, Stage, predi
 from kdcache.methods.egocentric import EgocentricOptions
 from kdcache.methods.imprint_networks import MAPS, Feedback, Imprint, MotionSegmentation, motion_share, theta
 from kdcache.methods.labels import Clips
-from kdcache.methods.options import refuse_unless_positive
+from kdcache.methods.options import refuse_meaningless, refuse_unless_positive
 from kdcache.methods.pictures import Picture, StageLoader
 
 DRAWN = 2  # channels whose β and γ are shown
@@ -90,17 +90,14 @@ class ImprintOptions(EgocentricOptions):
         if self.ms == "none" and self.feedback != "off":
             raise OptionError(f"feedback={self.feedback} reads the motion segmentation, and ms=none: set feedback=off.")
         one_shot, regression = self.stages == 2, self.ms.startswith("reg")
-        for applies, why, names in (
+        refuse_meaningless(
+            self,
             (self.ms == "none", "ms=none", ("ms_head", "ms_reduction", "alpha", "tau")),
             (regression, f"ms={self.ms}, which predicts the share itself,", ("ms_head", "tau")),
             (self.feedback == "off", "feedback=off", ("feedback_init", "stages", "freeze_ms_stage3")),
             (self.feedback != "conv1", f"feedback={self.feedback}", ("stage3_backbone",)),
             (one_shot, "stages=2", ("freeze_ms_stage3",)),
-        ):
-            for name in names if applies else ():
-                value = getattr(self, name)
-                if value != type(self).__dataclass_fields__[name].default:
-                    raise OptionError(f"{name}={value} means nothing with {why}: leave it out.")
+        )
 
     @property
     def cells(self) -> int:

@@ -185,3 +185,12 @@ def refuse_negative(options: Any, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and not value >= 0:
             raise OptionError(f"{name}={value}: it must not be negative.")
+
+
+def refuse_meaningless(options: Any, *rules: tuple[bool, str, tuple[str, ...]]) -> None:
+    """``OptionError`` for an option that differs from its default where a rule applies: (applies, why, names)."""
+    for applies, why, names in rules:
+        for name in names if applies else ():
+            value = getattr(options, name)
+            if value != type(options).__dataclass_fields__[name].default:
+                raise OptionError(f"{name}={value} means nothing with {why}: leave it out.")

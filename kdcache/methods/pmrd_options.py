@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from kdcache.errors import OptionError
 from kdcache.methods.egornn_options import RGBStreamOptions
-from kdcache.methods.options import refuse_unless_positive
+from kdcache.methods.options import refuse_meaningless, refuse_unless_positive
 
 SCHEDULES = ("rgb_1", "rgb_2", "flow_branch", "joint", "hallucination", "student")
 DECIDES = {
@@ -77,6 +77,16 @@ class PMRDOptions(RGBStreamOptions):
             self.schedule(name)
         if self.step3_signals != "none" and self.network != "hallucination":
             raise OptionError(f"step3_signals={self.step3_signals} is for network=hallucination, not {self.network}.")
+        of_l_m = ("temporal_attention", "alpha_norm", "alpha_width", "metric", "embed")
+        of_step_3, n = ("loss", *of_l_m, "lam", "gamma", "delta"), f"network={self.network}"
+        refuse_meaningless(
+            self,
+            (self.network in ("rgb", "flow", "two-branch"), n, of_step_3),
+            (self.network in ("rgb", "flow"), n, ("fusion", "source_factor")),
+            (self.loss == "metric", "loss=metric", ("lam", "gamma", "delta")),
+            (self.loss == "distillation", "loss=distillation", (*of_l_m, "gamma")),
+            (not self.temporal_attention, "temporal_attention=false", ("alpha_norm", "alpha_width")),
+        )
         if self.light and self.flow != "flow":
             raise OptionError(
                 f"flow={self.flow} is not read with light=true, which reads resnet34-flow/layer3: drop it."

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Input, Segment
-from kdcache.methods.options import LeakOptions, refuse_negative, refuse_unless_positive
+from kdcache.methods.options import LeakOptions, refuse_meaningless, refuse_negative, refuse_unless_positive
 from kdcache.methods.schedule import Schedule, ScheduleOptions
 
 STAGES = ("teacher", "appearance", "student", "fused")
@@ -97,7 +97,8 @@ class RelationOptions(LeakOptions, ScheduleOptions):
                 "ce=fc leaves all but the classifier to the distillation: rep=0 with ir=none trains none."
             )
         no_student, n = not self.has_student, f"network={self.network}"
-        for applies, why, names in (
+        refuse_meaningless(
+            self,
             (no_student, n, ("rep", "ce", "ir", "ir_norm", "taps", "mu")),
             (self.network != "fused", n, ("fusion", "ratio", "end_to_end")),
             (self.ir == "none", "ir=none", ("taps", "mu", "ir_norm")),
@@ -109,10 +110,7 @@ class RelationOptions(LeakOptions, ScheduleOptions):
             (self.start == "frames", "start=frames", ("head", "width")),
             (self.head == "light", "head=light", ("taps",)),
             (self.head == "tail", "head=tail", ("width",)),
-        ):
-            for name in names if applies else ():
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise OptionError(f"{name}={getattr(self, name)} means nothing with {why}: leave it out.")
+        )
 
     @property
     def has_student(self) -> bool:
