@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdcache.manifest import read_manifest, write_manifest
     from kdcache.report.ablation import ablate
     from kdcache.report.sheet import show
+    from kdcache.runs.cost import cost
     from kdcache.runs.evaluate import evaluate
     from kdcache.runs.fit import fit
     from kdcache.runs.online import predict
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Cache": "kdcache.store",
     "ablate": "kdcache.report.ablation",
+    "cost": "kdcache.runs.cost",
     "evaluate": "kdcache.runs.evaluate",
     "extract": "kdcache.extraction.run",
     "fit": "kdcache.runs.fit",
@@ -47,6 +49,7 @@ __all__ = [
     "__version__",
     "ablate",
     "backbones",
+    "cost",
     "datasets",
     "evaluate",
     "extract",

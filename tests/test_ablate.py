@@ -394,7 +394,7 @@ def test_columns_find_their_metrics(paper, metrics, shown):
 
 def test_the_folder_holds_all_that_was_promised(compared):
     names = {p.name for p in compared.path.iterdir()}
-    tables = {"table.md", "results.csv", "tests.csv", "tuning.csv", "ablation.json"}
+    tables = {"table.md", "results.csv", "tests.csv", "cost.csv", "tuning.csv", "ablation.json"}
     assert names == tables | {"curve.png", "training.png", "gain.png", "confusion.png", "stages", *ROWS}
     assert (compared.path / "table.md").read_text() == str(compared)
     assert "Selected from 2 trials by auc" in compared.text

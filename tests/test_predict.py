@@ -141,8 +141,9 @@ def test_a_skeleton_file_and_what_follows_in_it(train, folder, tmp_path):
     (tmp_path / "other.txt").write_text("".join(lines[:cut] + other[cut:]))
     cache = kdcache.Cache(folder / "out.txt")
     stream = restore(JOINTS, cache.recipe(JOINTS), Choice(seed=0))
+    nets = streaming.load_networks(stream, "cpu")
     first, second = (
-        list(streaming.stream_features(stream, ClipSpan(path, START, STOP), "cpu"))
+        list(streaming.stream_features(stream, ClipSpan(path, START, STOP), nets))
         for path in (folder / "c.txt", tmp_path / "other.txt")
     )
     assert [p.seconds for p in told] == [s.seconds for s in first] == pytest.approx([9 / 15, 15 / 15])

@@ -22,6 +22,7 @@ from kdcache.backbones.registry import (
     layer_axes,
     layer_shape,
     names,
+    outline,
     weights_id,
 )
 from kdcache.backbones.spec import InputSpec, Shape, Weights
@@ -41,5 +42,6 @@ __all__ = [
     "layer_axes",
     "layer_shape",
     "names",
+    "outline",
     "weights_id",
 ]

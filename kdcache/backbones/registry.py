@@ -114,6 +114,20 @@ def build(name: str, weights: Weights | Choice = None, num_classes: int | None =
     return load(canonical(name), lambda classes: make(found.input, classes, **found.options), weights, num_classes)
 
 
+def outline(name: str) -> Backbone:
+    """Backbone ``name`` without weights, on the meta device: what it would compute can be counted at no cost.
+
+    Its classifier is the published network's. Raises ``OptionError`` for an unknown backbone.
+    """
+    import torch
+
+    found = entry(name)
+    make = importlib.import_module(f"kdcache.backbones.{found.module}").make
+    with torch.device("meta"):
+        net: Backbone = make(found.input, None, **found.options)
+    return net.eval()
+
+
 def frozen(net: Backbone, layer: str, precision: str = "fp32", device: str = "cpu") -> Callable[[Tensor], Tensor]:
     """``net`` up to ``layer`` as a fast pure function; see ``kdcache.backbones.freeze.Frozen``."""
     from kdcache.backbones.freeze import Frozen

@@ -133,7 +133,8 @@ def seen_from(images: Tensor, params: Tensor, limits: Tensor) -> Tensor:
     Returns:
         Same shape and dtype as ``images``; computed in float32.
     """
-    with torch.autocast(images.device.type, enabled=False):  # mixed precision would round angles and pixels
+    device = "cpu" if images.is_meta else images.device.type  # the meta device has no mixed precision
+    with torch.autocast(device, enabled=False):  # it would round angles and pixels
         params, limits = params.float(), limits.float()
         turn = rotation(params[:, :3])
         low, span = limits[:, :1], limits[:, 1:] - limits[:, :1]

@@ -33,6 +33,9 @@ from kdcache.cli.common import SOME_FAILED, given
     help="Manifest columns, split_*, or subject=* (each subject out in turn): every row on each.  [default: split]",
 )
 @click.option("--splits", hidden=True, help="The name of --split-columns in version 0.1.")
+@click.option(
+    "--source", type=click.Path(path_type=Path), help="Video or skeleton file on which answers of each row are timed."
+)
 @click.option("--workers", default=1, show_default=True, help="Processes that share the cores.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")

@@ -38,8 +38,9 @@ class Ablation:
     """A finished comparison; printing it shows its tables.
 
     Attributes:
-        path: folder with ``table.md``, ``results.csv``, ``tests.csv``, the plots, ``ablation.json`` (the call), with
-            tuning ``tuning.csv``, and the runs: ``<row>/seed-<n>``, or with split columns ``<row>/<column>/seed-<n>``.
+        path: folder with ``table.md``, ``results.csv``, ``tests.csv``, ``cost.csv``, the plots, ``ablation.json`` (the
+            call), with tuning ``tuning.csv``, and the runs: ``<row>/seed-<n>``, or with split columns
+            ``<row>/<column>/seed-<n>``.
         results: ``row``, ``split_column``, ``seed``, ``weights`` (best, last), ``epoch``, ``steps``, ``split``,
             ``metric``, ``value``.
         tests: each other row against one, paired over split columns and seeds, by the metric that selects epochs.
@@ -74,6 +75,7 @@ def ablate(
     tune_seeds: int = 1,
     against: str | None = None,
     split_columns: Sequence[str] | None = None,
+    source: str | Path | None = None,
     workers: int = 1,
     device: str = "auto",
     precision: str = "auto",
@@ -106,6 +108,7 @@ def ablate(
             value test, the others train, and validation clips are held out of these. Every row is run with every seed
             on each of them, and tuned on each of them by itself, for a test clip of one may be a validation clip of
             another. None: ``split``, or what the rows' options say. (The name ``splits`` of version 0.1 still works.)
+        source: video or skeleton file to answer for: the table of costs then says how long each row's first run takes.
         workers: processes; each gets an equal share of the cores. The number of threads changes the last bits.
         device: as for ``train``.
         precision: as for ``train``.
@@ -125,6 +128,8 @@ def ablate(
     comparison = choose_rows(method, table, rows or {}, grid or {}, preset, options)
     if split_columns is not None and any("split_column" in row.options for row in comparison.runnable):
         raise OptionError("split_column and split_columns both say which clips train: give one of them.")
+    if source is not None and not Path(source).exists():
+        raise OptionError(f"source={source}: there is no such file to answer for.")
     protocol = AblationProtocol(
         comparison=comparison,
         folder=Path(out) if out is not None else Path("ablations") / "-".join([method, *([table] if table else [])]),
@@ -145,7 +150,7 @@ def ablate(
         workers=workers,
     )
     train_rows(protocol)
-    conclusion = conclude(protocol.folder)
+    conclusion = conclude(protocol.folder, source)
     text = write_report(conclusion)
     c = conclusion
     return Ablation(c.path, c.results, c.tests, c.tuning, text, c.comparison.failed)

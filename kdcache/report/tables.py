@@ -10,6 +10,7 @@ import pandas as pd
 
 from kdcache.metrics.early import at_ratio, column_title, ratio_metrics
 from kdcache.metrics.significance import mean_std
+from kdcache.report.costs import UNKNOWN, cost_section
 from kdcache.runs.ablation.conclusion import Conclusion
 from kdcache.runs.ablation.replicates import in_words
 from kdcache.runs.ablation.results import WEIGHTS, steps_of, values, weights_of
@@ -17,7 +18,6 @@ from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.trials import ONE_STAGE, STAGES
 
 USUAL_RATIOS = (20, 40, 60, 80, 100)  # observation ratios in the tables of papers, in per cent
-UNKNOWN = "–"
 
 
 def markdown(conclusion: Conclusion) -> str:
@@ -39,6 +39,8 @@ def markdown(conclusion: Conclusion) -> str:
     for name, problem in c.comparison.failed.items():
         lines += [f"**{name} failed** and is not compared: {problem}", ""]
     lines += [steps_line(c.comparison, c.results), ""]
+    if len(c.costs):
+        lines += [*cost_section(c.costs), ""]
     if c.comparison.of_others:
         others = "; ".join(f"{', '.join(names)} by {method}" for method, names in c.comparison.of_others.items())
         lines += [f"Rows that another method trains: {others}.", ""]

@@ -6,11 +6,13 @@ import os
 
 from kdcache.errors import SourceError, unknown
 from kdcache.sources.base import Source, SourceInfo
+from kdcache.stopwatch import OPENING, part
 
 DECODERS = ("auto", "decord", "pyav")
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
+@part(OPENING)
 def open_source(path: str | os.PathLike[str], decoder: str = "auto", fps: float | None = None) -> Source:
     """Open a video, a folder of images or a tar of images.
 

@@ -91,6 +91,11 @@ class BackboneStream(Stream):
     def compute(self, clip: Any) -> Array:
         """Input of the network for a clip, [segments, …]; a view of a clip or of one of its levels is a segment."""
 
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Of what the network is given of the first view of a clip, [segments, T, H, W, C]."""
+
     @abstractmethod
     def first_view(self) -> Self:
         """The same stream for a clip of one level, seen in its first view alone: what runs answer from."""

@@ -163,6 +163,13 @@ class FeatureStream(VideoStream, BackboneStream):
             return features
         return features.reshape(-1, self.levels.levels, *level_shape(features.shape[1:]))
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """See ``BackboneStream``; each level is a segment."""
+        segments = 1 if self.levels is None else self.levels.levels
+        size, channels = self.views.size, backbones.input_spec(self.backbone).channels
+        return (segments, self.sampling.frames or 0, size, size, channels)
+
     def first_view(self) -> Self:
         """See ``BackboneStream``."""
         views = replace(self.views, names=self.views.names[:1])

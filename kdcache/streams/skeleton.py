@@ -16,7 +16,7 @@ from kdcache.errors import ClipError, OptionError
 from kdcache.levels import LevelSpec
 from kdcache.recipe import Recipe, clip_key
 from kdcache.skeletons import Skeleton, open_skeleton
-from kdcache.skeletons.image import NTU_LIMITS, Imaging, level_image
+from kdcache.skeletons.image import NTU_LIMITS, SIDE, Imaging, level_image
 from kdcache.streams.backbone import BackboneStream, split_name
 from kdcache.streams.base import Array, Choose, ClipData, ClipSpan
 from kdcache.streams.settings import StreamSettings
@@ -146,6 +146,11 @@ class SkeletonStream(BackboneStream):
         span = clip.span
         seed = int(clip_key("", span.fingerprint, span.start_s, span.stop_s), 16)
         return self.imaging.images(clip.skeleton, seed)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """See ``BackboneStream``; an image for each level, in one segment."""
+        return (1, self.levels.levels, SIDE, SIDE, 3)
 
     def first_view(self) -> Self:
         """See ``BackboneStream``; levels are told apart by the network's input, not by the stream."""

@@ -18,6 +18,7 @@ from kdcache.motion.stacks import flow_stacks
 from kdcache.recipe import Recipe
 from kdcache.sampling import Sampling, clip_range, within
 from kdcache.sources import Source, open_source
+from kdcache.stopwatch import FLOW, part
 from kdcache.streams.base import Array, ClipData, ClipSpan, Payload, Stream
 from kdcache.streams.settings import StreamSettings
 from kdcache.views import resize_short_side
@@ -81,7 +82,8 @@ class FlowMemory:
             gray = {i: clip.gray(i, short_side) for i in {k[0] for k in new} | {k[1] for k in new}}
             first = np.stack([gray[k[0]] for k in new])
             second = np.stack([gray[k[1]] for k in new])
-            fields.update(zip(new, tvl1_pairs(first, second, threads=self._threads), strict=True))
+            with part(FLOW):
+                fields.update(zip(new, tvl1_pairs(first, second, threads=self._threads), strict=True))
         return np.stack([fields[k] for k in wanted])
 
 

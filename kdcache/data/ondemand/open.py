@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,31 @@ def open_sources(
     return TrainingData(data, examples, resolved, failures=loaded.failures)
 
 
+@dataclass(frozen=True)
+class OneClip:
+    """What a run on the sources of a manifest answers from: one clip, row 0 of its input, which may be any source's."""
+
+    opened: TrainingData
+    shown: SkeletonSegment | videos.VideoInput
+    here: dict[int, Any]
+    """What was read of row 0; empty before ``read``."""
+
+    def read(self, clip: Clip) -> None:
+        """Take another clip.
+
+        Raises:
+            SourceError, ClipError: it cannot be read, or its source has no such span.
+        """
+        if isinstance(self.shown, SkeletonSegment):
+            self.here[0] = open_skeleton(clip.path).span(clip.start_s, clip.stop_s)
+        else:
+            self.here[0] = self.shown.decode(clip)
+
+
 def open_one(
     rows: pd.DataFrame,
     root: str | Path,
     inputs: Sequence[Input],
-    clip: Clip,
     failed: Collection[str],
     *,
     split_column: str,
@@ -97,40 +118,32 @@ def open_one(
     device: str,
     precision: str,
     seed: int,
-) -> TrainingData:
+) -> OneClip:
     """What a run on the sources of a manifest needs to answer for one clip of any source.
 
-    Nothing but this clip is read, which is row 0 of the input; where it is a skeleton, the training clips' joints are
-    too, for images are scaled by their limits.
+    The manifest's clips are not read; of skeletons the training clips' joints are, for images are scaled by their
+    limits.
 
     Args:
         rows: of the manifest.
         root: folder that its sources are relative to.
         inputs: the method's one input, with a segment.
-        clip: to answer for.
         failed: ids of the manifest's clips that could not be read when the run was trained.
         split_column, validation, decoder, device, precision, seed: see ``open_sources``.
-
-    Raises:
-        SourceError, ClipError: the clip cannot be read, or its source has no such span.
     """
     (one,) = inputs
     on = runtime.resolve_device(device)
     rows = split_by(rows, split_column)
     examples = clips(rows, ~rows["clip_id"].isin(failed).to_numpy(bool), validation, quiet=True)
+    shown = one.segment if isinstance(one.segment, SkeletonSegment) else _shown(one, decoder)
     limits = None
-    read: Any
-    if isinstance(one.segment, SkeletonSegment):
-        shown: SkeletonSegment | videos.VideoInput = one.segment
-        read = open_skeleton(clip.path).span(clip.start_s, clip.stop_s)
+    if isinstance(shown, SkeletonSegment):
         known = clips_of(rows.assign(source=skeletons_of(rows)), Path(root))
         limits = limits_of(skeletons.load([known[name] for name in examples.splits["train"].names]).clips.values())
-    else:
-        shown = _shown(one, decoder)
-        read = shown.decode(clip)
-    stream = _stream({0: read}, one, shown, limits, seed, on, None)
+    here: dict[int, Any] = {}
+    stream = _stream(here, one, shown, limits, seed, on, None)
     data = _data(examples, one, stream, limits, seed, on, runtime.resolve_precision(precision, on))
-    return TrainingData(data, examples, {"samples": fingerprint(examples)})
+    return OneClip(TrainingData(data, examples, {"samples": fingerprint(examples)}), shown, here)
 
 
 def _stream(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.runs.ablation import results
+from kdcache.runs.ablation.costs import COSTS, costs_of_rows
 from kdcache.runs.ablation.protocol import DESCRIPTION
 from kdcache.runs.ablation.replicates import Replicate, run_folder
 from kdcache.runs.ablation.rows import Comparison
@@ -45,10 +46,14 @@ class Conclusion:
     """See ``tuning.choose``; empty where rows were not tuned."""
     same_examples: bool = True
     """Whether all rows were trained and scored on the same examples."""
+    costs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """See ``costs.costs_of_rows``."""
 
 
-def conclude(folder: str | Path) -> Conclusion:
-    """Gather the numbers of a comparison whose runs have finished; write ``results.csv`` and ``tests.csv``.
+def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion:
+    """Gather the numbers of a comparison whose runs have finished; write ``results.csv``, ``tests.csv``, ``cost.csv``.
+
+    ``source``: to answer for, of each row as long as is measured; None: what was measured before stays.
 
     Raises:
         OptionError: the folder holds no comparison, or a run has not finished.
@@ -69,7 +74,8 @@ def conclude(folder: str | Path) -> Conclusion:
     found = results.collect(comparison, folder, replicates)
     split, weights = results.reported_on(found)
     tests = results.tests(comparison, found, against, monitor, split)
-    for name, table in (("results.csv", found), ("tests.csv", tests)):
+    costs = costs_of_rows(comparison, folder, replicates[0], source)
+    for name, table in (("results.csv", found), ("tests.csv", tests), (COSTS, costs)):
         with atomic(folder / name) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
     tuned = read_tuning(folder) if description["tune"] else pd.DataFrame()
@@ -77,5 +83,5 @@ def conclude(folder: str | Path) -> Conclusion:
         len({Run(run_folder(folder, row.slug, each)).resolved.get("samples") for row in comparison.runnable}) == 1
         for each in replicates
     )
-    read = (found, tests, tuned, same)
+    read = (found, tests, tuned, same, costs)
     return Conclusion(folder, comparison, replicates, against, run.target, monitor, split, weights, *read)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,10 @@ from kdcache.store import Cache
 
 if TYPE_CHECKING:
     from kdcache.runs.train import Run
+
+StrPath = str | os.PathLike[str]
+Span = tuple[StrPath | None, float | None, float | None, float | None]
+"""Skeleton file, start and stop in seconds, frame rate of images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +51,19 @@ class Prediction:
 
     def __str__(self) -> str:
         return self.line()
+
+
+class LoadedRun(Protocol):
+    """A run with everything in memory that it needs for an answer."""
+
+    def answers(self, source: Path, span: Span) -> Iterator[Prediction]:
+        """What it says of a clip; one clip at a time.
+
+        Raises:
+            OptionError: a skeleton file is missing or one too many.
+            SourceError, ClipError: while iterating, a source that cannot be read or has no such span.
+        """
+        ...
 
 
 def class_names(run: Run, classes: Sequence[int]) -> tuple[str, ...]:

@@ -35,25 +35,33 @@ class SourceClip:
     """One clip with the methods of ``kdcache.store.Cache`` that inputs use.
 
     Arrays are those that extraction would cache of the clip, in the views and of the frames that are asked for alone.
-    Sources stay open until it is closed; it serves one thread at a time.
+    Sources stay open until it is closed, networks beyond that, for the next clip; it serves one thread at a time.
 
     Args:
         streams: by name.
-        spans: what each of them reads.
+        spans: what each of them reads; none: ``show`` says it before anything is read.
         device: on which networks run.
     """
 
     def __init__(self, streams: Sequence[Stream], spans: Sequence[ClipSpan], device: str) -> None:
-        self.path = Path(spans[0].path)
         self.clips = pd.DataFrame({"clip_id": [CLIP]})
         self.streams = [stream.name for stream in streams]
         self._stream = {stream.name: stream for stream in streams}
-        self._span = dict(zip(self.streams, spans, strict=True))
         self._device = device
         self._at_end = ExitStack()
         self._sources: dict[tuple[str, str], Source] = {}
         self._nets: dict[str, Backbones] = {}
         self._features: dict[tuple[str, int | None], Array] = {}
+        self.path = Path()
+        self._span: dict[str, ClipSpan] = {}
+        if spans:
+            self.show(spans)
+
+    def show(self, spans: Sequence[ClipSpan]) -> None:
+        """Be another clip; the sources of the one before are closed."""
+        self._close()
+        self.path = Path(spans[0].path)
+        self._span = dict(zip(self.streams, spans, strict=True))
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +69,12 @@ class SourceClip:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._at_end.close()
+        self._sources.clear()
+        self._features.clear()
 
     @property
     def end_s(self) -> float:

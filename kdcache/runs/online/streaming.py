@@ -27,7 +27,12 @@ class StreamingFeature:
     seconds: float
 
 
-def stream_features(stream: BackboneStream, clip: ClipSpan, device: str) -> Iterator[StreamingFeature]:
+def load_networks(stream: BackboneStream, device: str) -> Backbones:
+    """The network of a stream, for ``stream_features``."""
+    return Backbones([stream.first_view()], device, batch=1)
+
+
+def stream_features(stream: BackboneStream, clip: ClipSpan, nets: Backbones) -> Iterator[StreamingFeature]:
     """The first view of each level of a clip in turn.
 
     Raises:
@@ -35,7 +40,6 @@ def stream_features(stream: BackboneStream, clip: ClipSpan, device: str) -> Iter
         ClipError: a span that it does not have, or features that are not finite.
     """
     one = stream.first_view()
-    nets = Backbones([one], device, batch=1)
     for seconds, inputs in stream.level_inputs(clip, cores()):
         features = nets.features([inputs], one)[0]
         if isinstance(features, ClipError):

@@ -1,0 +1,39 @@
+"""The command that says what an answer costs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdcache.log import quiet
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--source", type=click.Path(path_type=Path), help="Also time answers for this video or skeleton file.")
+@click.option("--start", type=float, help="Second at which the clip starts.  [default: the source's start]")
+@click.option("--stop", type=float, help="Second before which it stops.  [default: the source's end]")
+@click.option("--repeats", default=5, show_default=True, help="Answers of which the median time is taken.")
+@click.option("--json", "as_json", is_flag=True, help="Print plain numbers as JSON.")
+def cost(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+    """Parameters, multiply-adds and TV-L1 fields of an answer, and with --source how long it takes.
+
+    Of the network that answers and of the backbones below what it reads; inputs that are read in training only take no
+    part. Several runs take turns in being timed.
+
+    \b
+    Example:
+      kdcache cost runs/relation-0 runs/relation-two-stream --source clip.mp4
+    """
+    import pandas as pd
+
+    from kdcache.report.costs import cost_table
+    from kdcache.runs.cost import costs
+
+    with quiet():  # how the runs were trained is not of interest here; warnings are
+        found = [{"run": str(run), **asdict(its)} for run, its in zip(runs, costs(runs, **options), strict=True)]
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(cost_table(pd.DataFrame(found), "run")))
