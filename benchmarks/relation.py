@@ -33,7 +33,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "I3D": {"backbone": "i3d", "head": "tail"},
     "I3D, light heads": {"backbone": "i3d", "head": "light"},
 }
-ONCE: dict[str, Any] = dict.fromkeys(("teacher", "appearance", "student", "fused"), "epochs=1 milestones= batch_size=2 plateau=0")
+LINE = "epochs=1 milestones= batch_size=2 plateau=0"
+ONCE: dict[str, Any] = dict.fromkeys(("teacher", "appearance", "student", "fused"), LINE)
 
 
 def clips(folder: Path) -> Path:
