@@ -159,6 +159,16 @@ def test_labels_of_test_clips_change_nothing_but_their_own_metric(finished, fold
     assert other.metrics["test"]["top1"] < finished.metrics["test"]["top1"]
 
 
+def test_test_clips_may_all_be_unlabelled(finished, folder, tmp_path):
+    rows = rows_of(folder)
+    rows.loc[rows["split"] == "test", "label"] = pd.NA
+    other = kdcache.fit("tiny", rows, folder, tmp_path / "unlabelled", **QUICK)
+    assert same_weights(finished, other)
+    assert "test" not in other.metrics
+    with pytest.raises(OptionError, match="No clip of test has what the network reads"):
+        Run(tmp_path / "unlabelled").predict("test")
+
+
 def test_validation_labels_choose_the_epoch_and_move_nothing(finished, folder, tmp_path):
     rows = rows_of(folder)
     held = rows["clip_id"].isin(finished.facts.validated_on)

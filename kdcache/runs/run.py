@@ -152,6 +152,8 @@ class Run:
         if clips is None or isinstance(clips, str):
             rows = self._split(clips).rows[self._predictor(which).role]
             rows = rows[self._seen(rows, which)]
+            if not len(rows):
+                raise OptionError(f"No clip of {clips or held_out(data.splits)} has what the network reads.")
         else:
             row_of = {clip: row for row, clip in enumerate(clip_ids)}
             missing = [clip for clip in clips if clip not in row_of]
@@ -180,6 +182,8 @@ class Run:
         for split in (s for s in HELD_OUT if s in data.splits):
             samples = data.splits[split]
             seen = self._seen(samples.rows[role], which)
+            if not seen.any():  # a fit on sources reads labelled clips alone
+                continue
             frame = self.predict(split, which)
             known, repeats = frame.index.nlevels, len(frame) // max(1, int(seen.sum()))
             frame = frame.reset_index()
