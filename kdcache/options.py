@@ -45,7 +45,7 @@ def _parsed(name: str, text: str, hint: Any) -> Any:
     if bool in kinds and text.lower() in ("true", "false"):
         value = text.lower() == "true"
     elif of := next((get_args(k)[0] for k in kinds if get_origin(k) is tuple), None):
-        parts = [part.strip() for part in text.split(",") if part.strip()]
+        parts = [part.strip() for part in text.split(",") if part.strip() and text.lower() != NONE]
         value = tuple(int(p) if of is int and p.lstrip("-").isdecimal() else p for p in parts)
     elif int in kinds or float in kinds:
         try:

@@ -105,7 +105,7 @@ def test_teacher_logs_when_its_targets_do_not_fit(caplog):
     with caplog.at_level("INFO", "kdcache"):
         rows = torch.arange(8)
         Teacher(network, lambda b: network(b["x_t"]), data, {"x_t": (data.inputs["x"], rows)}, 4, ("logits", "map"))
-    assert caplog.messages == ["teacher: its 0.0 GB of targets do not fit; computed in each step"]
+    assert caplog.messages == ["teacher: its targets are not kept in memory (they take 0.0 GB); computed in each step"]
 
 
 def expected_terms(options: Options) -> set[str]:

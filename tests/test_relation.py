@@ -16,6 +16,7 @@ from kdcache.methods import relation
 from kdcache.methods.contract import Split
 from kdcache.methods.heads import initialise
 from kdcache.methods.relation_networks import Average, Branch, Fused, Fusion
+from kdcache.runs import presets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CACHED = {
@@ -274,7 +275,7 @@ REFUSED = {
     "taps=pool: S trains no map": ("resnext101", {"taps": ("pool",)}),
     "taps=mixed4a: S trains no map": ("i3d", {"taps": ("mixed4a",)}),
     "ir=temporal: layer4 has a single time step here": ("one step", {"ir": "temporal"}),
-    "ir=position: Mixed_4f has 1568 positions": ("large", {"ir": "position"}),
+    "ir=position: Mixed_4f has 1568 positions": ("large", {"ir": "position", "taps": ("mixed4f",)}),
 }
 
 
@@ -287,6 +288,38 @@ def test_layers_on_which_a_loss_would_train_nothing_are_refused(says, checkpoint
     data = data_for(options, shape, CACHED[kind][2], checkpoints)
     with pytest.raises(OptionError, match=says):
         relation.resolve(options, data)
+
+
+@pytest.mark.parametrize("table", ["ucf101", "i3d", "light"])
+def test_every_row_has_maps_to_compare_at_the_published_size(table, checkpoints):
+    shape, layer = ((1024, 8, 7, 7), "layer3") if table == "ucf101" else ((480, 8, 14, 14), "MaxPool3d_4a_3x3")
+    seen = {}
+    for row in presets.tables("relation")[table].rows:
+        options = relation.Options(**{"head": "tail", **row.options}, target="label") if not row.quoted else None
+        if options is not None and options.distils and options.ir in ("position", "temporal"):
+            data = data_for(options, shape, layer, checkpoints)
+            seen[options.ir] = relation.resolve(options, data).compared
+    last = {"ucf101": "layer4", "i3d": "Mixed_5c", "light": "map"}[table]
+    assert seen["position"] == (last,)  # of 1,568 positions all pairs would be compared
+    assert seen["temporal"][-1] == last
+
+
+def test_maps_of_other_frames_than_the_options_are_refused(checkpoints):
+    common, _, layer = CACHED["resnext101"]
+    options = relation.Options(**common, frames=64, target="label")
+    data = data_for(options, (1024, 2, 7, 7), layer, checkpoints)
+    with pytest.raises(OptionError, match=r"frames=64 and size=112 give maps \[1024, 8, 7, 7\] of layer3, and those"):
+        relation.resolve(options, data)
+    fits = relation.Options(**common, frames=16, target="label")
+    assert relation.resolve(fits, data).frames == 16
+
+
+def test_schedules_are_written_out(checkpoints):
+    options, _ = prepared("light", checkpoints, student="lr=0.5", network="student")
+    assert options.teacher == "sgd lr=1e-2 epochs=60 milestones=40/55 weight_decay=1e-4"
+    assert options.student == "lr=0.5"
+    tail, _ = prepared("i3d", checkpoints, network="rgb")
+    assert tail.appearance == "sgd lr=1e-3 dampening=0.9 epochs=400 plateau=10 weight_decay=1e-5"
 
 
 def test_maps_of_rgb_and_flow_must_match(checkpoints):

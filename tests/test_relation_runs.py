@@ -137,6 +137,7 @@ def test_pictures_of_the_fusion(run, videos, tmp_path):
     assert ((share > 0) & (share < 1)).all()
     assert not pictures["weight of motion"].in_time
     assert found.frames is not None
+    assert found.answer == f"{run.predict(['v4']).iloc[0].idxmax()} {run.predict(['v4']).iloc[0].max():.2f}"
     kdcache.show(videos / "out", "v4", tmp_path / "sheet.png", run=run.path)
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
 
@@ -150,6 +151,22 @@ def test_pictures_without_flow_and_of_other_answers(run, videos, tmp_path):
     alone = kdcache.train("relation", videos / "out", out=tmp_path / "rgb", **{**QUICK, "network": "rgb"})
     with pytest.raises(OptionError, match="no weights of a fusion to draw"):
         explain(alone, videos / "out", "v4")
+
+
+def test_pictures_of_a_run_that_kept_its_last_stage_alone(videos, tmp_path, caplog):
+    run = kdcache.train("relation", videos / "out", out=tmp_path / "run", keep_stages=False, **QUICK)
+    found = explain(run, videos / "out", "v4")
+    assert [picture.title for picture in found.pictures][-1] == "motion of S"
+    assert "has not kept stage teacher (keep_stages=false)" in caplog.text
+
+
+def test_nothing_is_mirrored_where_it_must_not_be(videos, tmp_path):
+    run = kdcache.train(
+        "relation", videos / "out", out=tmp_path / "run", **{**QUICK, "network": "rgb", "mirror": False}
+    )
+    stream = run.training_data.data.inputs["rgb"]
+    assert stream.views == 1
+    assert stream.view_of == [0]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(run, videos, tmp_path, monkeypatch):

@@ -113,10 +113,10 @@ class _Stack(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.logits = Unit3D(channels, num_classes, classifier=True)
 
-    def endpoints(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Each layer's name and output in turn, computed only when asked for."""
+    def endpoints(self, x: Tensor, after: str | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Each layer's name and output in turn, computed only when asked for; ``after``: x is that layer's output."""
         dtype = x.dtype
-        for name in self.order:
+        for name in self.order[0 if after is None else self.order.index(after) + 1 :]:
             if name == "pool":
                 x = _average(x)
                 yield name, x.mean((2, 3, 4))

@@ -64,9 +64,9 @@ def _torchvision(name: str, backbone: str, file: str, sha256: str) -> Published:
     return Published(name, backbone, file, _TORCHVISION + file, licence, _IMAGENET_INPUT, 1000, sha256)
 
 
-def _mars(name: str, file: str) -> Published:
-    values = "0..255 minus mean (RGB 114.7748, 107.7354, 99.4750; flow 127.5), 112 crop, 16 frames"
-    return Published(name, name, file, _MARS, "MIT", values, 400, by_hand=True)
+def _mars(name: str, file: str, frames: int = 16) -> Published:
+    values = f"0..255 minus mean (RGB 114.7748, 107.7354, 99.4750; flow 127.5), 112 crop, {frames} frames"
+    return Published(name, name.removesuffix("-64f"), file, _MARS, "MIT", values, 400, by_hand=True)
 
 
 # The git blobs of the I3D files are those of the commit in their URL. The sha256 of rgb_imagenet.pt and of the two
@@ -106,6 +106,8 @@ _ROWS = (
     ),
     _mars("resnext101", "RGB_Kinetics_16f.pth"),
     _mars("resnext101-flow", "Flow_Kinetics_16f.pth"),
+    _mars("resnext101-64f", "RGB_Kinetics_64f.pth", 64),
+    _mars("resnext101-flow-64f", "Flow_Kinetics_64f.pth", 64),
 )
 TABLE = {row.name: row for row in _ROWS}
 

@@ -71,9 +71,10 @@ class _Stages(nn.Module):
     classifier: tuple[str, ...] = ("fc.weight", "fc.bias")
     order: tuple[str, ...]
 
-    def onwards(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name and output of each layer behind what gave ``x``, in turn, computed only when asked for."""
-        for name in self.order:
+    def onwards(self, x: Tensor, after: str | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Name and output of each layer behind what gave ``x``, in turn, computed only when asked for; ``after``: that
+        is a layer of this network."""
+        for name in self.order[0 if after is None else self.order.index(after) + 1 :]:
             if name == "pool":
                 x = x.mean((2, 3, 4))
             else:
@@ -120,9 +121,10 @@ class ResNeXt3D(_Stages, Backbone):
         """``layer`` itself; ``OptionError`` for an unknown one."""
         return known(layer, self.order)
 
-    def endpoints(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Each layer's name and output for ``[B, C, T, H, W]`` in turn, computed only when asked for."""
-        return self.onwards(stem(self, x))
+    def endpoints(self, x: Tensor, after: str | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Each layer's name and output for ``[B, C, T, H, W]`` in turn, computed only when asked for; ``after``: x is
+        that layer's output."""
+        return self.onwards(stem(self, x) if after is None else x, after)
 
     def features(self, x: Tensor, layer: str) -> Tensor:
         """Output of ``layer`` for ``float [B, C, T, H, W]``; nothing beyond it is computed.
@@ -175,9 +177,9 @@ class ResNeXt3DTail(_Stages):
             self.add_module(name, _stage(name))
         self.fc = nn.Linear(plan.WIDTH, num_classes)
 
-    def endpoints(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name and output of each layer for maps ``[B, C, t, h, w]`` of the input layer."""
-        return self.onwards(x)
+    def endpoints(self, x: Tensor, after: str | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Name and output of each layer for maps ``[B, C, t, h, w]`` of the input layer, or of ``after``."""
+        return self.onwards(x, after)
 
     def resolve(self, layer: str) -> str:
         """``layer`` itself; ``OptionError`` for one that is not behind the input layer."""

@@ -107,7 +107,7 @@ def find(name: str, weights: Weights = None) -> Path:
     where = " or ".join(str(folder) for folder in folders())
     if row is not None:
         raise WeightsError(
-            f"Weights for {name} ({row.file}) are not in {where}: {_how_to_get(row)}, name a checkpoint with "
+            f"Weights for {name} ({row.file}) are not in {where}: {_how_to_get(row)}, name another checkpoint with "
             f"--weights FILE, or ask for --weights random:0."
         )
     if weights is None:
@@ -143,7 +143,10 @@ def fetch(name: str) -> Path:
         _check(target, row)
         return target
     if row.by_hand:
-        raise WeightsError(f"{row.file} is published on a page, not at an address: {_how_to_get(row)}.")
+        raise WeightsError(
+            f"{row.file} is published on a page, not at an address: {_how_to_get(row)}, or name a checkpoint with "
+            "--weights FILE."
+        )
     if not _writable(target.parent):
         raise WeightsError(
             f"{row.file} cannot be written to {target.parent}: set XDG_CACHE_HOME to a folder that can be written to, "

@@ -17,6 +17,8 @@ from kdcache.log import quiet
 @click.option("--source", type=click.Path(path_type=Path), help="Also time answers for this video or skeleton file.")
 @click.option("--start", type=float, help="Second at which the clip starts.  [default: the source's start]")
 @click.option("--stop", type=float, help="Second before which it stops.  [default: the source's end]")
+@click.option("--fps", type=float, help="Frame rate of a folder or tar of images.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N, to be timed on.  [default: the runs']")
 @click.option("--repeats", default=5, show_default=True, help="Answers of which the median time is taken.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain numbers as JSON.")
 def cost(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
@@ -31,9 +33,13 @@ def cost(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """
     import pandas as pd
 
-    from kdcache.report.costs import cost_table
+    from kdcache.report.costs import cost_table, meaning
     from kdcache.runs.cost import costs
 
     with quiet():  # how the runs were trained is not of interest here; warnings are
         found = [{"run": str(run), **asdict(its)} for run, its in zip(runs, costs(runs, **options), strict=True)]
-    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(cost_table(pd.DataFrame(found), "run")))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    table = pd.DataFrame(found).assign(source=str(options["source"] or ""))
+    click.echo("\n".join([*cost_table(table, "run"), "", meaning(table)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def open_cache(
     rows = split_by(cache.clips, split_column)
     there = _there(cache, inputs, bindings, str(before.get("stream", stream or "")))
     examples = find_examples(cache, rows, there, tau_s, validation)
+    if training:
+        _check_first_view(cache, bindings)
     free = int(memory_fraction * runtime.free_bytes(on))
     total = int(before.get("budget", free))
     pool = pool if pool is not None else StreamPool()
@@ -118,6 +121,7 @@ def open_cache(
         roles={one.name: one.role for one in read},
         layers={name: str(r.get("backbone", {}).get("layer", "")) for name, r in first.items()},
         sizes={name: int(r["views"]["size"]) for name, r in first.items() if "size" in r.get("views", {})},
+        sampled={name: _sampled(r) for name, r in first.items() if "sampling" in r},
         fitted=frozenset().union(*(fitted_clips(cache.path, _weights_of(r)) for r in recipes.values())),
         seed=seed,
         device=on,
@@ -134,7 +138,13 @@ def open_cache(
         "budget": before.get("budget", pool.nbytes),
     }
     of_inputs = {
-        one.name: digest({"recipes": {n: recipes[n] for n in b.streams}, "shown": _shown(streams[one.name])})
+        one.name: digest(
+            {
+                "recipes": {n: recipes[n] for n in b.streams},
+                "shown": _shown(streams[one.name]),
+                "available": _numbers(streams[one.name].available),  # which held-out clips choose an epoch
+            }
+        )
         for b in bindings
         for one in b.inputs
     }
@@ -145,6 +155,17 @@ def _shown(stream: InputStream) -> list[Any]:
     """Which cached views a stream shows, and at whose frames: runs that differ in it do not share stages."""
     of = stream.parts[0] if isinstance(stream, JoinedStream) else stream
     return [of.view_of] if isinstance(of, CachedStream) else [getattr(of, "names", None), getattr(of, "follows", None)]
+
+
+def _sampled(recipe: Recipe) -> str:
+    """Which frames of a clip a stream of features was computed from, and at which size."""
+    views = {name: recipe.get("views", {}).get(name) for name in ("size", "resize")}
+    return json.dumps([recipe["sampling"], views], sort_keys=True)
+
+
+def _numbers(mask: Tensor | None) -> list[int] | None:
+    """Which rows there are; None: all."""
+    return None if mask is None else mask.nonzero()[:, 0].tolist()
 
 
 def stream_text(bindings: Sequence[Binding]) -> str:
@@ -224,6 +245,8 @@ def open_streams(
     recipes = {s: cache.recipe(s) for binding in features for s in binding.streams}
     views = {s: cache.shape(s)[0] for s in recipes}
     shown, common = align_views(recipes, views) if recipes else ({}, None)
+    if not all(one.mirror for binding in features for one in binding.inputs):
+        shown, common = _unmirrored(shown, common, views)
     if common and len(common) < max(views.values()):
         logger.info("views that all streams have: %s; the others are not read", ", ".join(common))
     if recipes and any(map(_beside, bindings)) and common is None and max(views.values()) > 1:
@@ -251,6 +274,43 @@ def open_streams(
         stream = pool.streams[key]
         streams |= dict.fromkeys((one.name for one in binding.inputs), stream)
     return streams
+
+
+def _check_first_view(cache: Reader, bindings: Sequence[Binding]) -> None:
+    """``OptionError`` where privileged features lack the view in which the others are judged, and answer: a finished
+    run, which does not open them, would answer from another view than it was judged in."""
+    features = [b for b in bindings if b.inputs[0].segment is None]
+    first: list[str | None] = []
+    for some in (features, [b for b in features if not b.privileged]):
+        recipes = {s: cache.recipe(s) for b in some for s in b.streams}
+        shown, common = align_views(recipes, {s: cache.shape(s)[0] for s in recipes}) if recipes else ({}, None)
+        if common and not all(one.mirror for b in some for one in b.inputs):
+            _, common = _unmirrored(shown, common, {s: cache.shape(s)[0] for s in recipes})
+        first.append(common[0] if common else None)
+    if first[1] is not None and first[0] != first[1]:
+        lacking = ", ".join(b.names for b in features if b.privileged)
+        raise OptionError(
+            f"{lacking} has no view {first[1]}, the first of what the trained network reads, in which it is judged: "
+            f"extract it with --views that begin alike."
+        )
+
+
+def _unmirrored(
+    shown: dict[str, list[int]], common: list[str] | None, views: Mapping[str, int]
+) -> tuple[dict[str, list[int]], list[str] | None]:
+    """What ``align_views`` gave, without mirrored views."""
+    if common is None:
+        if max(views.values()) > 1:
+            raise OptionError(
+                "mirror=false: the cached views have no names, so mirrored ones are not known: use one view."
+            )
+        return shown, common
+    kept = [i for i, name in enumerate(common) if not name.endswith("-flip")]
+    if not kept:
+        raise OptionError(
+            "mirror=false, and every cached view is mirrored: extract others with --views, such as centre."
+        )
+    return {stream: [of[i] for i in kept] for stream, of in shown.items()}, [common[i] for i in kept]
 
 
 def _beside(binding: Binding) -> bool:

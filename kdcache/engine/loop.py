@@ -183,11 +183,15 @@ def _still_finite(run: _Training) -> None:
     state.sums = {name: float(value) for name, value in state.sums.items()}
     for name, value in state.sums.items():
         if not math.isfinite(value):
-            rate = run.stage.optimizer.param_groups[0]["lr"] if run.stage.optimizer else 0.0
             raise OptionError(
-                f"{run.stage.name}: {name} is {value} in epoch {state.epoch + 1}, step {state.step}: "
-                f"lower lr (now {rate:g}) or set grad_clip, for example grad_clip=5."
+                f"{run.stage.name}: {name} is {value} in epoch {state.epoch + 1}, step {state.step}: {_remedy(run)}"
             )
+
+
+def _remedy(run: _Training) -> str:
+    """What helps against numbers that are not finite."""
+    rate = run.stage.optimizer.param_groups[0]["lr"] if run.stage.optimizer else 0.0
+    return f"lower lr (now {rate:g}) or set grad_clip, for example grad_clip=5."
 
 
 def _save(run: _Training) -> None:
@@ -222,6 +226,9 @@ def _evaluated(run: _Training) -> dict[str, float]:
     measured: dict[str, float] = {}
     for split, source in stage.eval_sets.items():
         scores = probabilities(stage.module, stage.predict, run.data, source, stage.batch_size)
+        if not np.isfinite(scores).all():  # the last step of the epoch has led there
+            after = f"what it predicts after epoch {state.epoch + 1} is not finite"
+            raise OptionError(f"{stage.name}: {after}: {_remedy(run)}")
         metrics = stage.metrics_fn(scores, source.fields["y"].numpy())
         measured |= {f"{split}/{name}": value for name, value in metrics.items()}
         value = metrics[stage.monitor]

@@ -90,7 +90,7 @@ def _channels(S: Tensor, F_: Tensor, norm: Norm, through: str | None) -> Tensor:
         G_S, G_F = products
         return (a[:, None, None] * G_S - b[:, None, None] * G_F).square().sum((1, 2))
     (SS, FF), SF = (G.square().sum((1, 2)) for G in products), (S.transpose(1, 2) @ F_).square().sum((1, 2))
-    return a.square() * SS + b.square() * FF - 2 * a * b * SF
+    return (a.square() * SS + b.square() * FF - 2 * a * b * SF).clamp(min=0)
 
 
 def _length(G: Tensor) -> Tensor:

@@ -102,6 +102,8 @@ class Input:
     """``train``: privileged information, read in training only; predicting never opens its stream."""
     segment: Segment | SkeletonSegment | None = None
     """For streams of frames, and of skeletons made on demand: what is shown of a clip."""
+    mirror: bool = True
+    """Off: cached views that are mirrored are not shown, of this and of all inputs beside it."""
     extract: tuple[str, ...] = ()
     """Streams that ``kdcache extract --for METHOD`` computes for this input."""
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -250,6 +252,8 @@ class Data:
     """Of the clips that rows number."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """For each input of cached features the side in pixels of the crops that they were computed from, where known."""
+    sampled: Mapping[str, str] = field(default_factory=dict)
+    """For each input of features which frames of a clip they are of and at which size, as text to compare."""
     fitted: frozenset[str] = frozenset()
     """Clips whose labels a backbone of the streams was fitted on; none for published and random weights."""
     info: Mapping[str, Any] = field(default_factory=dict)

@@ -28,6 +28,10 @@ VIEWS = (
 that have each scale, place and side. [reconstructed]"""
 
 
+UNMIRRORED = tuple(dict.fromkeys(name.removesuffix("-flip") for name in VIEWS))
+"""The same where nothing may be mirrored."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EgocentricOptions(LeakOptions, ScheduleOptions):
     """What the egocentric methods share."""
@@ -52,7 +56,7 @@ class EgocentricOptions(LeakOptions, ScheduleOptions):
     """Different views of a clip's frames, one of which is drawn in each epoch (corner crops of four scales, mirrored or
     not, other moments); 0: always the centre crop. Cached maps are shown in the views that they have."""
     mirror: bool = True
-    """Half of these views are mirrored."""
+    """Half of these views are mirrored. Off, mirrored views of cached maps are not shown either."""
 
     def __post_init__(self) -> None:
         LeakOptions.__post_init__(self)
@@ -70,11 +74,21 @@ class EgocentricOptions(LeakOptions, ScheduleOptions):
     @property
     def settings(self) -> dict[str, Any]:
         """Of the extraction of every input, so that one call decodes each clip once."""
-        return {"frames": self.frames, "views": VIEWS} | ({} if self.size == 224 else {"size": self.size})
+        return {"frames": self.frames, "views": VIEWS if self.mirror else UNMIRRORED} | (
+            {} if self.size == 224 else {"size": self.size}
+        )
 
     def maps(self, name: str = "maps", stream: str = "resnet34/layer3", when: When = "always") -> Input:
         """Layer-3 maps ``[T, 256, h, w]``."""
-        return Input(name=name, axes="TCHW", stream=stream, when=when, extract=(stream,), settings=self.settings)
+        return Input(
+            name=name,
+            axes="TCHW",
+            stream=stream,
+            when=when,
+            extract=(stream,),
+            settings=self.settings,
+            mirror=self.mirror,
+        )
 
     def seen(
         self, name: str, stream: str, when: When = "always", *, stack: int = 1, frames: int = 0, beside: bool = False

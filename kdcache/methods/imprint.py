@@ -93,7 +93,7 @@ class ImprintOptions(EgocentricOptions):
         refuse_meaningless(
             self,
             (self.ms == "none", "ms=none", ("ms_head", "ms_reduction", "alpha", "tau")),
-            (regression, f"ms={self.ms}, which predicts the share itself,", ("ms_head", "tau")),
+            (regression, f"ms={self.ms}, which predicts the share itself", ("ms_head", "tau")),
             (self.feedback == "off", "feedback=off", ("feedback_init", "stages", "freeze_ms_stage3")),
             (self.feedback != "conv1", f"feedback={self.feedback}", ("stage3_backbone",)),
             (one_shot, "stages=2", ("freeze_ms_stage3",)),
@@ -222,7 +222,8 @@ def explain(
         other = network(options, data)
         three = options.last == "stage3"
         before = load("stage2", Imprint(other.action, other.ms)) if three else load("stage1", Imprint(other.action))
-        cams = {"CAM before feedback": before(batch[name])["attention"]} | cams
+        if before is not None:
+            cams = {"CAM before feedback": before(batch[name])["attention"]} | cams
     pictures = drawn(cams, over=True)
     if net.ms is not None:
         l = net.ms(out["maps"])  # noqa: E741

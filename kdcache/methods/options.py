@@ -193,4 +193,5 @@ def refuse_meaningless(options: Any, *rules: tuple[bool, str, tuple[str, ...]]) 
         for name in names if applies else ():
             value = getattr(options, name)
             if value != type(options).__dataclass_fields__[name].default:
-                raise OptionError(f"{name}={value} means nothing with {why}: leave it out.")
+                shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                raise OptionError(f"{name}={shown} means nothing with {why}: leave it out.")

@@ -26,11 +26,12 @@ class Picture:
     """In small print."""
     scale: tuple[float, float] | None = None
     """Of maps: values of the coldest and the hottest colour; none: the least and the largest of the maps. Maps that are
-    compared share one."""
+    compared share one. Of curves: the ends of the axis; none: 0 and the largest value."""
 
 
-StageLoader = Callable[[str, nn.Module], nn.Module]
-"""Name of a stage and a module of its form → the module with the weights that the stage handed on, evaluating."""
+StageLoader = Callable[[str, nn.Module], nn.Module | None]
+"""Name of a stage and a module of its form → the module with the weights that the stage handed on, evaluating; None,
+with a warning, where the run has not kept them."""
 
 
 class Explained(Protocol):

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from kdcache.backbones.egornn import EgoRNN
@@ -208,22 +208,23 @@ def explain(options: PMRDOptions, data: Data, predictor: Predictor, batch: Batch
         found.append(Picture(title="CAM", values=attention, over=True, note="RGB branch"))
     if options.network == "two-branch":
         return found
-    student = predictor.module
+    student: nn.Module | None = predictor.module
     if not isinstance(student, Hallucination):  # α_t is of step 3
         student = load("hallucination", Hallucination(branch(options, data), options.alpha_width).to(data.device))
-    assert isinstance(student, Hallucination)
-    answering = predictor.module.motion if isinstance(predictor.module, TwoBranch) else student.branch
+    answering = predictor.module.get_submodule("motion" if isinstance(predictor.module, TwoBranch) else "branch")
+    assert isinstance(answering, EgoRNN)
     signals: dict[str, Signals] = {"hallucinated": {}}
     outputs = steps.run(answering, batch, steps.rgb, recorded(signals["hallucinated"], options.unit))
     found.append(Picture(title="CAM", values=outputs["attention"][0].float(), over=True, note="hallucination branch"))
-    if options.temporal_attention and options.loss != "distillation":
+    if isinstance(student, Hallucination) and options.temporal_attention and options.loss != "distillation":
         alpha = student.alpha(steps.run(student.branch, batch, steps.rgb), options.alpha_norm)[0]
         found.append(Picture(title="alpha_t", values=alpha, note=f"weights of L_M in step 3, {options.alpha_norm}"))
     if steps.flow in batch:
-        teacher = TwoBranch(branch(options, data), branch(options, data, 2 * FIELDS), options.unit, options.fusion)
-        teacher = load("joint", teacher.to(data.device))  # type: ignore[assignment]
-        signals["of flow"] = {}
-        steps.run(teacher.motion, batch, steps.flow, recorded(signals["of flow"], options.unit))
+        both = TwoBranch(branch(options, data), branch(options, data, 2 * FIELDS), options.unit, options.fusion)
+        teacher = load("joint", both.to(data.device))
+        if isinstance(teacher, TwoBranch):
+            signals["of flow"] = {}
+            steps.run(teacher.motion, batch, steps.flow, recorded(signals["of flow"], options.unit))
     energy = {what: next(iter(s.values())).float().square().mean(1).sqrt() for what, s in signals.items()}
     note = f"energy of the signal into {next(iter(signals['hallucinated']))}"
     # Each on a scale of its own: the two branches' features are of different sizes.

@@ -27,14 +27,13 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F_
 
 from kdcache import losses
-from kdcache.backbones.resnext3d import ResNeXt3D, ResNeXt3DTail
+from kdcache.errors import OptionError
 from kdcache.log import logger
-from kdcache.methods.contract import Batch, BatchSource, Data, Input, Outputs, Predictor, Stage, reseed
+from kdcache.methods.contract import VALIDATION, Batch, BatchSource, Data, Input, Outputs, Predictor, Stage, reseed
 from kdcache.methods.labels import Clips, check_leak
-from kdcache.methods.relation_branches import READS, branch, choose_taps, stream
+from kdcache.methods.relation_branches import READS, branch, check_shapes, choose_taps, stream
 from kdcache.methods.relation_networks import Average, Branch, Fused, Fusion
 from kdcache.methods.relation_options import RelationOptions
 from kdcache.methods.relation_pictures import explain
@@ -66,14 +65,38 @@ def resolve(options: RelationOptions, data: Data) -> RelationOptions:
         options = replace(options, head="tail" if gpu else "light")
         why = "there is a GPU" if gpu else "no GPU; MARS trains the backbone's tail"
         logger.info("head: %s (%s)", options.head, why)
+    check_shapes(options, data)
+    options = options.with_schedules()
+    _check_plateaus(options, data)
     return choose_taps(options, data) if options.distils else options
+
+
+def _check_plateaus(options: RelationOptions, data: Data) -> None:
+    """``OptionError`` for a stage whose rate follows validation clips that its inputs lack, before any is trained."""
+    clips = Clips(options, data)
+    for name in _needed(options):
+        schedule = options.schedule(name)
+        seen = READS.get(name, "rgb")
+        if schedule.plateau and VALIDATION not in clips.held_out(seen):
+            why = f"no labelled validation clip has {seen}" if VALIDATION in data.splits else "there are none"
+            remedy = f"extract {seen} of some" if VALIDATION in data.splits else "hold some out (validation=0.2)"
+            raise OptionError(
+                f"{name}: plateau={schedule.plateau} follows the accuracy on validation clips, and {why}: {remedy}, or "
+                f'set {name}="plateau=0", perhaps with milestones.'
+            )
+
+
+def _needed(options: RelationOptions) -> tuple[str, ...]:
+    """Stages that train, in their order."""
+    members = [n for n in READS if n in options.members or (n == "teacher" and options.distils)]
+    return (*members, "fused") if options.last == "fused" else tuple(members)
 
 
 def stages(options: RelationOptions, data: Data) -> Iterator[Stage]:
     """F, A and S as far as they are needed, then what joins them."""
     o, clips, trained = options, Clips(options, data), dict[str, Branch]()
-    for name in ("teacher", "appearance", "student"):
-        if name not in o.members and not (name == "teacher" and o.distils):
+    for name in _needed(o):
+        if name == "fused":
             continue
         net = trained[name] = branch(o, data, name, start=True)
         seen = READS[name]
@@ -141,14 +164,12 @@ class _Distillation:
 
     def __init__(self, options: RelationOptions, S: Branch, F: Teacher) -> None:
         self.options, self.S, self.F = options, S, F
-        self.p = 0.0 if isinstance(S.net, (ResNeXt3D, ResNeXt3DTail)) else options.dropout
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         o, S, F = self.options, self.S(batch["rgb"]), self.F(batch)
         logits = S["logits"]
         if o.ce == "fc":
-            weight, bias = (p.flatten(1) if p.ndim > 1 else p for p in self.S.classifier.parameters())
-            logits = F_.linear(F_.dropout(S["z"].detach(), self.p, self.S.training), weight, bias)
+            logits = self.S.classify(S)
         terms = {"L_ce": losses.l_c(logits, batch["y"]).mean()}
         if o.rep:
             terms["L_rep"] = o.rep * losses.l_rep(S["z"], F["z"]).mean()

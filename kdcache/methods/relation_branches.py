@@ -56,6 +56,23 @@ def as_read(options: RelationOptions, arrays: Tensor) -> Tensor:
     return torch.stack([cells(array) for array in arrays]) if options.light else arrays
 
 
+def check_shapes(options: RelationOptions, data: Data) -> None:
+    """``OptionError`` for cached maps of other frames or another size than the options', where these say any."""
+    if options.start == "frames" or (options.frames is None and options.size is None):
+        return
+    for name, stream in data.inputs.items():
+        layer, network = data.layers.get(name), NETWORKS[options.backbone][name == "flow"]
+        if not layer:  # imported
+            continue
+        _, expected = backbones.layer_shape(network, layer, options.T, options.S)
+        if tuple(stream.shape) != tuple(expected):
+            raise OptionError(
+                f"frames={options.T} and size={options.S} give maps {list(expected)} of {layer}, and those cached for "
+                f"{name} are {list(stream.shape)}: extract them with --frames {options.T} --size {options.S}, or set "
+                "frames and size as they were extracted."
+            )
+
+
 def choose_taps(options: RelationOptions, data: Data) -> RelationOptions:
     """The options with the layers decided whose maps L_ir compares.
 
@@ -67,8 +84,14 @@ def choose_taps(options: RelationOptions, data: Data) -> RelationOptions:
     if options.start == "maps" and shapes["rgb"] != shapes["flow"]:
         of = ", ".join(f"{name} {list(shape[:-1])} of {shape[-1]}" for name, shape in shapes.items())
         raise OptionError(f"S learns from F, and their cached maps differ ({of}): extract both alike.")
+    if options.start == "maps" and len({data.sampled.get(name, "") for name in ("rgb", "flow")}) > 1:
+        raise OptionError(
+            "S learns from F, and their cached maps are of other frames of a clip, or of another size: extract both "
+            "with the same --frames, --fps, --size and --resize."
+        )
     if options.ir in ("none", "batch"):
         return options
+    given = bool(options.taps)
     if not options.light:
         net = branch(options, data, "student").net
         assert not isinstance(net, LightHead)
@@ -79,10 +102,15 @@ def choose_taps(options: RelationOptions, data: Data) -> RelationOptions:
     with torch.no_grad():
         shown = torch.zeros(1, *x.shape, device=data.device)
         found = probe(shown.byte() if options.start == "frames" else shown)
+    if options.ir == "position" and not given:  # of the usual layers those with few positions
+        small = tuple(tap for tap in options.taps if found[tap][0, 0].numel() <= MOST_POSITIONS)
+        options = replace(options, taps=small or options.taps)
     for tap in options.compared:
         t, h, w = found[tap].shape[2:]
         if options.ir == "temporal" and t < 2:
             raise OptionError(f"ir=temporal: {tap} has a single time step here: take more frames, or another layer.")
+        if options.ir == "position" and t * h * w == 1:
+            raise OptionError(f"ir=position: {tap} has a single position here: choose an earlier layer.")
         if options.ir == "position" and t * h * w > MOST_POSITIONS:
             raise OptionError(
                 f"ir=position: {tap} has {t * h * w} positions, and all pairs are compared: choose a later layer."

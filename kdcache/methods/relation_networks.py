@@ -44,6 +44,14 @@ class Branch(nn.Module):
         assert isinstance(found, (nn.Linear, nn.Conv3d))
         return found
 
+    def classify(self, outputs: Outputs) -> Tensor:
+        """Logits ``[B, K]`` of what ``forward`` gave, whose gradient reaches the classifier alone."""
+        if isinstance(self.net, LightHead):
+            made: Tensor = self.net.classify(self.net.dropout(outputs["z"].detach()))
+            return made
+        *_, (_, logits) = self.net.endpoints(outputs["last"].detach(), after=self.net.order[-3])
+        return logits.mean(2) if logits.ndim == 3 else logits
+
     def without_classifier(self) -> Iterator[nn.Parameter]:
         """Parameters on which z depends."""
         own = {id(p) for p in self.classifier.parameters()}

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from kdcache.errors import OptionError
@@ -17,8 +18,8 @@ MAP = "map"
 VIEWS = ("centre", "centre-flip")
 NETWORKS = {"resnext101": ("resnext101", "resnext101-flow", "layer3"), "i3d": ("i3d-rgb", "i3d-flow", "mixed4a")}
 """Backbone → that of RGB, that of flow, and the layer whose maps are cached."""
-LIGHT = dict.fromkeys(STAGES[:3], "sgd lr=1e-2 epochs=60 milestones=40/55 weight_decay=1e-4")
-"""Schedules of the light head, which starts from random weights."""
+_LIGHT = "sgd lr=1e-2 epochs=60 milestones=40/55 weight_decay=1e-4"  # which starts from random weights
+_FUSED = "sgd lr=1e-2 epochs=30 weight_decay=1e-4"
 _MARS = "sgd lr=1e-3 dampening=0.9 epochs=400 plateau=10 weight_decay=1e-5"
 
 
@@ -45,8 +46,8 @@ class RelationOptions(LeakOptions, ScheduleOptions):
     augmentations: int = 1000
     """Of frames: different views of a clip, one of which is drawn in each epoch; 0: always the centre crop."""
     mirror: bool = True
-    """Half of these views are mirrored. Cached maps are shown in the views that they have: ``extract --for relation``
-    makes a mirrored one beside the centre crop unless this is off."""
+    """Half of these views are mirrored. Off, mirrored views of cached maps are not shown either, nor extracted by
+    ``extract --for relation``."""
     init: str | None = None
     """Of ``start=frames``: checkpoint that A and S start from, or ``random:SEED``; none: the published weights."""
     init_flow: str | None = None
@@ -73,14 +74,15 @@ class RelationOptions(LeakOptions, ScheduleOptions):
     """A and S go on in the fusion's stage, at a tenth of its rate; off, they stay."""
     dropout: float = 0.5
     """Before the classifier of the fusion, of I3D and of the light head."""
-    teacher: str = _MARS
-    """Schedule of F; of the light head ``sgd lr=1e-2 epochs=60 milestones=40/55 weight_decay=1e-4``. [MARS, whose
-    plateau is of the validation loss]"""
-    appearance: str = _MARS
+    teacher: str = ""
+    """Schedule of F, on top of ``sgd lr=1e-3 dampening=0.9 epochs=400 plateau=10 weight_decay=1e-5`` [MARS, whose
+    plateau is of the validation loss]; of the light head on top of ``sgd lr=1e-2 epochs=60 milestones=40/55
+    weight_decay=1e-4``."""
+    appearance: str = ""
     """Schedule of A; as ``teacher``."""
-    student: str = _MARS
+    student: str = ""
     """Schedule of S; as ``teacher``."""
-    fused: str = "sgd lr=1e-2 epochs=30 weight_decay=1e-4"
+    fused: str = _FUSED
     """Schedule of the fusion."""
 
     def __post_init__(self) -> None:
@@ -88,6 +90,8 @@ class RelationOptions(LeakOptions, ScheduleOptions):
         ScheduleOptions.__post_init__(self)
         refuse_unless_positive(self, "width", "frames", "size", "ratio", "mu")
         refuse_negative(self, "augmentations", "rep")
+        if not math.isfinite(self.rep * self.mu):
+            raise OptionError(f"rep={self.rep} and mu={self.mu}: give finite weights.")
         for name in STAGES:
             self.schedule(name)
         if not 0 <= self.dropout < 1:
@@ -108,6 +112,8 @@ class RelationOptions(LeakOptions, ScheduleOptions):
             (self.fusion == "average", "fusion=average", ("end_to_end",)),
             (self.start == "maps", "start=maps", ("init", "init_flow", "augmentations")),
             (self.start == "frames", "start=frames", ("head", "width")),
+            (self.network == "flow", n, ("init",)),
+            (not (self.distils or "teacher" in self.members), f"{n}, which reads no flow", ("init_flow",)),
             (self.head == "light", "head=light", ("taps",)),
             (self.head == "tail", "head=tail", ("width",)),
         )
@@ -155,11 +161,19 @@ class RelationOptions(LeakOptions, ScheduleOptions):
 
     def schedule(self, name: str) -> Schedule:
         """See ``ScheduleOptions``; the light head has schedules of its own."""
-        if not (self.light and name in LIGHT):
-            return super().schedule(name)
-        given = getattr(self, name)
-        text = "" if given == type(self).__dataclass_fields__[name].default else given
-        return Schedule.read(name, text, LIGHT[name]).scaled(self.length, self.lr_factor)
+        default = self.default_schedule(name)
+        return Schedule.read(name, getattr(self, name), default).scaled(self.length, self.lr_factor)
+
+    def default_schedule(self, name: str) -> str:
+        """On top of which a stage's text is read; ``head`` is decided."""
+        if name == "fused":
+            return _FUSED
+        return _LIGHT if self.light else _MARS
+
+    def with_schedules(self) -> RelationOptions:
+        """The options with the schedules written out that are left open, for the record of a run."""
+        written: dict[str, Any] = {name: getattr(self, name) or self.default_schedule(name) for name in STAGES}
+        return replace(self, **written)
 
     def shared(self, *names: str) -> dict[str, Any]:
         """``share_key`` of a stage that depends on these options, beside those of all stages."""
@@ -182,6 +196,7 @@ class RelationOptions(LeakOptions, ScheduleOptions):
                 when=when,
                 extract=(f"{network}/{layer}",),
                 settings=settings,
+                mirror=self.mirror,
             )
         segment = Segment(
             frames=self.T,

@@ -33,21 +33,44 @@ def explain(
         "evidence of A": _evidence(out["A.last"], out["A.where"], w[0] * of_a[k]),
         "evidence of S": _evidence(out["S.last"], out["S.where"], w[1] * of_m[k]),
     }
-    scale = min(float(v.min()) for v in said.values()), max(float(v.max()) for v in said.values())
-    what = {"evidence of A": "appearance: what is added to the class's logit", "evidence of S": "imitated motion"}
+    most = max(float(v.abs().max()) for v in said.values())
+    what = {"evidence of A": "appearance: what is added to the logit of the answer; 0 in the middle of the scale"}
     pictures = [
-        Picture(title=title, values=values, over=True, note=what[title], scale=scale) for title, values in said.items()
+        Picture(title=title, values=values, over=True, note=what.get(title, "imitated motion"), scale=(-most, most))
+        for title, values in said.items()
     ]
-    if net.fusion.weigh is not None:
-        share = (w[1] / (w[0] + w[1])).sort().values.cpu()
-        note = f"of each channel, sorted; mean {float(share.mean()):.3f}"
-        pictures.append(Picture(title="weight of motion", values=share, note=note, in_time=False))
+    pictures += _weights(net.fusion.kind, w)
     if "flow" in seen and options.distils:
         energy = {"motion of S": _energy(out["S.last"])}
-        energy["motion of F"] = _energy(load("teacher", branch(options, data, "teacher"))(seen["flow"])["last"])
+        teacher = load("teacher", branch(options, data, "teacher"))
+        if teacher is not None:
+            energy["motion of F"] = _energy(teacher(seen["flow"])["last"])
         note = "mean square of the map's channels; the teacher's is of flow"
         pictures += [Picture(title=title, values=each, note=note) for title, each in energy.items()]
     return pictures
+
+
+def _weights(kind: str, w: Tensor) -> list[Picture]:
+    """The fusion's weights ``[2, d]`` of this clip; none where it has none."""
+    if kind == "gate":
+        note = "of the stream, against 1 minus it of appearance"
+        return [Picture(title="weight of motion", values=w[1, :1].cpu(), note=note, in_time=False, scale=(0.0, 1.0))]
+    if kind == "attention":  # the two weights of a channel add up to 1
+        shown = {"weight of motion": w[1]}
+    elif kind == "se":
+        shown = {"gates of appearance": w[0], "gates of motion": w[1]}
+    else:
+        return []
+    return [
+        Picture(
+            title=title,
+            values=values.sort().values.cpu(),
+            note=f"of each of {len(values)} channels, sorted; mean {float(values.mean()):.3f}",
+            in_time=False,
+            scale=(0.0, 1.0),
+        )
+        for title, values in shown.items()
+    ]
 
 
 def _evidence(last: Tensor, where: Tensor, weights: Tensor) -> Tensor:

@@ -20,6 +20,10 @@ from kdcache.methods.options import build_optimizer, refuse_negative, refuse_unl
 SEPARATOR = "/"  # of milestones; a comma separates the values of a grid
 
 
+FALLS: dict[str, Any] = {"milestones": (), "decay": 1.0, "plateau": 0}
+"""Ways in which a rate falls, of which a schedule has one at most, with the value that stands for none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Optimiser, length and learning rate of one stage."""
@@ -51,8 +55,11 @@ class Schedule:
     def __post_init__(self) -> None:
         refuse_unless_positive(self, "lr", "epochs", "batch_size", "eps", "decay")
         refuse_negative(self, "gamma", "momentum", "dampening", "weight_decay", "plateau")
-        if not math.isfinite(self.lr) or any(m < 1 for m in self.milestones):
-            raise OptionError("lr must be finite and milestones count epochs from 1 on.")
+        numbers = (self.lr, self.gamma, self.decay, self.momentum, self.dampening, self.weight_decay, self.eps)
+        if not all(map(math.isfinite, numbers)) or any(m < 1 for m in self.milestones):
+            raise OptionError("lr and other numbers must be finite, and milestones count epochs from 1 on.")
+        if self.dampening > 1:
+            raise OptionError(f"dampening={self.dampening}: give 1 or less.")
         if (self.decay != 1) + bool(self.milestones) + bool(self.plateau) > 1:
             raise OptionError(
                 "the rate falls at milestones, by decay after every epoch or on a plateau: give one of them."
@@ -71,7 +78,10 @@ class Schedule:
             OptionError: an unknown word, a value that is no number, or one out of range.
         """
         try:
-            return cls(**{**_words(default), **_words(text)})
+            usual, own = _words(default), _words(text)
+            if any(own.get(rule, off) != off for rule, off in FALLS.items()):  # instead of the method's way to fall
+                usual = {name: value for name, value in usual.items() if name not in FALLS}
+            return cls(**{**usual, **own})
         except OptionError as error:
             raise OptionError(f"{name}={text!r}: {error}") from error
 
@@ -193,6 +203,7 @@ def _words(text: str) -> dict[str, Any]:
             else:
                 values[name] = int(value) if name in ("epochs", "batch_size", "plateau") else float(value)
         except ValueError:
-            form = "whole numbers such as 25/75" if name == "milestones" else "a number"
+            whole = name in ("epochs", "batch_size", "plateau")
+            form = "whole numbers such as 25/75" if name == "milestones" else "a whole number" if whole else "a number"
             raise OptionError(f"{name}={value} is not {form}.") from None
     return values

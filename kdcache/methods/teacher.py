@@ -54,7 +54,9 @@ class Teacher:
                 if self.kept is None:
                     size = count * views * sum(o[0].numel() * o.element_size() for o in outputs.values())
                     if not all(stream.fits(size) for stream in streams):
-                        logger.info("teacher: its %.1f GB of targets do not fit; computed in each step", size / 1e9)
+                        held = all(stream.resident for stream in streams)
+                        why = f"they take {size / 1e9:.1f} GB" if held else "nor is its input"
+                        logger.info("teacher: its targets are not kept in memory (%s); computed in each step", why)
                         return
                     self.kept = {n: o.new_empty((count, views, *o.shape[1:])) for n, o in outputs.items()}
                 for name, output in outputs.items():

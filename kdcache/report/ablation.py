@@ -24,6 +24,7 @@ from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, run_folder
 from kdcache.runs.ablation.results import stage_summary, values
 from kdcache.runs.ablation.rows import choose_rows
+from kdcache.runs.online.answer import class_names
 from kdcache.runs.prepare import absolute
 from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
@@ -191,15 +192,18 @@ def draw(conclusion: Conclusion) -> None:
         if shown.name != base.name:
             others = scores(_open(c.path, base, replicate, session), c.weights, c.split)[0]
             gains.append(per_class_gain(others, probs, y)[0])
+    names = class_names(_open(c.path, base, c.replicates[0], session), classes)
     if gains:
-        plots.class_gains(c.path / "gain.png", np.array(gains), classes, f"{shown.name} over {base.name}, {c.split}")
+        plots.class_gains(c.path / "gain.png", np.array(gains), names, f"{shown.name} over {base.name}, {c.split}")
     observed = percent(scored[0][0].shape[1])
     several = sorted({0, len(observed) // 2 - 1 if len(observed) > 2 else 0, len(observed) - 1})
     tables = {
-        f"{observed[n]} % observed": np.sum([confusion(probs, y, n + 1) for probs, y, _ in scored], axis=0)
+        f"{observed[n]} % observed" * (len(observed) > 1): np.sum(
+            [confusion(probs, y, n + 1) for probs, y, _ in scored], axis=0
+        )
         for n in several
     }
-    plots.confusions(c.path / "confusion.png", tables, classes, f"{shown.name}, {c.split}")
+    plots.confusions(c.path / "confusion.png", tables, names, f"{shown.name}, {c.split}")
 
 
 def shown_row(conclusion: Conclusion) -> TableRow:

@@ -9,20 +9,25 @@ UNKNOWN = "–"
 
 def cost_section(costs: pd.DataFrame) -> list[str]:
     """The table of a comparison, what its numbers are, and why some are missing; see ``costs_of_rows``."""
-    timed = costs[costs["seconds"].notna()]
     lines = ["Cost of an answer", "", *cost_table(costs, "row"), ""]
-    meaning = (
-        "Of the network that answers and of the backbones below what it reads, for one clip; a multiplication with its "
-        "addition is one, and the arithmetic of TV-L1 is not in it."
-    )
-    if len(timed):
-        where = ", ".join(timed[["source", "device"]].drop_duplicates().agg(" on ".join, axis=1))
-        meaning += f" Latency: from the opened source to probabilities, all loaded, median, rows in turn ({where})."
-    lines.append(meaning)
+    lines.append(meaning(costs))
     problems = costs[costs["problem"] != ""]
     for problem, rows in problems.groupby("problem", sort=False)["row"]:
         lines += ["", f"{UNKNOWN} {', '.join(rows)}: {problem}"]
     return lines
+
+
+def meaning(costs: pd.DataFrame) -> str:
+    """What the numbers of a table are."""
+    text = (
+        "Of the network that answers and of the backbones below what it reads, for one clip; a multiplication with its "
+        "addition is one, and the arithmetic of TV-L1 is not in it."
+    )
+    timed = costs[costs["seconds"].notna()]
+    if len(timed):
+        where = ", ".join(timed[["source", "device"]].drop_duplicates().agg(" on ".join, axis=1))
+        text += f" Latency: from the opened source to probabilities, all loaded, median, in turn ({where})."
+    return text
 
 
 def cost_table(costs: pd.DataFrame, first: str) -> list[str]:
@@ -49,10 +54,10 @@ def cost_table(costs: pd.DataFrame, first: str) -> list[str]:
 
 
 def _scaled(number: int | None, unit: float) -> str:
-    """In units, with two decimals, or two digits of what is smaller than a tenth; whole without a unit."""
+    """In units, with three decimals, or two digits of what is smaller than a tenth; whole without a unit."""
     if pd.isna(number):
         return UNKNOWN
     assert number is not None
     if not unit:
         return f"{number}"
-    return f"{number / unit:.2f}" if number >= unit / 10 or not number else f"{number / unit:.2g}"
+    return f"{number / unit:.3f}" if number >= unit / 10 or not number else f"{number / unit:.2g}"

@@ -50,7 +50,7 @@ def training_curves(path: Path, panels: Mapping[str, Mapping[str, Sequence[Array
                 line[: len(run)] = run
             _line(axes, np.arange(1, longest + 1), values, name, number)
         axes.set(xlabel="epoch", ylabel=f"{label}, %", title=split)
-        axes.legend()
+    _legend(figure, all_axes)
     _save(figure, path)
 
 
@@ -102,6 +102,16 @@ def confusions(path: Path, tables: Mapping[str, Array], classes: Sequence[object
     figure.colorbar(image, ax=all_axes, label="% of the class", shrink=0.8)
     figure.suptitle(title)
     _save(figure, path)
+
+
+def _legend(figure: Any, all_axes: Sequence[Any]) -> None:
+    """In the plot; of many lines beside it."""
+    handles, names = all_axes[0].get_legend_handles_labels()
+    if len(names) <= 6:
+        for axes in all_axes:
+            axes.legend()
+    else:
+        figure.legend(handles, names, loc="outside right upper", fontsize="small")
 
 
 def _panels(count: int, width: float = _WIDTH) -> tuple[Any, list[Any]]:

@@ -35,7 +35,10 @@ def run_sheet(cache: Cache, clip_id: str, run: Run | str | os.PathLike[str], whi
     run = run if isinstance(run, Run) else Run(Path(run))
     seen = explain(run, cache.path, clip_id, which)
     title = written(blank(44), (10, 10), f"what {run.path.name or run.path} sees", INK, 16)
-    title = written(title, (_RIGHT - 320, 14), f"{run.settings.method}, {which} weights of {seen.stage}", FAINT, 12)
+    answer = f"; answers {seen.answer}" * bool(seen.answer)
+    title = written(
+        title, (_RIGHT - 420, 14), f"{run.settings.method}, {which} weights of {seen.stage}{answer}", FAINT, 12
+    )
     return np.concatenate([title, *(row(picture, seen) for picture in seen.pictures)])
 
 
@@ -49,7 +52,7 @@ def row(picture: Shown, seen: Explanation) -> Picture:
     at = spread(len(seen.numbers), len(values)) if len(seen.numbers) and picture.in_time else np.empty(0, np.int64)
     numbers = seen.numbers[at]
     if values.ndim == 1:
-        return _margin(curve(values, numbers), picture)
+        return _margin(curve(values, numbers, picture.scale), picture)
     low, high = picture.scale or (float(values.min()), float(values.max()))
     size = seen.frames.shape[1:3] if seen.frames is not None else (THUMB, THUMB)
     share = heat(values, low, high, size)
@@ -79,16 +82,20 @@ def blend(frames: NDArray[np.uint8], colours: NDArray[np.uint8], share: NDArray[
     return np.round((1 - weight) * frames + weight * colours).astype(np.uint8)
 
 
-def curve(values: NDArray[np.float32], numbers: NDArray[np.int32]) -> Picture:
-    """A line over the columns of the rows of maps [T], with values below; its axis has 0 and the largest value."""
+def curve(values: NDArray[np.float32], numbers: NDArray[np.int32], scale: tuple[float, float] | None = None) -> Picture:
+    """A line over the columns of the rows of maps [T], with values below and the ends of its axis at its right.
+
+    ``scale``: these ends; none: 0 and the largest value."""
     picked = thumbnails(len(values))
     places = LEFT + np.arange(len(picked)) * (THUMB + GAP) + THUMB / 2
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    low, high = scale or (min(0.0, float(values.min())), max(0.0, float(values.max())))
     x = np.interp(np.arange(len(values)), picked, places)
     y = _HEIGHT - 10 - (_HEIGHT - 24) * ((values - low) / (high - low) if high > low else np.full(len(values), 0.5))
     image = Image.fromarray(blank(_HEIGHT + 24))
     draw = ImageDraw.Draw(image)
     draw.line([(LEFT, _HEIGHT), (_RIGHT - GAP, _HEIGHT)], fill=FAINT)
+    for at, end in ((14, high), (_HEIGHT - 10, low)):
+        draw.text((_RIGHT + GAP, at - 6), f"{end:.4g}", fill=FAINT, font=font(11))
     draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=LINES[0], width=3)
     for column, i in enumerate(picked.tolist()):
         draw.ellipse((x[i] - 4, y[i] - 4, x[i] + 4, y[i] + 4), fill=LINES[0])

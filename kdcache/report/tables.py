@@ -25,6 +25,9 @@ def markdown(conclusion: Conclusion) -> str:
     c = conclusion
     columns, seeds = ({getattr(r, name) for r in c.replicates} for name in ("split_column", "seed"))
     lines = [f"# {c.comparison.method}" + (f": {c.comparison.caption}" if c.comparison.caption else ""), ""]
+    lines += [c.comparison.note, ""] * bool(c.comparison.note)
+    if c.random:
+        lines += [f"Features of random weights, which have learned nothing: {', '.join(c.random)}.", ""]
     shown = shown_metrics(c.comparison, list(dict.fromkeys(c.results["metric"])), c.target, c.monitor)
     for weights in weights_of(c.results):
         lines += [f"{c.split.capitalize()}, {WEIGHTS[weights]}, {in_words(c.replicates)}", ""]
@@ -116,7 +119,11 @@ def results_table(
         here = results[(results["row"] == row.name) & (results["weights"] == weights)]
         epoch = here.drop_duplicates(["split_column", "seed"])["epoch"].mean()
         ours = {c: values(results, row.name, weights, split, m) if m else [] for c, m in shown.items()}
-        cells = [f"{epoch:.0f}", _range(steps_of(steps, row.name)), *(spread(v) for v in ours.values())]
+        cells = [
+            f"{epoch:.0f}" if epoch else UNKNOWN,
+            _range(steps_of(steps, row.name)),
+            *(spread(v) for v in ours.values()),
+        ]
         lines.append(f"| **{row.name}** | {' | '.join(cells)} |")
         if row.paper:
             cells = [_number(row.paper.get(column)) for column in shown]
@@ -143,10 +150,9 @@ def steps_line(comparison: Comparison, results: pd.DataFrame) -> str:
     trained = results[results["steps"].notna() & (results["steps"] != 0)]
     unequal = trained.groupby(["split_column", "seed"])["steps"].nunique().gt(1).any()
     if unequal:
-        numbers = ", ".join(f"{name} {_range(steps)}" for name, steps in of_row.items() if steps and steps != [0])
         return (
-            f"{meaning} **Warning:** rows took unequal numbers of steps ({numbers}), so part of a difference may come "
-            "from longer training."
+            f"{meaning} **Warning:** rows took unequal numbers of steps (column steps; of several networks that answer "
+            "together their sum), so part of a difference may come from longer training."
         )
     if not all(of_row.values()):
         return f"{meaning} {UNKNOWN}: the run is from before steps were recorded."

@@ -42,6 +42,8 @@ def cost(
     *,
     start: float | None = None,
     stop: float | None = None,
+    fps: float | None = None,
+    device: str | None = None,
     repeats: int = 5,
 ) -> Cost:
     """What an answer of a run costs; how long it takes where a source is given to answer for.
@@ -53,6 +55,8 @@ def cost(
         run: a finished run or its folder; its cache (or manifest) must be there.
         source: video, folder or tar of images with its own clock, or skeleton file: what the run's clips were cut from.
         start, stop: the clip's span in seconds of the source, half-open; default: all of it.
+        fps: frame rate of a folder or tar of images.
+        device: to be timed on; default: the run's.
         repeats: answers that are timed, after one that is not.
 
     Raises:
@@ -60,7 +64,7 @@ def cost(
             source, a run that ``predict`` does not answer for.
         WeightsError, SourceError, ClipError: with a source, as ``predict``.
     """
-    return costs([run], source, start=start, stop=stop, repeats=repeats)[0]
+    return costs([run], source, start=start, stop=stop, fps=fps, device=device, repeats=repeats)[0]
 
 
 def costs(
@@ -69,6 +73,8 @@ def costs(
     *,
     start: float | None = None,
     stop: float | None = None,
+    fps: float | None = None,
+    device: str | None = None,
     repeats: int = 5,
 ) -> list[Cost]:
     """``cost`` of several runs, which take turns in being timed."""
@@ -77,9 +83,10 @@ def costs(
     if source is None and not (start is None and stop is None):
         raise OptionError("start and stop are of a source: give one, or leave them out.")
     opened = [run if isinstance(run, Run) else Run(Path(run)) for run in runs]
-    counted = [Cost(**vars(count(run))) for run in opened]
+    counted = [Cost(**vars(count(run.on("cpu")))) for run in opened]  # whatever device they were trained on
     if source is None:
         return counted
-    answering = [Answering(run, Path(source), start, stop) for run in opened]
+    timed_on = [run.on(device) if device is not None else run for run in opened]
+    answering = [Answering(run, Path(source), start, stop, fps) for run in timed_on]
     timed = zip(counted, side_by_side(answering, repeats), answering, strict=True)
     return [replace(known, seconds=took, flow_seconds=flow, device=of.device) for known, (took, flow), of in timed]

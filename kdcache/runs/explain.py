@@ -24,6 +24,7 @@ from kdcache.methods import method as method_module
 from kdcache.methods.contract import Batch, BatchSource, Input, InputStream
 from kdcache.methods.pictures import Picture
 from kdcache.recipe import Recipe, differences
+from kdcache.runs.online.answer import class_names
 from kdcache.runs.prepare import absolute
 from kdcache.runs.run import Run
 from kdcache.store import Cache
@@ -38,6 +39,8 @@ class Explanation:
 
     stage: str
     """Whose weights answer."""
+    answer: str
+    """The likeliest class and its probability; empty where it is not known."""
     pictures: list[Picture]
     frames: NDArray[np.uint8] | None
     """In view 0, RGB ``[F, S, S, 3]``; None where the cache has no frames."""
@@ -76,18 +79,31 @@ def explain(run: Run, shards: str | Path, clip_id: str, which: str = "last") -> 
     clip = _Clip(run, shards, clip_id)
     batch, bindings = clip.read(list(predictor.inputs), predictor.role)
 
-    def load(stage: str, module: nn.Module) -> nn.Module:
+    def load(stage: str, module: nn.Module) -> nn.Module | None:
         trained = sorted(path.parent.name for path in run.path.glob(f"*/{checkpoint.SUMMARY}"))
         if stage not in trained:
             raise OptionError(f"{run.path} has no trained stage {stage!r}: it has {', '.join(trained)}.")
         summary = checkpoint.load_summary(run.path / stage) or {}
-        checkpoint.load_weights(run.path / stage / summary.get("handed_on", checkpoint.LAST), module)
+        weights = run.path / stage / summary.get("handed_on", checkpoint.LAST)
+        if not weights.exists() and not run.settings.keep_stages:
+            logger.warning("%s has not kept stage %s (keep_stages=false): its pictures are left out", run.path, stage)
+            return None
+        checkpoint.load_weights(weights, module)
         return module.to(data.device).eval()
 
     data = run.training_data.data
     with torch.no_grad(), data.autocast():
         pictures = method.explain(run.resolved_options, data, predictor, batch, load)
-    return Explanation(predictor.stage, pictures, *clip.frames(bindings, batch))
+    return Explanation(predictor.stage, _answer(run, clip_id, which), pictures, *clip.frames(bindings, batch))
+
+
+def _answer(run: Run, clip_id: str, which: str) -> str:
+    """The likeliest class by name with its probability; empty for a clip that is not among the run's examples."""
+    if clip_id not in run.training_data.examples.clip_ids:
+        return ""
+    row = run.predict([clip_id], which).iloc[-1]
+    best = int(row.to_numpy().argmax())
+    return f"{class_names(run, list(row.index))[best]} {row.iloc[best]:.2f}"
 
 
 class _Clip:

@@ -22,10 +22,10 @@ class Answering:
         OptionError, WeightsError, SourceError, ClipError: see ``kdcache.predict``.
     """
 
-    def __init__(self, run: Run, source: Path, start: float | None, stop: float | None) -> None:
+    def __init__(self, run: Run, source: Path, start: float | None, stop: float | None, fps: float | None) -> None:
         self._loaded = load(run)
         self.device = str(resolve_device(run.settings.device))
-        self._source, self._span = source, (None, start, stop, None)
+        self._source, self._span = source, (None, start, stop, fps)
         self.once()
 
     def once(self) -> Latency:

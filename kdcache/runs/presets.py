@@ -56,6 +56,11 @@ def streams(method: str, name: str) -> list[str] | None:
     return None if found is None else [str(stream) for stream in found]
 
 
+def note(method: str) -> str:
+    """What has to be known of every table of the method; empty: nothing."""
+    return str(_read(method).get("note", ""))
+
+
 def tables(method: str) -> dict[str, Table]:
     """Every table of the method's paper by name; each row's options are complete and have been checked."""
     content = _read(method)

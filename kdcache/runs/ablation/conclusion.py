@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Conclusion:
     """See ``results.tests``."""
     tuning: pd.DataFrame
     """See ``tuning.choose``; empty where rows were not tuned."""
+    random: tuple[str, ...]
+    """Streams that a backbone of random weights has computed."""
     same_examples: bool = True
     """Whether all rows were trained and scored on the same examples."""
     costs: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -66,6 +68,7 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
     description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
     its = description["comparison"]
     comparison = Comparison(its["method"], its["caption"], its["columns"], [TableRow(**row) for row in its["rows"]])
+    comparison = replace(comparison, note=its.get("note", ""))
     columns = description.get("split_columns", [None])
     replicates = [Replicate(column, seed) for column in columns for seed in range(description["seeds"])]
     against = description["against"]
@@ -83,5 +86,17 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
         len({Run(run_folder(folder, row.slug, each)).resolved.get("samples") for row in comparison.runnable}) == 1
         for each in replicates
     )
-    read = (found, tests, tuned, same, costs)
+    read = (found, tests, tuned, _random(comparison, folder, replicates[0]), same, costs)
     return Conclusion(folder, comparison, replicates, against, run.target, monitor, split, weights, *read)
+
+
+def _random(comparison: Comparison, folder: Path, replicate: Replicate) -> tuple[str, ...]:
+    """Streams that the rows read whose backbone had random weights."""
+    found: dict[str, None] = {}
+    for row in comparison.runnable:
+        path = run_folder(folder, row.slug, replicate) / "recipes.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        for name, its in kept.items():
+            if "spec" in its["recipe"].get("backbone", {}).get("weights", {}):
+                found[name] = None
+    return tuple(found)

@@ -62,7 +62,7 @@ def _measure(found: list[dict[str, Any]], runs: dict[str, Run], source: Path) ->
     with quiet():
         for name, run in runs.items():
             try:
-                answering[name] = Answering(run, source, None, None)
+                answering[name] = Answering(run, source, None, None, None)
             except Exception as error:
                 of_row[name]["problem"] = _sentence(error)
         times = side_by_side(list(answering.values()), REPEATS)

@@ -26,6 +26,8 @@ class Comparison:
     columns: list[str]
     """Of the paper's table, in its order."""
     rows: list[TableRow]
+    note: str = ""
+    """What has to be known of every table of the method."""
 
     @property
     def runnable(self) -> list[TableRow]:
@@ -81,7 +83,7 @@ def choose_rows(
     """
     grid, common = (own_names(method, given) for given in (grid, common))
     known: list[TableRow]
-    caption, base = "", {}
+    caption, base, note = "", {}, presets.note(method)
     if table is not None:
         if rows or preset:
             raise OptionError("A table has its own rows and preset: give either TABLE, or --row and --preset.")
@@ -111,7 +113,7 @@ def choose_rows(
         if names.count(name) > 1:
             raise OptionError(f"Two rows are called {name!r}: give each its own name.")
     columns = list(dict.fromkeys(column for row in known for column in row.paper))
-    return Comparison(method, caption, columns, found)
+    return Comparison(method, caption, columns, found, note)
 
 
 def parse_row(method: str, text: str) -> tuple[str, dict[str, Any]]:
