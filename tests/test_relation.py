@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from egocentric_cases import check_stage
@@ -293,6 +295,7 @@ def test_layers_on_which_a_loss_would_train_nothing_are_refused(says, checkpoint
 @pytest.mark.parametrize("table", ["ucf101", "i3d", "light"])
 def test_every_row_has_maps_to_compare_at_the_published_size(table, checkpoints):
     shape, layer = ((1024, 8, 7, 7), "layer3") if table == "ucf101" else ((480, 8, 14, 14), "MaxPool3d_4a_3x3")
+    shape = (480, 4, 7, 7) if table == "light" else shape  # averages of 2 x 2 x 2 positions
     seen = {}
     for row in presets.tables("relation")[table].rows:
         options = relation.Options(**{"head": "tail", **row.options}, target="label") if not row.quoted else None
@@ -364,8 +367,38 @@ def test_schedules_of_the_light_head():
     )
 
 
-def test_a_plateau_needs_validation_clips(checkpoints):
-    options, data = prepared("resnext101", checkpoints, network="rgb")
+def test_a_plateau_needs_validation_clips_and_says_so_before_anything_trains(checkpoints):
+    common, shape, layer = CACHED["light"]
+    options = relation.Options(**common, fused="plateau=3", target="label")
+    data = data_for(options, shape, layer, checkpoints)
     del data.splits["validation"]
-    with pytest.raises(OptionError, match=r"appearance: plateau=10 follows a metric on validation clips"):
-        next(relation.stages(options, data))
+    with pytest.raises(OptionError, match=r'fused: plateau=3 .* there are none: hold .* set fused="plateau=0"'):
+        relation.resolve(options, data)
+    options = relation.Options(**common, teacher="plateau=3", target="label")
+    data = data_for(options, shape, layer, checkpoints)
+    data.inputs["flow"].available = torch.tensor([True, True, True, False])
+    with pytest.raises(OptionError, match=r"teacher: plateau=3 .* no labelled validation clip has flow: extract flow"):
+        relation.resolve(options, data)
+
+
+def test_a_users_way_for_the_rate_to_fall_replaces_the_methods():
+    tail = relation.Options(head="tail", teacher="milestones=10")
+    assert (tail.schedule("teacher").milestones, tail.schedule("teacher").plateau) == ((10,), 0)
+    light = relation.Options(head="light", teacher="plateau=0")
+    assert light.schedule("teacher").milestones == (40, 55)
+
+
+def test_logits_of_mers_are_those_that_answer(checkpoints):
+    for kind in CACHED:
+        options, data = prepared(kind, checkpoints, network="student")
+        *_, student = relation.stages(options, data)
+        net = student.module.eval()
+        out = net(data.inputs["rgb"].data[:2, 0])
+        torch.testing.assert_close(net.classify(out), out["logits"])
+
+
+def test_maps_of_other_moments_are_refused(checkpoints):
+    options, data = prepared("light", checkpoints)
+    other = replace(data, sampled={"rgb": "spread", "flow": "5 a second"})
+    with pytest.raises(OptionError, match="of other frames of a clip, or of another size"):
+        relation.resolve(options, other)

@@ -161,12 +161,35 @@ def test_pictures_of_a_run_that_kept_its_last_stage_alone(videos, tmp_path, capl
 
 
 def test_nothing_is_mirrored_where_it_must_not_be(videos, tmp_path):
-    run = kdcache.train(
-        "relation", videos / "out", out=tmp_path / "run", **{**QUICK, "network": "rgb", "mirror": False}
-    )
+    given = {**QUICK, "network": "rgb", "mirror": False}
+    run = kdcache.train("relation", videos / "out", out=tmp_path / "run", **given)
     stream = run.training_data.data.inputs["rgb"]
     assert stream.views == 1
     assert stream.view_of == [0]
+
+
+def test_flow_needs_the_view_in_which_rgb_is_judged(videos, tmp_path):
+    """A finished run does not open flow, and would answer from RGB's first view, which it was not judged in."""
+    common = {"frames": 9, "size": 64, "weights": dict.fromkeys(("i3d-rgb", "i3d-flow"), "random:0")}
+    for stream, views in (("i3d-rgb/mixed4a", ("centre-flip", "centre")), ("i3d-flow/mixed4a", ("centre",))):
+        kdcache.extract(videos / "clips.csv", videos, tmp_path / "out", [stream], views=views, **common)
+    with pytest.raises(OptionError, match=r"i3d-flow/mixed4a has no view centre-flip, the first of what the trained"):
+        kdcache.train("relation", tmp_path / "out", out=tmp_path / "run", **QUICK)
+
+
+@pytest.mark.parametrize("teacher", ["lr=1e20", "weight_decay=1e20"])
+def test_a_divergence_in_the_last_step_is_one_sentence(videos, tmp_path, teacher):
+    given = {**QUICK, "network": "flow", "teacher": f"{teacher} epochs=1 batch_size=32 milestones="}
+    with pytest.raises(OptionError, match=r"teacher: what it predicts after epoch 1 is not finite: lower lr"):
+        kdcache.train("relation", videos / "out", out=tmp_path / "run", **given)
+
+
+def test_a_comparison_says_what_is_reconstructed_and_what_is_random(videos, tmp_path):
+    rows = {"A": {"network": "rgb"}, "S": {"network": "student"}}
+    call = {**QUICK, **dict.fromkeys(LINES, "epochs=1 milestones= batch_size=2")}
+    result = kdcache.ablate("relation", shards=videos / "out", rows=rows, seeds=1, tune=0, out=tmp_path / "out", **call)
+    assert "Only the abstract of the paper is at hand" in result.text
+    assert "of random weights, which have learned nothing: i3d-rgb/mixed4a, i3d-flow/mixed4a." in result.text
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(run, videos, tmp_path, monkeypatch):

@@ -112,8 +112,6 @@ class RelationOptions(LeakOptions, ScheduleOptions):
             (self.fusion == "average", "fusion=average", ("end_to_end",)),
             (self.start == "maps", "start=maps", ("init", "init_flow", "augmentations")),
             (self.start == "frames", "start=frames", ("head", "width")),
-            (self.network == "flow", n, ("init",)),
-            (not (self.distils or "teacher" in self.members), f"{n}, which reads no flow", ("init_flow",)),
             (self.head == "light", "head=light", ("taps",)),
             (self.head == "tail", "head=tail", ("width",)),
         )

@@ -197,12 +197,8 @@ def draw(conclusion: Conclusion) -> None:
         plots.class_gains(c.path / "gain.png", np.array(gains), names, f"{shown.name} over {base.name}, {c.split}")
     observed = percent(scored[0][0].shape[1])
     several = sorted({0, len(observed) // 2 - 1 if len(observed) > 2 else 0, len(observed) - 1})
-    tables = {
-        f"{observed[n]} % observed" * (len(observed) > 1): np.sum(
-            [confusion(probs, y, n + 1) for probs, y, _ in scored], axis=0
-        )
-        for n in several
-    }
+    titles = {n: f"{observed[n]} % observed" * (len(observed) > 1) for n in several}
+    tables = {titles[n]: np.sum([confusion(probs, y, n + 1) for probs, y, _ in scored], axis=0) for n in several}
     plots.confusions(c.path / "confusion.png", tables, names, f"{shown.name}, {c.split}")
 
 
