@@ -390,3 +390,11 @@ def test_a_stopwatch_hears_of_parts_inside_it_alone():
     assert sorted(outer) == ["a", "b"]
     assert list(inner) == ["b"]
     assert inner["none"] == 0
+
+
+def test_a_source_that_cannot_be_read_is_refused_before_anything_trains(videos, tmp_path):
+    (tmp_path / "table.csv").write_text("a,b\n")
+    call = {"shards": videos / "out", "rows": {"RGB": {"network": "rgb"}}, "seeds": 1, "tune": 0}
+    with pytest.raises(SourceError, match=r"table\.csv: not a video that can be opened"):
+        kdcache.ablate("relation", source=tmp_path / "table.csv", out=tmp_path / "out", **call)
+    assert not (tmp_path / "out").exists()

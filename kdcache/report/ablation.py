@@ -24,6 +24,7 @@ from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, run_folder
 from kdcache.runs.ablation.results import stage_summary, values
 from kdcache.runs.ablation.rows import choose_rows
+from kdcache.runs.latency import check_readable
 from kdcache.runs.online.answer import class_names
 from kdcache.runs.prepare import absolute
 from kdcache.runs.presets import TableRow
@@ -131,6 +132,8 @@ def ablate(
         raise OptionError("split_column and split_columns both say which clips train: give one of them.")
     if source is not None and not Path(source).exists():
         raise OptionError(f"source={source}: there is no such file to answer for.")
+    if source is not None:
+        check_readable(source)
     protocol = AblationProtocol(
         comparison=comparison,
         folder=Path(out) if out is not None else Path("ablations") / "-".join([method, *([table] if table else [])]),

@@ -6,9 +6,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdcache.errors import SourceError
 from kdcache.runs.online.loading import load
 from kdcache.runs.run import Run
 from kdcache.runtime import resolve_device
+from kdcache.skeletons import open_skeleton
+from kdcache.sources import open_source
 from kdcache.stopwatch import FLOW, OPENING, stopwatch
 
 Latency = tuple[float, float]
@@ -43,3 +46,19 @@ def side_by_side(runs: Sequence[Answering], repeats: int) -> list[Latency]:
     """The median of each run's repeats (the lower one of an even number); runs take turns: first, second, first …"""
     rounds = [[run.once() for run in runs] for _ in range(repeats)]
     return [sorted(each)[(repeats - 1) // 2] for each in zip(*rounds, strict=True)]
+
+
+def check_readable(source: str | Path) -> None:
+    """Refuse, before hours of training, what is neither a video nor a skeleton file.
+
+    Raises:
+        SourceError: what is wrong with it.
+    """
+    try:
+        with open_source(source):
+            return
+    except SourceError as error:
+        try:
+            open_skeleton(Path(source))
+        except SourceError:
+            raise error from None
