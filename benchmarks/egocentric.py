@@ -22,12 +22,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import write_results
+from common import RESULTS, write_results
 
 PART = Path(__file__).with_name("egocentric_part.py")
 GTEA61_TRAIN, GTEA61_CLIPS, VIEWS = 341, 457, 10  # clips of which a split trains, of all, and cached views of maps
 SOURCES = {"a": "cache", "b": "frames", "c": "video"}
 
+FRAMES = {"pmrd": 20, "imprint": 7, "egornn": 25}
 MAPS = "abc"  # a stage that reads layer-3 maps
 SEEN = "ac"  # one that reads frames
 LIGHT = {"light": True}
@@ -190,21 +191,22 @@ def total(rows: dict[str, Any], schedules: dict[str, Any], filling: dict[str, fl
     }
 
 
-def measure(methods: list[str], stages: list[str], quick: bool, turns: int, threads: int) -> dict[str, Any]:
-    """All figures."""
+def measure(
+    methods: list[str], stages: list[str], quick: bool, turns: int, threads: int, before: dict[str, Any]
+) -> dict[str, Any]:
+    """All figures; those of ``before``, results of an earlier call, stay where nothing new is measured."""
     small: dict[str, Any] = {"frames": 4, "size": 64} if quick else {}
-    frames = {name: 4 if quick else {"pmrd": 20, "imprint": 7, "egornn": 25}[name] for name in methods}
+    frames = dict.fromkeys(FRAMES, 4) if quick else FRAMES
     clips = max(batch for name in methods for *_, batch in CASES[name])
     how = {
         "threads": threads,
-        "turns": turns,
         "side of a crop": small.get("size", 224),
         "frames of a clip (T)": frames,
         "videos": "rendered, 160 x 120, 48 frames, enlarged to the short side of a cache (256)",
         "layer-3 maps in a": "read from the shards for each batch",
         "totals": "extrapolated from the time of a step by clips; one split of GTEA61, 341 training clips; no scoring",
     }
-    results: dict[str, Any] = {"how": how, "steps": {}, "totals": {}}
+    results: dict[str, Any] = {"how": how, **{key: dict(before.get(key, {})) for key in ("steps", "totals", "answers")}}
     with tempfile.TemporaryDirectory() as folder:
         answers: dict[str, dict[str, Any]] = {}
         for name in methods:
@@ -218,13 +220,13 @@ def measure(methods: list[str], stages: list[str], quick: bool, turns: int, thre
             plan = Process(base | {"do": "describe", "options": small})
             schedules = plan.heard()
             plan.close()
-            rows: dict[str, Any] = {}
+            rows: dict[str, Any] = dict(results["steps"].get(name, {}))
             for stage, options, of, batch in CASES[name]:
                 label = " ".join([stage, *(f"{k}={v}" for k, v in options.items())])
                 if stages and label not in stages:
                     continue
                 job = base | {"options": small | options, "stage": stage, "batch": batch}
-                rows[label] = measure_stage(job, of, batch * frames[name], turns)
+                rows[label] = {"turns": turns, **measure_stage(job, of, batch * frames[name], turns)}
                 print(name, label, json.dumps(rows[label]), flush=True)
             results["steps"][name] = rows
             results["totals"][name] = total(rows, schedules, filling, {"resnet34/layer3"})
@@ -247,9 +249,12 @@ def main() -> None:
     )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--write", action="store_true", help="store the figures in results/egocentric.json")
+    parser.add_argument("--write", action="store_true", help="add the figures to results/egocentric.json")
     given = parser.parse_args()
-    found = measure(given.only, given.stages, given.quick, 1 if given.quick else given.turns, given.threads)
+    stored = RESULTS / "egocentric.json"
+    before = json.loads(stored.read_text())["results"] if given.write and not given.quick and stored.exists() else {}
+    turns = 1 if given.quick else given.turns
+    found = measure(given.only, given.stages, given.quick, turns, given.threads, before)
     if given.write:
         write_results("egocentric", found)
 
