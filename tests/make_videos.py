@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
 
 
 def pictures(count: int, width: int = 96, height: int = 64, seed: int = 0) -> list[np.ndarray]:
@@ -118,3 +119,21 @@ def decode_all(path: Path) -> list[np.ndarray]:
         for frame in container.decode(video=0):
             found.append(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
     return found
+
+
+def write_moving_squares(root: Path) -> None:
+    """Six clips of two classes, a texture over which a square goes right or down, and their manifest ``clips.csv``."""
+    rng, rows = np.random.default_rng(0), []
+    texture = rng.integers(40, 216, (18, 24, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+    patch = rng.integers(0, 255, (6, 6, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+    for i, split in enumerate(("train", "train", "train", "validation", "test", "test")):
+        frames = []
+        for t in range(20):
+            frame = texture.copy()
+            y, x = (10 + 2 * t, 20) if i % 2 else (20, 10 + 2 * t)
+            frame[y : y + 24, x : x + 24] = patch[: 72 - y, : 96 - x]
+            frames.append(frame)
+        write(root / f"v{i}.mp4", frames)
+        rows.append((f"v{i}", f"v{i}.mp4", np.nan, np.nan, split, str(3 * (i % 2))))
+    table = pd.DataFrame(rows, columns=["clip_id", "source", "start_s", "stop_s", "split", "label"])
+    table.to_csv(root / "clips.csv", index=False)

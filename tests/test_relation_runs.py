@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import streams_cache
 import torch
-from make_videos import write as write_video
+from make_videos import write_moving_squares
 
 import kdcache
 import kdcache.motion
@@ -36,20 +36,7 @@ QUICK = {**OPTIONS, **LINES}
 def videos(tmp_path_factory):
     """Six clips of a texture over which a square goes right or down, with what ``extract --for relation`` caches."""
     root = tmp_path_factory.mktemp("videos")
-    rng, rows = np.random.default_rng(0), []
-    texture = rng.integers(40, 216, (18, 24, 3), np.uint8).repeat(4, 0).repeat(4, 1)
-    patch = rng.integers(0, 255, (6, 6, 3), np.uint8).repeat(4, 0).repeat(4, 1)
-    for i, split in enumerate(("train", "train", "train", "validation", "test", "test")):
-        frames = []
-        for t in range(20):
-            frame = texture.copy()
-            y, x = (10 + 2 * t, 20) if i % 2 else (20, 10 + 2 * t)
-            frame[y : y + 24, x : x + 24] = patch[: 72 - y, : 96 - x]
-            frames.append(frame)
-        write_video(root / f"v{i}.mp4", frames)
-        rows.append((f"v{i}", f"v{i}.mp4", np.nan, np.nan, split, str(3 * (i % 2))))
-    table = pd.DataFrame(rows, columns=["clip_id", "source", "start_s", "stop_s", "split", "label"])
-    table.to_csv(root / "clips.csv", index=False)
+    write_moving_squares(root)
     (call,) = extraction_calls("relation", **SMALL)
     weights = dict.fromkeys(("i3d-rgb", "i3d-flow"), "random:0")
     for stream in ("rgb", "flow", *call.streams):  # each in a shard of its own, so that a test may destroy one

@@ -18,8 +18,9 @@ from kdcache import backbones, runtime
 from kdcache.backbones.weights import find_digest
 from kdcache.data.beside import cut_like, followed
 from kdcache.data.clips import clips
-from kdcache.data.inputs import Binding, align_views, bind
+from kdcache.data.inputs import Binding, bind
 from kdcache.data.pairs import ROLES, pairs
+from kdcache.data.shown_views import check_first_view, common_views
 from kdcache.data.splits import Examples, named_splits, split_by
 from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget, Reader
 from kdcache.data.training_data import TrainingData, batches_on, fingerprint
@@ -103,7 +104,7 @@ def open_cache(
     there = _there(cache, inputs, bindings, str(before.get("stream", stream or "")))
     examples = find_examples(cache, rows, there, tau_s, validation)
     if training:
-        _check_first_view(cache, bindings)
+        check_first_view(cache, bindings)
     free = int(memory_fraction * runtime.free_bytes(on))
     total = int(before.get("budget", free))
     pool = pool if pool is not None else StreamPool()
@@ -244,9 +245,7 @@ def open_streams(
     features = [binding for binding in bindings if binding.inputs[0].segment is None]
     recipes = {s: cache.recipe(s) for binding in features for s in binding.streams}
     views = {s: cache.shape(s)[0] for s in recipes}
-    shown, common = align_views(recipes, views) if recipes else ({}, None)
-    if not all(one.mirror for binding in features for one in binding.inputs):
-        shown, common = _unmirrored(shown, common, views)
+    shown, common = common_views(cache, features)
     if common and len(common) < max(views.values()):
         logger.info("views that all streams have: %s; the others are not read", ", ".join(common))
     if recipes and any(map(_beside, bindings)) and common is None and max(views.values()) > 1:
@@ -274,43 +273,6 @@ def open_streams(
         stream = pool.streams[key]
         streams |= dict.fromkeys((one.name for one in binding.inputs), stream)
     return streams
-
-
-def _check_first_view(cache: Reader, bindings: Sequence[Binding]) -> None:
-    """``OptionError`` where privileged features lack the view in which the others are judged, and answer: a finished
-    run, which does not open them, would answer from another view than it was judged in."""
-    features = [b for b in bindings if b.inputs[0].segment is None]
-    first: list[str | None] = []
-    for some in (features, [b for b in features if not b.privileged]):
-        recipes = {s: cache.recipe(s) for b in some for s in b.streams}
-        shown, common = align_views(recipes, {s: cache.shape(s)[0] for s in recipes}) if recipes else ({}, None)
-        if common and not all(one.mirror for b in some for one in b.inputs):
-            _, common = _unmirrored(shown, common, {s: cache.shape(s)[0] for s in recipes})
-        first.append(common[0] if common else None)
-    if first[1] is not None and first[0] != first[1]:
-        lacking = ", ".join(b.names for b in features if b.privileged)
-        raise OptionError(
-            f"{lacking} has no view {first[1]}, the first of what the trained network reads, in which it is judged: "
-            f"extract it with --views that begin alike."
-        )
-
-
-def _unmirrored(
-    shown: dict[str, list[int]], common: list[str] | None, views: Mapping[str, int]
-) -> tuple[dict[str, list[int]], list[str] | None]:
-    """What ``align_views`` gave, without mirrored views."""
-    if common is None:
-        if max(views.values()) > 1:
-            raise OptionError(
-                "mirror=false: the cached views have no names, so mirrored ones are not known: use one view."
-            )
-        return shown, common
-    kept = [i for i, name in enumerate(common) if not name.endswith("-flip")]
-    if not kept:
-        raise OptionError(
-            "mirror=false, and every cached view is mirrored: extract others with --views, such as centre."
-        )
-    return {stream: [of[i] for i in kept] for stream, of in shown.items()}, [common[i] for i in kept]
 
 
 def _beside(binding: Binding) -> bool:

@@ -74,7 +74,7 @@ def resolve(options: RelationOptions, data: Data) -> RelationOptions:
 def _check_plateaus(options: RelationOptions, data: Data) -> None:
     """``OptionError`` for a stage whose rate follows validation clips that its inputs lack, before any is trained."""
     clips = Clips(options, data)
-    for name in _needed(options):
+    for name in (*_branches(options), *(["fused"] if options.last == "fused" else [])):
         schedule = options.schedule(name)
         seen = READS.get(name, "rgb")
         if schedule.plateau and VALIDATION not in clips.held_out(seen):
@@ -86,18 +86,15 @@ def _check_plateaus(options: RelationOptions, data: Data) -> None:
             )
 
 
-def _needed(options: RelationOptions) -> tuple[str, ...]:
-    """Stages that train, in their order."""
-    members = [n for n in READS if n in options.members or (n == "teacher" and options.distils)]
-    return (*members, "fused") if options.last == "fused" else tuple(members)
+def _branches(options: RelationOptions) -> tuple[str, ...]:
+    """The stages that train F, A and S, as far as they are needed, in their order."""
+    return tuple(n for n in READS if n in options.members or (n == "teacher" and options.distils))
 
 
 def stages(options: RelationOptions, data: Data) -> Iterator[Stage]:
     """F, A and S as far as they are needed, then what joins them."""
     o, clips, trained = options, Clips(options, data), dict[str, Branch]()
-    for name in _needed(o):
-        if name == "fused":
-            continue
+    for name in _branches(o):
         net = trained[name] = branch(o, data, name, start=True)
         seen = READS[name]
         source = _train(o, data, clips, seen)
