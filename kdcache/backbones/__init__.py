@@ -10,6 +10,7 @@ Names, input specs, layer shapes and weights' digests are answered without impor
 
 from __future__ import annotations
 
+from kdcache.backbones.custom import Custom, allow, is_external, register
 from kdcache.backbones.registry import (
     ALIASES,
     REGISTRY,
@@ -20,6 +21,7 @@ from kdcache.backbones.registry import (
     frozen,
     input_spec,
     layer_axes,
+    layer_names,
     layer_shape,
     names,
     outline,
@@ -31,17 +33,22 @@ __all__ = [
     "ALIASES",
     "REGISTRY",
     "BackboneEntry",
+    "Custom",
     "InputSpec",
     "Shape",
     "Weights",
+    "allow",
     "build",
     "canonical",
     "entry",
     "frozen",
     "input_spec",
+    "is_external",
     "layer_axes",
+    "layer_names",
     "layer_shape",
     "names",
     "outline",
+    "register",
     "weights_id",
 ]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcache.backbones.custom import is_external
 from kdcache.backbones.published import ADAPTED, TABLE, Published, published_for
 from kdcache.backbones.spec import Weights
 from kdcache.errors import OptionError, WeightsError, unknown
@@ -36,9 +37,18 @@ class Choice:
 
     path: Path | None = None
     seed: int | None = None
+    spec: str | None = None
+    """Of networks from elsewhere: ``pretrained``, ``pretrained:TAG`` or ``built``."""
+    state: str | None = None
+    """Of networks from elsewhere: digest of the weights in memory."""
 
     def identity(self) -> dict[str, Any]:
-        """What recipes say of the weights: a file's sha256 whatever its name, or the random spec and its rule."""
+        """What recipes say of the weights: a file's sha256 whatever its name, or the random spec and its rule.
+
+        Of networks from elsewhere also the digest of the weights in memory."""
+        if self.state is not None:
+            named = {"spec": self.spec or f"{RANDOM}{self.seed}"} if self.path is None else {}
+            return {**named, **({"sha256": weights_digest(self.path)} if self.path else {}), "state": self.state}
         if self.path is None:
             return {"spec": f"{RANDOM}{self.seed}", "rule": RANDOM_RULE}
         return {"sha256": weights_digest(self.path)}
@@ -53,6 +63,10 @@ def resolve(name: str, weights: Weights | Choice = None) -> Choice:
     """
     if isinstance(weights, Choice):
         return weights
+    if is_external(name):
+        from kdcache.backbones.external_weights import choose  # loads torch: the digest is that of weights in memory
+
+        return choose(name, weights)
     text = os.fspath(weights) if weights is not None else ""
     row = published_for(name)
     if weights is None and row is not None and not any((folder / row.file).is_file() for folder in folders()):

@@ -51,6 +51,8 @@ def resolve(
         raise OptionError("No stream was asked for: name one, for example i3d-rgb/mixed4a or flow.")
     if len(set(names)) != len(names):
         raise OptionError(f"A stream is named twice in {', '.join(names)}: name each once.")
+    for name in names:
+        backbones.allow(name.rpartition("/")[0])  # the user names them
     kinds = [_kind_named(name) for name in names]
     for name, kind in zip(names, kinds, strict=True):
         if kind.medium != kinds[0].medium:
