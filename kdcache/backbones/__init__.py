@@ -10,13 +10,14 @@ Names, input specs, layer shapes and weights' digests are answered without impor
 
 from __future__ import annotations
 
-from kdcache.backbones.custom import Custom, allow, is_external, register
+from kdcache.backbones.custom import Custom, allow, is_external
 from kdcache.backbones.registry import (
     ALIASES,
     REGISTRY,
     BackboneEntry,
     build,
     canonical,
+    choose,
     entry,
     frozen,
     input_spec,
@@ -25,6 +26,7 @@ from kdcache.backbones.registry import (
     layer_shape,
     names,
     outline,
+    register,
     weights_id,
 )
 from kdcache.backbones.spec import InputSpec, Shape, Weights
@@ -40,6 +42,7 @@ __all__ = [
     "allow",
     "build",
     "canonical",
+    "choose",
     "entry",
     "frozen",
     "input_spec",

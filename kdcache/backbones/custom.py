@@ -72,22 +72,8 @@ _allowed: set[str] = set()
 _trusted: set[str] = set()
 
 
-def register(name: str, build: Builder) -> None:
-    """Make a network available in this process and its workers as ``--stream NAME/LAYER``; again replaces it.
-
-    Args:
-        name: letters, digits, ``_``, ``-``, ``.``.
-        build: called without arguments, perhaps several times and in each worker; gives the same weights each time.
-
-    Raises:
-        OptionError: the name is taken by a network of this package, or is no name.
-    """
-    from kdcache.backbones.registry import ALIASES, REGISTRY
-
-    if name in REGISTRY or name in ALIASES:
-        raise OptionError(f"{name} is a network of kdcache: register yours under another name.")
-    if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or not name.isascii():
-        raise OptionError(f"{name!r} is no name of a network: use letters, digits, _, - and . alone.")
+def add(name: str, build: Builder) -> None:
+    """Make a network known in this process; see ``kdcache.backbones.register``."""
     _builders[name] = build
     _external.cache_clear()
 
@@ -135,9 +121,6 @@ def in_workers(names: Sequence[str]) -> bytes:
     Raises:
         OptionError: a builder that cannot be sent there.
     """
-    from kdcache.backbones.external_weights import forget
-
-    forget()
     builders = {name: _builders[name] for name in names if name in _builders}
     allowed = [name for name in names if _is_path(name)]
     try:

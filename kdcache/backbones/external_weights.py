@@ -30,7 +30,7 @@ _last: dict[tuple[str, Choice], ExternalBackbone] = {}
 """The network that was loaded last, so that what was made to know its digest is not made again at once."""
 
 
-def choose(name: str, weights: Weights = None) -> Choice:
+def choose(name: str, weights: Weights | Choice = None) -> Choice:
     """The weights that ``weights`` means, loaded once to know the digest of what is then in memory.
 
     Args:
@@ -43,6 +43,8 @@ def choose(name: str, weights: Weights = None) -> Choice:
         OptionError: a malformed text, or one that this network has not.
         WeightsError: no such file, one of another network, or weights that cannot be downloaded.
     """
+    if isinstance(weights, Choice):
+        return weights
     found = external(name)
     text = found.origin if weights is None else os.fspath(weights)
     if text in found.tags:

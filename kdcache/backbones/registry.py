@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kdcache.backbones.custom import LIBRARIES, external, is_external, registered
+from kdcache.backbones.custom import LIBRARIES, Builder, add, external, is_external, registered
 from kdcache.backbones.spec import InputSpec, Shape, Weights
 from kdcache.backbones.weights import resolve
 from kdcache.errors import OptionError, unknown
@@ -63,6 +63,23 @@ def entry(name: str) -> BackboneEntry:
         others = (*(f"{prefix}:…" for prefix in LIBRARIES), "module:function")
         raise unknown("backbone", name, [*names(), *ALIASES, *others])
     return REGISTRY[canonical(name)]
+
+
+def register(name: str, build: Builder) -> None:
+    """Make a network available in this process and its workers as ``--stream NAME/LAYER``; again replaces it.
+
+    Args:
+        name: letters, digits, ``_``, ``-``, ``.``.
+        build: called without arguments, perhaps several times and in each worker; gives the same weights each time.
+
+    Raises:
+        OptionError: the name is taken by a network of this package, or is no name.
+    """
+    if name in REGISTRY or name in ALIASES:
+        raise OptionError(f"{name} is a network of kdcache: register yours under another name.")
+    if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or not name.isascii():
+        raise OptionError(f"{name!r} is no name of a network: use letters, digits, _, - and . alone.")
+    add(name, build)
 
 
 def input_spec(name: str) -> InputSpec:
@@ -130,9 +147,21 @@ def layer_axes(
 
 def weights_id(name: str, weights: Weights = None) -> dict[str, Any]:
     """What a recipe says of the weights that ``build`` would load; the whole file is hashed, nothing is opened."""
+    return choose(name, weights).identity()
+
+
+def choose(name: str, weights: Weights | Choice = None) -> Choice:
+    """The weights that ``weights`` means for backbone ``name``; a choice that was made before stays.
+
+    See ``kdcache.backbones.weights.resolve``, and for networks from elsewhere, which are loaded to know their digest,
+    ``kdcache.backbones.external_weights.choose``.
+    """
     if not is_external(name):
         entry(name)
-    return resolve(canonical(name), weights).identity()
+        return resolve(canonical(name), weights)
+    from kdcache.backbones.external_weights import choose as choose_external
+
+    return choose_external(name, weights)
 
 
 def build(name: str, weights: Weights | Choice = None, num_classes: int | None = None) -> Backbone:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcache.backbones.custom import is_external
 from kdcache.backbones.published import ADAPTED, TABLE, Published, published_for
 from kdcache.backbones.spec import Weights
 from kdcache.errors import OptionError, WeightsError, unknown
@@ -63,10 +62,6 @@ def resolve(name: str, weights: Weights | Choice = None) -> Choice:
     """
     if isinstance(weights, Choice):
         return weights
-    if is_external(name):
-        from kdcache.backbones.external_weights import choose  # loads torch: the digest is that of weights in memory
-
-        return choose(name, weights)
     text = os.fspath(weights) if weights is not None else ""
     row = published_for(name)
     if weights is None and row is not None and not any((folder / row.file).is_file() for folder in folders()):

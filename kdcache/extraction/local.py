@@ -54,6 +54,9 @@ def run_units(
     executor: Executor[WorkUnit, Event] = Serial(ExtractionWork(config))
     if workers > 1 and len(units) > 1:
         deaths: dict[str, int] = {}
+        from kdcache.backbones.external_weights import forget  # loads torch, as every worker does
+
+        forget()
         networks = [s.backbone for s in config.streams if isinstance(s, BackboneStream) and is_external(s.backbone)]
         work = ExtractionWork(config, in_workers(networks) if networks else None)
         executor = Processes(work, workers, lambda unit, events, how: after_death(unit, events, how, deaths, on_event))

@@ -24,7 +24,6 @@ from kdcache.backbones.external_weights import fresh
 from kdcache.backbones.metadata import FitMetadata, read_metadata
 from kdcache.backbones.published import published_for
 from kdcache.backbones.weights import RANDOM, find, random_seed
-from kdcache.backbones.weights import resolve as resolve_weights
 from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.methods.contract import (
@@ -212,7 +211,7 @@ def _start(options: RecognitionOptions, data: Data) -> Classifier:
             vacnn.start(net, drawn, imagenet)
         logger.info("%s starts from %s", name, options.imagenet or f"random weights ({init})")
     else:
-        chosen = resolve_weights(name, None if init == _PUBLISHED else init)
+        chosen = backbones.choose(name, None if init == _PUBLISHED else init)
         net = backbones.build(name, chosen, num_classes=classes)
         shown = chosen.path or chosen.spec
         logger.info("%s starts from %s, with a new classifier for %d classes", name, shown, classes)
@@ -227,7 +226,7 @@ def origin(options: RecognitionOptions) -> FitMetadata | None:
     init = options.init or _published(options.backbone) or f"{RANDOM}0"
     if random_seed(init) is not None:
         return None
-    file = resolve_weights(options.backbone, None if init == _PUBLISHED else init).path
+    file = backbones.choose(options.backbone, None if init == _PUBLISHED else init).path
     return None if file is None else read_metadata(file)
 
 

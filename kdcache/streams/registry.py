@@ -8,7 +8,6 @@ from typing import Any
 
 from kdcache import backbones
 from kdcache.backbones.weights import Choice
-from kdcache.backbones.weights import resolve as resolve_weights
 from kdcache.errors import OptionError, unknown
 from kdcache.recipe import Recipe, differences, digest
 from kdcache.streams.base import CachedKind, Choose, Stream
@@ -87,7 +86,7 @@ def chooser(weights: Mapping[str, Any] | None) -> Choose:
 
     @functools.cache
     def choose(backbone: str) -> Choice:
-        return resolve_weights(backbone, given.get(backbone))
+        return backbones.choose(backbone, given.get(backbone))
 
     return choose
 
