@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -280,6 +281,13 @@ def test_registered_in_a_notebook_it_reaches_workers(videos, tmp_path) -> None:
         backbones.register("tsm", build)
 
 
+def test_a_package_offers_a_network_by_entry_point(monkeypatch) -> None:
+    point = importlib.metadata.EntryPoint("theirs", VIDEO, custom.GROUP)
+    monkeypatch.setattr(custom, "_entry_points", lambda: {"theirs": point})
+    assert backbones.layer_shape("theirs", "second") == ("second", (8, 2, 15, 15))
+    assert "theirs" in backbones.names()
+
+
 def test_a_builder_that_gives_other_weights_each_time(videos, tmp_path) -> None:
     choice = external_weights.choose(backbones.allow("own_networks:changing"))
     external_weights.forget()
@@ -371,5 +379,6 @@ def test_fit_extract_train_predict(videos, tmp_path) -> None:
     assert axes_of(cache.recipe(f"{name}/pool")) == "VND"
     quick = {"epochs": 1, "hidden": 4, "teacher_hidden": 2, "device": "cpu"}
     run = kdcache.train("early", shards=tmp_path / "out", out=tmp_path / "run", **quick)
+    assert kdcache.cost(run).multiply_adds > 1e6
     answers = list(kdcache.predict(run, videos / "v5.mp4", weights={name: fit.weights}))
     np.testing.assert_allclose(sum(answers[-1].probabilities), 1, rtol=1e-5)

@@ -197,7 +197,7 @@ def outline(name: str) -> Backbone:
     if is_external(name):
         from kdcache.backbones.external import outline as outline_of
 
-        return outline_of(external(name))
+        return outline_of(external(name)).to("meta")
     import torch
 
     found = entry(name)

@@ -108,11 +108,7 @@ def _weights(stream: str, recipe: Recipe, chosen: Mapping[str, Any], of_run: str
         return choice
     if "spec" in known:
         return choose(backbone, known["spec"])
-    if (
-        of_run is not None
-        and Path(of_run).is_file()
-        and (choice := choose(backbone, of_run)).identity() == known
-    ):
+    if of_run is not None and Path(of_run).is_file() and (choice := choose(backbone, of_run)).identity() == known:
         return choice
     if (found := find_digest(known["sha256"])) is None:
         raise WeightsError(
