@@ -80,25 +80,12 @@ class Hdf5Arrays:
         return _read(self.shown(where), dataset, rows if dataset.ndim else ())
 
     def others(self, used: Collection[str]) -> Iterator[str]:
-        """Data sets of the file beside those used."""
-        return (name for name in dataset_names(self._file) if name not in used)
+        """Data sets of the file beside those used, under whatever name."""
+        known = {_address(self._at(where)) for where in used}
+        return (name for name, address in _datasets(self.path, self._file).items() if address not in known)
 
     def _at(self, path: str) -> Any:
-        """The data set at a path, or ``None``; ``ClipError`` where a link stands in the way."""
-        found = self._file
-        for part in path.split("/"):
-            if part in ("", ".") or not isinstance(found, h5py.Group) or "\0" in part:
-                return None
-            try:
-                link = found.get(part, getlink=True)
-                found = found[part] if type(link) is h5py.HardLink else None
-            except MALFORMED as error:
-                raise ClipError(f"{self.shown(path)} cannot be read ({error}); {_ADVICE}.") from error
-            if found is None and link is not None:
-                raise ClipError(
-                    f"{self.shown(path)} is behind a link, which could lead out of the file; copy it in instead."
-                )
-        return found if isinstance(found, h5py.Dataset) else None
+        return _dataset_at(self.path, self._file, path)
 
 
 class Hdf5Rows:
@@ -118,27 +105,30 @@ class Hdf5Rows:
 
     def __init__(self, path: Path, file: Any, ids: str, data: str | None) -> None:
         self.path = path
-        names = dataset_names(file)
-        for name in (ids, *([] if data is None else [data])):
-            if name not in names:
-                raise unknown(f"data set of {path}", name, names)
-        self._row = {name: i for i, name in enumerate(_texts(f"data set {ids!r} of {path}", file[ids]))}
-        count = len(file[ids])
+        names = self._dataset_at(file, ids)
+        self._row = {name: i for i, name in enumerate(_texts(f"data set {ids!r} of {path}", names))}
+        count = len(self._row)
         if data is None:
-            fitting = [n for n in names if n != ids and file[n].shape and len(file[n]) == count]
+            others = [n for n, address in _datasets(path, file).items() if address != _address(names)]
+            fitting = [n for n in others if _is_array(file[n], count)]
             if len(fitting) != 1:
                 found = ", ".join(fitting) or "none"
-                raise OptionError(f"{path}: data sets with as many rows as {ids!r}: {found}; name one with --data.")
+                raise OptionError(f"{path}: arrays with as many rows as {ids!r}: {found}; name one with --data.")
             (data,) = fitting
-        self.data, self._dataset = data, file[data]
+        self.data, self._dataset = data, self._dataset_at(file, data)
         problem = _unreadable(self._dataset)
-        if problem is None and (not self._dataset.shape or len(self._dataset) != count):
+        if problem is None and not _is_array(self._dataset, count):
             problem = f"has shape {list(self._dataset.shape)}, and {ids!r} names {count} rows; they must be as many"
         if problem:
             raise SourceError(f"data set {data!r} of {path} {problem}.")
 
     def __str__(self) -> str:
         return f"data set {self.data!r} of {self.path}"
+
+    def _dataset_at(self, file: Any, name: str) -> Any:
+        if (found := _dataset_at(self.path, file, name)) is None:
+            raise unknown(f"data set of {self.path}", name, list(_datasets(self.path, file)))
+        return found
 
     def find(self, names: Sequence[str]) -> int:
         """The row of the first name there is; ``ClipError`` if there is none."""
@@ -164,11 +154,44 @@ class Hdf5Rows:
         return (repr(name) for name, row in self._row.items() if row not in used)
 
 
-def dataset_names(file: Any) -> list[str]:
-    """Paths of all data sets that plain links lead to, each object once."""
-    names: list[str] = []
-    file.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
-    return names
+def _dataset_at(file_path: Path, file: Any, path: str) -> Any:
+    """The data set at a path, or ``None``; ``ClipError`` where a link stands in the way."""
+    found = file
+    for part in path.split("/"):
+        if part in ("", ".") or not isinstance(found, h5py.Group) or "\0" in part:
+            return None
+        try:
+            link = found.get(part, getlink=True)
+            found = found[part] if type(link) is h5py.HardLink else None
+        except MALFORMED as error:
+            raise ClipError(f"data set {path!r} of {file_path} cannot be read ({error}); {_ADVICE}.") from error
+        if found is None and link is not None:
+            raise ClipError(
+                f"data set {path!r} of {file_path} is behind a link, which could lead out of the file; copy it in."
+            )
+    return found if isinstance(found, h5py.Dataset) else None
+
+
+def _datasets(path: Path, file: Any) -> dict[str, int]:
+    """All data sets that plain links lead to, each once, by one of its names, and where they lie."""
+    found: dict[str, int] = {}
+    try:
+        file.visititems(
+            lambda name, item: found.update({name: _address(item)}) if isinstance(item, h5py.Dataset) else None
+        )
+    except MALFORMED as error:
+        raise SourceError(f"{path}: its list of data sets cannot be read ({error}); {_ADVICE}.") from error
+    return found
+
+
+def _address(dataset: Any) -> int:
+    """Where a data set lies in its file: the same under all its names."""
+    return int(h5py.h5o.get_info(dataset.id).addr)
+
+
+def _is_array(dataset: Any, count: int) -> bool:
+    """Whether a data set holds numbers for so many rows."""
+    return _unreadable(dataset) is None and bool(dataset.shape) and len(dataset) == count
 
 
 def _unreadable(dataset: Any) -> str | None:
@@ -187,7 +210,7 @@ def _closed(dataset: Any) -> str | None:
         return f"{problem}; {_ADVICE}"
     if odd := sorted(set(filters_of(dataset)) - _FILTERS):
         return f"needs HDF5 filter(s) {odd}, which kdcache does not load; write it again with gzip or uncompressed"
-    if dataset.size and not all_there(dataset):
+    if dataset.dtype.kind != "O" and dataset.size and not all_there(dataset):
         return f"lacks some of its bytes; {_ADVICE}"
     return None
 

@@ -45,19 +45,20 @@ def import_arrays(
 
     def read(row: Row) -> Item:
         where = survey.where(row)
-        shown, length = files.shown(where), survey.headers[where].shape[:1]
-        if length == (0,):
+        shown, shape = files.shown(where), survey.headers[where].shape
+        if 0 in shape:
             raise ClipError(f"{shown} is empty; compute its features again, or leave the clip out.")
         if options.per == "source":
             assert options.fps is not None
-            low, high = cut(row["start_s"], row["stop_s"], *length, options.fps, options.offset)
+            low, high = cut(row["start_s"], row["stop_s"], shape[0], options.fps, options.offset)
             return Item(files.read(where, slice(low, high)), np.arange(low, high, dtype=np.int32), shown)
         array = files.read(where)
         fixed = recipe["layout"] == "fixed"
         return Item(array[None] if fixed and not options.views else array, frames.get(row["clip_id"], none), shown)
 
+    notes = [*note, *survey.unused()]
     report = import_clips(rows, out, recipe, read, progress)
-    report.notes += [*note, *survey.unused()]
+    report.notes += notes
     return report
 
 
