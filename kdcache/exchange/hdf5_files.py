@@ -6,6 +6,7 @@ sets, objects or references. Of filters, those that HDF5 and h5py bring (gzip, s
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -210,7 +211,8 @@ def _closed(dataset: Any) -> str | None:
         return f"{problem}; {_ADVICE}"
     if odd := sorted(set(filters_of(dataset)) - _FILTERS):
         return f"needs HDF5 filter(s) {odd}, which kdcache does not load; write it again with gzip or uncompressed"
-    if dataset.dtype.kind != "O" and dataset.size and not all_there(dataset):
+    beyond = dataset.chunks is None and dataset.nbytes > os.path.getsize(dataset.file.filename)
+    if dataset.dtype.kind != "O" and dataset.size and (beyond or not all_there(dataset)):
         return f"lacks some of its bytes; {_ADVICE}"
     return None
 
