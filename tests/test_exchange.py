@@ -482,3 +482,30 @@ def test_digests_of_imports_stay() -> None:
         "shape": [1, 14, 1024],
         "imported": {"from": "lmdb", "origin": "RULSTM", "sampling": {}},
     }
+
+
+def test_rulstms_list_to_its_observed_frames(tmp_path: Path, shared: Path) -> None:
+    """Actions of one video of RULSTM's own list: the vectors over one second before each action, at 4 a second."""
+    lists = shared / "data" / "annotations" / "rulstm" / "ek55"
+    rows = kdcache.datasets.manifest_for("rulstm", lists)
+    rows = rows[(rows["group"] == "P01_02") & (rows["clamped"] == "0")].reset_index(drop=True)
+    write_manifest(rows, tmp_path / "clips.csv")
+    official = pd.read_csv(lists / "training.csv", header=None, skipinitialspace=True)
+    official = official[official[1] == "P01_02"]
+    count = int(official[3].max()) + 90
+    with lmdb.open(str(tmp_path / "rgb"), map_size=2**26) as environment, environment.begin(write=True) as transaction:
+        for number in range(1, count):
+            transaction.put(f"P01_02_frame_{number:010d}.jpg".encode(), vector("P01_02", number).tobytes())
+    call = into(tmp_path, tmp_path / "rgb", tmp_path / "clips.csv", "--frames", 11, "--step", 0.25)
+    assert f"{len(rows)} imported" in run("import lmdb", *call)
+    cache = Cache(tmp_path / "out")
+    checked = 0
+    for _, action in official.iterrows():
+        clip = f"ek55-{int(action[0]):05d}@1-observed"
+        if not (rows["clip_id"] == clip).any():
+            continue
+        numbers = exact_rulstm(Fraction(int(action[2]), 30), 11, Fraction(1))
+        expected = np.stack([vector("P01_02", n) for n in numbers])
+        assert cache.read("rulstm/rgb", [clip])[0, 0].tobytes() == expected.tobytes(), clip
+        checked += 1
+    assert checked > 50
