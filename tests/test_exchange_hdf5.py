@@ -12,6 +12,7 @@ import pytest
 
 from kdcache import exchange
 from kdcache.errors import OptionError, SourceError
+from kdcache.exchange.hdf5_text import read_texts
 from kdcache.manifest import validate
 from kdcache.store import Cache
 
@@ -174,3 +175,28 @@ def test_damaged_files(tmp_path: Path) -> None:
     assert report.imported == 1
     assert "data set 'a' of" in reasons(report)["a"]
     assert "is damaged" in reasons(report)["a"]
+
+
+def test_names_of_variable_length_are_read_without_hdf5(tmp_path: Path) -> None:
+    """HDF5 may loop for ever over a damaged heap of texts, so the heap is parsed here."""
+    path, ids = tmp_path / "f.h5", [f"clip-{i}-é" * (i % 40 + 1) for i in range(2000)]  # many collections of 4 kB
+    with h5py.File(path, "w") as file:
+        file["data"] = np.arange(4000, dtype=np.float32).reshape(2000, 2)
+        file.create_dataset("ids", data=ids)
+        file.create_dataset("chunked", data=ids, chunks=(100,), compression="gzip")
+    with h5py.File(path) as file:
+        assert read_texts(path, file["ids"]) == file["ids"].asstr()[()].tolist() == ids
+    importing(path, clips(ids[1], ids[1999]), tmp_path / "out", ids="ids")
+    assert Cache(tmp_path / "out").read("s", [ids[1999]])[0, 0].tolist() == [3998.0, 3999.0]
+    with pytest.raises(SourceError, match=r"write them with numpy\.array\(names, 'S'\)"):
+        importing(path, clips("x"), tmp_path / "two", ids="chunked", data="data")
+    whole = path.read_bytes()
+    heap = whole.index(b"GCOL")
+    for position, value in [
+        (heap, b"X"),
+        (heap + 8, b"\xff" * 6),
+        (heap + 24, b"\xff" * 6),
+    ]:  # name, size, object's size
+        path.write_bytes(whole[:position] + value + whole[position + len(value) :])
+        with pytest.raises(SourceError, match="is damaged"):
+            importing(path, clips(ids[1]), tmp_path / "three", ids="ids")

@@ -112,7 +112,7 @@ def import_hdf5(path: Path, **options: Any) -> None:
     \b
     Example:
       kdcache import hdf5 features.h5 --manifest clips.csv --stream r3d/pool --origin "R3D-18, Kinetics"
-      kdcache import hdf5 all.h5 --manifest clips.csv --stream clip/image --origin CLIP --ids names --data features
+      kdcache import hdf5 all.h5 --manifest clips.csv --stream vit/image --origin CLIP --ids names --data features
     """
     from kdcache import exchange
 

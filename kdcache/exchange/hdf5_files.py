@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, OptionError, SourceError, unknown
 from kdcache.exchange.arrays import ArrayHeader
+from kdcache.exchange.hdf5_text import read_texts
 from kdcache.exchange.npy_files import flat_name
 from kdcache.store.hdf5_guard import MALFORMED, ZSTD, all_there, filters_of, leads_out
 
@@ -60,7 +61,7 @@ class Hdf5Arrays:
         """
         for name in names:
             for path in dict.fromkeys((name, flat_name(name).removesuffix(".npy"))):
-                if (dataset := self._at(path)) is not None:
+                if (dataset := _dataset_at(self.path, self._file, path)) is not None:
                     if problem := _unreadable(dataset):
                         raise ClipError(f"{self.shown(path)} {problem}.")
                     return path
@@ -72,21 +73,18 @@ class Hdf5Arrays:
 
     def header(self, where: str) -> ArrayHeader:
         """What a data set holds."""
-        dataset = self._at(where)
+        dataset = self._file[where]  # ``find`` has looked at each link on the way
         return ArrayHeader(dataset.dtype, dataset.shape)
 
     def read(self, where: str, rows: slice = slice(None)) -> NDArray[Any]:
         """The array, or some of its rows; ``ClipError`` if its bytes are damaged."""
-        dataset = self._at(where)
+        dataset = self._file[where]
         return _read(self.shown(where), dataset, rows if dataset.ndim else ())
 
     def others(self, used: Collection[str]) -> Iterator[str]:
         """Data sets of the file beside those used, under whatever name."""
-        known = {_address(self._at(where)) for where in used}
+        known = {_address(self._file[where]) for where in used}
         return (name for name, address in _datasets(self.path, self._file).items() if address not in known)
-
-    def _at(self, path: str) -> Any:
-        return _dataset_at(self.path, self._file, path)
 
 
 class Hdf5Rows:
@@ -197,10 +195,13 @@ def _is_array(dataset: Any, count: int) -> bool:
 
 def _unreadable(dataset: Any) -> str | None:
     """Why a data set must not be read as numbers, with what to do, or ``None``."""
-    dtype = dataset.dtype
-    if dtype.kind not in "fiu" or h5py.check_dtype(ref=dtype) is not None:
-        return f"holds {dtype}, not numbers; {_ADVICE}"
-    return _closed(dataset)
+    try:
+        dtype = dataset.dtype
+        if dtype.kind not in "fiu" or h5py.check_dtype(ref=dtype) is not None:
+            return f"holds {dtype}, not numbers; {_ADVICE}"
+        return _closed(dataset)
+    except MALFORMED as error:
+        return f"is damaged ({error}); {_ADVICE}"
 
 
 def _closed(dataset: Any) -> str | None:
@@ -219,15 +220,20 @@ def _closed(dataset: Any) -> str | None:
 
 def _texts(shown: str, dataset: Any) -> list[str]:
     """A data set of names: text or whole numbers, all different; ``SourceError`` for any other."""
-    text = h5py.check_string_dtype(dataset.dtype) is not None
-    if problem := _closed(dataset):
-        raise SourceError(f"{shown} {problem}.")
-    if dataset.ndim != 1 or not (text or dataset.dtype.kind in "iu"):
-        raise SourceError(f"{shown} is {dataset.dtype} {list(dataset.shape)}, not a list of names; name another.")
     try:
-        found = [str(name) for name in (dataset.asstr() if text else dataset)[()].tolist()]
+        text = h5py.check_string_dtype(dataset.dtype)
+        if problem := _closed(dataset):
+            raise SourceError(f"{shown} {problem}.")
+        if dataset.ndim != 1 or (text is None and dataset.dtype.kind not in "iu"):
+            raise SourceError(f"{shown} is {dataset.dtype} {list(dataset.shape)}, not a list of names; name another.")
+        if text is not None and text.length is None:
+            found = read_texts(Path(dataset.file.filename), dataset)
+        else:
+            found = [n.decode() if isinstance(n, bytes) else str(n) for n in dataset[()].tolist()]
+    except SourceError:
+        raise
     except MALFORMED as error:
-        raise SourceError(f"{shown} cannot be read ({error}); {_ADVICE}.") from error
+        raise SourceError(f"{shown} is damaged ({error}); {_ADVICE}.") from error
     twice = [name for name, count in Counter(found).items() if count > 1]
     if twice:
         raise SourceError(

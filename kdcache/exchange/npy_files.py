@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -23,7 +24,10 @@ SUFFIXES = (".npy", ".npz")
 
 _UNSAFE = re.compile(r"[%/\\:]|^\.")
 _RESERVED = re.compile(r".*(\.np[yz]|\.json|\.csv)", re.IGNORECASE)  # a folder of this name would stand in a file's way
-_BROKEN = (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (  # what numpy and zipfile raise on damaged files
+    *(ValueError, TypeError, LookupError, ArithmeticError, EOFError, OSError, RuntimeError, MemoryError),
+    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
