@@ -80,6 +80,10 @@ def import_group() -> None:
 
     What is there already is not written again. A clip that cannot be imported is listed in failures.csv with its file,
     and the exit status is then 3.
+
+    \b
+    Example:
+      kdcache import npy features/ --manifest clips.csv --stream r3d/pool --origin "R3D-18"
     """
 
 
@@ -92,8 +96,9 @@ def import_npy(folder: Path, **options: Any) -> None:
 
     \b
     Example:
-      kdcache import npy features/ --manifest clips.csv --stream r3d/pool --origin "R3D-18, Kinetics"
-      kdcache import npy videos/ --manifest clips.csv --stream i3d/pool --origin I3D --per source --fps 1.5625
+      kdcache import npy features/ --manifest clips.csv --stream r3d/pool --origin "R3D-18"
+      kdcache import npy videos/ --manifest clips.csv --stream i3d/pool --origin I3D \\
+          --per source --fps 1.5625
     """
     from kdcache import exchange
 
@@ -111,8 +116,9 @@ def import_hdf5(path: Path, **options: Any) -> None:
 
     \b
     Example:
-      kdcache import hdf5 features.h5 --manifest clips.csv --stream r3d/pool --origin "R3D-18, Kinetics"
-      kdcache import hdf5 all.h5 --manifest clips.csv --stream vit/image --origin CLIP --ids names --data features
+      kdcache import hdf5 features.h5 --manifest clips.csv --stream r3d/pool --origin "R3D-18"
+      kdcache import hdf5 all.h5 --manifest clips.csv --stream vit/image --origin CLIP \\
+          --ids names --data features
     """
     from kdcache import exchange
 
@@ -149,8 +155,8 @@ def import_lmdb(path: Path, **options: Any) -> None:
 
     \b
     Example:
-      kdcache import lmdb ek55/rgb --manifest clips.csv --stream rulstm/rgb --origin "RULSTM EK55 RGB" \\
-          --frames 14 --step 0.25
+      kdcache import lmdb ek55/rgb --manifest clips.csv --stream rulstm/rgb \\
+          --origin "RULSTM EK55 RGB" --frames 14 --step 0.25
     """
     from kdcache import exchange
 
@@ -162,6 +168,10 @@ def export_group() -> None:
     """Write streams of a cache in the formats of other tools.
 
     The same command again goes on where it was stopped. Beside the files lies manifest.csv.
+
+    \b
+    Example:
+      kdcache export npy out/ --stream r3d/pool -o features/
     """
 
 
@@ -225,7 +235,7 @@ def export_webdataset(cache: Path, streams: tuple[str, ...], **options: Any) -> 
 
     \b
     Example:
-      kdcache export webdataset out/ --stream i3d-rgb/mixed4a --stream flow -o wds/ --by split --shuffle 0
+      kdcache export webdataset out/ --stream i3d-rgb/mixed4a --stream flow -o wds/ --by split
     """
     from kdcache import exchange
 
