@@ -21,7 +21,7 @@ LAYERS = [
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],
     ["methods", "data"],
-    ["engine", "datasets", "extraction"],
+    ["engine", "datasets", "extraction", "exchange"],
     ["runs"],
     ["report", "demo"],
     ["cli", "__main__"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from kdcache import __version__
-from kdcache.cli import ablate, cache, cost, evaluate, extract, fit, predict, sources, train
+from kdcache.cli import ablate, cache, cost, evaluate, exchange, extract, fit, predict, sources, train
 from kdcache.cli.common import Group
 from kdcache.log import show_log
 
@@ -49,6 +49,8 @@ for command in (
     sources.idt,
     sources.list_datasets,
     sources.weights,
+    exchange.import_group,
+    exchange.export_group,
     fit.fit,
     train.train,
     evaluate.evaluate,
