@@ -3,7 +3,6 @@ slow implementation that follows the official loops."""
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
 
