@@ -17,7 +17,7 @@ All results are in per cent, NaN where there is no sample to take them of.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,7 +141,7 @@ def measure_epic100(
     }
 
 
-def measure_epic55(scores: EpicScores, truth: EpicTruth, many_shot: dict[str, Collection[int]]) -> dict[str, float]:
+def measure_epic55(scores: EpicScores, truth: EpicTruth, many_shot: Mapping[str, Collection[int]]) -> dict[str, float]:
     """The twelve numbers of EPIC-KITCHENS-55: ``<verb|noun|action>_<top1|top5|precision|recall>``.
 
     Args:
@@ -197,3 +197,22 @@ def _best(scores: Scores, ids: Classes) -> NDArray[np.int64]:
     """The class of the best score of each row, the highest of equals; ``[n]``."""
     best = scores.max(axis=1, keepdims=True)
     return np.asarray(np.where(scores == best, ids, -1).max(axis=1), np.int64)
+
+
+def best_products(verb: Scores, noun: Scores, k: int, rows: int = 256) -> tuple[Scores, NDArray[np.int64]]:
+    """The ``k`` likeliest actions where verb and noun are independent, as ``best_actions`` returns them.
+
+    Args:
+        verb: probabilities ``[n, verbs]``.
+        noun: ``[n, nouns]``; every pair is taken for an action, as in the official code.
+        k: how many.
+        rows: of how many segments all products are in memory at once.
+    """
+    ids = action_ids(*np.meshgrid(np.arange(verb.shape[1]), np.arange(noun.shape[1]), indexing="ij")).ravel()
+    parts = [
+        best_actions((verb[i : i + rows, :, None] * noun[i : i + rows, None]).reshape(-1, len(ids)), ids, k)
+        for i in range(0, len(verb), rows)
+    ]
+    if not parts:
+        return np.empty((0, k), verb.dtype), np.empty((0, k), np.int64)
+    return np.concatenate([scores for scores, _ in parts]), np.concatenate([chosen for _, chosen in parts])

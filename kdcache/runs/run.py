@@ -206,8 +206,8 @@ class Run:
                 continue
             frame = self.predict(split, which)
             if main_only and frame.index.nlevels == 2:
-                axis = self.answer_axis(frame.index.levshape[1], which)
-                frame = frame.xs(axis.main, level=axis.name, drop_level=False)
+                at = frame.index.get_level_values(1)
+                frame = frame[at == self.answer_axis(at.nunique(), which).main]
             known, repeats = frame.index.nlevels, len(frame) // max(1, int(seen.sum()))
             frame = frame.reset_index()
             names = [name for name, there in zip(samples.names, seen.tolist(), strict=True) if there]
