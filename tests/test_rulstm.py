@@ -20,9 +20,11 @@ from kdcache.errors import OptionError
 from kdcache.methods import rulstm
 from kdcache.methods.rulstm import RulstmOptions
 from kdcache.methods.rulstm_networks import ModalityAttention, RollingUnrolling
-from kdcache.metrics.anticipation import measure_times
+from kdcache.metrics.anticipation import in_words, measure_times
 from kdcache.metrics.topk import marginalise, measure
+from kdcache.runs import presets
 from kdcache.runs.fuse import fuse
+from kdcache.runs.requirements import extraction_calls
 from kdcache.runs.run import Run
 
 QUICK = {"hidden": 24, "dropout": 0.2, "epochs": 8, "batch_size": 8, "lr": 0.1, "device": "cpu", "monitor": "top1"}
@@ -123,6 +125,13 @@ def test_metrics_at_each_time():
     )
     with pytest.raises(ValueError, match="not at 3 times"):
         measure_times(probs, np.array([1, 1, 1]), [2.0, 1.0, 0.5])
+
+
+def test_metrics_on_one_line():
+    assert in_words({"auc": 50.0, "acc10": 1.04}) == "auc 50.0  acc10 1.0"
+    measured = {"top1@2": 1.0, "top5@2": 3.0, "top1@0.5": 2.0, "top5@0.5": 4.0}
+    assert in_words(measured) == "top1@2…0.5 1.0 2.0  top5@2…0.5 3.0 4.0"
+    assert in_words({"top1@1": 1.0}) == "top1@1 1.0"
 
 
 def test_the_loss_is_the_mean_over_the_times():
@@ -240,3 +249,10 @@ def test_clips_of_other_steps_are_refused(shards, tmp_path, caplog):
     kdcache.train("rulstm", late, out=tmp_path / "c", **QUICK | {"epochs": 1, "completion": False})
     assert "import them with --lag 0.25" in caplog.text
     assert not (tmp_path / "a").exists()
+
+
+def test_presets_and_what_is_to_be_imported():
+    assert presets.preset("rulstm", "ek100") == {"monitor": "mean_top5_recall"}
+    assert [row.options for row in presets.tables("rulstm")["stages"].rows] == [{"completion": False}, {}]
+    with pytest.raises(OptionError, match="reads vectors that were computed elsewhere as its input x: import them"):
+        extraction_calls("rulstm")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kdcache.metrics.topk import Classes, Scores, class_mean_recall, top_k
 
@@ -30,3 +30,17 @@ def measure_times(probs: Scores, y: Classes, times: Sequence[float]) -> dict[str
         measured[at_time("top5", tau_s)] = top_k(at, y, 5)
         measured[at_time("mean_top5_recall", tau_s)] = class_mean_recall(at, y, 5)
     return measured
+
+
+def in_words(measured: Mapping[str, float]) -> str:
+    """Metrics on one line; those at several times as one curve: ``top5@2…0.25 20.1 21.3 …``."""
+    curves: dict[str, dict[str, float]] = {}
+    for name, value in measured.items():
+        metric, _, at = name.partition("@")
+        curves.setdefault(metric, {})[at] = value
+    parts = []
+    for metric, curve in curves.items():
+        times = list(curve)
+        span = f"@{times[0]}…{times[-1]}" if len(times) > 1 else f"@{times[0]}" * bool(times[0])
+        parts.append(f"{metric}{span} {' '.join(f'{value:.1f}' for value in curve.values())}")
+    return "  ".join(parts)

@@ -31,6 +31,7 @@ from kdcache.methods.contract import (
     Predictor,
     Split,
 )
+from kdcache.metrics.anticipation import in_words
 from kdcache.metrics.early import percent
 from kdcache.options import build, to_table
 from kdcache.runs.config import RunSettings, read_config
@@ -65,8 +66,7 @@ class Run:
             if which.partition("@")[0] in ("last", "best"):
                 for split, targets in splits.items():
                     for target, values in targets.items():
-                        shown = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
-                        lines.append(f"  {which}, {split} {target}: {shown}")
+                        lines.append(f"  {which}, {split} {target}: {in_words(values)}")
         return "\n".join(lines)
 
     @property
