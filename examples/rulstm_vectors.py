@@ -9,6 +9,7 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -22,7 +23,7 @@ TRAIN = ("P01_16", "P29_02", "P08_04", "P02_02", "P03_05")
 HELD_OUT = ("P26_02", "P28_05")
 FPS, STEPS, STEP_S = 30, 14, 0.25
 WIDTH = 32  # of a vector; RULSTM's RGB and flow have 1024 numbers
-QUICK = {"hidden": 48, "dropout": 0.2, "epochs": 6, "lr": 0.1, "batch_size": 32, "device": "cpu"}
+QUICK: dict[str, Any] = {"hidden": 48, "dropout": 0.2, "epochs": 6, "lr": 0.1, "batch_size": 32, "device": "cpu"}
 
 
 def draw(path: Path, clips: pd.DataFrame, seed: int = 0) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import epic_lists
 import numpy as np
+import pairs_cache
 import pandas as pd
 import past_cache
 import pytest
@@ -174,6 +175,35 @@ def test_runs_of_one_target_are_averaged_and_verbs_of_their_own_are_taken(runs, 
     mean = (one_second_ahead(runs["label"], "test") + one_second_ahead(other, "test"))[0] / 2
     assert [entry["action"][f"{v},{n}"] for v, n in past_cache.PAIRS] == pytest.approx(mean.tolist(), rel=1e-5)
     assert entry["verb"]["5"] == pytest.approx(one_second_ahead(runs["verb"], "test")[0, 2], rel=1e-6)
+
+
+def test_pairs_of_clips_are_submitted_by_what_was_observed(tmp_path):
+    rows = pairs_cache.rows(24)
+    number = rows["pair"].str[1:].astype(int)
+    rows = rows.assign(noun=(number % 3).astype("Int64"), uid="P01_" + number.astype(str), tau="1.0", subject="P01")
+    rows["group"] = rows["source"]
+    shards = pairs_cache.write(tmp_path / "cache", rows, pairs_cache.arrays(rows))
+    quick = {"epochs": 1, "milestones": (), "batch_size": 16, "head": "light", "width": 8, "device": "cpu"}
+    run = kdcache.train("anticipation", shards, out=tmp_path / "run", loss_d="none", **quick)
+    seen = rows[(rows["role"] == "observed") & (rows["split"] == "validation")]
+    action = seen.assign(stop_s=seen["stop_s"] + 1.0)  # the official files give the actions' starts
+    lists = epic_lists.epic100(tmp_path / "lists", action, [], [1], [2])
+    found = submit(run, annotations=lists)
+    assert found.measured_on == 6
+    frame = run.predict("validation")
+    y = number[seen.index] % 3
+    right = [sorted(p, reverse=True).index(p[c]) < 5 for p, c in zip(frame.to_numpy().tolist(), y, strict=True)]
+    assert found.numbers["overall_action_mt5r"] == 100 * np.mean(right)
+    with pytest.raises(OptionError, match=r"are 1 s apart, not 0.5"):
+        submit(run, annotations=lists, tau_s=0.5)
+    soon = epic_lists.epic100(tmp_path / "soon", seen.assign(stop_s=seen["stop_s"] + 0.5), [], [1], [2])
+    with pytest.raises(OptionError, match=r"later than 1 s before its action at .* as do 5 others"):
+        submit(run, annotations=soon)
+    recognition = kdcache.train(
+        "anticipation", shards, out=tmp_path / "action", loss_d="none", network="recognition", **quick
+    )
+    with pytest.raises(OptionError, match="sees the action itself"):
+        submit(recognition, annotations=lists)
 
 
 def test_products_in_pieces_are_products():

@@ -17,12 +17,12 @@ evaluate RUN RUN`` averages probabilities, the paper's late fusion).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdcache import losses
 from kdcache.errors import OptionError
@@ -32,6 +32,11 @@ from kdcache.methods.labels import Clips, check_leak
 from kdcache.methods.options import LeakOptions, TrainOptions, refuse_unless_positive
 from kdcache.methods.rulstm_networks import ModalityAttention, RollingUnrolling
 from kdcache.metrics.anticipation import at_time, measure_times
+
+FUSION = "fusion"
+"""Name of the stage that fuses modalities."""
+
+Predict = Callable[[Batch], Tensor]
 
 ALONE = "x"
 """Name of the input where there is one modality."""
@@ -90,10 +95,15 @@ class RulstmOptions(LeakOptions, TrainOptions):
         if self.completion_epochs is not None and not self.completion:
             raise OptionError("completion_epochs means nothing with completion=false: leave it out.")
         names = self.names
-        if len(self.modalities) == 1 or len(set(names)) < len(names) or not all(n.isidentifier() for n in names):
+        if (
+            len(self.modalities) == 1
+            or len(set(names)) < len(names)
+            or not all(n.isidentifier() for n in names)
+            or FUSION in names
+        ):
             raise OptionError(
                 f"modalities={','.join(self.modalities)}: name two streams or more that differ in their last part, "
-                "such as rulstm/rgb,rulstm/flow; one stream is named by stream=."
+                f"such as rulstm/rgb,rulstm/flow, which may not be {FUSION}; one stream is named by stream=."
             )
 
     @property
@@ -139,31 +149,13 @@ def stages(options: RulstmOptions, data: Data) -> Iterator[Stage]:
     clips = Clips(options, data)
     branches = {name: _branch(options, data, name) for name in options.names}
     for name, branch in branches.items():
-        common: dict[str, Any] = {"train": clips.train(name), "eval_sets": clips.held_out(name)}
         if options.completion:
-            completing = partial(_completion, branch, name)
-            objective = partial(_objective, completing)
-            epochs = options.completion_epochs
-            yield _stage(
-                options, completion_stage(options, name), branch, objective, predict=completing, epochs=epochs, **common
-            )
-        answering = predict_with(branch, name)
-        yield _stage(
-            options, branch_stage(options, name), branch, partial(_objective, answering), predict=answering, **common
-        )
+            completing, epochs = partial(_completion, branch, name), options.completion_epochs
+            yield _stage(options, completion_stage(options, name), branch, completing, clips, name, epochs=epochs)
+        yield _stage(options, branch_stage(options, name), branch, predict_with(branch, name), clips, name)
     if options.modalities:
         fusion = _fusion(options, data, branches)
-        answering = partial(_fused, fusion)
-        train, held_out = clips.train(*options.names), clips.held_out(*options.names)
-        yield _stage(
-            options,
-            "fusion",
-            fusion,
-            partial(_objective, answering),
-            predict=answering,
-            train=train,
-            eval_sets=held_out,
-        )
+        yield _stage(options, FUSION, fusion, partial(_fused, fusion), clips, *options.names)
 
 
 def predictor(options: RulstmOptions, data: Data) -> Predictor:
@@ -181,7 +173,7 @@ def predictor(options: RulstmOptions, data: Data) -> Predictor:
     if options.modalities:
         fusion = _fusion(options, data, branches)
         return Predictor(
-            stage="fusion", module=fusion, predict=partial(_fused, fusion), trained_in=tuple(trained), **common
+            stage=FUSION, module=fusion, predict=partial(_fused, fusion), trained_in=tuple(trained), **common
         )
     branch = branches[ALONE]
     return Predictor(
@@ -224,7 +216,7 @@ def _branch(options: RulstmOptions, data: Data, name: str) -> RollingUnrolling:
 
 
 def _fusion(options: RulstmOptions, data: Data, branches: dict[str, RollingUnrolling]) -> ModalityAttention:
-    reseed(data, "fusion")
+    reseed(data, FUSION)
     return ModalityAttention(branches, options.hidden, options.dropout).to(data.device)
 
 
@@ -238,13 +230,23 @@ def _fused(fusion: ModalityAttention, batch: Batch) -> Tensor:
     return logits
 
 
-def _objective(predict: Any, batch: Batch) -> dict[str, Tensor]:
+def _objective(predict: Predict, batch: Batch) -> dict[str, Tensor]:
     """The mean over clips and times of the cross entropy."""
     return {"CE": losses.l_cls(predict(batch), batch["y"]).mean()}
 
 
-def _stage(options: RulstmOptions, name: str, module: Any, objective: Any, **fields: Any) -> Stage:
-    """A stage with the optimiser of the options, scored at every τ_a."""
-    measured = partial(measure_times, times=options.times)
-    monitor = at_time(options.monitor, options.at_s)
-    return options.stage(name, module, losses=objective, metrics_fn=measured, monitor=monitor, **fields)
+def _stage(
+    options: RulstmOptions, name: str, module: nn.Module, predict: Predict, clips: Clips, *names: str, **more: Any
+) -> Stage:
+    """A stage on these inputs of the clips with the optimiser of the options, scored at every τ_a."""
+    return options.stage(
+        name,
+        module,
+        clips.train(*names),
+        partial(_objective, predict),
+        clips.held_out(*names),
+        predict=predict,
+        metrics_fn=partial(measure_times, times=options.times),
+        monitor=at_time(options.monitor, options.at_s),
+        **more,
+    )
