@@ -53,8 +53,8 @@ def submit(runs: tuple[Path, ...], checked: Path | None, as_json: bool, **option
 
     \b
     Example:
-      kdcache submit runs/rulstm-0 --annotations epic-kitchens-100-annotations/ --sls 1-3-3 -o test.zip
-      kdcache submit --check test.zip --annotations epic-kitchens-100-annotations/
+      kdcache submit runs/rulstm-0 --annotations annotations/ --sls 1-3-3 -o test.zip
+      kdcache submit --check test.zip --annotations annotations/
     """
     from kdcache.runs.submit import check
     from kdcache.runs.submit import submit as write
