@@ -1,4 +1,4 @@
-"""A network of one's own as a backbone: ``kdcache extract --backbone own_backbone:build --layer blocks --root videos/ …``.
+"""A network of one's own as a backbone: ``kdcache extract --backbone own_backbone:build --layer blocks …``.
 
 Called as a script it does the same from Python: ``python examples/own_backbone.py clips.csv videos/ out/``.
 """

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kdcache.runs.evaluate import evaluate
     from kdcache.runs.fit import fit
     from kdcache.runs.online import predict
+    from kdcache.runs.submit import submit
     from kdcache.runs.train import train
     from kdcache.store import Cache
 
@@ -39,6 +40,7 @@ _HOME = {
     "predict": "kdcache.runs.online",
     "read_manifest": "kdcache.manifest",
     "show": "kdcache.report.sheet",
+    "submit": "kdcache.runs.submit",
     "train": "kdcache.runs.train",
     "write_manifest": "kdcache.manifest",
 }
@@ -59,6 +61,7 @@ __all__ = [
     "predict",
     "read_manifest",
     "show",
+    "submit",
     "train",
     "write_manifest",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from kdcache import __version__
-from kdcache.cli import ablate, cache, cost, evaluate, exchange, extract, fit, predict, sources, train
+from kdcache.cli import ablate, cache, cost, evaluate, exchange, extract, fit, predict, sources, submit, train
 from kdcache.cli.common import Group
 from kdcache.log import show_log
 
@@ -55,6 +55,7 @@ for command in (
     train.train,
     evaluate.evaluate,
     predict.predict,
+    submit.submit,
     cost.cost,
     ablate.ablate,
     train.demo,

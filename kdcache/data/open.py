@@ -123,6 +123,7 @@ def open_cache(
         layers={name: str(r.get("backbone", {}).get("layer", "")) for name, r in first.items()},
         sizes={name: int(r["views"]["size"]) for name, r in first.items() if "size" in r.get("views", {})},
         sampled={name: _sampled(r) for name, r in first.items() if "sampling" in r},
+        info={"imported": {name: r["imported"].get("sampling", {}) for name, r in first.items() if "imported" in r}},
         fitted=frozenset().union(*(fitted_clips(cache.path, _weights_of(r)) for r in recipes.values())),
         seed=seed,
         device=on,

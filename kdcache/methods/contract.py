@@ -215,6 +215,23 @@ class Stage:
     """Inputs beside those of ``train`` on which its result depends, such as those of earlier stages."""
 
 
+@dataclass(frozen=True)
+class AnswerAxis:
+    """What the N answers ``[B, N, C]`` of a network stand for."""
+
+    name: str
+    """``observed``: per cent of a clip that has been seen; ``tau_s``: seconds until the action begins."""
+    values: tuple[float, ...]
+    """Of each answer, N of them."""
+    main: float
+    """The one that counts where a single answer is asked for."""
+
+    @property
+    def main_index(self) -> int:
+        """The place of ``main`` among the answers."""
+        return self.values.index(self.main)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
     """Which stage's weights answer, the network that they belong to, and what it reads."""
@@ -230,6 +247,8 @@ class Predictor:
     metrics_fn: MetricsFn = measure
     batch_size: int = 64
     """Examples scored at once."""
+    axis: AnswerAxis | None = None
+    """What several answers of one clip stand for; none: observation levels, of which the last is the main one."""
     trained_in: tuple[str, ...] = ()
     """Stages before ``stage`` that trained its weights too: their optimiser steps count as its own."""
 
@@ -257,7 +276,8 @@ class Data:
     fitted: frozenset[str] = frozenset()
     """Clips whose labels a backbone of the streams was fitted on; none for published and random weights."""
     info: Mapping[str, Any] = field(default_factory=dict)
-    """What else the data says of itself: of skeletons the ``limits`` of the training clips."""
+    """What else the data says of itself: of skeletons the ``limits`` of the training clips; for each input of imported
+    features in ``imported`` how frames were sampled, as the import's recipe says it."""
     seed: int
     device: torch.device
     autocast: Callable[[], AbstractContextManager[None]]

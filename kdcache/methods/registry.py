@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from kdcache.errors import unknown
 
 if TYPE_CHECKING:
-    from kdcache.methods import anticipation, early, egornn, imprint, pmrd, recognition, relation
+    from kdcache.methods import anticipation, early, egornn, imprint, pmrd, recognition, relation, rulstm
     from kdcache.methods.contract import Method
     from kdcache.methods.pictures import Explained
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     _RELATION: Method = relation
     _EGORNN: Method = egornn
     _PMRD: Method = pmrd
+    _RULSTM: Method = rulstm
     _EXPLAINED: list[Explained] = [egornn, imprint, pmrd, relation]
 
 METHODS = {
@@ -30,6 +31,7 @@ METHODS = {
     "egornn": "kdcache.methods.egornn",
     "pmrd": "kdcache.methods.pmrd",
     "relation": "kdcache.methods.relation",
+    "rulstm": "kdcache.methods.rulstm",
 }
 """Name of each method and the module that holds it."""
 

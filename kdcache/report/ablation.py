@@ -217,8 +217,10 @@ def shown_row(conclusion: Conclusion) -> TableRow:
 
 
 def scores(run: Run, weights: str, split: str) -> Scored:
-    """Probabilities ``[n, N, C]`` of labelled examples (N = 1 without levels), class indices ``[n]``, classes."""
-    frame = run.predictions(weights)
+    """Probabilities ``[n, N, C]`` of labelled examples, class indices ``[n]``, classes.
+
+    N = 1 without observation levels; of several anticipation times the main one is taken."""
+    frame = run.predictions(weights, main_only=run.predictor(weights).axis is not None)
     frame = frame[(frame["split"] == split) & frame[run.target].notna()]
     classes = [c for c in list[Any](frame.columns) if isinstance(c, int)]
     levels = frame["observed"].nunique() if "observed" in frame else 1

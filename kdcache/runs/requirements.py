@@ -48,6 +48,10 @@ def extraction_calls(method: str, preset: str | None = None, **options: Any) -> 
     calls: dict[tuple[bool, str], ExtractionCall] = {}
     for one in inputs:
         streams = known if known is not None else one.extract
+        if not streams and one.segment is None:
+            raise OptionError(
+                f"{method} reads vectors that were computed elsewhere as its input {one.name}: import them instead."
+            )
         if not streams:
             raise OptionError(f"{method} makes its input {one.name} on demand: nothing has to be extracted for it.")
         said = one.name + (" (in training only)" if one.when == "train" else "")

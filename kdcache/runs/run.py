@@ -21,7 +21,17 @@ from kdcache.engine.scoring import Probabilities, probabilities
 from kdcache.errors import OptionError, unknown
 from kdcache.log import logger
 from kdcache.methods import method as method_module
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, VALIDATION, BatchSource, Input, Predictor, Split
+from kdcache.methods.contract import (
+    HELD_OUT,
+    UNLABELLED,
+    VALIDATION,
+    AnswerAxis,
+    BatchSource,
+    Input,
+    Predictor,
+    Split,
+)
+from kdcache.metrics.anticipation import in_words
 from kdcache.metrics.early import percent
 from kdcache.options import build, to_table
 from kdcache.runs.config import RunSettings, read_config
@@ -56,8 +66,7 @@ class Run:
             if which.partition("@")[0] in ("last", "best"):
                 for split, targets in splits.items():
                     for target, values in targets.items():
-                        shown = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
-                        lines.append(f"  {which}, {split} {target}: {shown}")
+                        lines.append(f"  {which}, {split} {target}: {in_words(values)}")
         return "\n".join(lines)
 
     @property
@@ -138,7 +147,8 @@ class Run:
     def predict(self, clips: str | Sequence[str] | None = None, which: str = "last") -> pd.DataFrame:
         """Class probabilities, one row a clip (index ``clip_id``), one column a class (the manifest's labels).
 
-        Early recognition gives a row for each clip and observation ratio (index ``clip_id``, ``observed`` in %).
+        Early recognition gives a row for each clip and observation ratio (index ``clip_id``, ``observed`` in %), a
+        method of several anticipation times one for each clip and time (``clip_id``, ``tau_s`` in seconds).
 
         Args:
             clips: clip ids of the cache, or a split ("validation", "test", "train"; None: the one the run was judged
@@ -168,14 +178,24 @@ class Run:
         probs = self._probabilities(rows, which)
         index = pd.Index([clip_ids[row] for row in rows.tolist()], name="clip_id")
         if probs.ndim == 3:
-            index = pd.MultiIndex.from_product([index, percent(probs.shape[1])], names=["clip_id", "observed"])
+            axis = self.answer_axis(probs.shape[1], which)
+            index = pd.MultiIndex.from_product([index, axis.values], names=["clip_id", axis.name])
         return pd.DataFrame(probs.reshape(-1, probs.shape[-1]), index=index, columns=data.classes[self.target])
 
-    def predictions(self, which: str = "last") -> pd.DataFrame:
+    def answer_axis(self, answers: int, which: str = "last") -> AnswerAxis:
+        """What so many answers of one clip stand for: shares of it, in per cent, unless the method says otherwise."""
+        ratios = tuple(percent(answers))
+        return self._predictor(which).axis or AnswerAxis("observed", ratios, ratios[-1])
+
+    def predictions(self, which: str = "last", main_only: bool = False) -> pd.DataFrame:
         """Class probabilities of all held-out examples.
 
-        Columns: ``pair`` (where clips come in pairs), ``clip_id``, ``observed`` (where there are levels of progress),
-        ``split``, the label, and one for each class.
+        Columns: ``pair`` (where clips come in pairs), ``clip_id``, ``observed`` or ``tau_s`` (where there are levels of
+        progress or several anticipation times), ``split``, the label, and one for each class.
+
+        Args:
+            which: ``last`` or ``best`` weights.
+            main_only: of several answers of an example only the main one.
         """
         data, role = self.training_data.data, self._predictor(which).role
         parts = []
@@ -185,6 +205,9 @@ class Run:
             if not seen.any():  # a fit on sources reads labelled clips alone
                 continue
             frame = self.predict(split, which)
+            if main_only and frame.index.nlevels == 2:
+                at = frame.index.get_level_values(1)
+                frame = frame[at == self.answer_axis(at.nunique(), which).main]
             known, repeats = frame.index.nlevels, len(frame) // max(1, int(seen.sum()))
             frame = frame.reset_index()
             names = [name for name, there in zip(samples.names, seen.tolist(), strict=True) if there]
@@ -317,6 +340,5 @@ class Run:
         seen = samples.rows[self._predictor(which).role]
         labels = {target: y[usable] for target, y in samples.labels.items()}
         probs = self._probabilities(seen[usable], which)
-        if probs.ndim == 3:
-            return {self.target: dict(self._predictor(which).metrics_fn(probs, labels[self.target].numpy()))}
-        return measure_all(probs, labels, self.training_data.data, self.target, many_shot)
+        several = self._predictor(which).metrics_fn if probs.ndim == 3 else None
+        return measure_all(probs, labels, self.training_data.data, self.target, many_shot, several)

@@ -154,7 +154,7 @@ def _conclude(folder: Path, opened: TrainingData, last_rows: dict[str, Any]) -> 
     summaries = [load_summary(folder / name) for name in (*predictor.trained_in, predictor.stage)]
     if all(summary and "steps" in summary for summary in summaries):  # stages of version 0.1 do not say
         metrics["steps"] = sum(summary["steps"] for summary in summaries if summary)
-    predictions = run.predictions()
+    predictions = run.predictions(main_only=predictor.axis is not None)  # all of them would be gigabytes
     with atomic(folder / PREDICTIONS) as temporary:
         predictions.to_csv(temporary, float_format="%.6g", lineterminator="\n", index=False)
     write_json(folder / METRICS, metrics)
