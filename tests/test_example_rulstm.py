@@ -16,7 +16,6 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "rulstm_vectors.py"
 
 
 def test_vectors_to_numbers(shared, tmp_path):
-    pytest.importorskip("kdcache.exchange", reason="imports are no command of the package yet")
     lists = shared / "data" / "annotations"
     arguments = [lists / "rulstm" / "ek55", lists / "epic55", "--work", tmp_path / "work"]
     done = subprocess.run([sys.executable, EXAMPLE, *arguments], capture_output=True, text=True)
