@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kdcache import backbones, datasets, motion
+    from kdcache import backbones, datasets, methods, motion
     from kdcache.extraction.run import extract
     from kdcache.manifest import read_manifest, write_manifest
     from kdcache.report.ablation import ablate
@@ -42,7 +42,7 @@ _HOME = {
     "train": "kdcache.runs.train",
     "write_manifest": "kdcache.manifest",
 }
-_SUBPACKAGES = ("backbones", "datasets", "motion")
+_SUBPACKAGES = ("backbones", "datasets", "methods", "motion")
 
 __all__ = [
     "Cache",
@@ -54,6 +54,7 @@ __all__ = [
     "evaluate",
     "extract",
     "fit",
+    "methods",
     "motion",
     "predict",
     "read_manifest",

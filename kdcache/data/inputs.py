@@ -115,7 +115,7 @@ def refusal(cache: Reader, stream: str, wanted: Input) -> str:
     stated = "imported" not in recipe or "axes" in recipe or not shaped
     advice = "" if stated else f" (if that is what was imported, import it again with --axes V{wanted.axes})"
     other = next((text for each, text in wanted.advice.items() if sorted(each) == sorted(axes)), "")
-    return f"it holds {WORDS.get(axes, axes)}, not {described(wanted)}{advice}{other and f': {other}'}"
+    return f"it holds {WORDS.get(axes, axes)}, not {described(wanted)}{other and f': {other}'}{advice}"
 
 
 def _layout_refusal(recipe: Recipe, axes: str, wanted: Input) -> str:

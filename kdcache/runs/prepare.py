@@ -12,6 +12,8 @@ from kdcache.data.open import StreamPool, open_cache
 from kdcache.data.training_data import TrainingData
 from kdcache.manifest import read_manifest
 from kdcache.methods import method as method_module
+from kdcache.methods.checks import check_inputs
+from kdcache.methods.registry import BUILT_IN
 from kdcache.runs.config import RunSettings
 
 
@@ -38,6 +40,8 @@ def prepare(
         OptionError, DeviceError, StoreError, ManifestError: see ``open_cache`` and ``open_sources``.
     """
     inputs = method_module(settings.method).inputs(options)
+    if settings.method not in BUILT_IN:
+        check_inputs(inputs, settings.method)
     common: dict[str, Any] = {
         "split_column": settings.split_column,
         "validation": settings.validation,
