@@ -53,7 +53,7 @@ class RaggedStream:
         self.rows = torch.arange(len(self.clip_ids)) if available is None else available.nonzero()[:, 0]
         self.lengths, width = self._measured()
         """Int64 ``[clips]``, 0 where there is no array."""
-        self.shape = (int(self.lengths.max()), width)
+        self.shape: tuple[int, ...] = (int(self.lengths.max()), width)
         self._starts = self.lengths.cumsum(0) - self.lengths  # of each row in the packed vectors
         self._resident: bool | None = None
         self._data: Tensor | None = None  # [Σ T_i, D]

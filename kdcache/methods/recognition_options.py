@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from kdcache import backbones
 from kdcache.backbones import input_spec
@@ -109,7 +109,7 @@ class RecognitionOptions(LeakOptions):
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise OptionError(f"dropout={self.dropout}: give a share of the features, 0 to below 1.")
 
-    def completed(self) -> Self:
+    def completed(self) -> RecognitionOptions:
         """The options with what they leave open, as far as the data does not decide it."""
         return with_recipe(self)
 
@@ -135,7 +135,7 @@ _TSM = {
 _OTHER = _TSM | {"dropout": 0.5, "batch_size": 32}
 # A classifier on features is quick to train and few clips overfit it: many short steps of Adam, half of the features
 # dropped, weights decayed [reconstructed].
-_FEATURES = {
+_FEATURES: Mapping[str, Any] = {
     "optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-3, "batch_size": 32, "epochs": 50, "schedule": "steps",
     "milestones": (), "patience": 0, "grad_clip": 0.0, "dropout": 0.5,
 }  # fmt: skip

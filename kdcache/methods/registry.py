@@ -13,6 +13,7 @@ import sys
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from kdcache.errors import OptionError, unknown
@@ -50,6 +51,7 @@ BUILT_IN = frozenset(METHODS)
 GROUP = "kdcache.methods"
 """Entry points of installed packages: ``my-method = "my_package.my_method"``."""
 
+_OF_FILE = "_kdcache_method_"  # and the name of the file: what its module is called
 _OBJECTS: dict[str, Method] = {}  # registered as they are, without a module that another process could import
 
 
@@ -175,7 +177,7 @@ def _entry_points() -> dict[str, str]:
 @cache
 def _from_file(path: str) -> Any:
     """The module in a file, run once."""
-    name = f"_kdcache_method_{Path(path).stem}"
+    name = _OF_FILE + Path(path).stem
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -191,9 +193,7 @@ def _from_file(path: str) -> Any:
 
 def _importable(module: Any) -> str | None:
     """How another process would import a module; None where it could not."""
-    name = getattr(module, "__name__", "")
-    if not name or sys.modules.get(name) is not module or name == "__main__":
+    name = str(getattr(module, "__name__", ""))
+    if not isinstance(module, ModuleType) or sys.modules.get(name) is not module or name == "__main__":
         return None
-    if name.startswith("_kdcache_method_"):
-        return str(module.__file__)
-    return str(name)
+    return str(module.__file__) if name.startswith(_OF_FILE) else name

@@ -56,7 +56,7 @@ class VectorHead(nn.Module):
         with lengths also ``own``, bool ``[B, T]``: which time steps there are."""
         own = own_positions(x, lengths)
         if lengths is None:
-            steps = self._normed(self.project(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+            steps = self._normed(self.project(x).flatten(0, 1)).view(*x.shape[:2], -1)
         else:
             projected = self._normed(self.project(x[own]))
             steps = projected.new_zeros((*x.shape[:2], projected.shape[1])).masked_scatter(own[..., None], projected)

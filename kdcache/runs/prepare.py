@@ -12,8 +12,6 @@ from kdcache.data.open import StreamPool, open_cache
 from kdcache.data.training_data import TrainingData
 from kdcache.manifest import read_manifest
 from kdcache.methods import method as method_module
-from kdcache.methods.checks import check_inputs
-from kdcache.methods.registry import BUILT_IN
 from kdcache.runs.config import RunSettings
 
 
@@ -40,8 +38,6 @@ def prepare(
         OptionError, DeviceError, StoreError, ManifestError: see ``open_cache`` and ``open_sources``.
     """
     inputs = method_module(settings.method).inputs(options)
-    if settings.method not in BUILT_IN:
-        check_inputs(inputs, settings.method)
     common: dict[str, Any] = {
         "split_column": settings.split_column,
         "validation": settings.validation,

@@ -20,7 +20,7 @@ from kdcache.files import PARTIAL, atomic
 from kdcache.log import logger, show_log
 from kdcache.methods import load_method
 from kdcache.methods import method as method_module
-from kdcache.methods.checks import check_predictor
+from kdcache.methods.checks import check_inputs, check_predictor
 from kdcache.methods.contract import Method, Stage
 from kdcache.methods.registry import BUILT_IN
 from kdcache.options import build, to_table
@@ -108,6 +108,8 @@ def train_into(
         logger.info("%s: this run has finished; delete the folder to train it again", folder)
         return Run(folder)
 
+    if settings.method not in BUILT_IN:
+        check_inputs(method.inputs(options), settings.method)
     opened = prepare(before)
     resolved = method.resolve(options, opened.data)
     facts = {**opened.resolved, "options": to_table(resolved)}
