@@ -143,7 +143,7 @@ def inputs(options: EarlyOptions) -> tuple[Input, ...]:
     """x_1 … x_N of each clip: vectors of any backbone at N levels, each from nothing after its part of the clip; with
     ``parts`` a vector for each time step, of which they are made."""
     if options.parts is not None:
-        return (Input(name="x", axes="TD", ragged=True),)
+        return (Input(name="x", axes="TD", ragged=True, extract=("resnet34/pool",)),)
     advice = "a network may have looked ahead; if none of its vectors knows anything of later frames, set parts=10"
     return (Input(name="x", axes="ND", extract=("tsm/clip",), settings={"levels": 10}, advice={"TD": advice}),)
 
