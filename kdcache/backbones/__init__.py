@@ -10,19 +10,23 @@ Names, input specs, layer shapes and weights' digests are answered without impor
 
 from __future__ import annotations
 
+from kdcache.backbones.custom import Custom, allow, is_external
 from kdcache.backbones.registry import (
     ALIASES,
     REGISTRY,
     BackboneEntry,
     build,
     canonical,
+    choose,
     entry,
     frozen,
     input_spec,
     layer_axes,
+    layer_names,
     layer_shape,
     names,
     outline,
+    register,
     weights_id,
 )
 from kdcache.backbones.spec import InputSpec, Shape, Weights
@@ -31,17 +35,23 @@ __all__ = [
     "ALIASES",
     "REGISTRY",
     "BackboneEntry",
+    "Custom",
     "InputSpec",
     "Shape",
     "Weights",
+    "allow",
     "build",
     "canonical",
+    "choose",
     "entry",
     "frozen",
     "input_spec",
+    "is_external",
     "layer_axes",
+    "layer_names",
     "layer_shape",
     "names",
     "outline",
+    "register",
     "weights_id",
 ]

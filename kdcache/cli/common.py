@@ -61,7 +61,7 @@ def by_backbone(texts: tuple[str, ...], streams: Iterable[str]) -> dict[str, str
     """``i3d-rgb=FILE`` names its backbone; a bare ``FILE`` or ``random:0`` is for every backbone of the call."""
     from kdcache.backbones import canonical
 
-    heads = {canonical(name.partition("/")[0]) for name in streams if "/" in name}
+    heads = {canonical(name.rpartition("/")[0]) for name in streams if "/" in name}
     out: dict[str, str] = {}
     for text in texts:
         head, equals, value = text.partition("=")

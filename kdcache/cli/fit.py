@@ -60,6 +60,7 @@ def fit(
       kdcache fit tsm --manifest clips.csv --root videos/ --set label_fraction=0.1
     """
     import kdcache
+    from kdcache.backbones import allow
     from kdcache.methods.recognition_options import RecognitionOptions
     from kdcache.runs.fit import load_config, parse_set
 
@@ -71,6 +72,7 @@ def fit(
     elif backbone is None:
         raise OptionError("Say what to fit: a BACKBONE such as vacnn, or --config FILE of an earlier fit.")
     else:
+        allow(backbone)
         rows, defaults = clip_rows(manifest, dataset, root, others)
         protocol = {name: value for name, value in defaults.items() if hasattr(RecognitionOptions, name)}
         chosen = {"backbone": backbone, "manifest": rows} | protocol

@@ -14,7 +14,15 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 @click.group(cls=Group, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="kdcache")
-def main() -> None:
+@click.option(
+    "--import",
+    "modules",
+    multiple=True,
+    metavar="MODULE",
+    envvar="KDCACHE_IMPORT",
+    help="Import a Python module first, which may register networks; repeatable.",
+)
+def main(modules: tuple[str, ...]) -> None:
     """Extract frozen video features once, then train distillation heads on them as often as you like.
 
     \b
@@ -24,6 +32,10 @@ def main() -> None:
       kdcache train anticipation --shards out/
     """
     show_log()
+    if modules:
+        from kdcache.backbones.custom import import_modules
+
+        import_modules(modules)
 
 
 for command in (

@@ -21,11 +21,10 @@ from kdcache import __version__, backbones
 from kdcache.backbones import input_spec, vacnn
 from kdcache.backbones.base import Backbone
 from kdcache.backbones.checkpoint import load_state_dict, random_init
-from kdcache.backbones.framewise import Framewise
+from kdcache.backbones.external_weights import fresh
 from kdcache.backbones.metadata import FitMetadata, read_metadata
 from kdcache.backbones.published import published_for
 from kdcache.backbones.weights import RANDOM, find, random_seed
-from kdcache.backbones.weights import resolve as resolve_weights
 from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.methods import recognition_features
@@ -47,6 +46,7 @@ from kdcache.methods.options import build_optimizer
 from kdcache.methods.recognition_options import FEATURES, RecognitionOptions, with_recipe
 
 STAGE = "fit"
+_PUBLISHED = "published"
 
 
 Options = RecognitionOptions
@@ -167,7 +167,7 @@ class Classifier(nn.Module):
         """``uint8 [B, T, H, W, C]`` (skeleton images also float32) → logits, and pooled ``[B, T, d]`` or ``[B, d]``."""
         pooled = self.net.features(self.net.prepare(x), "pool")
         kept = self.dropout(pooled)
-        if isinstance(self.net, Framewise):
+        if kept.ndim == 3:  # of single images
             kept = kept.mean(1)
         named = dict(self.net.named_parameters())
         weight, bias = (named[name] for name in self.net.classifier)
@@ -220,7 +220,7 @@ def _groups(network: Classifier, options: RecognitionOptions) -> list[dict[str, 
 def _start(options: RecognitionOptions, data: Data) -> Classifier:
     """The network as its training starts, on the device; ``WeightsError`` for a checkpoint that cannot be had."""
     name, classes = _backbone(options), len(data.classes[options.target])
-    init = options.init or ("" if published_for(name) else f"{RANDOM}{data.seed}")
+    init = options.init or _published(name) or f"{RANDOM}{data.seed}"
     if (drawn := random_seed(init)) is not None:
         net = _random(name, classes, drawn)
         imagenet = load_state_dict(find(name, options.imagenet)) if options.imagenet is not None else None
@@ -228,12 +228,12 @@ def _start(options: RecognitionOptions, data: Data) -> Classifier:
             vacnn.start(net, drawn, imagenet)
         logger.info("%s starts from %s", name, options.imagenet or f"random weights ({init})")
     else:
-        file = resolve_weights(name, init or None).path
-        assert file is not None
-        net = backbones.build(name, file, num_classes=classes)
-        logger.info("%s starts from %s, with a new classifier for %d classes", name, file, classes)
-    fresh = random_init(net, data.seed)
-    net.load_state_dict({k: v for k, v in fresh.items() if k in net.classifier}, strict=False)
+        chosen = backbones.choose(name, None if init == _PUBLISHED else init)
+        net = backbones.build(name, chosen, num_classes=classes)
+        shown = chosen.path or chosen.spec
+        logger.info("%s starts from %s, with a new classifier for %d classes", name, shown, classes)
+    drawn_anew = random_init(net, data.seed)
+    net.load_state_dict({k: v for k, v in drawn_anew.items() if k in net.classifier}, strict=False)
     net.load_metadata(metadata(options, data, None))
     return Classifier(net, float(options.dropout or 0)).to(data.device)
 
@@ -241,15 +241,22 @@ def _start(options: RecognitionOptions, data: Data) -> Classifier:
 def origin(options: RecognitionOptions) -> FitMetadata | None:
     """What the weights from which training started say of their own fit; None for published and random ones."""
     name = _backbone(options)
-    init = options.init or ("" if published_for(name) else RANDOM + "0")
+    init = options.init or _published(name) or f"{RANDOM}0"
     if random_seed(init) is not None:
         return None
-    file = resolve_weights(name, init or None).path
+    file = backbones.choose(name, None if init == _PUBLISHED else init).path
     return None if file is None else read_metadata(file)
+
+
+def _published(name: str) -> str | None:
+    """Where training starts by default: weights that are published, or that a builder brings; None: random ones."""
+    return _PUBLISHED if published_for(name) or backbones.is_external(name) else None
 
 
 def _random(name: str, classes: int, seed: int) -> Backbone:
     """As ``build`` with ``random:SEED``, without its warning: here random weights are but a start."""
+    if backbones.is_external(name):
+        return fresh(name, classes, seed)
     entry = backbones.REGISTRY[name]
     made: Backbone = importlib.import_module(f"kdcache.backbones.{entry.module}").make(
         entry.input, classes, **entry.options

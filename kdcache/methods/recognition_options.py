@@ -165,13 +165,16 @@ def with_recipe(options: RecognitionOptions) -> RecognitionOptions:
         return replace(options, **{name: v for name, v in _FEATURES.items() if getattr(options, name) is None})
     backbone = backbones.canonical(options.backbone)
     spec = input_spec(backbone)
-    if backbone not in RECIPES:
+    elsewhere = backbones.is_external(backbone) and spec.modality == "rgb"
+    if backbone not in RECIPES and not elsewhere:
         raise OptionError(
-            f"{backbone} takes {spec.modality}, from which fit does not train; it fits {', '.join(RECIPES)}."
+            f"{backbone} takes {spec.modality}, from which fit does not train; it fits {', '.join(RECIPES)}, and "
+            "networks of RGB from elsewhere such as torchvision:s3d."
         )
     skeletons = spec.modality == "skeleton"
+    published = RECIPES.get(backbone, _OTHER)
     for name in _VIDEOS if skeletons else _SKELETONS:
-        if getattr(options, name) not in (getattr(RecognitionOptions(), name), RECIPES[backbone].get(name)):
+        if getattr(options, name) not in (getattr(RecognitionOptions(), name), published.get(name)):
             raise OptionError(
                 f"{name} is for {'videos' if skeletons else 'skeletons'}; {backbone} takes none: drop it."
             )
@@ -179,7 +182,7 @@ def with_recipe(options: RecognitionOptions) -> RecognitionOptions:
         raise OptionError("init and imagenet are two ways to start: give one of them.")
     random = options.imagenet is None and (options.init or (RANDOM if skeletons else "")).startswith(RANDOM)
     scratch = (_VACNN_SCRATCH if skeletons else _SCRATCH) if random else {}
-    recipe = {**RECIPES[backbone], **scratch}
+    recipe = {**published, **scratch}
     options = replace(options, **{name: value for name, value in recipe.items() if getattr(options, name) is None})
     if skeletons and options.view_lr is None:
         options = replace(options, view_lr=float(options.lr or 0) / (1000 if random else 1))

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import pandas as pd
 
 from kdcache.backbones import canonical
-from kdcache.backbones.metadata import SUFFIX, FitMetadata, read_metadata
+from kdcache.backbones.metadata import FitMetadata, file_name, read_metadata
 from kdcache.data.training_data import TrainingData
 from kdcache.errors import OptionError
 from kdcache.manifest import read_manifest, validate, write_manifest
@@ -51,7 +51,7 @@ class Fit:
         run = Run(folder)
         if run.settings.method != METHOD or run.options.backbone is None:
             raise OptionError(f"{run.path} is a run of {run.settings.method} on features: name a folder of a fit.")
-        weights = run.path / f"{canonical(run.options.backbone)}{SUFFIX}"
+        weights = run.path / file_name(canonical(run.options.backbone))
         if not (run.path / METRICS).exists():
             raise OptionError(f"{run.path} has not finished: repeat its command to go on.")
         return cls(run, weights, load_failures(run.path))
@@ -129,7 +129,7 @@ def fit(
         KeyboardInterrupt, SystemExit: interrupted by a signal; the same call goes on.
     """
     backbone = canonical(backbone)
-    folder = Path(out) if out is not None else free_folder(Path("fits"), backbone)
+    folder = Path(out) if out is not None else free_folder(Path("fits"), Path(file_name(backbone)).stem)
     rows, file = _rows(manifest, root, folder)
     options = renamed(METHOD, options)
     given = {name: options.pop(name) for name in ("split_column", *SETTABLE) if name in options}
@@ -146,7 +146,7 @@ def fit(
         return prepare(settings, wanted, before, rows=rows)
 
     run = train_into(folder, settings, wanted, Session(), opened, keep_rows)
-    if not (folder / f"{backbone}{SUFFIX}").exists() and "kept" not in run.metrics:  # 0.1 wrote them by itself
+    if not (folder / file_name(backbone)).exists() and "kept" not in run.metrics:  # 0.1 wrote them by itself
         run.export()
     return Fit.open(folder)
 

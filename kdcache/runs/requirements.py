@@ -63,5 +63,5 @@ def extraction_calls(method: str, preset: str | None = None, **options: Any) -> 
 
 
 def _reads_skeletons(stream: str) -> bool:
-    head, slash, _ = stream.partition("/")
+    head, slash, _ = stream.rpartition("/")
     return bool(slash) and input_spec(canonical(head)).modality == "skeleton"

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from kdcache.backbones.metadata import SUFFIX, write
+from kdcache.backbones.metadata import file_name, write
 from kdcache.data.splits import held_out
 from kdcache.data.training_data import TrainingData
 from kdcache.engine import checkpoint
@@ -242,7 +242,7 @@ class Run:
             which = options.keep if summary and summary["selected_by"] == VALIDATION else "last"
         network = self._predictor(which).module
         assert isinstance(network, recognition.Classifier)
-        path = Path(path) if path is not None else self.path / f"{options.backbone}{SUFFIX}"
+        path = Path(path) if path is not None else self.path / file_name(options.backbone)
         facts = recognition.metadata(options, self.training_data.data, recognition.origin(options))
         write(path, network.net.state_dict(), facts)
         return path

@@ -29,6 +29,9 @@ class StreamSettings:
     """Short side in pixels of frames before cropping. ``None``: 8/7 of ``size``."""
     views: tuple[str, ...] = ("centre",)
     """Crops and flips cached side by side, such as centre,tl@0.875-flip; see ``kdcache.views``."""
+    axes: str | None = None
+    """Axes of a layer of a network from elsewhere, one letter each, such as CTHW or TPD.
+    ``None``: what is known of the network."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the backbone."""
     dtype: Literal["float16", "float32"] = "float16"

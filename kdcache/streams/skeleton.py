@@ -22,7 +22,7 @@ from kdcache.streams.base import Array, Choose, ClipData, ClipSpan
 from kdcache.streams.settings import StreamSettings
 
 # What applies to frames of video alone: here it is refused, not passed over.
-_VIDEO_ONLY = ("frames", "fps", "size", "resize", "views")
+_VIDEO_ONLY = ("frames", "fps", "size", "resize", "views", "axes")
 
 
 @dataclass
