@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kdcache import backbones, datasets, exchange, motion
+    from kdcache import backbones, datasets, exchange, methods, motion
     from kdcache.extraction.run import extract
     from kdcache.manifest import read_manifest, write_manifest
     from kdcache.report.ablation import ablate
@@ -44,7 +44,7 @@ _HOME = {
     "train": "kdcache.runs.train",
     "write_manifest": "kdcache.manifest",
 }
-_SUBPACKAGES = ("backbones", "datasets", "exchange", "motion")
+_SUBPACKAGES = ("backbones", "datasets", "exchange", "methods", "motion")
 
 __all__ = [
     "Cache",
@@ -57,6 +57,7 @@ __all__ = [
     "exchange",
     "extract",
     "fit",
+    "methods",
     "motion",
     "predict",
     "read_manifest",

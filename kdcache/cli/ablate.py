@@ -63,8 +63,10 @@ def ablate(
       kdcache ablate early --set alpha=0,0.5 --seeds 3 --split-columns 'subject=*'
     """
     import kdcache
+    from kdcache.methods import load_method
     from kdcache.runs.ablation.rows import parse_grid, parse_row
 
+    method = load_method(method)
     common, grid = parse_grid(method, sets)
     named = dict(parse_row(method, text) for text in rows)
     for name, text in (("split_columns", split_columns), ("splits", splits)):

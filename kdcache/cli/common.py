@@ -74,6 +74,22 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _load_method(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    from kdcache.methods import load_method
+
+    return None if text is None else load_method(text)
+
+
+method_option = click.option(
+    "--method",
+    "_method",
+    metavar="MODULE|FILE.py",
+    callback=_load_method,
+    expose_value=False,
+    is_eager=True,
+    help="The method of your own that made the run, by import path or file.",
+)
+
 root_option = click.option(
     "--root",
     envvar="KDCACHE_DATA",

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from kdcache.cli.common import method_option
 from kdcache.log import quiet
 
 
@@ -21,6 +22,7 @@ from kdcache.log import quiet
 @click.option("--device", help="auto, cpu, cuda or cuda:N, to be timed on.  [default: the runs']")
 @click.option("--repeats", default=5, show_default=True, help="Answers of which the median time is taken.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain numbers as JSON.")
+@method_option
 def cost(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Parameters, multiply-adds and TV-L1 fields of an answer, and with --source how long it takes.
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import click
 
+from kdcache.cli.common import method_option
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--split", help="validation, test or, for one run, train.  [default: all that was held out]")
+@method_option
 def evaluate(runs: tuple[Path, ...], split: str | None) -> None:
     """Evaluate a finished run from its checkpoint; several runs are fused by the mean of their probabilities.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cli.common import by_backbone, given
+from kdcache.cli.common import by_backbone, given, method_option
 from kdcache.files import atomic
 from kdcache.log import logger, quiet
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--fps", type=float, help="Frame rate of a folder or tar of images.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: the run's]")
 @click.option("--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write all probabilities.")
+@method_option
 def predict(
     paths: tuple[Path, ...],
     top: int,

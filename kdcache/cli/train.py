@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import given
+from kdcache.cli.common import given, method_option
 from kdcache.errors import OptionError
 
 
@@ -25,6 +25,7 @@ from kdcache.errors import OptionError
 @click.option("--preset", help="The paper's settings for a dataset, such as epic or ucf101.")
 @click.option("--row", metavar="TABLE/ROW", help="One row of a paper's table, such as 'table2/TS-LSTM*'.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the method; repeatable.")
+@method_option
 def train(
     method: str | None,
     shards: Path | None,
@@ -34,7 +35,8 @@ def train(
     sets: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Train a head on cached features; METHOD is anticipation, early, pmrd, imprint, egornn, relation or recognition.
+    """Train a head on cached features; METHOD is recognition, anticipation, early, pmrd, imprint, egornn, relation, or
+    your own: FILE.py or package.module.
 
     \b
     Example:
@@ -42,15 +44,20 @@ def train(
       kdcache train anticipation --shards out/ --set loss_d=none --set head=light --seed 1
       kdcache train early --shards out/ --preset ntu
       kdcache train early --shards out/ --row table2/RankLSTM
+      kdcache train recognition --shards out/
+      kdcache train my_method.py --shards out/
       kdcache train --config runs/anticipation-0/config.toml --seed 1
     """
     import kdcache
+    from kdcache.methods import load_method
     from kdcache.runs import presets
     from kdcache.runs.config import load_config, parse_set
 
     if (method is None) == (config is None):
         raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")
-    chosen: dict[str, Any] = load_config(config) if config else {"method": method, "shards": "out"}
+    chosen: dict[str, Any] = load_config(config) if config else {"shards": "out"}
+    if method is not None:
+        chosen["method"] = load_method(method)
     chosen |= presets.preset(chosen["method"], preset) if preset else {}
     if row:
         found = presets.row(chosen["method"], row)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.log import logger, show_log
+from kdcache.methods import load_method
 from kdcache.methods.contract import HELD_OUT
 from kdcache.metrics.early import confusion, per_class_gain, percent, ratio_metrics
 from kdcache.metrics.significance import mean_std
@@ -91,7 +92,7 @@ def ablate(
     there is no best epoch and no tuning. Every table says how many optimiser steps each row took.
 
     Args:
-        method: name in ``kdcache.methods.METHODS``.
+        method: a name, or a method of one's own by its import path or file, see ``train``.
         table: one of the paper's tables in ``kdcache/presets/<method>.toml``.
         shards: folder of the cache.
         seeds: how many; 0, 1, 2 …
@@ -124,6 +125,7 @@ def ablate(
         KeyboardInterrupt, SystemExit: interrupted; the same call goes on.
     """
     show_log()
+    method = load_method(method)
     if "splits" in options:
         logger.warning("splits is now called split_columns; the old name will go in a later version.")
         split_columns = options.pop("splits") if split_columns is None else split_columns

@@ -49,6 +49,8 @@ class Fit:
     def open(cls, folder: str | Path) -> Fit:
         """The fit in a folder; ``OptionError`` where there is none that has finished."""
         run = Run(folder)
+        if run.settings.method != METHOD or run.options.backbone is None:
+            raise OptionError(f"{run.path} is a run of {run.settings.method} on features: name a folder of a fit.")
         weights = run.path / file_name(canonical(run.options.backbone))
         if not (run.path / METRICS).exists():
             raise OptionError(f"{run.path} has not finished: repeat its command to go on.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,6 +28,18 @@ def parts_of(data: Data, target: str) -> dict[str, NDArray[np.int64]]:
         if np.array_equal(table[0], np.arange(len(data.classes[target]))):
             found[part] = table[1]
     return found
+
+
+def baselines(data: Data, target: str, y: Tensor) -> dict[str, float]:
+    """What a split's accuracy is to be compared with: its number of ``clips``, ``chance`` (100 / number of classes),
+    and ``majority``, the accuracy of always naming the most frequent training class, in per cent.
+
+    ``y`` are its class indices ``[n]``, all known.
+    """
+    train = data.splits["train"].labels[target]
+    frequent = int(torch.bincount(train[train != UNLABELLED]).argmax())
+    chance, majority = 100 / len(data.classes[target]), 100 * float((y == frequent).double().mean())
+    return {"clips": len(y), "chance": chance, "majority": majority}
 
 
 def measure_all(

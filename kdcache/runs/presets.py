@@ -109,5 +109,7 @@ def _rows(content: dict[str, Any], table: dict[str, Any]) -> list[dict[str, Any]
 
 
 def _read(method: str) -> dict[str, Any]:
-    method_module(method)
-    return tomllib.loads((files("kdcache") / "presets" / f"{method}.toml").read_text())
+    """The method's file; empty tables for a method that has none."""
+    method_module(method)  # refuses an unknown one
+    file = files("kdcache") / "presets" / f"{method}.toml"
+    return tomllib.loads(file.read_text()) if file.is_file() else {"presets": {}, "tables": {}}

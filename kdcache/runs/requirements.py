@@ -8,6 +8,7 @@ from typing import Any
 from kdcache.backbones import canonical, input_spec
 from kdcache.data.pairs import ROLES
 from kdcache.errors import OptionError
+from kdcache.methods import load_method
 from kdcache.methods import method as method_module
 from kdcache.options import build
 from kdcache.runs import presets
@@ -33,13 +34,14 @@ def extraction_calls(method: str, preset: str | None = None, **options: Any) -> 
     """The calls of ``extract`` that a method needs, as the inputs that it declares say.
 
     Args:
-        method: name in ``kdcache.methods.METHODS``.
+        method: a name, or a method of one's own by its import path or file, see ``kdcache.train``.
         preset: the paper's settings for a dataset, which may read other streams than the default.
         options: of the method, on top of the preset's.
 
     Raises:
         OptionError: an unknown method, preset or option, or a method whose inputs are not cached.
     """
+    method = load_method(method)
     chosen = {**(presets.preset(method, preset) if preset else {}), **options}
     known = presets.streams(method, preset) if preset else None
     module = method_module(method)

@@ -21,6 +21,7 @@ from kdcache.engine.scoring import Probabilities, probabilities
 from kdcache.errors import OptionError, unknown
 from kdcache.log import logger
 from kdcache.methods import method as method_module
+from kdcache.methods.checks import check_predictor
 from kdcache.methods.contract import (
     HELD_OUT,
     UNLABELLED,
@@ -35,7 +36,7 @@ from kdcache.metrics.anticipation import in_words
 from kdcache.metrics.early import percent
 from kdcache.options import build, to_table
 from kdcache.runs.config import RunSettings, read_config
-from kdcache.runs.predictions import measure_all
+from kdcache.runs.predictions import baselines, measure_all
 from kdcache.runs.prepare import absolute, prepare
 
 CONFIG, METRICS, PREDICTIONS = "config.toml", "metrics.json", "predictions.csv"
@@ -67,6 +68,11 @@ class Run:
                 for split, targets in splits.items():
                     for target, values in targets.items():
                         lines.append(f"  {which}, {split} {target}: {in_words(values)}")
+        for split, known in self.metrics.get("baselines", {}).items():
+            lines.append(
+                f"  {split}: {known['clips']} clips; chance {known['chance']:.1f}, "
+                f"always the most frequent training class {known['majority']:.1f}"
+            )
         return "\n".join(lines)
 
     @property
@@ -100,7 +106,8 @@ class Run:
         """The result: ``last`` and ``best@<split>`` → split → target → metric in per cent.
 
         Also ``selected_by`` (the split that chose the best epoch), ``epochs``, ``stages`` (the last row of each) and
-        ``steps``: optimiser steps that the network which answers took in all its stages.
+        ``steps``: optimiser steps that the network which answers took in all its stages; ``baselines``: of each split
+        the number of clips, and the accuracy by chance.
         ``OptionError`` while the run has not finished.
         """
         path = self.path / METRICS
@@ -251,6 +258,8 @@ class Run:
         if self.settings.method != "recognition":
             raise OptionError(f"{self.path} is a run of {self.settings.method}: only recognition trains a backbone.")
         options = self._resolved_options
+        if options.backbone is None:
+            raise OptionError(f"{self.path} trained a classifier on cached features, no backbone: nothing to export.")
         if which is None:
             summary = checkpoint.load_summary(self.path / recognition.STAGE)
             which = options.keep if summary and summary["selected_by"] == VALIDATION else "last"
@@ -279,6 +288,7 @@ class Run:
         results: dict[str, Any] = {"selected_by": VALIDATION if selected else "", "epochs": epochs}
         for which, key in weights.items():
             results[key] = {name: self._measure(self._split(name), which, many_shot) for name in splits}
+        results["baselines"] = {name: self._baselines(self._split(name)) for name in splits}
         return results
 
     def _unfinished(self, stage: str = "") -> OptionError:
@@ -291,10 +301,7 @@ class Run:
             raise unknown("weights", which, ["last", "best"])
         if which not in self._predictors:
             predictor = self._method.predictor(self._resolved_options, self.training_data.data)
-            if privileged := sorted(set(predictor.inputs) - {one.name for one in self.inputs}):
-                raise ValueError(
-                    f"{self.settings.method} predicts from {privileged[0]}, which it reads in training only"
-                )
+            check_predictor(predictor, self._method.inputs(self._resolved_options), self.settings.method)
             folder = self.path / predictor.stage
             summary = checkpoint.load_summary(folder)
             if summary is None:
@@ -332,6 +339,10 @@ class Run:
         """Which examples have a label and the clips that the network sees."""
         role = self._predictor("last").role
         return self._seen(samples.rows[role], "last") & (samples.labels[self.target] != UNLABELLED)
+
+    def _baselines(self, samples: Split) -> dict[str, float]:
+        y = samples.labels[self.target][self._usable(samples)]
+        return baselines(self.training_data.data, self.target, y)
 
     def _measure(self, samples: Split, which: str, many_shot: int | None) -> dict[str, dict[str, float]]:
         usable = self._usable(samples)

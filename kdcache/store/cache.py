@@ -115,6 +115,23 @@ class Cache:
         assert stored.shapes is not None
         return int(stored.shapes[row][0])
 
+    def shapes(self, stream: str, clip_ids: Sequence[str]) -> list[tuple[int, ...]]:
+        """Shape of each clip's array of a ragged stream, in the order asked for; no array is read.
+
+        Raises:
+            OptionError: a stream of one shape for all clips, or of JPEG frames.
+            StoreError: a clip that is not cached.
+        """
+        if (layout := self._place(stream).layout) != "ragged":
+            raise OptionError(f"Stream {stream!r} is {layout}, not ragged: ask for its shape or length.")
+        found: list[tuple[int, ...]] = [()] * len(clip_ids)
+        for shard, rows, which in self._by_shard(stream, clip_ids):
+            shapes = shard.stored(stream).shapes
+            assert shapes is not None
+            for row, i in zip(rows, which, strict=True):
+                found[i] = tuple(shapes[row].tolist())
+        return found
+
     def read_frames(self, stream: str, clip_id: str, frames: NDArray[np.integer[Any]]) -> NDArray[Any]:
         """Some frames of a clip of a whole-clip stream, by number from 0: [n, H, W, …]; of JPEG only these are decoded.
 

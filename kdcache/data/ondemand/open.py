@@ -177,6 +177,7 @@ def _data(
         clip_ids=examples.clip_ids,
         inputs={one.name: stream},
         roles={one.name: one.role},
+        axes={one.name: one.axes},
         info={} if limits is None else {"limits": limits},
         seed=seed,
         device=device,
