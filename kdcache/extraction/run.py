@@ -30,6 +30,7 @@ from kdcache.store import clean, load_places, scan
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
 from kdcache.store.fitted import save_fitted
 from kdcache.store.index import update_index
+from kdcache.store.scan import Origins
 from kdcache.streams.base import Stream
 from kdcache.streams.registry import resolve
 from kdcache.streams.settings import StreamSettings
@@ -183,7 +184,7 @@ def _plan(
     failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}
 
     def plan(cached: Mapping[str, Mapping[str, tuple[str, int, str]]]) -> Plan:
-        return make_plan(rows, sources, streams, fingerprints, paths, cached, failed, workers)
+        return make_plan(rows, sources, streams, fingerprints, paths, cached, failed, Origins(out).at, workers)
 
     names = [s.name for s in streams]
     first = plan(load_places(out, names))
