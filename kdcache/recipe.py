@@ -48,7 +48,7 @@ def nothing_to_enlarge(recipe: Mapping[str, Any], origin: Mapping[str, Any]) -> 
 
     Its arrays are then the same under a recipe and under ``unenlarged`` of it.
     """
-    return min(origin.get("width", 0), origin.get("height", 0)) >= recipe.get("short_side", math.inf)
+    return bool(min(origin.get("width", 0), origin.get("height", 0)) >= recipe.get("short_side", math.inf))
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:

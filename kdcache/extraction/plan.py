@@ -14,7 +14,8 @@ import pandas as pd
 from kdcache.errors import KdcacheError, SourceError
 from kdcache.files import atomic
 from kdcache.recipe import clip_key, nothing_to_enlarge
-from kdcache.sources import fingerprint, inside
+from kdcache.roots import Roots
+from kdcache.sources import find, fingerprint
 from kdcache.store.failures import Failure
 from kdcache.streams.base import ClipSpan, Stream
 
@@ -207,12 +208,13 @@ def _cut(streams: list[Stream], tasks: list[Task], parts: int) -> list[WorkUnit]
 
 
 def fingerprint_sources(
-    sources: Sequence[str], root: Path, memory: Path, *, remember: bool = True
+    sources: Sequence[str], roots: Roots, memory: Path, *, remember: bool = True
 ) -> tuple[dict[str, str | KdcacheError], dict[str, str]]:
     """Content fingerprints of all sources, remembering those of files whose size and time of change are as they were.
 
     Args:
-        sources: paths as in the manifest, relative to ``root``.
+        sources: paths as in the manifest.
+        roots: what they are relative to.
         memory: CSV file that keeps (path, size, mtime_ns, fingerprint) from call to call.
         remember: write what is new into it.
 
@@ -228,7 +230,7 @@ def fingerprint_sources(
     fresh = dict(known)
     for source in sources:
         try:
-            path = inside(root, source)
+            path = find(roots, source)
             paths[source] = str(path)
             stat = os.stat(path)
             signature = (str(path), stat.st_size, stat.st_mtime_ns)

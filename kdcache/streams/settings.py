@@ -55,6 +55,13 @@ class StreamSettings:
     """Turned views of skeletons that are cached beside the straight one."""
     skeleton: Literal["scipy_bytescale", "float_bilinear"] = "scipy_bytescale"
     """How skeletons become images: the published code's 8 bits, stretched, or the paper's formula in float32."""
+    centre_joint: int | None = None
+    """Joint in the middle of a body (0, 1, …), of .npy and .npz skeleton files.
+    ``None``: that of the file's format, which such files lack."""
+    skeleton_fps: float | None = None
+    """Frames a second of .npy and .npz skeleton files. ``None``: those of the file's format, which such files lack."""
+    array: str | None = None
+    """Name of the joints in .npz skeleton files. ``None``: the only array."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> StreamSettings:

@@ -26,6 +26,7 @@ from kdcache.views import resize_short_side
 Frame = NDArray[np.uint8]  # [H, W, 3] RGB
 Part = tuple[int, int, float, float]  # frames low to before high, of the seconds start to before stop
 
+_SKELETON_ONLY = ("centre_joint", "skeleton_fps", "array")
 _NO_PAIRS = np.empty((0, 2), np.int32)
 SHORT_SIDE = 256  # of whole-clip streams, at most
 _ASSUMED_CLIP_S = 10.0  # size estimates only: a clip without a stop, read at …
@@ -130,6 +131,9 @@ class VideoStream(Stream):
     @classmethod
     def check(cls, name: str, settings: StreamSettings) -> None:
         """Refuse what only skeletons have, and progress without levels."""
+        for option in _SKELETON_ONLY:
+            if (value := getattr(settings, option)) is not None:
+                raise OptionError(f"{option} is {value}, but {name} reads videos: leave it out.")
         if settings.rotations:
             raise OptionError(f"rotations is {settings.rotations}, but {name} reads videos: leave it out.")
         if settings.progress and not settings.levels:
