@@ -168,6 +168,7 @@ def _build(
     given = columns.get("label")
     if (wrong := number_classes(columns)) is not None:
         problems.append((1 if word == "line" else -1, wrong))
+        columns["label"] = [""] * len(numbers)
     typed: dict[str, Any] = {}
     for column, texts in columns.items():
         if column in TIMES:

@@ -37,8 +37,8 @@ def without_splits(rows: pd.DataFrame) -> str | None:
     if not labelled or split_columns(rows):
         return None
     return (
-        "The manifest names no split: training will hold out a fifth of the clips for validation, whole groups, subjects "
-        "or sources (validation=0.2), and test on none. A column split says otherwise, or split_column=COLUMN=VALUE."
+        "The manifest names no split: training will hold out a fifth of the clips for validation, whole groups, "
+        "subjects or sources (validation=0.2), and test on none. A column split says otherwise, or split_column."
     )
 
 

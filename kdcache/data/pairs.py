@@ -14,7 +14,7 @@ ROLES = ("observed", "action")
 GROUP_COLUMNS = ("group", "subject", "source")  # what pairs may have in common; held out whole
 PAIRS_HELP = (
     "it needs clips tied by `pair`, one with `role` observed and one with action. Write these columns, or let a data "
-    "set make them: epic55, epic100, rulstm and thumos14 do (their option tau), jhmdb, and class folders with observe=0.4."
+    "set make them: epic55, epic100, rulstm and thumos14 (their option tau), jhmdb, class folders with observe=0.4."
 )
 
 
