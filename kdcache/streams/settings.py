@@ -56,12 +56,13 @@ class StreamSettings:
     skeleton: Literal["scipy_bytescale", "float_bilinear"] = "scipy_bytescale"
     """How skeletons become images: the published code's 8 bits, stretched, or the paper's formula in float32."""
     centre_joint: int | None = None
-    """Joint in the middle of a body (0, 1, …), of .npy and .npz skeleton files.
-    ``None``: that of the file's format, which such files lack."""
+    """Joint in the middle of a body (0, 1, …) of skeletons in .npy and .npz files.
+    ``None``: that of the file's format; these files need it stated."""
     skeleton_fps: float | None = None
-    """Frames a second of .npy and .npz skeleton files. ``None``: those of the file's format, which such files lack."""
+    """Frames a second of skeletons in .npy and .npz files.
+    ``None``: those of the file's format; these files need it stated."""
     array: str | None = None
-    """Name of the joints in .npz skeleton files. ``None``: the only array."""
+    """Which array of .npz skeleton files holds the joints. ``None``: the only one."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> StreamSettings:
