@@ -23,6 +23,7 @@ from kdcache.cli.common import (
 )
 from kdcache.cli.fields import field_options
 from kdcache.errors import OptionError
+from kdcache.log import EachOnce
 from kdcache.splits import without_splits
 from kdcache.streams.settings import StreamSettings
 
@@ -92,25 +93,26 @@ def extract(
     if any(call.in_pairs for call in calls):
         refuse_without_pairs(rows, str(method), dataset)
     failed = False
-    for call in calls:
-        chosen = {**call.settings, **given(options)}
-        if method is not None:
-            said = "".join(f" {name}={value}" for name, value in chosen.items() if name in call.settings)
-            click.echo(f"{method} reads {call}{said and ':'}{said}", err=True)
-        names = list(call.streams)
-        report = kdcache.extract(
-            rows,
-            root=root,
-            allow_absolute=allow_absolute,
-            streams=names,
-            weights=by_backbone(weights, names),
-            part=_part(part),
-            **{**defaults, **chosen},
-        )
-        click.echo(report)
-        if report.stopped:
-            sys.exit(STOPPED)
-        failed |= bool(report.failures)
+    with EachOnce():  # what is said of the manifest is the same for every call
+        for call in calls:
+            chosen = {**call.settings, **given(options)}
+            if method is not None:
+                said = "".join(f" {name}={value}" for name, value in chosen.items() if name in call.settings)
+                click.echo(f"{method} reads {call}{said and ':'}{said}", err=True)
+            names = list(call.streams)
+            report = kdcache.extract(
+                rows,
+                root=root,
+                allow_absolute=allow_absolute,
+                streams=names,
+                weights=by_backbone(weights, names),
+                part=_part(part),
+                **{**defaults, **chosen},
+            )
+            click.echo(report)
+            if report.stopped:
+                sys.exit(STOPPED)
+            failed |= bool(report.failures)
     if failed and not options["dry_run"]:
         sys.exit(SOME_FAILED)
 
