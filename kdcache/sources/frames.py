@@ -39,7 +39,7 @@ class FrameSource(Source):
         members = in_order(path, members)
         if fps is None:
             raise SourceError(
-                f"{path}: images carry no clock; give their rate in the manifest's column fps, to predict and idt as "
+                f"{path}: images carry no clock; give their rate in the manifest's fps column, to predict and idt as "
                 "--fps, or as open_source(fps=…)."
             )
         if not (np.isfinite(fps) and fps > 0):
