@@ -16,7 +16,7 @@ from kdcache.cli.root import main
 from kdcache.errors import OptionError
 from kdcache.extraction import estimate
 from kdcache.extraction.estimate import WORKER_BYTES, automatic_workers
-from kdcache.runs.ablation.pool import PROCESS_BYTES, workers_for
+from kdcache.runs.ablation.jobs import PROCESS_BYTES, workers_for
 from kdcache.runtime import worker_count
 
 NAN = float("nan")

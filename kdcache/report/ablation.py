@@ -20,7 +20,7 @@ from kdcache.metrics.significance import mean_std
 from kdcache.report import plots
 from kdcache.report.tables import markdown
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
-from kdcache.runs.ablation.pool import workers_for
+from kdcache.runs.ablation.jobs import workers_for
 from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, run_folder
 from kdcache.runs.ablation.results import stage_summary, values

@@ -11,8 +11,7 @@ from typing import Any, NoReturn
 
 from kdcache.errors import KdcacheError
 from kdcache.log import EachOnce, logger, quiet
-from kdcache.runtime import cores, free_bytes, resolve_device, worker_count
-from kdcache.store.commit import shard_files
+from kdcache.runtime import cores
 from kdcache.workers import Processes, Serial, StopFlag
 
 
@@ -31,9 +30,6 @@ class JobEnded:
 
     job: Job
     problem: str
-
-
-PROCESS_BYTES = 3 * 2**29  # torch, a head and its optimiser, batches on their way [reconstructed]
 
 
 @dataclass(frozen=True)
@@ -94,22 +90,6 @@ def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener) 
         Processes(work, workers, _on_death, interruptible=True).run(jobs, on_event, StopFlag())
     else:
         Serial(TrainingWork(stages)).run(jobs, on_event, StopFlag())
-
-
-def workers_for(workers: int | str, shards: Path, device: str) -> int:
-    """Processes of a comparison; for ``auto`` one a core, as far as memory allows, that of the GPU included.
-
-    Each process may hold all that the cache has, beside torch and a network.
-
-    Raises:
-        OptionError: neither a number from 1 on nor ``auto``.
-    """
-    held = shard_files(shards) if workers == "auto" and shards.is_dir() else []
-    each = PROCESS_BYTES + sum(path.stat().st_size for path in held)
-    count = worker_count(workers, each)
-    if workers == "auto" and (on := resolve_device(device)).type == "cuda":
-        return max(1, min(count, free_bytes(on) // each))
-    return count
 
 
 def _train(job: Job, session: Any) -> str:
