@@ -17,7 +17,7 @@ PACKAGE = "kdcache"
 
 LAYERS = [
     ["errors", "files", "log", "runtime", "stopwatch", "workers", "prefetch",
-     "manifest", "splits", "sampling", "views", "levels", "recipe", "options"],
+     "manifest", "manifest_forms", "roots", "splits", "sampling", "views", "levels", "recipe", "options"],
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],
     ["methods", "data"],

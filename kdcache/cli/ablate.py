@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, given
+from kdcache.cli.common import SOME_FAILED, given, workers_option
 
 
 @click.command()
@@ -36,7 +36,7 @@ from kdcache.cli.common import SOME_FAILED, given
 @click.option(
     "--source", type=click.Path(path_type=Path), help="Video or skeleton file on which answers of each row are timed."
 )
-@click.option("--workers", default=1, show_default=True, help="Processes that share the cores.")
+@workers_option
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
 @click.option("--stream", help="Which cached features to train on, if there are several.")

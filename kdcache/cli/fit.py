@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, given, root_option
+from kdcache.cli.common import SOME_FAILED, allow_absolute_option, given, roots_option
 from kdcache.cli.extract import clip_rows
 from kdcache.errors import OptionError
 
@@ -17,7 +17,8 @@ from kdcache.errors import OptionError
 @click.argument("backbone", required=False)
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV of clips.")
 @click.option("--dataset", help="Make the manifest from a dataset's annotations; see `kdcache datasets`.")
-@root_option
+@roots_option
+@allow_absolute_option
 @click.option("--out", type=click.Path(path_type=Path), help="The fit's folder.  [default: fits/BACKBONE-N]")
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Repeat a fit's config.toml."
@@ -42,7 +43,8 @@ def fit(
     backbone: str | None,
     manifest: Path | None,
     dataset: str | None,
-    root: Path | None,
+    root: tuple[Path, ...] | None,
+    allow_absolute: bool,
     config: Path | None,
     sets: tuple[str, ...],
     **options: Any,
@@ -73,9 +75,11 @@ def fit(
         raise OptionError("Say what to fit: a BACKBONE such as vacnn, or --config FILE of an earlier fit.")
     else:
         allow(backbone)
-        rows, defaults = clip_rows(manifest, dataset, root, others)
+        rows, defaults = clip_rows(manifest, dataset, root, others, allow_absolute)
         protocol = {name: value for name, value in defaults.items() if hasattr(RecognitionOptions, name)}
         chosen = {"backbone": backbone, "manifest": rows} | protocol
+    if allow_absolute:
+        options["allow_absolute"] = True
     result = kdcache.fit(**chosen | given({"root": root, **options}) | own)
     click.echo(result)
     if result.failures:

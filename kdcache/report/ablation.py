@@ -21,6 +21,7 @@ from kdcache.metrics.significance import mean_std
 from kdcache.report import plots
 from kdcache.report.tables import markdown
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
+from kdcache.runs.ablation.jobs import workers_for
 from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, run_folder
 from kdcache.runs.ablation.results import stage_summary, values
@@ -79,7 +80,7 @@ def ablate(
     against: str | None = None,
     split_columns: Sequence[str] | None = None,
     source: str | Path | None = None,
-    workers: int = 1,
+    workers: int | str = 1,
     device: str = "auto",
     precision: str = "auto",
     stream: str | None = None,
@@ -113,6 +114,7 @@ def ablate(
             another. None: ``split``, or what the rows' options say. (The name ``splits`` of version 0.1 still works.)
         source: video or skeleton file to answer for: the table of costs then says how long each row's first run takes.
         workers: processes; each gets an equal share of the cores. The number of threads changes the last bits.
+            ``"auto"``: one a core, as far as memory allows if each holds the whole cache.
         device: as for ``train``.
         precision: as for ``train``.
         stream: as for ``train``.
@@ -153,7 +155,7 @@ def ablate(
         split_columns=[None] if split_columns is None else choose_columns(split_columns, Cache(absolute(shards)).clips),
         tune=tune,
         tune_seeds=tune_seeds,
-        workers=workers,
+        workers=workers_for(workers, Path(absolute(shards)), device),
     )
     train_rows(protocol)
     conclusion = conclude(protocol.folder, source)

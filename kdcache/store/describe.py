@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
 from kdcache.recipe import Recipe, canonical
-from kdcache.store.commit import shard_files
+from kdcache.store.commit import is_shard_name, shard_files
 from kdcache.store.failures import FILE as FAILURES
 from kdcache.store.failures import load_failures
 from kdcache.store.layout import FORMAT, StrPath
@@ -32,6 +33,10 @@ def inspect(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda reci
         StoreError: nothing to describe, or a shard that cannot be read.
     """
     path = Path(path)
+    if path.is_file() and not is_shard_name(path) and not h5py.is_hdf5(path):
+        raise StoreError(
+            f"{path}: no shard (not an HDF5 file); name a shard or a folder that `kdcache extract` has filled."
+        )
     folder = path if path.is_dir() else path.parent
     files = shard_files(path) if path.is_dir() else [path]
     opened = [open_shard(p) for p in files]
