@@ -20,6 +20,7 @@ from kdcache.data.beside import cut_like, followed
 from kdcache.data.clips import clips
 from kdcache.data.inputs import Binding, bind
 from kdcache.data.pairs import ROLES, pairs
+from kdcache.data.quantised import open_stream
 from kdcache.data.shown_views import check_first_view, common_views
 from kdcache.data.splits import Examples, named_splits, split_by
 from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget, Reader
@@ -303,8 +304,9 @@ def _stream(
         return CachedFrames(
             cache, name, clip_ids, segment, seed, device, available, names, binding.order, follows=follows
         )
+    alone = len(binding.streams) == 1
     parts = [
-        CachedStream(cache, name, clip_ids, device, budget, available, view_of[name], binding.order)
+        open_stream(cache, name, clip_ids, device, budget, available, view_of[name], binding.order, alone=alone)
         for name in binding.streams
     ]
     return parts[0] if len(parts) == 1 else JoinedStream(parts)

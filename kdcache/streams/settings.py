@@ -31,8 +31,9 @@ class StreamSettings:
     """Crops and flips cached side by side, such as centre,tl@0.875-flip; see ``kdcache.views``."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the backbone."""
-    dtype: Literal["float16", "float32"] = "float16"
-    """Stored type of features."""
+    dtype: Literal["float16", "float32", "uint8"] = "float16"
+    """Stored type of features; ``uint8`` has one scale and offset a channel (vectors: one a vector) and is read as
+    float16."""
     short_side: int = 256
     """Short side in pixels of ``rgb``, ``flow`` and ``idt``."""
     rgb: Literal["jpeg", "raw"] = "jpeg"

@@ -123,7 +123,7 @@ class SkeletonStream(BackboneStream):
 
     def to_recipe(self) -> Recipe:
         """See ``Stream``."""
-        return {
+        recipe: Recipe = {
             "stream": f"{self.backbone}/{self.layer}",
             "version": self.version,
             "layout": "fixed",
@@ -131,6 +131,7 @@ class SkeletonStream(BackboneStream):
             "skeleton": self.imaging.to_recipe(),
             "backbone": self._backbone_recipe(),
         }
+        return self._with_dtype(recipe)
 
     def frames(self, clip: ClipJoints) -> NDArray[np.int32]:
         """One frame a level: the last that it shows."""
