@@ -12,6 +12,7 @@ each task, the difference uint8 − float16 of the test metric over equal seeds 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -29,10 +30,14 @@ import kdcache
 from common import compare, write_results
 from kdcache.data.quantised import QuantisedStream
 from kdcache.data.stream import CachedStream, MemoryBudget
+from kdcache.extraction.plan import json_rows
 from kdcache.log import quiet
 from kdcache.manifest import validate
-from kdcache.store import Cache
+from kdcache.store import Cache, Record, commit_shard, update_index
+from kdcache.store.quantised import quantise
 from kdcache.store.reader import Shard
+from kdcache.streams import axes_of
+from kdcache.streams.sharing import shared_axes
 
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # by number of seeds
 TEST = ("ido", "ira")
@@ -72,10 +77,30 @@ class Clips:
         return validate(pd.DataFrame(rows))
 
 
-def extract(data: Clips, out: Path, stream: str, dtype: str, codec: str | None, *, pairs: bool = False) -> Cache:
-    """A cache of one stream."""
-    settings = STREAMS[stream] | SETTINGS | {"dtype": dtype, "codec": codec}
-    kdcache.extract(data.manifest(pairs=pairs), root=data.root, out=out, streams=[stream], **settings)
+def extract(data: Clips, out: Path, stream: str, dtypes: dict[str, Any], *, pairs: bool = False) -> dict[str, Cache]:
+    """A cache of one stream for each dtype: extracted once as float32, and stored as extraction would store each."""
+    settings = STREAMS[stream] | SETTINGS | {"dtype": "float32"}
+    rows = data.manifest(pairs=pairs)
+    kdcache.extract(rows, root=data.root, out=out / "float32", streams=[stream], **settings)
+    cache = Cache(out / "float32")
+    return {name: _stored_as(cache, out / name.replace(", ", "-"), stream, *how) for name, how in dtypes.items()}
+
+
+def _stored_as(cache: Cache, out: Path, stream: str, dtype: str, codec: str | None) -> Cache:
+    ids = cache.clips["clip_id"].tolist()
+    recipe = cache.recipe(stream) | {"dtype": dtype}
+    arrays: list[Any] = [array.astype(dtype) for array in cache.read(stream, ids)] if dtype != "uint8" else []
+    if dtype == "uint8":
+        axes = axes_of(recipe) or ""
+        shared = shared_axes(axes, cache.shape(stream))
+        recipe |= {"quantised": {"steps": 255, "shared": shared}}
+        arrays = [quantise(array, [axes.index(letter) for letter in shared]) for array in cache.read(stream, ids)]
+    rows = zip(json_rows(cache.clips), ids, arrays, cache.frames(stream, ids), strict=True)
+    records = [
+        Record(row, {}, {stream: hashlib.md5(clip.encode()).hexdigest()}, {stream: frames}, {stream: array})
+        for row, clip, array, frames in rows
+    ]
+    update_index(out, cache.clips, commit_shard(out, records, {stream: recipe}, codec=codec).located)
     return Cache(out)
 
 
@@ -89,13 +114,11 @@ def sizes(data: Clips, folder: Path) -> dict[str, Any]:
     """kB a clip and error of each stream."""
     results: dict[str, Any] = {}
     for stream in STREAMS:
-        size, lost = {}, [0.0]
-        for name, (dtype, codec) in DTYPES.items():
-            cache = extract(data, folder / stream.replace("/", "-") / name.replace(", ", "-"), stream, dtype, codec)
-            size[name] = sum(p.stat().st_size for p in cache.path.glob("*.h5")) / len(cache.clips)
-            lost = errors(cache, stream) or lost
+        caches = extract(data, folder / stream.replace("/", "-"), stream, DTYPES)
+        size = {n: sum(p.stat().st_size for p in c.path.glob("*.h5")) / len(c.clips) for n, c in caches.items()}
+        lost = errors(caches["uint8"], stream)
         results[stream] = {
-            "shape of a clip": list(cache.shape(stream)),
+            "shape of a clip": list(caches["uint8"].shape(stream)),
             "kB a clip": {name: round(nbytes / 1e3, 2) for name, nbytes in size.items()},
             "times smaller than float16": {name: round(size["float16"] / nbytes, 2) for name, nbytes in size.items()},
             "error, % of the norm": {"mean": round(100 * float(np.mean(lost)), 3), "max": round(100 * max(lost), 3)},
@@ -119,10 +142,7 @@ def reading(data: Clips, folder: Path, repeat: int) -> dict[str, Any]:
 
 def _reading(data: Clips, folder: Path, stream: str, repeat: int) -> dict[str, Any]:
     """Of one stream, in random order and batches of 16."""
-    caches = {
-        name: extract(data, folder / name.replace(", ", "-"), stream, dtype, codec)
-        for name, (dtype, codec) in DTYPES.items()
-    }
+    caches = extract(data, folder, stream, DTYPES)
     ids = caches["float16"].clips["clip_id"].tolist()
     order = np.random.default_rng(0).permutation(np.arange(4 * len(ids)) % len(ids))
     rows = torch.split(torch.from_numpy(order), 16)
@@ -181,11 +201,13 @@ def training(data: Clips, folder: Path, seeds: int) -> dict[str, Any]:
     """uint8 − float16 of each task's test metric."""
     results: dict[str, Any] = {}
     for task, how in TASKS.items():
-        scores: dict[str, list[float]] = {}
-        for dtype in ("float16", "uint8"):
-            name = f"{task.split(',')[0]}-{dtype}".replace(" ", "-")
-            cache = extract(data, folder / name, how["stream"], dtype, None, pairs=how.get("pairs", False))
-            scores[dtype] = [_score(how, cache.path, folder / f"run-{name}-{seed}", seed) for seed in range(seeds)]
+        base = folder / f"task-{len(results)}"
+        dtypes = {name: DTYPES[name] for name in ("float16", "uint8")}
+        caches = extract(data, base, how["stream"], dtypes, pairs=how.get("pairs", False))
+        scores = {
+            name: [_score(how, cache.path, base / f"run-{name}-{seed}", seed) for seed in range(seeds)]
+            for name, cache in caches.items()
+        }
         difference = np.subtract(scores["uint8"], scores["float16"])
         half = T_95.get(seeds, 1.96) * float(difference.std(ddof=1)) / math.sqrt(seeds)
         mean = float(difference.mean())

@@ -20,6 +20,7 @@ from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget
 from kdcache.errors import ClipError, OptionError, StoreError
 from kdcache.extraction import features as features_module
 from kdcache.store import Cache, Record, commit_shard, hdf5_guard, inspect, reindex, update_index, verify
+from kdcache.store.decoding import decode
 from kdcache.store.layout import DamagedShard, row_digest
 from kdcache.store.quantised import Quantised, quantise
 from kdcache.streams.registry import resolve, restore
@@ -106,6 +107,21 @@ def test_what_is_lost_is_at_most_half_a_step():
     assert (np.abs(found.codes * found.scale + found.offset - array) <= 0.501 * steps).all()
     extremes = quantise(np.array([[[-65504, 65504]]], np.float32), (2,))
     np.testing.assert_array_equal(extremes.decoded(), [[[-65504, 65504]]])
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (4, 1, 1, 1), (1, 1, 1, 1), (4, 3, 5, 1)])
+def test_decoding_is_numpy_s_to_the_bit(shape):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (4, 3, 5, 64), dtype=np.uint8)
+    for size in 10.0 ** np.arange(-9, 2):  # down to numbers that float16 holds as subnormal
+        scale, offset = ((size * rng.normal(size=shape)).astype(np.float32) for _ in range(2))
+        values = codes * scale
+        values += offset
+        half, single = np.empty(codes.shape, np.float16), np.empty(codes.shape, np.float32)
+        decode(codes, scale, offset, half)
+        decode(codes, scale, offset, single)
+        np.testing.assert_array_equal(half.view(np.uint16), values.astype(np.float16).view(np.uint16))
+        np.testing.assert_array_equal(single, half.astype(np.float32))
 
 
 def test_reading_decodes_any_clips_and_views(cache):
@@ -252,6 +268,8 @@ def test_training_reads_the_values_that_the_cache_gives(cache, budget, order, vi
     found, expected = (s.to_device(s.fetch(at, views, at)) for s in (packed, plain))
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
+    on_device = packed._on_device(packed.fetch(at, views, at))  # what a GPU computes, here on the CPU
+    assert torch.equal(on_device if order is None else on_device.permute(0, *(1 + axis for axis in order)), expected)
     doubled = packed.map(lambda x: 2 * x)
     assert torch.equal(doubled.to_device(doubled.fetch(at, views, at)), 2 * expected)
 

@@ -27,6 +27,19 @@ class QuantisedStream(CachedStream):
 
     def to_device(self, fetched: Tensor) -> Tensor:
         """On the device, decoded, float32."""
+        decoded = self._on_cpu(fetched) if self.device.type == "cpu" else self._on_device(fetched)
+        return decoded if self.order is None else decoded.permute(0, *(1 + axis for axis in self.order))
+
+    def _on_cpu(self, fetched: Tensor) -> Tensor:
+        from kdcache.store.decoding import decode  # brings numba, which other streams do without
+
+        out = torch.empty((len(fetched), *self.packing.shape))
+        for packed, array in zip(fetched.numpy(), out.numpy(), strict=True):
+            scale, offset, codes = self.packing.parts(packed)
+            decode(codes, scale, offset, array)
+        return out
+
+    def _on_device(self, fetched: Tensor) -> Tensor:
         packing, count = self.packing, len(fetched)
         fetched = fetched.to(self.device, non_blocking=True)
         size = packing.scale_bytes
@@ -35,8 +48,7 @@ class QuantisedStream(CachedStream):
             for at in (0, size)
         )
         decoded = fetched[:, 2 * size :].reshape(count, *packing.shape).float().mul_(scale).add_(offset)
-        decoded = decoded.half().float()  # as Cache.read rounds: a run answers alike from cached and from new features
-        return decoded if self.order is None else decoded.permute(0, *(1 + axis for axis in self.order))
+        return decoded.half().float()  # as Cache.read rounds: a run answers alike from cached and from new features
 
     def _read(self, rows: Tensor, views: Tensor) -> Tensor:
         """From the shards, one read for each view that occurs."""

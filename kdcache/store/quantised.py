@@ -45,6 +45,8 @@ class Quantised:
 
     def decoded(self) -> NDArray[np.float16]:
         """The array, float16."""
+        from kdcache.store.decoding import decode  # brings numba, which other streams do without
+
         out = np.empty(self.shape, READ_DTYPE)
         decode(self.codes, self.scale, self.offset, out)
         return out
@@ -70,15 +72,6 @@ def quantise(array: NDArray[np.float32], shared: Sequence[int]) -> Quantised:
     norm = float(np.linalg.norm(array.astype(np.float64).ravel()))
     changed = float(np.linalg.norm((kept.decoded().astype(np.float64) - array).ravel()))
     return Quantised(codes, scale, low, changed / norm if norm else 0.0)
-
-
-def decode(
-    codes: NDArray[np.uint8], scale: NDArray[np.float32], offset: NDArray[np.float32], out: NDArray[Any]
-) -> None:
-    """``codes × scale + offset``, computed in float32, into ``out`` (float16, the shape of the codes)."""
-    values = np.multiply(codes, scale, dtype=np.float32)
-    values += offset
-    out[...] = values
 
 
 def read_dtype(recipe: Mapping[str, Any]) -> np.dtype[Any]:

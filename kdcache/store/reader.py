@@ -7,6 +7,7 @@ threads as it is. Opening a file costs microseconds against the hundreds that a 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from kdcache.errors import StoreError
 from kdcache.recipe import Recipe, digest
 from kdcache.store.hdf5_guard import ATTRIBUTES, MALFORMED, open_shard_file, text_attribute
 from kdcache.store.layout import LAYOUTS, PER_STREAM, TABLES, Payload, StrPath, damaged, tables_digest
-from kdcache.store.quantised import FIELD, SCALES, Packing, Quantised, decode
+from kdcache.store.quantised import FIELD, SCALES, Packing, Quantised
 
 Int64 = NDArray[np.int64]
 
@@ -271,10 +272,14 @@ class StreamReader:
         """
         start, views = self.stored.start, self.stored.shape[0]
         if self.stored.packing is not None:
+            from kdcache.store.decoding import decode  # brings numba, which other streams do without
+
+            packing = self.stored.packing
+            packed, values = np.empty(packing.nbytes, np.uint8), np.empty(math.prod(packing.shape), np.float32)
             for row, place in zip(rows, places, strict=True):
                 for number in range(views) if view is None else (view,):
-                    scale, offset, codes = self.stored.packing.parts(self._packed(row, number))
-                    decode(codes, scale, offset, out[place, number] if view is None else out[place])
+                    scale, offset, codes = packing.parts(self._packed(row, number, packed))
+                    decode(codes, scale, offset, out[place, number] if view is None else out[place], values)
             return
         if start is None:
             for row, place in zip(rows, places, strict=True):
