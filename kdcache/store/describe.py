@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from kdcache.recipe import Recipe, canonical
 from kdcache.store.commit import is_shard_name, shard_files
 from kdcache.store.failures import FILE as FAILURES
 from kdcache.store.failures import load_failures
-from kdcache.store.layout import FORMAT, StrPath
+from kdcache.store.layout import FORMAT, QUANTISED_FORMAT, StrPath
 from kdcache.store.reader import Shard, open_shard
 from kdcache.store.scan import load_set_aside, strings
 
@@ -44,7 +44,9 @@ def inspect(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda reci
         raise StoreError(f"{path}: no shards here; name a shard or a folder that `kdcache extract` has filled.")
     clips = {c for _, tables in opened for c in strings(tables["clip"])}
     size = sum(shard.size for shard, _ in opened)
-    lines = [f"{path}: {FORMAT}, {len(opened)} shard(s), {len(clips)} clip(s), {_size(size)}", ""]
+    quantised = any(stored.packing is not None for shard, _ in opened for stored in shard.streams.values())
+    format_ = QUANTISED_FORMAT if quantised else FORMAT
+    lines = [f"{path}: {format_}, {len(opened)} shard(s), {len(clips)} clip(s), {_size(size)}", ""]
     lines += [*_streams(opened, axes_of), "", "recipes", *_recipes(opened)]
     lines += ["", "decoders", *_counted(_decoders(opened)), "", "libraries", *_counted(_libraries(opened))]
     if path.is_dir():
@@ -54,7 +56,7 @@ def inspect(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda reci
 
 def _streams(opened: Opened, axes_of: Callable[[Recipe], str | None]) -> list[str]:
     """One line for each stream and recipe."""
-    rows = [("stream", "clips", "axes", "shape", "dtype", "stored", "codec", "recipe")]
+    rows = [("stream", "clips", "axes", "shape", "dtype", "error", "stored", "codec", "recipe")]
     groups: dict[tuple[str, str], Opened] = {}
     for shard, tables in opened:
         for stream, stored in shard.streams.items():
@@ -69,6 +71,7 @@ def _streams(opened: Opened, axes_of: Callable[[Recipe], str | None]) -> list[st
                 axes_of(found[0][0].recipes[stream]) or "not known",
                 " × ".join(map(str, places[0].shape)) or places[0].layout,
                 str(places[0].dtype),
+                _error([p.errors for p in places if p.errors is not None]),
                 _size(sum(p.bytes for p in places)),
                 "+".join(sorted(codecs)),
                 recipe,
@@ -76,6 +79,14 @@ def _streams(opened: Opened, axes_of: Callable[[Recipe], str | None]) -> list[st
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _error(errors: Sequence[NDArray[np.float32]]) -> str:
+    """Mean and largest relative error of quantised clips, in per cent of a clip's norm."""
+    if not errors:
+        return "-"
+    each = 100 * np.concatenate(errors)
+    return f"{each.mean():.2f} % (≤ {each.max():.2f})"
 
 
 def _recipes(opened: Opened) -> list[str]:
