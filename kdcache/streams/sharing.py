@@ -13,8 +13,8 @@ FEWEST_SHARING = 32  # numbers of a scale and an offset, which take 8 bytes
 def shared_axes(axes: str | None, shape: Sequence[int]) -> str:
     """Along which axes the numbers of a clip share a scale and an offset when they are stored as uint8.
 
-    Maps and tokens share within a channel, over time and positions, where that are enough numbers; small maps and vectors share
-    over all but views, levels and time steps. Views and levels never share. [reconstructed]
+    Maps and tokens share within a channel, over time and positions, where that are enough numbers; small maps and
+    vectors share over all but views, levels and time steps. Views and levels never share. [reconstructed]
 
     Args:
         axes: of one clip's array, views first.
