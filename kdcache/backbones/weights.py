@@ -21,6 +21,7 @@ from kdcache.backbones.published import ADAPTED, TABLE, Published, published_for
 from kdcache.backbones.spec import Weights
 from kdcache.errors import OptionError, WeightsError, unknown
 from kdcache.files import atomic
+from kdcache.progress import progress
 
 log = logging.getLogger("kdcache")
 
@@ -135,8 +136,6 @@ def fetch(name: str) -> Path:
     Raises ``WeightsError`` when it cannot be reached or written or has another checksum, naming the address and the
     place.
     """
-    from tqdm import tqdm
-
     row = _row(name)
     target = folders()[-1] / row.file
     if target.is_file():
@@ -156,7 +155,7 @@ def fetch(name: str) -> Path:
         with atomic(target) as partial:
             with urllib.request.urlopen(row.url, timeout=60) as response, partial.open("wb") as out:
                 total = int(response.headers.get("Content-Length") or 0) or None
-                with tqdm(total=total, unit="B", unit_scale=True, desc=row.file) as bar:
+                with progress(row.file, total, "B") as bar:
                     while chunk := response.read(1 << 20):
                         out.write(chunk)
                         bar.update(len(chunk))

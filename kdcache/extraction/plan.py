@@ -13,6 +13,7 @@ import pandas as pd
 
 from kdcache.errors import KdcacheError, SourceError
 from kdcache.files import atomic
+from kdcache.progress import counted
 from kdcache.recipe import clip_key
 from kdcache.sources import fingerprint, inside
 from kdcache.store.failures import Failure
@@ -205,7 +206,7 @@ def fingerprint_sources(
     found: dict[str, str | KdcacheError] = {}
     paths: dict[str, str] = {}
     fresh = dict(known)
-    for source in sources:
+    for source in counted("fingerprints", sources, "sources"):
         try:
             path = inside(root, source)
             paths[source] = str(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import estimate_seconds
@@ -25,6 +23,7 @@ from kdcache.extraction.plan import Plan, WorkUnit, fingerprint_sources, make_pl
 from kdcache.extraction.worker import Computed, Done, Event, WorkerConfig
 from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
+from kdcache.progress import progress
 from kdcache.runtime import cores, resolve_device
 from kdcache.store import clean, load_places, scan
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
@@ -213,15 +212,14 @@ class ExtractionRun:
         self._failures = {f.clip_id: f for f in load_failures(report.out) if f.clip_id not in self._here}
         self._failures |= {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
         self._next_save = 0.0
-        self._bar = tqdm(total=plan.tasks, unit="clip", disable=None if bar else True, dynamic_ncols=True)
+        self._bar = progress("extract", plan.tasks, "clips", shown=bar and plan.tasks > 0)
 
     def go(self, units: list[WorkUnit], config: WorkerConfig, workers: int) -> None:
         """Run the units; whatever ends the run, failures and index are saved."""
-        config.out.mkdir(parents=True, exist_ok=True)
         stop = StopFlag()
-        with stop_on_signals(stop), contextlib.ExitStack() as at_end:
+        with stop_on_signals(stop), self._bar, contextlib.ExitStack() as at_end:
+            config.out.mkdir(parents=True, exist_ok=True)
             at_end.callback(self._save)
-            at_end.callback(self._bar.close)
             run_units(units, config, workers, self._on_event, stop)
         self._report.stopped = stop.is_set()
 
@@ -232,7 +230,7 @@ class ExtractionRun:
             self._bar.update(1)
             for failure in (event, *(event._replace(clip_id=t.clip_id) for t in self._same(event.clip_id))):
                 self._failures[failure.clip_id] = failure
-            self._bar.write(f"failed: {event.clip_id} ({event.stage}): {event.reason}", file=sys.stderr)
+            logger.warning("failed: %s (%s): %s", event.clip_id, event.stage, event.reason)
             if time.monotonic() >= self._next_save:
                 self._save_failures()
         elif isinstance(event, Done):

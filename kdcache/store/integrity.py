@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from kdcache.errors import ManifestError, StoreError
+from kdcache.progress import progress as progress_of
 from kdcache.store.commit import QUARANTINED, shard_files
 from kdcache.store.index import INDEX, drop_locations, indexed_streams, load_index
 from kdcache.store.layout import DamagedShard, StrPath, row_digest
@@ -83,7 +83,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
             ``reindex`` heed while the rest of their shard stays in use; both are dropped from ``manifest.csv``. A
             listed array that hashes right again (a shard restored from a copy) is taken back into the list of good
             ones, and ``reindex`` finds it. A missing or broken index is rebuilt.
-        progress: show a bar, when standard error is a terminal.
+        progress: show how far it is.
 
     Raises:
         StoreError: the folder is not there.
@@ -96,7 +96,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
     paths = shard_files(folder)
     opened: dict[str, tuple[Shard, dict[str, NDArray[Any]]]] = {}
     total = sum(p.stat().st_size for p in paths)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verify", disable=None if progress else True) as bar:
+    with progress_of("verify", total, "B", shown=progress) as bar:
         for path in paths:
             try:
                 shard, tables = open_shard(path)
