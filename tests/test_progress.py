@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: plain lines on time, for the whole process, and none where they are not wanted."""
+"""Progress where there is no terminal: plain lines on time, for the whole process; none where they are not wanted."""
 
 from __future__ import annotations
 

@@ -36,7 +36,9 @@ REGISTRY = {
     "resnet34-flow": BackboneEntry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=3)),
     "resnet34-flow5": BackboneEntry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=5)),
     "egornn": BackboneEntry("egornn", InputSpec("rgb", frames=25, default_layer="descriptor")),
-    "egornn-joint": BackboneEntry("egornn", InputSpec("rgb+flow", frames=25, stack=5), {"joint": True}),
+    "egornn-joint": BackboneEntry(
+        "egornn", InputSpec("rgb+flow", frames=25, default_layer="descriptor", stack=5), {"joint": True}
+    ),
     "resnext101": BackboneEntry("resnext3d", InputSpec("rgb", **_MARS)),
     "resnext101-flow": BackboneEntry("resnext3d", InputSpec("flow", **_MARS)),
 }
@@ -85,6 +87,16 @@ def layer_axes(name: str, layer: str) -> str:
     """
     axes: str = importlib.import_module(f"kdcache.backbones.{entry(name).module}_layers").axes(layer)
     return axes
+
+
+def layer_names(name: str) -> tuple[str, ...]:
+    """Every layer of a backbone from the first to the last, by its short name where it has one.
+
+    Raises ``OptionError`` for an unknown backbone.
+    """
+    layers = importlib.import_module(f"kdcache.backbones.{entry(name).module}_layers")
+    short = {published: alias for alias, published in getattr(layers, "ALIASES", {}).items()}
+    return tuple(short.get(layer, layer) for layer in layers.ORDER)
 
 
 def weights_id(name: str, weights: Weights = None) -> dict[str, Any]:

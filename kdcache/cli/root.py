@@ -6,7 +6,7 @@ import click
 
 from kdcache import __version__
 from kdcache.cli import ablate, cache, cost, evaluate, extract, fit, predict, sources, train
-from kdcache.cli.common import Group
+from kdcache.cli.common import Group, verbosity
 from kdcache.log import show_log
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -26,6 +26,7 @@ def main() -> None:
     show_log()
 
 
+main.params += verbosity()
 for command in (
     extract.extract,
     extract.make_manifest,

@@ -9,6 +9,7 @@ from typing import Any
 
 from kdcache.errors import OptionError, unknown
 from kdcache.methods import method as method_module
+from kdcache.methods.declared import check_method
 from kdcache.options import build
 
 
@@ -61,8 +62,16 @@ def note(method: str) -> str:
     return str(_read(method).get("note", ""))
 
 
-def tables(method: str) -> dict[str, Table]:
-    """Every table of the method's paper by name; each row's options are complete and have been checked."""
+def names(method: str) -> list[str]:
+    """The method's presets."""
+    return list(_read(method)["presets"])
+
+
+def tables(method: str, check: bool = True) -> dict[str, Table]:
+    """Every table of the method's paper by name; each row's options are complete and have been checked.
+
+    ``check=False`` does not check them, for which the methods that train them would be imported, and torch with them.
+    """
     content = _read(method)
     found = {}
     for name, table in content["tables"].items():
@@ -79,7 +88,8 @@ def tables(method: str) -> dict[str, Table]:
                     method=r.get("method", ""),
                 )
             )
-            build(method_module(rows[-1].method or method).Options, rows[-1].options)
+            if check:
+                build(method_module(rows[-1].method or method).Options, rows[-1].options)
         found[name] = Table(name, table["caption"], rows)
     return found
 
@@ -109,5 +119,6 @@ def _rows(content: dict[str, Any], table: dict[str, Any]) -> list[dict[str, Any]
 
 
 def _read(method: str) -> dict[str, Any]:
-    method_module(method)
-    return tomllib.loads((files("kdcache") / "presets" / f"{method}.toml").read_text())
+    check_method(method)
+    file = files("kdcache") / "presets" / f"{method}.toml"
+    return {"presets": {}, "tables": {}} | (tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})

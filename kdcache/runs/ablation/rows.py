@@ -10,7 +10,7 @@ from typing import Any
 
 from kdcache.errors import OptionError, unknown
 from kdcache.methods import method as method_module
-from kdcache.options import build
+from kdcache.options import build, shown
 from kdcache.runs import presets
 from kdcache.runs.config import SETTABLE, RunSettings, own_names, parse_set
 from kdcache.runs.presets import TableRow
@@ -103,7 +103,7 @@ def choose_rows(
             found.append(row)
             continue
         for point in points:
-            name = ", ".join([row.name] * bool(row.name) + [f"{k}={_shown(v)}" for k, v in point.items()]) or method
+            name = ", ".join([row.name] * bool(row.name) + [f"{k}={shown(v)}" for k, v in point.items()]) or method
             options = {**base, **row.options, **common, **point}
             _check(method, row.method or method, name, options)
             slug = _slug(name, [r.slug for r in found])
@@ -159,13 +159,6 @@ def _check(table: str, method: str, name: str, options: dict[str, Any]) -> None:
     except OptionError as error:
         of = "" if method == table else f", which {method} trains"
         raise OptionError(f"Row {name!r}{of}: {error}") from error
-
-
-def _shown(value: Any) -> str:
-    """An option's value as it is written on the command line."""
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _slug(name: str, taken: Sequence[str]) -> str:
