@@ -23,6 +23,7 @@ from typing import Any, Self, TypeVar
 
 from kdcache.errors import OptionError
 from kdcache.log import logger
+from kdcache.text import size
 
 INTERVAL = "KDCACHE_PROGRESS_S"  # environment variable
 EVERY_S = 30.0
@@ -237,7 +238,7 @@ def _to_stderr(line: str) -> None:
 
 def _counted(done: int, unit: str, total: int | None) -> str:
     if unit == "B":
-        return _size(done) + (f" of {_size(total)}" if total is not None else "")
+        return size(done) + (f" of {size(total)}" if total is not None else "")
     return f"{done}/{total} {unit}" if total is not None else f"{done} {unit}"
 
 
@@ -247,17 +248,9 @@ def _share(done: int, total: int | None) -> str:
 
 def _rate(rate: float, unit: str) -> str:
     if unit == "B":
-        return f"{_size(rate)}/s"
+        return f"{size(rate)}/s"
     each, digits = ("s", rate) if rate >= 1 else ("min", 60 * rate)
     return f"{digits:.3g} {unit}/{each}" if digits < 1000 else f"{digits:.0f} {unit}/{each}"
-
-
-def _size(count: float) -> str:
-    for name in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {name}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _clock_time(seconds: float) -> str:

@@ -74,7 +74,7 @@ def test_bytes_and_slow_units_have_units_of_their_own(clock, lines):
     clock.now += 120
     slow.update()
     assert lines == [
-        "i3d.pt: 10 MB of 50 MB (20 %), 2 MB/s, 0:00:05 elapsed, ETA 0:00:20",
+        "i3d.pt: 10.0 MB of 50.0 MB (20 %), 2.0 MB/s, 0:00:05 elapsed, ETA 0:00:20",
         "runs: 3/10 runs (30 %), 0.5 runs/min, 0:02:00 elapsed, ETA 0:14:00 [both, seed 0]",
     ]
 

@@ -8,17 +8,19 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, given, root_option
+from kdcache.cli.common import SOME_FAILED, folder_option, given, root_option
+from kdcache.cli.explained import ExplainedCommand, of_fit
 from kdcache.cli.extract import clip_rows
+from kdcache.cli.printing import json_option, report
 from kdcache.errors import OptionError
 
 
-@click.command()
+@click.command(cls=ExplainedCommand, explain=of_fit)
 @click.argument("backbone", required=False)
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV of clips.")
 @click.option("--dataset", help="Make the manifest from a dataset's annotations; see `kdcache datasets`.")
 @root_option
-@click.option("--out", type=click.Path(path_type=Path), help="The fit's folder.  [default: fits/BACKBONE-N]")
+@folder_option(help="The fit's folder.  [default: fits/BACKBONE-N]")
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Repeat a fit's config.toml."
 )
@@ -38,6 +40,7 @@ from kdcache.errors import OptionError
     metavar="KEY=VALUE",
     help="Option of the fit, or of the dataset (dataset.KEY where both have it); repeatable.",
 )
+@json_option
 def fit(
     backbone: str | None,
     manifest: Path | None,
@@ -45,13 +48,15 @@ def fit(
     root: Path | None,
     config: Path | None,
     sets: tuple[str, ...],
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Train BACKBONE on your own clips, where nobody publishes weights.
 
     Writes a weights file that `kdcache extract --weights BACKBONE=FILE` takes. Only clips of split train are trained
     on; validation clips choose the epoch, test clips are looked at once, at the end. The same command goes on after an
-    interruption. Exit status 3 says that some clips failed: the fit's failures.csv lists them.
+    interruption. Exit status 3 says that some clips failed: the fit's failures.csv lists them. `kdcache fit BACKBONE
+    --help` lists the options of a fit with the backbone's defaults.
 
     \b
     Example:
@@ -75,6 +80,6 @@ def fit(
         protocol = {name: value for name, value in defaults.items() if hasattr(RecognitionOptions, name)}
         chosen = {"backbone": backbone, "manifest": rows} | protocol
     result = kdcache.fit(**chosen | given({"root": root, **options}) | own)
-    click.echo(result)
+    report(result, as_json)
     if result.failures:
         sys.exit(SOME_FAILED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from kdcache import __version__
-from kdcache.cli import ablate, cache, cost, evaluate, extract, fit, predict, sources, train
+from kdcache.cli import ablate, cache, catalog, cost, evaluate, extract, fit, predict, sources, train
 from kdcache.cli.common import Group, verbosity
 from kdcache.log import show_log
 
@@ -37,6 +37,8 @@ for command in (
     sources.check,
     sources.idt,
     sources.list_datasets,
+    catalog.list_methods,
+    catalog.list_backbones,
     sources.weights,
     fit.fit,
     train.train,

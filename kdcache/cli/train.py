@@ -7,14 +7,16 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import given
+from kdcache.cli.common import folder_option, given
+from kdcache.cli.explained import ExplainedCommand, of_method
+from kdcache.cli.printing import json_option, report
 from kdcache.errors import OptionError
 
 
-@click.command()
+@click.command(cls=ExplainedCommand, explain=of_method)
 @click.argument("method", required=False)
 @click.option("--shards", type=click.Path(path_type=Path), help="The cache that extract wrote.  [default: out]")
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/METHOD-N]")
+@folder_option(help="The run's folder.  [default: runs/METHOD-N]")
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Repeat a run's config.toml."
 )
@@ -25,6 +27,7 @@ from kdcache.errors import OptionError
 @click.option("--preset", help="The paper's settings for a dataset, such as epic or ucf101.")
 @click.option("--row", metavar="TABLE/ROW", help="One row of a paper's table, such as 'table2/TS-LSTM*'.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the method; repeatable.")
+@json_option
 def train(
     method: str | None,
     shards: Path | None,
@@ -32,9 +35,12 @@ def train(
     preset: str | None,
     row: str | None,
     sets: tuple[str, ...],
+    as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a head on cached features; METHOD is anticipation, early, pmrd, imprint, egornn, relation or recognition.
+    """Train a head on cached features by METHOD, see `kdcache methods`, and print how good it is.
+
+    `kdcache train METHOD --help` lists the method's options with their defaults and the papers' values.
 
     \b
     Example:
@@ -44,12 +50,13 @@ def train(
       kdcache train early --shards out/ --row table2/RankLSTM
       kdcache train --config runs/anticipation-0/config.toml --seed 1
     """
-    import kdcache
     from kdcache.runs import presets
-    from kdcache.runs.config import load_config, parse_set
+    from kdcache.runs.config import check_names, load_config, parse_set
 
     if (method is None) == (config is None):
         raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")
+    if method is not None and row is None:
+        check_names(method, sets)
     chosen: dict[str, Any] = load_config(config) if config else {"method": method, "shards": "out"}
     chosen |= presets.preset(chosen["method"], preset) if preset else {}
     if row:
@@ -61,13 +68,14 @@ def train(
             )
         chosen |= found.options | {"method": found.method}
     chosen |= given({"shards": shards, **options})
-    click.echo(kdcache.train(**chosen | parse_set(chosen["method"], sets)))
+    chosen |= parse_set(chosen["method"], sets)
+    from kdcache.runs.train import train as run_training  # torch, after all that can be refused without it
+
+    report(run_training(**chosen), as_json)
 
 
 @click.command()
-@click.option(
-    "--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder for everything."
-)
+@folder_option(default="demo", show_default=True, help="Folder for everything.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the data set and of training.")
 def demo(out: Path, seed: int) -> None:
     """Render a small data set, extract its streams, train with and without distillation: some minutes, no network.
@@ -78,4 +86,4 @@ def demo(out: Path, seed: int) -> None:
     """
     from kdcache.demo import run_demo
 
-    run_demo(out, seed=seed)
+    click.echo(run_demo(out, seed=seed))

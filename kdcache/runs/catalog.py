@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from kdcache.methods.declared import check_method, summary
 from kdcache.options import OptionDescription, described, shown
 from kdcache.runs import presets
 from kdcache.runs.config import SETTABLE, RunSettings
+from kdcache.text import terms
 
 Section = tuple[str, list[tuple[str, str]]]
 """Title, and terms with what they mean."""
@@ -29,7 +29,7 @@ class MethodSummary:
     presets: list[str]
 
     def __str__(self) -> str:
-        return _written([(self.name, self.text)])
+        return terms([(self.name, self.text)])
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class MethodList:
     methods: list[MethodSummary]
 
     def __str__(self) -> str:
-        lines = _written([(one.name, one.text) for one in self.methods])
+        lines = terms([(one.name, one.text) for one in self.methods])
         return f"{lines}\n\nkdcache methods NAME lists inputs, tables, presets and options."
 
     def to_json(self) -> list[MethodSummary]:
@@ -89,11 +89,9 @@ class MethodDescription:
     """Those of every run that ``--set`` takes too."""
 
     def __str__(self) -> str:
-        sections = [*self.option_sections(), *self.table_sections()]
         read = [(one.name, _reading(one)) for one in self.inputs]
-        return "\n\n".join(
-            [self.text, *(f"{title}:\n{_written(terms)}" for title, terms in [("Inputs", read), *sections])]
-        )
+        sections = [("Inputs", read), *self.option_sections(), *self.table_sections()]
+        return "\n\n".join([self.text, *(f"{title}:\n{terms(content)}" for title, content in sections)])
 
     def option_sections(self) -> list[Section]:
         """Options and settings."""
@@ -104,12 +102,7 @@ class MethodDescription:
 
     def table_sections(self, rows: bool = True) -> list[Section]:
         """Tables, with their rows unless they are not wanted, and presets."""
-        found: list[Section] = []
-        if self.tables:
-            found.append(("Tables", [(t.name, _table_text(t) if rows else t.caption) for t in self.tables]))
-        if self.presets:
-            found.append(("Presets (--preset NAME)", [(", ".join(self.presets), "")]))
-        return found
+        return _table_sections(self.tables, self.presets, rows)
 
 
 def methods() -> MethodList:
@@ -155,6 +148,11 @@ def table_summaries(method: str) -> list[TableSummary]:
     ]
 
 
+def table_sections(method: str) -> list[Section]:
+    """The tables of a method's paper with their rows, and its presets; torch is not imported."""
+    return _table_sections(table_summaries(method), presets.names(method))
+
+
 def fit_options(backbone: str | None = None) -> list[OptionDescription]:
     """What ``kdcache fit BACKBONE --set`` takes; with a backbone, the defaults of its recipe.
 
@@ -179,6 +177,15 @@ def _terms(options: Iterable[OptionDescription]) -> list[tuple[str, str]]:
     return [(one.term, one.explanation) for one in options]
 
 
+def _table_sections(tables: Sequence[TableSummary], named: Sequence[str], rows: bool = True) -> list[Section]:
+    found: list[Section] = []
+    if tables:
+        found.append(("Tables", [(t.name, _table_text(t) if rows else t.caption) for t in tables]))
+    if named:
+        found.append(("Presets (--preset NAME)", [(", ".join(named), "")]))
+    return found
+
+
 def _reading(one: InputDescription) -> str:
     when = "in training only" if one.when == "train" else "always"
     made = f"; extract computes {', '.join(one.extract)}" if one.extract else ""
@@ -188,16 +195,3 @@ def _reading(one: InputDescription) -> str:
 def _table_text(table: TableSummary) -> str:
     text = f"{table.caption}. Rows: {'; '.join(table.rows)}"
     return text + (f". Quoted only: {'; '.join(table.quoted)}" if table.quoted else "")
-
-
-def _written(terms: Sequence[tuple[str, str]], width: int = 100, indent: int = 26) -> str:
-    """Terms and texts in two columns."""
-    lines = []
-    for term, text in terms:
-        filled = textwrap.wrap(text, width - indent, break_on_hyphens=False) or [""]
-        if len(term) > indent - 4:
-            lines.append(f"  {term}".rstrip())
-        else:
-            lines.append(f"  {term:{indent - 2}}{filled.pop(0)}".rstrip())
-        lines += [" " * indent + line for line in filled if line]
-    return "\n".join(lines)

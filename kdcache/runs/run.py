@@ -27,6 +27,7 @@ from kdcache.options import build, to_table
 from kdcache.runs.config import RunSettings, read_config
 from kdcache.runs.predictions import measure_all
 from kdcache.runs.prepare import absolute, prepare
+from kdcache.text import aligned
 
 CONFIG, METRICS, PREDICTIONS = "config.toml", "metrics.json", "predictions.csv"
 
@@ -51,14 +52,26 @@ class Run:
             self.training_data = opened
 
     def __str__(self) -> str:
-        lines = [str(self.path)]
-        for which, splits in self.metrics.items():
-            if which.partition("@")[0] in ("last", "best"):
-                for split, targets in splits.items():
-                    for target, values in targets.items():
-                        shown = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
-                        lines.append(f"  {which}, {split} {target}: {shown}")
-        return "\n".join(lines)
+        scores = [
+            ((which, split, target), values)
+            for which, splits in self.metrics.items()
+            if which.partition("@")[0] in ("last", "best")
+            for split, targets in splits.items()
+            for target, values in targets.items()
+        ]
+        names = list(dict.fromkeys(name for _, values in scores for name in values))
+        rows = [("weights", "split", "target", *names)]
+        rows += [(*of, *(f"{v[name]:.1f}" if name in v else "" for name in names)) for of, v in scores]
+        return "\n".join([str(self.path), *(f"  {line}" for line in aligned(rows, numbers_from=3))])
+
+    def to_json(self) -> dict[str, Any]:
+        """Folder, method, seed and the result, as plain data."""
+        return {
+            "path": str(self.path),
+            "method": self.settings.method,
+            "seed": self.settings.seed,
+            "metrics": self.metrics,
+        }
 
     @property
     def config(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,10 @@ class VerifyReport:
     def fresh(self) -> list[Damage]:
         """Damaged arrays that were in use until now."""
         return sorted(set(self.damaged) - set(self.set_aside))
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, and ``ok``."""
+        return {"ok": self.ok, **{one.name: getattr(self, one.name) for one in fields(self)}}
 
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.shards} shard(s), {self.arrays} array(s), {self.bytes:,} bytes hashed"]

@@ -13,6 +13,7 @@ from kdcache.backbones.weights import FITTED, Choice, list_weights
 from kdcache.errors import OptionError
 from kdcache.streams.registry import KINDS
 from kdcache.streams.settings import StreamSettings
+from kdcache.text import aligned, size
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class BackboneList:
             name = ", ".join([one.name, *one.aliases])
             taken = f"{one.frames} × {one.size}"
             rows.append((name, one.modality, taken, one.default_layer, one.weights, "yes" if one.fitted else ""))
-        lines = [*columns(rows), "", "kdcache backbones NAME lists its layers: axes, shapes, bytes a clip."]
+        lines = [*aligned(rows), "", "kdcache backbones NAME lists its layers: axes, shapes, bytes a clip."]
         return "\n".join(lines)
 
     def to_json(self) -> list[BackboneSummary]:
@@ -92,8 +93,8 @@ class BackboneDescription:
         for one in self.layers:
             shape = " × ".join(map(str, one.shape))
             other = "" if one.published == one.name else one.published
-            rows.append((one.name, other, one.stream, one.axes, shape, one.problem or readable_size(one.bytes)))
-        return "\n".join([*lines, "", *columns(rows)])
+            rows.append((one.name, other, one.stream, one.axes, shape, one.problem or size(one.bytes)))
+        return "\n".join([*lines, "", *aligned(rows)])
 
 
 def describe_backbones() -> BackboneList:
@@ -125,34 +126,19 @@ def describe_backbone(name: str, settings: StreamSettings | None = None) -> Back
     return BackboneDescription(_summary(backbones.canonical(name)), spec.resize, spec.stack, settings.dtype, layers)
 
 
-def columns(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows of texts in aligned columns, the first one being the heading."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def readable_size(count: float) -> str:
-    """Bytes in a unit of their size."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
 def _layer(backbone: str, layer: str, settings: StreamSettings) -> LayerDescription:
     name = f"{backbone}/{layer}"
     kind = next((kind for kind in KINDS if kind.accepts(name)), None)
     if kind is None:  # networks of two modalities are built, not cached
         published, shape = backbones.layer_shape(backbone, layer, settings.frames, settings.size)
-        size = math.prod(shape) * np.dtype(settings.dtype).itemsize
-        return LayerDescription(layer, published, "", backbones.layer_axes(backbone, layer), shape, size)
+        nbytes = math.prod(shape) * np.dtype(settings.dtype).itemsize
+        return LayerDescription(layer, published, "", backbones.layer_axes(backbone, layer), shape, nbytes)
     kind.check(name, settings)
     stream = kind.from_settings(name, settings, lambda _: Choice(seed=0))  # weights change neither shape nor size
     assert stream.shape is not None
     published = stream.recipe["backbone"]["layer"]
-    size = math.prod(stream.shape) * np.dtype(settings.dtype).itemsize
-    return LayerDescription(layer, published, name, kind.axes_in(stream.recipe) or "", stream.shape, size)
+    nbytes = math.prod(stream.shape) * np.dtype(settings.dtype).itemsize
+    return LayerDescription(layer, published, name, kind.axes_in(stream.recipe) or "", stream.shape, nbytes)
 
 
 def _summary(name: str) -> BackboneSummary:

@@ -72,11 +72,12 @@ def choose_rows(
     grid: Mapping[str, Sequence[Any]],
     preset: str | None,
     common: Mapping[str, Any],
+    only: Sequence[str] = (),
 ) -> Comparison:
     """The rows of a comparison, their options checked: (table or own rows) × grid, each with the common options.
 
     Options of ``common`` and ``grid`` go on top of a row's, a row's on top of the preset's. They must be options of
-    every row's method, which in a table may be another one.
+    every row's method, which in a table may be another one. ``only`` names the rows of the table that are wanted.
 
     Raises:
         OptionError: unknown names or options, a table together with rows or a preset, fewer than one row.
@@ -96,6 +97,8 @@ def choose_rows(
         known = [TableRow(name, own_names(method, options), {}) for name, options in rows.items()]
     if not known:
         known = [TableRow("", {}, {})]
+    if only:
+        known = _picked(known, only, table)
     found: list[TableRow] = []
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for row in known:
@@ -114,6 +117,19 @@ def choose_rows(
             raise OptionError(f"Two rows are called {name!r}: give each its own name.")
     columns = list(dict.fromkeys(column for row in known for column in row.paper))
     return Comparison(method, caption, columns, found, note)
+
+
+def _picked(rows: Sequence[TableRow], only: Sequence[str], table: str | None) -> list[TableRow]:
+    """The rows of these names, in the order of the table."""
+    if table is None:
+        raise OptionError(f"--only {only[0]} picks rows of a table: name a TABLE, or leave it out.")
+    known = [row.name for row in rows if not row.quoted]
+    for name in only:
+        if name not in known:
+            if name in [row.name for row in rows]:
+                raise OptionError(f"--only {name!r}: {table} only quotes that row; choose from {', '.join(known)}.")
+            raise unknown(f"row of {table}", name, known)
+    return [row for row in rows if row.name in only]
 
 
 def parse_row(method: str, text: str) -> tuple[str, dict[str, Any]]:
