@@ -64,6 +64,13 @@ def fit(
       kdcache fit vacnn --dataset msraction3d --root skeletons/ --set lr=0.001 --precision bf16
       kdcache fit tsm --manifest clips.csv --root videos/ --set label_fraction=0.1
     """
+    from kdcache.backbones import input_spec
+    from kdcache.datasets.registry import dataset_module
+
+    if dataset is not None:
+        dataset_module(dataset)
+    if backbone is not None:
+        input_spec(backbone)  # unknown names are refused before torch is imported
     import kdcache
     from kdcache.methods.recognition_options import RecognitionOptions
     from kdcache.runs.fit import load_config, parse_set

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from kdcache.data.stream import Reader
 from kdcache.errors import OptionError, unknown
+from kdcache.log import logger
 from kdcache.methods.contract import Input, SkeletonSegment
 from kdcache.recipe import Recipe
 from kdcache.streams import axes_of, view_names
@@ -81,6 +82,8 @@ def bind(cache: Reader, inputs: Sequence[Input], stream: str | None) -> list[Bin
             names = next(iter(peers), None)
         chosen = _chosen(cache, first, fitting, names, alone=len(groups) == 1)
         bindings.append(Binding(tuple(members), tuple(chosen), _order(cache.recipe(chosen[0]), first.axes)))
+        names_of = ", ".join(one.name for one in members)
+        logger.debug("%s [%s] is read from %s, of %s", names_of, first.axes, "+".join(chosen), ", ".join(fitting))
     unused = [n for n in wanted.get("", []) if not any(n in b.streams for b in bindings)]
     if unused:
         raise OptionError(f"stream={unused[0]}: no input of the method reads it; {_listed(inputs)}.")

@@ -130,6 +130,9 @@ def extract(
         resolve_device(device)  # a GPU that is not there is an error before any work
     wanted = resolve(streams, StreamSettings.of(settings), weights)
     plan = _plan(rows, wanted, root, out, workers, retry_failed=retry_failed, dry_run=dry_run)
+    for stream in wanted:
+        missing = len(plan.missing.get(stream.name, {}))
+        logger.debug("%s: recipe %s, shape %s, %d clips missing", stream.name, stream.digest, stream.shape, missing)
     fitted = fitted_weights(wanted)
     report = ExtractReport(
         out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes, warnings=leaks(rows, fitted)
@@ -138,6 +141,14 @@ def extract(
         logger.warning("%s", sentence)
     device = str(resolve_device(device)) if plan.units else "cpu"  # an unchanged call needs no torch
     threads = max(1, cores() // workers)
+    logger.debug(
+        "%d sources in %d units: %d workers of %d threads on %s",
+        plan.sources,
+        len(plan.units),
+        workers,
+        threads,
+        device,
+    )
     config = WorkerConfig(out, tuple(wanted), device, batch, threads, codec)
     if dry_run:
         report.failures = plan.unreadable + plan.skipped
@@ -241,6 +252,7 @@ class ExtractionRun:
 
     def _note_shard(self, event: Done) -> None:
         shard = event.shard
+        logger.debug("%s: %d clips", self._report.out / shard.name, len(event.tasks))
         self._report.shards.append(shard.name)
         for row, task in enumerate(event.tasks):
             for clip in (task, *self._same(task.clip_id)):

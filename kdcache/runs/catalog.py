@@ -40,7 +40,7 @@ class MethodList:
 
     def __str__(self) -> str:
         lines = terms([(one.name, one.text) for one in self.methods])
-        return f"{lines}\n\nkdcache methods NAME lists inputs, tables, presets and options."
+        return f"{lines}\n\n`kdcache methods NAME` lists inputs, tables, presets and options."
 
     def to_json(self) -> list[MethodSummary]:
         """As a list."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcache.backbones import canonical, input_spec
-from kdcache.data.pairs import ROLES
 from kdcache.errors import OptionError
 from kdcache.methods import method as method_module
 from kdcache.options import build
@@ -40,6 +39,8 @@ def extraction_calls(method: str, preset: str | None = None, **options: Any) -> 
     Raises:
         OptionError: an unknown method, preset or option, or a method whose inputs are not cached.
     """
+    from kdcache.data.pairs import ROLES  # loads torch, as methods do
+
     chosen = {**(presets.preset(method, preset) if preset else {}), **options}
     known = presets.streams(method, preset) if preset else None
     module = method_module(method)

@@ -101,6 +101,8 @@ def describe(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda rec
         StoreError: nothing to describe, or a shard that cannot be read.
     """
     path = Path(path)
+    if path.is_file() and path.suffix != ".h5":
+        raise StoreError(f"{path}: no shard, whose name ends in .h5; name one, or the folder of a cache.")
     files = shard_files(path) if path.is_dir() else [path]
     opened = [open_shard(p) for p in files]
     if not opened:

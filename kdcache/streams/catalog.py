@@ -63,7 +63,7 @@ class BackboneList:
             name = ", ".join([one.name, *one.aliases])
             taken = f"{one.frames} × {one.size}"
             rows.append((name, one.modality, taken, one.default_layer, one.weights, "yes" if one.fitted else ""))
-        lines = [*aligned(rows), "", "kdcache backbones NAME lists its layers: axes, shapes, bytes a clip."]
+        lines = [*aligned(rows), "", "`kdcache backbones NAME` lists its layers: axes, shapes, bytes a clip."]
         return "\n".join(lines)
 
     def to_json(self) -> list[BackboneSummary]:

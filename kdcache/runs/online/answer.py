@@ -49,8 +49,9 @@ class Prediction:
     def line(self, k: int = 3) -> str:
         """The k likeliest classes as a line of a table."""
         shown = "  ".join(f"{name} {probability:.2f}" for name, probability in self.top(k))
-        seen = f"{self.observed:3d} %  " if self.levels > 1 else ""
-        return f"{seen}{self.seconds:7.2f} s  {shown}"
+        if self.levels == 1:
+            return f"{self.seconds:.2f} s  {shown}"
+        return f"{self.observed:3d} %  {self.seconds:7.2f} s  {shown}"
 
     def __str__(self) -> str:
         return self.line()
