@@ -20,9 +20,11 @@ from click.testing import CliRunner, Result
 
 import kdcache
 from kdcache import backbones, datasets, methods
+from kdcache.backbones.weights import asked_by, find
 from kdcache.cli import main
 from kdcache.cli.common import Group
 from kdcache.cli.printing import plain
+from kdcache.errors import WeightsError
 from kdcache.log import logger
 from kdcache.methods.declared import option_names
 from kdcache.runs import presets
@@ -294,7 +296,7 @@ def test_other_helps_list_what_is_named():
 def test_backbones_say_what_a_clip_takes():
     told = json.loads(said("backbones", "i3d-rgb", "--json"))
     layers = {one["name"]: one for one in told["layers"]}
-    assert list(layers) == list(backbones.layer_names("i3d-rgb"))
+    assert [one["published"] for one in told["layers"]] == backbones.layer_names("i3d-rgb")
     assert layers["mixed4a"]["shape"] == [1, 480, 8, 14, 14]
     assert layers["mixed4a"]["bytes"] == 480 * 8 * 14 * 14 * 2
     assert layers["mixed4a"]["published"] == "MaxPool3d_4a_3x3"
@@ -320,6 +322,8 @@ def test_backbones_say_what_a_clip_takes():
         (["train", "early", "--set", "epoch=1"], "did you mean 'epochs'"),
         (["train", "early", "--preset", "syzu"], "did you mean 'sysu'"),
         (["ablate", "erly"], "did you mean 'early'"),
+        (["ablate", "early", "tabel2"], "did you mean 'table2'"),
+        (["train", "early", "--row", "table2/TSLSTM"], "did you mean 'TS-LSTM*'"),
         (["ablate", "early", "--set", "alhpa=1"], "did you mean 'alpha'"),
         (["extract", "--for", "erly"], "did you mean 'early'"),
         (["extract", "--for", "early", "--preset", "syzu"], "did you mean 'sysu'"),
@@ -335,3 +339,20 @@ def test_a_misspelt_name_is_refused_before_torch_is_imported(arguments, message)
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert done.stdout == "1 False\n", done.stderr
     assert message in done.stderr
+
+
+def test_advice_is_right_for_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("KDCACHE_WEIGHTS", raising=False)
+    with pytest.raises(WeightsError, match=r", name another checkpoint with --weights FILE, or ask for --weights rand"):
+        find("i3d-rgb")
+    with (
+        asked_by("--set init="),
+        pytest.raises(WeightsError, match=r"with --set init=FILE, or ask for --set init=rand"),
+    ):
+        find("resnet34")
+    message = kd("weights", "path", "i3d-rgb").stderr
+    assert "kdcache weights fetch i3d-rgb" in message
+    assert "--weights" not in message
+    with pytest.raises(WeightsError, match=r"for vacnn: fit some with `kdcache fit vacnn`, name a checkpoint with"):
+        find("vacnn")

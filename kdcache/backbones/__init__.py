@@ -24,6 +24,7 @@ from kdcache.backbones.registry import (
     layer_shape,
     names,
     outline,
+    short_names,
     weights_id,
 )
 from kdcache.backbones.spec import InputSpec, Shape, Weights
@@ -45,5 +46,6 @@ __all__ = [
     "layer_shape",
     "names",
     "outline",
+    "short_names",
     "weights_id",
 ]

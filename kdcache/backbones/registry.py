@@ -89,14 +89,21 @@ def layer_axes(name: str, layer: str) -> str:
     return axes
 
 
-def layer_names(name: str) -> tuple[str, ...]:
-    """Every layer of a backbone from the first to the last, by its short name where it has one.
+def layer_names(name: str) -> list[str]:
+    """The layers of a backbone that can be cached, in the order of computation.
 
-    Raises ``OptionError`` for an unknown backbone.
+    Raises:
+        OptionError: an unknown backbone.
     """
+    return list(importlib.import_module(f"kdcache.backbones.{entry(name).module}_layers").ORDER)
+
+
+def short_names(name: str) -> dict[str, str]:
+    """Layers of a backbone that have a shorter name, and that name: ``MaxPool3d_4a_3x3`` is also ``mixed4a``."""
+    if canonical(name) not in REGISTRY:
+        return {}
     layers = importlib.import_module(f"kdcache.backbones.{entry(name).module}_layers")
-    short = {published: alias for alias, published in getattr(layers, "ALIASES", {}).items()}
-    return tuple(short.get(layer, layer) for layer in layers.ORDER)
+    return {published: alias for alias, published in getattr(layers, "ALIASES", {}).items()}
 
 
 def weights_id(name: str, weights: Weights = None) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from kdcache.cli.printing import json_option, report
 @json_option
 def ablate(
     method: str,
+    table: str | None,
     rows: tuple[str, ...],
     sets: tuple[str, ...],
     split_columns: str | None,
@@ -70,10 +71,13 @@ def ablate(
       kdcache ablate early table1-sysu --seeds 3 --split-columns 'split_*'
       kdcache ablate early --set alpha=0,0.5 --seeds 3 --split-columns 'subject=*'
     """
+    from kdcache.runs import presets
     from kdcache.runs.ablation.rows import parse_grid, parse_row
     from kdcache.runs.config import check_names
 
     check_names(method, sets)
+    if table is not None:
+        presets.table(method, table)
     common, grid = parse_grid(method, sets)
     named = dict(parse_row(method, text) for text in rows)
     for name, text in (("split_columns", split_columns), ("splits", splits)):
@@ -81,7 +85,7 @@ def ablate(
             options[name] = [column.strip() for column in text.split(",")]
     from kdcache.report.ablation import ablate as compare  # torch, after all that can be refused without it
 
-    result = compare(method, rows=named, grid=grid, **given(options), **common)
+    result = compare(method, table, rows=named, grid=grid, **given(options), **common)
     report(result, as_json)
     if not as_json:
         click.echo(f"{result.path}/")

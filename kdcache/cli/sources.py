@@ -144,7 +144,8 @@ def fetch_weights(name: str) -> None:
     """
     from kdcache.backbones import weights as registry
 
-    click.echo(registry.fetch(name))
+    with registry.asked_by(""):
+        click.echo(registry.fetch(name))
 
 
 @weights.command("path")
@@ -158,4 +159,5 @@ def weights_path(name: str) -> None:
     """
     from kdcache.backbones import weights as registry
 
-    click.echo(registry.path(name))
+    with registry.asked_by(""):
+        click.echo(registry.path(name))

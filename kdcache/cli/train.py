@@ -55,8 +55,6 @@ def train(
 
     if (method is None) == (config is None):
         raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")
-    if method is not None and row is None:
-        check_names(method, sets)
     chosen: dict[str, Any] = load_config(config) if config else {"method": method, "shards": "out"}
     chosen |= presets.preset(chosen["method"], preset) if preset else {}
     if row:
@@ -68,6 +66,7 @@ def train(
             )
         chosen |= found.options | {"method": found.method}
     chosen |= given({"shards": shards, **options})
+    check_names(chosen["method"], sets)
     chosen |= parse_set(chosen["method"], sets)
     from kdcache.runs.train import train as run_training  # torch, after all that can be refused without it
 

@@ -23,7 +23,7 @@ from kdcache.backbones.checkpoint import load_state_dict, random_init
 from kdcache.backbones.framewise import Framewise
 from kdcache.backbones.metadata import FitMetadata, read_metadata
 from kdcache.backbones.published import published_for
-from kdcache.backbones.weights import RANDOM, find, random_seed
+from kdcache.backbones.weights import RANDOM, asked_by, find, random_seed
 from kdcache.backbones.weights import resolve as resolve_weights
 from kdcache.errors import OptionError
 from kdcache.log import logger
@@ -211,7 +211,8 @@ def _start(options: RecognitionOptions, data: Data) -> Classifier:
             vacnn.start(net, drawn, imagenet)
         logger.info("%s starts from %s", name, options.imagenet or f"random weights ({init})")
     else:
-        file = resolve_weights(name, init or None).path
+        with asked_by("--set init="):
+            file = resolve_weights(name, init or None).path
         assert file is not None
         net = backbones.build(name, file, num_classes=classes)
         logger.info("%s starts from %s, with a new classifier for %d classes", name, file, classes)
@@ -226,7 +227,8 @@ def origin(options: RecognitionOptions) -> FitMetadata | None:
     init = options.init or ("" if published_for(options.backbone) else RANDOM + "0")
     if random_seed(init) is not None:
         return None
-    file = resolve_weights(options.backbone, init or None).path
+    with asked_by("--set init="):
+        file = resolve_weights(options.backbone, init or None).path
     return None if file is None else read_metadata(file)
 
 

@@ -94,21 +94,29 @@ def tables(method: str, check: bool = True) -> dict[str, Table]:
     return found
 
 
+def table(method: str, name: str) -> Table:
+    """One table, its options unchecked; ``OptionError`` with the nearest name for one that does not exist."""
+    known = tables(method, check=False)
+    if name not in known:
+        raise unknown(f"table of {method}", name, list(known))
+    return known[name]
+
+
 def row(method: str, text: str) -> TableRow:
     """One row of a table, written ``table/row name``: ``table2/TS-LSTM*``; with the method that trains it.
 
     Raises:
         OptionError: unknown names, with the nearest, or a row that the paper only quotes.
     """
-    table, slash, name = text.partition("/")
-    known = tables(method)
-    if not slash or table not in known:
+    of, slash, name = text.partition("/")
+    known = tables(method, check=False)
+    if not slash or of not in known:
         raise unknown(f"table of {method} in TABLE/ROW", text, [f"{t}/{r.name}" for t in known for r in known[t].rows])
-    found = {r.name: r for r in known[table].rows}
+    found = {r.name: r for r in known[of].rows}
     if name not in found:
-        raise unknown(f"row of {table}", name, list(found))
+        raise unknown(f"row of {of}", name, list(found))
     if found[name].quoted:
-        raise OptionError(f"{name} of {table} is only quoted by the paper: it has no options to train with.")
+        raise OptionError(f"{name} of {of} is only quoted by the paper: it has no options to train with.")
     return replace(found[name], method=found[name].method or method)
 
 

@@ -115,7 +115,8 @@ def describe_backbone(name: str, settings: StreamSettings | None = None) -> Back
     settings = settings or StreamSettings()
     spec = backbones.input_spec(name)
     layers, problems = list[LayerDescription](), list[OptionError]()
-    for layer in backbones.layer_names(name):
+    short = backbones.short_names(name)
+    for layer in (short.get(published, published) for published in backbones.layer_names(name)):
         try:
             layers.append(_layer(backbones.canonical(name), layer, settings))
         except OptionError as error:

@@ -88,10 +88,8 @@ def choose_rows(
     if table is not None:
         if rows or preset:
             raise OptionError("A table has its own rows and preset: give either TABLE, or --row and --preset.")
-        tables = presets.tables(method)
-        if table not in tables:
-            raise unknown(f"table of {method}", table, list(tables))
-        caption, known = tables[table].caption, tables[table].rows
+        its = presets.table(method, table)
+        caption, known = its.caption, its.rows
     else:
         base = presets.preset(method, preset) if preset else {}
         known = [TableRow(name, own_names(method, options), {}) for name, options in rows.items()]
