@@ -348,7 +348,7 @@ def test_advice_is_right_for_the_command(tmp_path, monkeypatch):
         find("i3d-rgb")
     with (
         asked_by("--set init="),
-        pytest.raises(WeightsError, match=r"with --set init=FILE, or ask for --set init=rand"),
+        pytest.raises(WeightsError, match=r"with --set init=FILE, or ask for --set"),
     ):
         find("resnet34")
     message = kd("weights", "path", "i3d-rgb").stderr
