@@ -29,6 +29,8 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
     from kdcache.extraction.features import Backbones
     from kdcache.extraction.plan import WorkUnit, fingerprint_sources, make_plan
     from kdcache.extraction.worker import ClipInputs, WorkerConfig, decoded, prepared, run_unit
+    from kdcache.roots import Roots
+    from kdcache.store.scan import Origins
     from kdcache.streams.backbone import BackboneStream
     from kdcache.streams.registry import resolve
     from kdcache.streams.settings import StreamSettings
@@ -40,8 +42,9 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
     assert isinstance(stream, BackboneStream)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        prints, paths = fingerprint_sources(rows["source"].unique().tolist(), root, out / "sources.csv")
-        tasks = [t for u in make_plan(rows, rows["source"], streams, prints, paths, {}, {}).units for t in u.tasks]
+        prints, paths = fingerprint_sources(rows["source"].unique().tolist(), Roots.of(root), out / "sources.csv")
+        plan = make_plan(rows, rows["source"], streams, prints, paths, {}, {}, Origins(out).at)
+        tasks = [t for u in plan.units for t in u.tasks]
         unit = WorkUnit((STREAM,), tuple(tasks))
         threads = torch.get_num_threads()
         config = WorkerConfig(out, tuple(streams), "cpu", None, threads, None)

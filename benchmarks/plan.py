@@ -18,6 +18,7 @@ from kdcache.extraction.plan import fingerprint_sources
 from kdcache.extraction.run import extract
 from kdcache.manifest import read_manifest, write_manifest
 from kdcache.recipe import clip_key
+from kdcache.roots import Roots
 from kdcache.store.index import update_index
 from kdcache.streams.registry import resolve
 from kdcache.streams.settings import StreamSettings
@@ -47,7 +48,7 @@ def measure() -> dict[str, Any]:
         )
         write_manifest(rows, Path(folder) / "clips.csv")
         rows = read_manifest(Path(folder) / "clips.csv")
-        prints, _ = fingerprint_sources(rows["source"].unique().tolist(), root, out / "sources.csv")
+        prints, _ = fingerprint_sources(rows["source"].unique().tolist(), Roots.of(root), out / "sources.csv")
         (out / "shard-00000.h5").write_bytes(b"")  # only its name is looked at
         located: dict[str, dict[str, tuple[str, int, str, str]]] = {}
         for stream in resolve(STREAMS, StreamSettings(), WEIGHTS):

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from kdcache.backbones.i3d import I3DTail
-from kdcache.methods import METHODS
 from kdcache.methods.contract import Batch, BatchSource, Data, Input, Outputs, Predictor, Stage, predict_with, reseed
 from kdcache.methods.labels import held_out_sets, keep_fraction, labelled_sets
 from kdcache.methods.options import LabelOptions, TrainOptions
@@ -74,6 +73,3 @@ def stages(options: Options, data: Data) -> Iterator[Stage]:
 def predictor(options: Options, data: Data) -> Predictor:
     R, inputs = Network(options, data, "rgb"), {"rgb": data.inputs["rgb"]}
     return Predictor(stage="rgb", module=R, predict=predict_with(R, "rgb"), inputs=inputs, role="clip")
-
-
-METHODS["two-stream"] = __name__

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kdcache import backbones, datasets, motion
+    from kdcache import backbones, datasets, exchange, methods, motion
     from kdcache.extraction.run import extract
     from kdcache.manifest import read_manifest, write_manifest
     from kdcache.report.ablation import ablate
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kdcache.runs.evaluate import evaluate
     from kdcache.runs.fit import fit
     from kdcache.runs.online import predict
+    from kdcache.runs.submit import submit
     from kdcache.runs.train import train
     from kdcache.store import Cache
 
@@ -39,10 +40,11 @@ _HOME = {
     "predict": "kdcache.runs.online",
     "read_manifest": "kdcache.manifest",
     "show": "kdcache.report.sheet",
+    "submit": "kdcache.runs.submit",
     "train": "kdcache.runs.train",
     "write_manifest": "kdcache.manifest",
 }
-_SUBPACKAGES = ("backbones", "datasets", "motion")
+_SUBPACKAGES = ("backbones", "datasets", "exchange", "methods", "motion")
 
 __all__ = [
     "Cache",
@@ -52,12 +54,15 @@ __all__ = [
     "cost",
     "datasets",
     "evaluate",
+    "exchange",
     "extract",
     "fit",
+    "methods",
     "motion",
     "predict",
     "read_manifest",
     "show",
+    "submit",
     "train",
     "write_manifest",
 ]

@@ -55,5 +55,6 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> OptionError:
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}."
+    choices = f"choose one of: {', '.join(known)}." if known else "there is none."
+    hint = f"did you mean {near[0]!r}?" if near else choices
     return OptionError(f"Unknown {kind} {name!r}: {hint}")

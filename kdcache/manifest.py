@@ -1,9 +1,10 @@
 """The manifest: a CSV with one row a clip, which says where the clip lies and what it shows.
 
-Required columns: ``clip_id`` (unique), ``source`` (path relative to the data root), ``start_s`` and ``stop_s``
-(seconds, half-open; empty = the source's start or end). Optional: ``split``, ``label``, ``verb``, ``noun`` (whole
-numbers; empty = unlabelled), ``subject``, ``group``, ``pair``, ``role``, ``skeleton`` (path of the clip's skeleton file
-where ``source`` is its video). Any other column is text and travels through untouched.
+Required is ``source`` alone (path relative to a data root). ``clip_id`` (unique) is made of the source where it is
+missing; ``start_s`` and ``stop_s`` (seconds, half-open) are the source's start and end where they are missing or empty.
+Optional: ``split``, ``label`` (whole numbers, or names, which are numbered), ``verb``, ``noun`` (whole numbers; empty =
+unlabelled), ``subject``, ``group``, ``pair``, ``role``, ``skeleton`` (path of the clip's skeleton file where ``source``
+is its video). Any other column is text and travels through untouched.
 """
 
 from __future__ import annotations
@@ -20,50 +21,63 @@ import pandas as pd
 
 from kdcache.errors import ManifestError
 from kdcache.files import atomic
+from kdcache.manifest_forms import Columns, Problem, clip_ids, number_classes, resembling
+from kdcache.roots import Root, Roots, wrong_paths
 
-REQUIRED = ("clip_id", "source", "start_s", "stop_s")
+REQUIRED = (
+    "clip_id",
+    "source",
+    "start_s",
+    "stop_s",
+)  # of every manifest that has been read; files may leave all but one
 TIMES = ("start_s", "stop_s")  # float64, NaN = the source's start or end
 INTEGERS = ("label", "verb", "noun")  # Int64, <NA> = unlabelled
 
+NUMBERED = "numbered classes"
+"""In ``attrs`` of a manifest whose labels were names, and mean something beside its own rows alone."""
 SKELETON = "skeleton"  # column of skeleton files beside videos
 
-_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 _DIGITS = re.compile(r"[0-9]{1,18}")
 _QUOTED = re.compile(r'[",\r\n]')
 
-Problem = tuple[int, str]  # (line or row number, sentence)
-Columns = dict[str, list[str]]
 
-
-def read_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> pd.DataFrame:
+def read_manifest(
+    path: str | os.PathLike[str], root: Root = None, *, allow_absolute: bool = False, complete: bool = False
+) -> pd.DataFrame:
     """Read and validate a manifest; whether its sources exist is left to the extraction, which lists those missing.
 
     Args:
         path: CSV file, UTF-8 (with or without byte order mark), comma-separated, with a header.
-        root: the data root; when given, sources that leave it through symbolic links are refused too.
+        root: the data root, or several; when given, sources that leave it through symbolic links are refused too.
+        allow_absolute: sources may be absolute paths, too.
+        complete: refuse a file without one of ``clip_id``, ``start_s``, ``stop_s`` instead of filling them in.
 
     Returns:
         One row a clip, in file order: ``start_s``, ``stop_s`` float64 (NaN = source's start, end), ``label``, ``verb``,
-        ``noun`` Int64 (``<NA>`` = unlabelled), all other columns text.
+        ``noun`` Int64 (``<NA>`` = unlabelled), all other columns text. A ``clip_id`` that the file leaves out is the
+        source without suffix, and ``@start-stop`` behind it where the row has a span. A ``label`` of names becomes
+        their number in sorted order, and the names stand in ``class``.
 
     Raises:
         ManifestError: lists every bad row with its line number.
     """
     name = os.fspath(path)
     columns, lines, problems = _parse(name)
-    return _build(columns, lines, "line", problems, name, root)
+    return _build(columns, lines, "line", problems, name, Roots.of(root, allow_absolute), complete)
 
 
-def validate(df: pd.DataFrame, name: str = "manifest", root: str | os.PathLike[str] | None = None) -> pd.DataFrame:
+def validate(
+    df: pd.DataFrame, name: str = "manifest", root: Root = None, *, allow_absolute: bool = False
+) -> pd.DataFrame:
     """Hold a DataFrame made in Python to the same contract as a file.
 
     Args:
         df: the rows; missing values may be ``None``, NaN or ``<NA>``, labels may be whole floats.
         name: what error messages call it.
-        root: as in ``read_manifest``.
+        root, allow_absolute: as in ``read_manifest``.
 
     Returns:
-        A copy with the dtypes of ``read_manifest`` and rows numbered from 0.
+        A copy with the dtypes of ``read_manifest``, filled in like it, and rows numbered from 0.
 
     Raises:
         ManifestError: lists every bad row by its position (the first is row 0).
@@ -71,29 +85,29 @@ def validate(df: pd.DataFrame, name: str = "manifest", root: str | os.PathLike[s
     columns = {str(c): _texts(df[c], str(c)) for c in df.columns.unique() if not isinstance(df[c], pd.DataFrame)}
     twice = sorted({str(c) for c in df.columns[df.columns.duplicated()]})
     problems = [(-1, f"column {c!r} appears twice; rename one") for c in twice]
-    result = _build(columns, range(len(df)), "row", problems, name, root)
-    result.attrs = dict(df.attrs)
+    result = _build(columns, range(len(df)), "row", problems, name, Roots.of(root, allow_absolute))
+    result.attrs = {**df.attrs, **result.attrs}
     return result
 
 
-def write_manifest(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+def write_manifest(df: pd.DataFrame, path: str | os.PathLike[str], *, allow_absolute: bool = False) -> None:
     """Write a manifest so that ``read_manifest`` gives back exactly these rows; atomic.
 
     Raises:
         ManifestError: ``df`` breaks the contract; nothing is written.
     """
-    text = manifest_text(df, os.fspath(path))
+    text = manifest_text(df, os.fspath(path), allow_absolute=allow_absolute)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def manifest_text(df: pd.DataFrame, name: str = "manifest") -> str:
+def manifest_text(df: pd.DataFrame, name: str = "manifest", *, allow_absolute: bool = False) -> str:
     """What ``write_manifest`` writes; ``name`` stands in errors.
 
     Raises:
         ManifestError: ``df`` breaks the contract.
     """
-    rows = validate(df, name)
+    rows = validate(df, name, allow_absolute=allow_absolute)
     columns = [[_quote(str(c)), *(_quote(t) for t in _texts(rows[c], str(c)))] for c in rows.columns]
     return "".join(",".join(fields) + "\n" for fields in zip(*columns, strict=True))
 
@@ -124,7 +138,7 @@ def _parse(name: str) -> tuple[Columns, list[int], list[Problem]]:
     except OSError as error:
         raise ManifestError(name, [f"cannot be opened ({error.strerror}); check the path"]) from error
     if not header:
-        raise ManifestError(name, ["is empty; the first line must name the columns " + ", ".join(REQUIRED)])
+        raise ManifestError(name, ["is empty; the first line must name the columns, source and others"])
     for mark, word in ((";", "semicolons"), ("\t", "tabs")):
         if len(header) == 1 and mark in header[0]:
             raise ManifestError(name, [f"line 1: columns are separated by {word}; save it separated by commas"])
@@ -148,18 +162,22 @@ def _build(
     word: str,
     problems: list[Problem],
     name: str,
-    root: str | os.PathLike[str] | None,
+    roots: Roots,
+    complete: bool = False,
 ) -> pd.DataFrame:
-    """Check all columns, then give them their types; ``numbers`` are what the user calls the rows."""
-    for column in REQUIRED:
-        if column not in columns:
-            near = get_close_matches(column, list(columns), n=1)
-            hint = f" (is it {near[0]!r}?)" if near else f" (found: {', '.join(columns)})"
-            problems.append((1 if word == "line" else -1, f"required column {column!r} is missing{hint}"))
-    problems += _check_ids(columns.get("clip_id", []), numbers, word)
-    problems += _check_sources(columns.get("source", []), numbers, root)
+    """Check all columns, fill in what is missing, then give them their types; ``numbers`` are what users call rows."""
+    made = "clip_id" not in columns
+    unnamed = "source" not in columns
+    columns, found = _filled_in(columns, len(numbers), word, complete)
+    problems += found
+    problems += _check_ids(columns["clip_id"], numbers, word, made)
+    problems += [] if unnamed else _check_sources(columns["source"], numbers, roots)
     joints = [(text, number) for text, number in zip(columns.get(SKELETON, []), numbers, strict=False) if text.strip()]
-    problems += _check_sources([text for text, _ in joints], [number for _, number in joints], root)
+    problems += _check_sources([text for text, _ in joints], [number for _, number in joints], roots)
+    given = columns.get("label")
+    if (wrong := number_classes(columns)) is not None:
+        problems.append((1 if word == "line" else -1, wrong))
+        columns["label"] = [""] * len(numbers)
     typed: dict[str, Any] = {}
     for column, texts in columns.items():
         if column in TIMES:
@@ -180,61 +198,56 @@ def _build(
         problems.sort(key=lambda p: p[0])
         raise ManifestError(name, [text if n < 0 else f"{word} {n}: {text}" for n, text in problems])
     dtypes = dict.fromkeys(TIMES, "float64") | dict.fromkeys(INTEGERS, "Int64")
-    return pd.DataFrame({c: pd.Series(v, dtype=dtypes.get(c, "str")) for c, v in typed.items()})
+    rows = pd.DataFrame({c: pd.Series(v, dtype=dtypes.get(c, "str")) for c, v in typed.items()})
+    if columns.get("label") is not given:
+        rows.attrs[NUMBERED] = True
+    return rows
 
 
-def _check_ids(ids: Iterable[str], numbers: Sequence[int], word: str) -> list[Problem]:
+def _filled_in(columns: Columns, rows: int, word: str, complete: bool) -> tuple[Columns, list[Problem]]:
+    """The columns with those that every manifest has in front where one was missing, and what forbids to add it."""
+    missing = [column for column in REQUIRED if column not in columns]
+    if not missing:
+        return dict(columns), []
+    header = 1 if word == "line" else -1
+    problems: list[Problem] = []
+    filled: Columns = {column: columns.get(column, [""] * rows) for column in REQUIRED} | columns
+    for column in missing:
+        if column == "source" or complete:
+            near = get_close_matches(column, list(columns), n=1)
+            hint = f" (is it {near[0]!r}?)" if near else f" (found: {', '.join(columns)})"
+            problems.append((header, f"required column {column!r} is missing{hint}"))
+        elif (like := resembling(column, list(columns))) is not None:
+            unit = "; times are in seconds" if column in TIMES else ""
+            problems.append((header, f"column {column!r} is missing (is it {like!r}?); rename that one{unit}"))
+    if "clip_id" in missing:
+        filled["clip_id"] = clip_ids(filled["source"], filled["start_s"], filled["stop_s"])
+    return filled, problems
+
+
+def _check_ids(ids: Iterable[str], numbers: Sequence[int], word: str, made: bool) -> list[Problem]:
+    """``made``: of sources, whose own problems are found elsewhere."""
     problems: list[Problem] = []
     first: dict[str, int] = {}
     for number, clip in zip(numbers, ids, strict=False):
         if not clip.strip():
-            problems.append((number, "clip_id is empty; give every clip its own name"))
+            if not made:
+                problems.append((number, "clip_id is empty; give every clip its own name"))
         elif not clip.isprintable():
             problems.append((number, f"clip_id {clip!r} holds a control character; remove it"))
-        elif (seen := first.setdefault(clip, number)) != number:
+        elif (seen := first.setdefault(clip, number)) != number and made:
+            problems.append(
+                (number, f"would be clip {clip!r} as {word} {seen}; add a column clip_id with a name for each clip")
+            )
+        elif seen != number:
             problems.append((number, f"clip_id {clip!r} is already on {word} {seen}; make it unique"))
     return problems
 
 
-def _check_sources(
-    sources: Sequence[str], numbers: Sequence[int], root: str | os.PathLike[str] | None
-) -> list[Problem]:
+def _check_sources(sources: Sequence[str], numbers: Sequence[int], roots: Roots) -> list[Problem]:
     """Each distinct path is judged once."""
-    wrong: dict[str, str] = {s: reason for s in dict.fromkeys(sources) if (reason := _lexical(s))}
-    if root is not None:
-        wrong |= _through_links([s for s in dict.fromkeys(sources) if s not in wrong], os.path.realpath(root))
+    wrong = wrong_paths(sources, roots)
     return [(n, wrong[s]) for n, s in zip(numbers, sources, strict=False) if s in wrong] if wrong else []
-
-
-def _lexical(source: str) -> str | None:
-    """What is wrong with a path by its letters alone."""
-    if not source.strip():
-        return "source is empty; give a path relative to the data root"
-    if "\0" in source:
-        return f"source {source!r} holds a NUL character; remove it"
-    if _ABSOLUTE.match(source):
-        return f"source {source!r} is absolute; give it relative to the data root"
-    if ".." in source and os.path.normpath(source.replace("\\", "/")).split("/", 1)[0] == "..":
-        return f"source {source!r} leaves the data root; give a path inside it"
-    return None
-
-
-def _through_links(sources: Iterable[str], base: str) -> dict[str, str]:
-    """Paths that symbolic links lead out of ``base``, a real path; folders are resolved once, files only if links."""
-    folders: dict[str, str] = {}
-    wrong: dict[str, str] = {}
-    for source in sources:
-        folder, _, leaf = source.rpartition("/")
-        if folder not in folders:
-            folders[folder] = os.path.realpath(os.path.join(base, folder))
-        target = f"{folders[folder]}/{leaf}"
-        if leaf == ".." or os.path.islink(target):
-            target = os.path.realpath(target)
-        if not (target + os.sep).startswith(base.rstrip(os.sep) + os.sep):
-            wrong[source] = (
-                f"source {source!r} leaves the data root through a symbolic link to {target}; use that as root"
-            )
-    return wrong
 
 
 def _convert(

@@ -97,9 +97,9 @@ def progress(
     return Lines(what, whole, unit, before + done, since=since, leave=leave, ticks=ticks, every=seconds)
 
 
-def counted(what: str, items: Sequence[Item], unit: str) -> Iterator[Item]:
-    """The items, with progress that leaves no bar behind: for what is most often done at once."""
-    with progress(what, len(items), unit, leave=False) as bar:
+def counted(what: str, items: Sequence[Item], unit: str, *, shown: bool = True, leave: bool = False) -> Iterator[Item]:
+    """The items, with progress; unless told otherwise it leaves no bar behind, for what is most often done at once."""
+    with progress(what, len(items), unit, shown=shown, leave=leave) as bar:
         for item in items:
             yield item
             bar.update()

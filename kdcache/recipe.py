@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 Recipe = dict[str, Any]
+
+ENLARGE = "enlarge"
+"""Field of the recipes of whole-clip streams: false where frames smaller than ``short_side`` keep their size, absent
+where they are enlarged to it."""
 
 
 def canonical(recipe: Mapping[str, Any]) -> str:
@@ -31,6 +36,19 @@ def clip_key(recipe_digest: str, fingerprint: str, start_s: float, stop_s: float
     """
     text = f"{recipe_digest}|{fingerprint}|{float(start_s)!r}|{float(stop_s)!r}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def unenlarged(recipe: Mapping[str, Any]) -> Recipe:
+    """The recipe that differs only in keeping the size of frames smaller than ``short_side``."""
+    return {**recipe, ENLARGE: False}
+
+
+def nothing_to_enlarge(recipe: Mapping[str, Any], origin: Mapping[str, Any]) -> bool:
+    """Whether the frames of a clip's source, of ``width`` × ``height`` pixels, are no smaller than ``short_side``.
+
+    Its arrays are then the same under a recipe and under ``unenlarged`` of it.
+    """
+    return bool(min(origin.get("width", 0), origin.get("height", 0)) >= recipe.get("short_side", math.inf))
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:

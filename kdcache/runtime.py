@@ -40,6 +40,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def worker_count(workers: int | str, bytes_each: int) -> int:
+    """How many processes work: as many as were asked for, or for ``auto`` one a core, as far as memory allows.
+
+    Args:
+        workers: a number from 1 on, or ``auto``.
+        bytes_each: memory that a process takes, as an upper estimate.
+
+    Raises:
+        OptionError: something else.
+    """
+    if workers == "auto":
+        free = free_memory()
+        return cores() if free is None else max(1, min(cores(), free // bytes_each))
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise OptionError(f"workers is {workers!r}: give a number from 1 on, or auto.")
+    return workers
+
+
 @contextmanager
 def kept_threads() -> Iterator[None]:
     """Afterwards, torch uses as many threads in this process as before: extraction sets its own number."""
@@ -141,11 +159,15 @@ def free_bytes(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
-    free = [_available(), _container()]
-    known = [value for value in free if value is not None]
-    if not known:
+    free = free_memory()
+    if free is None:
         raise OptionError("The free memory of this system is unknown: set memory_fraction=0 to read from the shards.")
-    return min(known)
+    return free
+
+
+def free_memory() -> int | None:
+    """Bytes that can still be taken on this machine and in the container around it; ``None`` where it is not known."""
+    return min((value for value in (_available(), _container()) if value is not None), default=None)
 
 
 def _available() -> int | None:

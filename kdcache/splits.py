@@ -31,6 +31,17 @@ def split_columns(rows: pd.DataFrame) -> list[str]:
     return [str(column) for column in rows if (found := cells(rows[column])) and found <= NAMES]
 
 
+def without_splits(rows: pd.DataFrame) -> str | None:
+    """What training will do with a labelled manifest that names no split; ``None`` where it names one or no label."""
+    labelled = any(rows[column].notna().any() for column in ("label", "verb", "noun") if column in rows)
+    if not labelled or split_columns(rows):
+        return None
+    return (
+        "The manifest names no split: training will hold out a fifth of the clips for validation, whole groups, "
+        "subjects or sources (validation=0.2), and test on none. A column split says otherwise, or split_column."
+    )
+
+
 def is_fold(rows: pd.DataFrame, name: str) -> bool:
     """Whether ``name`` is of the form ``column=value``, and not itself a column: such clips test, the others train."""
     return "=" in name and name not in rows

@@ -31,7 +31,7 @@ def features(stream: str, layer: str | None = None, views: Sequence[str] | None 
 
 
 def imported(stream: str, shape: Sequence[int], axes: str | None = None) -> dict[str, Any]:
-    """Recipe of what ``tools/`` imports."""
+    """Recipe of what ``kdcache import`` writes."""
     recipe = {"stream": stream, "layout": "fixed", "dtype": "float16", "imported": {"file": "x"}, "shape": list(shape)}
     return recipe | ({"axes": axes} if axes else {})
 

@@ -17,11 +17,11 @@ PACKAGE = "kdcache"
 
 LAYERS = [
     ["errors", "files", "log", "progress", "text", "runtime", "stopwatch", "workers", "prefetch",
-     "manifest", "splits", "sampling", "views", "levels", "recipe", "options"],
+     "manifest", "manifest_forms", "roots", "splits", "sampling", "views", "levels", "recipe", "options"],
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],
     ["methods", "data"],
-    ["engine", "datasets", "extraction"],
+    ["engine", "datasets", "extraction", "exchange"],
     ["runs"],
     ["report", "demo"],
     ["cli", "__main__"],

@@ -158,7 +158,7 @@ def test_inspect_of_another_file_does_not_advise_repair(tmp_path):
     (tmp_path / "clips.csv").write_text("clip_id,source\n")
     result = kd("inspect", tmp_path / "clips.csv")
     assert result.exit_code == 1
-    assert "no shard, whose name ends in .h5" in result.stderr
+    assert "no shard (not an HDF5 file)" in result.stderr
     assert "--repair" not in result.stderr
 
 

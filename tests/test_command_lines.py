@@ -16,6 +16,7 @@ from kdcache.cli import main
 from kdcache.methods import METHODS
 from kdcache.methods.declared import option_names
 from kdcache.runs.config import SETTABLE
+from kdcache.runs.fit import SETTABLE as FIT_SETTABLE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -26,6 +27,7 @@ PAGES = [
 SOURCES = [*sorted((ROOT / "kdcache").rglob("*.py")), *sorted((ROOT / "examples").glob("*.py"))]
 INLINE = re.compile(r"`(kdcache [^`]+)`")
 ENDS = {"|", "&&", ";", "#", ">", "2>", "&"}
+OWN = re.compile(r"….*|\{.*|\[?[A-Z][A-Z_…]*\]?$|.*\.py$|my_package\.")  # placeholders, and methods of one's own
 PLACEHOLDER = re.compile(r"…|\{.*|\[?[A-Z][A-Z_…]*\]?$")
 
 
@@ -68,8 +70,10 @@ def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
     found: click.Command = main
     while isinstance(found, click.Group):
         if words and words[0].startswith("-"):
-            assert words[0] in options_of(found), f"kdcache has no option {words[0]}"
-            words = words[1:]
+            option = options_of(found).get(words[0], words)
+            assert option is not words, f"kdcache has no option {words[0]}"
+            takes_value = isinstance(option, click.Option) and not option.is_flag
+            words = words[2 if takes_value else 1 :]
             continue
         if not words or PLACEHOLDER.match(words[0]):
             return click.Command(None), []
@@ -84,14 +88,16 @@ def options_of(command: click.Command) -> dict[str, click.Parameter | None]:
     return known | {s: one for one in command.params for s in (*one.opts, *one.secondary_opts) if s not in former}
 
 
-def settable(command: click.Command, arguments: list[str], given: dict[str, str]) -> set[str]:
+def settable(command: click.Command, arguments: list[str], given: dict[str, str], sets: list[str]) -> set[str]:
     """What ``--set`` of a command takes; of a placeholder whatever any method or dataset takes."""
     name, found = command.name, set[str]()
     if name in ("train", "ablate"):
+        if arguments and arguments[0] not in METHODS and not PLACEHOLDER.match(arguments[0]):
+            return {each.partition("=")[0] for each in sets}  # a method of one's own
         methods = [arguments[0]] if arguments and arguments[0] in METHODS else list(METHODS)
         return {*SETTABLE, *(option for method in methods for option in option_names(method) or ())}
     if name == "fit":
-        found = {*SETTABLE, *(option_names("recognition") or ())}
+        found = {*FIT_SETTABLE, *(option_names("recognition") or ())}
     dataset = arguments[0] if name == "manifest" and arguments else given.get("--dataset", "")
     known = [dataset] if dataset in datasets.names() else datasets.names()
     return found | {one.name for each in known for one in datasets.description(each).options}
@@ -122,11 +128,11 @@ def check(line: str) -> None:
             assert value in option.type.choices, f"{name} {value}"
     most = sum(one.nargs if one.nargs > 0 else 100 for one in command.params if isinstance(one, click.Argument))
     assert len([a for a in arguments if a != "…"]) <= most, f"{command.name} takes no {arguments[-1]!r}"
-    if command.name in ("train", "ablate", "methods") and arguments and not PLACEHOLDER.match(arguments[0]):
+    if command.name in ("train", "ablate", "methods") and arguments and not OWN.match(arguments[0]):
         assert arguments[0] in METHODS, f"there is no method {arguments[0]!r}"
     for each in sets:
         option = each.partition("=")[0].removeprefix("dataset.")
-        assert PLACEHOLDER.match(option) or option in settable(command, arguments, given), f"--set {each}"
+        assert PLACEHOLDER.match(option) or option in settable(command, arguments, given, sets), f"--set {each}"
 
 
 LINES = command_lines()

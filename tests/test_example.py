@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import clips_cache
@@ -21,7 +19,7 @@ import kdcache
 from kdcache.cli import main
 from kdcache.engine import loop
 from kdcache.errors import StoreError
-from kdcache.methods import METHODS, method
+from kdcache.methods import METHODS, load_method, method
 from kdcache.methods.contract import Method
 from kdcache.runs.run import Run
 from kdcache.store import Record, commit_shard, update_index
@@ -34,13 +32,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module", autouse=True)
 def example():
-    spec = importlib.util.spec_from_file_location("two_stream", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["two_stream"] = module
-    spec.loader.exec_module(module)
-    yield module
-    METHODS.pop("two-stream")
-    sys.modules.pop("two_stream")
+    assert load_method(str(PATH)) == "two_stream"
+    yield method("two_stream")
+    METHODS.pop("two_stream")
 
 
 def recipe(stream: str) -> dict:
@@ -77,13 +71,13 @@ def shards(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(shards, tmp_path_factory) -> Run:
-    return kdcache.train("two-stream", shards, out=tmp_path_factory.mktemp("runs") / "whole", **QUICK)
+    return kdcache.train(str(PATH), shards, out=tmp_path_factory.mktemp("runs") / "whole", **QUICK)
 
 
 def test_it_is_short_and_provides_the_contract(example):
     assert len(PATH.read_text().splitlines()) < 80
     for name in (n for n in vars(Method) if not n.startswith("_")):
-        assert hasattr(method("two-stream"), name), name
+        assert hasattr(method("two_stream"), name), name
 
 
 def test_it_trains_and_its_frozen_part_stays_as_the_backbone_has_it(finished):
@@ -110,9 +104,9 @@ def test_killed_and_repeated_equals_uninterrupted(shards, finished, tmp_path, mo
 
     monkeypatch.setattr(loop, "_step", crash)
     with pytest.raises(KeyboardInterrupt):
-        kdcache.train("two-stream", shards, out=tmp_path / "run", **QUICK)
+        kdcache.train("two_stream", shards, out=tmp_path / "run", **QUICK)
     monkeypatch.undo()
-    again = kdcache.train("two-stream", shards, out=tmp_path / "run", **QUICK)
+    again = kdcache.train("two_stream", shards, out=tmp_path / "run", **QUICK)
     for stage in ("flow", "rgb"):
         a, b = (load_file(run.path / stage / "last.safetensors") for run in (finished, again))
         assert all(torch.equal(a[name], b[name]) for name in a)

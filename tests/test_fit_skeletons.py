@@ -13,6 +13,7 @@ from kdcache.data.ondemand import skeletons
 from kdcache.data.ondemand.clips import clips_of
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods import recognition as options
+from kdcache.roots import Roots
 from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.skeletons.image import centred, image_of, level_images, limits_of, skeleton_image
 
@@ -139,7 +140,11 @@ def test_vacnn_learns_a_handful_of_clips_and_its_file_knows_their_limits(shared,
     assert fit.facts.validated_on == ()
     assert fit.facts.classes == (1, 12)
 
-    clips = [open_skeleton(clip.path) for clip in clips_of(rows, root).values() if clip.clip_id in fit.facts.fitted_on]
+    clips = [
+        open_skeleton(clip.path)
+        for clip in clips_of(rows, Roots.of(root)).values()
+        if clip.clip_id in fit.facts.fitted_on
+    ]
     assert fit.facts.limits == limits_of(clips)
     net = backbones.build("vacnn", fit.weights)
     assert (net.limits, net.num_classes) == (fit.facts.limits, 2)

@@ -113,5 +113,6 @@ def test_runs_of_other_targets_classes_kinds_and_levels_are_refused(runs, early,
         vectors = clips_cache.arrays(table, levels=4 if name == "levels" else clips_cache.LEVELS)
         cache = clips_cache.write(tmp_path / name, rows, {clips_cache.STREAM: vectors})
         run = train("early", cache, out=tmp_path / f"{name}-run", **EARLY)
-        words = {"levels": "answers at 4 levels of observation", "classes": "predicts other classes than"}[name]
+        levels = "answers at other levels or times (25, 50, 75, 100) than"
+        words = {"levels": levels, "classes": "predicts other classes than"}[name]
         assert f"{run.path} {words}" in refused(early[0].path, run.path)

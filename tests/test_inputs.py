@@ -127,7 +127,7 @@ def test_imports_state_their_axes(tmp_path):
 
 def test_skeletons_are_not_in_a_cache(single_frames, tmp_path):
     with pytest.raises(OptionError, match="made from skeleton files, which no cache holds: use `kdcache fit`"):
-        kdcache.train("recognition", single_frames[0], out=tmp_path / "run", device="cpu")
+        kdcache.train("recognition", single_frames[0], out=tmp_path / "run", device="cpu", backbone="vacnn")
 
 
 def test_whole_clips_are_not_features_and_features_are_not_frames(tmp_path):

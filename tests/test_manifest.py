@@ -115,9 +115,9 @@ def test_line_numbers_count_lines_not_rows(tmp_path):
 
 
 def test_missing_columns_are_reported_beside_bad_rows(tmp_path):
-    found = problems(save(tmp_path, "clip_id,source,start\na,v.mp4,0\na,v.mp4,1\n"))
+    found = problems(save(tmp_path, "clip_id,sources,start\na,v.mp4,0\na,v.mp4,1\n"))
+    assert any("'source' is missing (is it 'sources'?)" in p for p in found)
     assert any("'start_s' is missing (is it 'start'?)" in p for p in found)
-    assert any("'stop_s' is missing" in p for p in found)
     assert any("line 3" in p and "already on line 2" in p for p in found)
 
 

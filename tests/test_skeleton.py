@@ -123,7 +123,7 @@ def test_damaged_jhmdb(shared, tmp_path):
     with pytest.raises(SourceError, match="cannot be read"):
         open_skeleton(tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 not an archive")
-    with pytest.raises(SourceError, match=r"bad\.npz: damaged or not JHMDB"):
+    with pytest.raises(SourceError, match=r"bad\.npz: damaged, or neither an array of joints nor JHMDB"):
         open_skeleton(tmp_path / "bad.npz")
     np.savez(tmp_path / "half.npz", train_pose=np.ones((8, 15, 2)), train_length=[4, 4], train_label=["a", "b"])
     with pytest.raises(SourceError, match="test_pose"):

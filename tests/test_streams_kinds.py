@@ -242,9 +242,8 @@ def test_weights_are_looked_for_once(root: Path, tmp_path: Path, monkeypatch: py
         return real(name, given)
 
     real = weights_module.resolve
-    for module in ("kdcache.streams.registry.resolve_weights", "kdcache.backbones.weights.resolve"):
-        monkeypatch.setattr(module, counted)
-    monkeypatch.setattr("kdcache.backbones.checkpoint.resolve", counted)
+    for module in ("registry", "weights", "checkpoint"):
+        monkeypatch.setattr(f"kdcache.backbones.{module}.resolve", counted)
     streams = ["resnext101/pool", "resnext101/layer4"]
     kdcache.extract(
         rows(), root, tmp_path, streams, {"resnext101": "random:0"}, size=32, frames=4, bar=False, device="cpu"

@@ -108,7 +108,7 @@ def test_run_folder_holds_all_that_was_promised(finished):
 def test_metrics_name_the_split_that_selected_the_best_epoch(finished):
     metrics = finished.metrics
     assert metrics["selected_by"] == "validation"
-    assert set(metrics) == {"selected_by", "epochs", "last", "best@validation", "stages", "steps"}
+    assert set(metrics) == {"selected_by", "epochs", "last", "best@validation", "baselines", "stages", "steps"}
     history = finished.history[finished.history["stage"] == "anticipation"]
     assert metrics["epochs"] == {"last": 3, "best": int(history["validation/top1"].argmax()) + 1}
     assert metrics["last"]["validation"]["label"]["top1"] == history["validation/top1"].iloc[-1]
@@ -288,7 +288,14 @@ def test_validation_selects_and_the_test_split_is_only_measured(tmp_path):
     table.loc[table["split"] == "validation", ["label", "verb"]] = pd.NA
     bare = pairs_cache.write(tmp_path / "bare", table, pairs_cache.arrays(table))
     only = train("anticipation", bare, out=tmp_path / "only", **QUICK)
-    assert set(only.metrics) == {"selected_by", "epochs", "last", "stages", "steps"}  # test clips select nothing
+    assert set(only.metrics) == {
+        "selected_by",
+        "epochs",
+        "last",
+        "baselines",
+        "stages",
+        "steps",
+    }  # test clips select nothing
     assert only.metrics["selected_by"] == ""
     with pytest.raises(OptionError, match="no best epoch, for it had no validation clips"):
         only.predict("test", "best")

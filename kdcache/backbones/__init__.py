@@ -10,12 +10,14 @@ Names, input specs, layer shapes and weights' digests are answered without impor
 
 from __future__ import annotations
 
+from kdcache.backbones.custom import Custom, allow, is_external
 from kdcache.backbones.registry import (
     ALIASES,
     REGISTRY,
     BackboneEntry,
     build,
     canonical,
+    choose,
     entry,
     frozen,
     input_spec,
@@ -24,6 +26,7 @@ from kdcache.backbones.registry import (
     layer_shape,
     names,
     outline,
+    register,
     short_names,
     weights_id,
 )
@@ -33,19 +36,24 @@ __all__ = [
     "ALIASES",
     "REGISTRY",
     "BackboneEntry",
+    "Custom",
     "InputSpec",
     "Shape",
     "Weights",
+    "allow",
     "build",
     "canonical",
+    "choose",
     "entry",
     "frozen",
     "input_spec",
+    "is_external",
     "layer_axes",
     "layer_names",
     "layer_shape",
     "names",
     "outline",
+    "register",
     "short_names",
     "weights_id",
 ]

@@ -23,11 +23,13 @@ class Backbone(nn.Module):
         weights_id: identity of the weights for recipes: ``{"sha256": 64 hex digits}`` or
             ``{"spec": "random:SEED", "rule": version of the drawing rule}``; set by ``build``.
         classifier: names of the parameters whose first dimension is the number of classes.
+        folds: whether each batch norm is computed right after the convolution that is registered before it.
     """
 
     input: InputSpec
     weights_id: dict[str, Any]
     classifier: tuple[str, ...] = ()
+    folds: bool = True
 
     @property
     def layers(self) -> dict[str, Shape]:

@@ -41,7 +41,8 @@ class Frozen:
         self.dtype = torch_dtype(resolve_precision(precision, self.device))
         self._net = copy.deepcopy(net).eval().requires_grad_(False)
         self._net.truncate(self.layer)
-        fold_batch_norm(self._net)
+        if net.folds:
+            fold_batch_norm(self._net)
         if self.device.type == "cpu" and onednn_available():
             _use_onednn(self._net)
         self._net.to(self.device, self.dtype)
@@ -62,7 +63,7 @@ class Frozen:
 def fold_batch_norm(net: nn.Module) -> None:
     """Fold, in place, each batch norm into the convolution registered right before it in the same module.
 
-    That order is the order of computation in every backbone here. The network must be in evaluation mode.
+    That order is the order of computation where ``Backbone.folds``. The network must be in evaluation mode.
     """
     for parent in net.modules():
         children = list(parent.named_children())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 _KEY = "kdcache"
 _LONGEST_HEADER = 100_000_000  # bytes; what the safetensors library accepts, too
+
+
+def file_name(backbone: str) -> str:
+    """Of the weights that ``kdcache fit`` writes: the backbone's name, signs that lead to folders as ``-``."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", backbone) + SUFFIX
 
 
 @dataclass(frozen=True, kw_only=True)

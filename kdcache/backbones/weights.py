@@ -40,9 +40,18 @@ class Choice:
 
     path: Path | None = None
     seed: int | None = None
+    spec: str | None = None
+    """Of networks from elsewhere: ``pretrained``, ``pretrained:TAG`` or ``built``."""
+    state: str | None = None
+    """Of networks from elsewhere: digest of the weights in memory."""
 
     def identity(self) -> dict[str, Any]:
-        """What recipes say of the weights: a file's sha256 whatever its name, or the random spec and its rule."""
+        """What recipes say of the weights: a file's sha256 whatever its name, or the random spec and its rule.
+
+        Of networks from elsewhere also the digest of the weights in memory."""
+        if self.state is not None:
+            named = {"spec": self.spec or f"{RANDOM}{self.seed}"} if self.path is None else {}
+            return {**named, **({"sha256": weights_digest(self.path)} if self.path else {}), "state": self.state}
         if self.path is None:
             return {"spec": f"{RANDOM}{self.seed}", "rule": RANDOM_RULE}
         return {"sha256": weights_digest(self.path)}

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, folder_option, given
+from kdcache.cli.common import SOME_FAILED, folder_option, given, workers_option
 from kdcache.cli.explained import ExplainedCommand, of_tables
 from kdcache.cli.printing import json_option, report
 
@@ -39,7 +39,7 @@ from kdcache.cli.printing import json_option, report
 @click.option(
     "--source", type=click.Path(path_type=Path), help="Video or skeleton file on which answers of each row are timed."
 )
-@click.option("--workers", default=1, show_default=True, help="Processes that share the cores.")
+@workers_option
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
 @click.option("--stream", help="Which cached features to train on, if there are several.")
@@ -71,10 +71,12 @@ def ablate(
       kdcache ablate early table1-sysu --seeds 3 --split-columns 'split_*'
       kdcache ablate early --set alpha=0,0.5 --seeds 3 --split-columns 'subject=*'
     """
+    from kdcache.methods import load_method
     from kdcache.runs import presets
     from kdcache.runs.ablation.rows import parse_grid, parse_row
     from kdcache.runs.config import check_names
 
+    method = load_method(method)
     check_names(method, sets)
     if table is not None:
         presets.table(method, table)

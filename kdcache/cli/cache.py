@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from kdcache.cli.common import out_option
+from kdcache.cli.common import method_option, out_option
 from kdcache.cli.printing import report, report_options
 from kdcache.log import quiet
 
@@ -72,6 +72,7 @@ def reindex(cache: Path) -> None:
     help="Below the streams, what this run sees in the clip: attention, motion, weights of frames, as its method has.",
 )
 @click.option("--which", type=click.Choice(["last", "best"]), help="Which weights of the run.  [default: last]")
+@method_option
 def show(cache: Path, clip: str, out: Path | None, run: Path | None, which: str | None) -> None:
     """Draw one clip's streams as a contact sheet: frames, flow, trajectories, motion map, feature energy.
 

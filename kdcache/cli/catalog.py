@@ -40,7 +40,9 @@ def list_backbones(name: str | None, as_json: bool, out: str, views: str | None,
     Example:
       kdcache backbones
       kdcache backbones tsm --levels 10 --views centre,centre-flip
+      kdcache backbones torchvision:s3d
     """
+    from kdcache.backbones import allow
     from kdcache.streams import catalog
     from kdcache.streams.settings import StreamSettings
 
@@ -50,4 +52,4 @@ def list_backbones(name: str | None, as_json: bool, out: str, views: str | None,
             raise click.UsageError(f"--{next(iter(chosen))} is for one backbone: name it.")
         report(catalog.describe_backbones(), as_json, out)
         return
-    report(catalog.describe_backbone(name, StreamSettings.of(chosen)), as_json, out)
+    report(catalog.describe_backbone(allow(name), StreamSettings.of(chosen)), as_json, out)

@@ -126,7 +126,7 @@ def by_backbone(texts: tuple[str, ...], streams: Iterable[str]) -> dict[str, str
     """``i3d-rgb=FILE`` names its backbone; a bare ``FILE`` or ``random:0`` is for every backbone of the call."""
     from kdcache.backbones import canonical
 
-    heads = {canonical(name.partition("/")[0]) for name in streams if "/" in name}
+    heads = {canonical(name.rpartition("/")[0]) for name in streams if "/" in name}
     out: dict[str, str] = {}
     for text in texts:
         head, equals, value = text.partition("=")
@@ -139,9 +139,64 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-root_option = click.option(
-    "--root",
-    envvar="KDCACHE_DATA",
-    type=click.Path(path_type=Path),
-    help="Folder that sources are relative to.  [env: KDCACHE_DATA]",
+def _load_method(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    from kdcache.methods import load_method
+
+    return None if text is None else load_method(text)
+
+
+method_option = click.option(
+    "--method",
+    "_method",
+    metavar="MODULE|FILE.py",
+    callback=_load_method,
+    expose_value=False,
+    is_eager=True,
+    help="The method of your own that made the run, by import path or file.",
+)
+
+
+def _folders(context: click.Context, parameter: click.Parameter, value: tuple[Path, ...]) -> tuple[Path, ...] | None:
+    return value or None
+
+
+def _one_folder(context: click.Context, parameter: click.Parameter, value: tuple[Path, ...]) -> Path | None:
+    if len(value) > 1:
+        raise click.BadParameter("a data set lies below one root; give it once.")
+    return value[0] if value else None
+
+
+def _root_option(callback: Callable[..., Any], text: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--root",
+        envvar="KDCACHE_DATA",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        callback=callback,
+        help=f"{text}  [env: KDCACHE_DATA]",
+    )
+
+
+root_option = _root_option(_one_folder, "Folder that sources are relative to.")
+roots_option = _root_option(_folders, "Folder that sources are relative to; repeatable, and tried in that order.")
+
+
+def _workers(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    if value == "auto":
+        return value
+    if not (value.isascii() and value.isdecimal()) or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is no number of processes; give one from 1 on, or auto.")
+    return int(value)
+
+
+workers_option = click.option(
+    "--workers",
+    default="1",
+    show_default=True,
+    metavar="N|auto",
+    callback=_workers,
+    help="Processes that share the cores; auto: one a core, as far as memory allows.",
+)
+allow_absolute_option = click.option(
+    "--allow-absolute", is_flag=True, help="Take absolute paths of sources, too, wherever they lie."
 )

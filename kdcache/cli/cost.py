@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from kdcache.cli.common import method_option
 from kdcache.cli.printing import report, report_options
 from kdcache.log import quiet
 from kdcache.text import aligned_markdown
@@ -21,6 +22,7 @@ from kdcache.text import aligned_markdown
 @click.option("--fps", type=float, help="Frame rate of a folder or tar of images.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N, to be timed on.  [default: the runs']")
 @click.option("--repeats", default=5, show_default=True, help="Answers of which the median time is taken.")
+@method_option
 @report_options
 def cost(runs: tuple[Path, ...], as_json: bool, out: str, **options: Any) -> None:
     """Parameters, multiply-adds and TV-L1 fields of an answer, and with --source how long it takes.

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from kdcache.cli.common import method_option
 from kdcache.cli.printing import report, report_options
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--split", help="validation, test or, for one run, train.  [default: all that was held out]")
+@method_option
 @report_options
 def evaluate(runs: tuple[Path, ...], split: str | None, as_json: bool, out: str) -> None:
     """Evaluate a finished run from its checkpoint; several runs are fused by the mean of their probabilities.

@@ -40,37 +40,40 @@ class ExplainedCommand(click.Command):
 
 def of_method(given: Mapping[str, str]) -> Sequence[Section]:
     """Options, tables and presets of the method that is to be trained."""
-    from kdcache.runs.catalog import describe_method
-
     if "method" not in given:
         return []
+    from kdcache.runs.catalog import describe_method
+
     its = describe_method(given["method"])
     return [*its.option_sections(), *its.table_sections(rows=False)]
 
 
 def of_tables(given: Mapping[str, str]) -> Sequence[Section]:
     """Tables of the method whose rows are to be compared."""
+    if "method" not in given:
+        return []
+    from kdcache.methods import load_method
     from kdcache.runs.catalog import table_sections
 
-    return table_sections(given["method"]) if "method" in given else []
+    return table_sections(load_method(given["method"]))
 
 
 def of_fit(given: Mapping[str, str]) -> Sequence[Section]:
     """Options of a fit, and of the dataset that it is made on."""
-    from kdcache.runs.catalog import fit_options
-
     if "backbone" not in given:
         return of_dataset(given)
+    from kdcache.runs.catalog import fit_options
+
     found = [(one.term, one.explanation) for one in fit_options(given["backbone"])]
     return [(f"Options of a fit of {given['backbone']} (--set NAME=VALUE)", found), *of_dataset(given)]
 
 
 def of_dataset(given: Mapping[str, str]) -> Sequence[Section]:
     """Options and layout of a dataset."""
-    from kdcache import datasets
-
     if "dataset" not in given:
         return []
+    from kdcache import datasets
+
     its = datasets.description(given["dataset"])
     return [
         (f"Options of {its.name} (--set NAME=VALUE)", [(one.term, one.values) for one in its.options]),

@@ -10,19 +10,33 @@ from typing import Any
 import click
 
 from kdcache import datasets
-from kdcache.cli.common import SOME_FAILED, STOPPED, by_backbone, folder_option, given, out_option, pairs, root_option
+from kdcache.cli.common import (
+    SOME_FAILED,
+    STOPPED,
+    allow_absolute_option,
+    by_backbone,
+    folder_option,
+    given,
+    out_option,
+    pairs,
+    root_option,
+    roots_option,
+    workers_option,
+)
 from kdcache.cli.explained import ExplainedCommand, of_dataset
 from kdcache.cli.fields import field_options
 from kdcache.cli.printing import STDOUT, json_option, report
 from kdcache.errors import OptionError
-from kdcache.log import logger
+from kdcache.log import EachOnce, logger
+from kdcache.splits import without_splits
 from kdcache.streams.settings import StreamSettings
 
 
 @click.command(cls=ExplainedCommand, explain=of_dataset)
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV of clips.")
 @click.option("--dataset", help="Make the manifest from a dataset's annotations; see `kdcache datasets`.")
-@root_option
+@roots_option
+@allow_absolute_option
 @folder_option(default="out", show_default=True, help="The cache to fill.")
 @click.option("--stream", "streams", multiple=True, help="rgb, flow, flow-warped, idt or BACKBONE/LAYER; repeatable.")
 @click.option("--for", "method", metavar="METHOD", help="Exactly the streams that this method's stages read.")
@@ -34,7 +48,7 @@ from kdcache.streams.settings import StreamSettings
 )
 @field_options(StreamSettings)
 @click.option("--codec", type=click.Choice(["zstd"]), help="Compress shards.  [default: none, the fastest to read]")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+@workers_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch", type=click.IntRange(1), help="Segments a backbone takes at once.")
 @click.option("--part", metavar="I/N", help="Do the I-th of N parts of the work (job arrays).")
@@ -47,7 +61,8 @@ from kdcache.streams.settings import StreamSettings
 def extract(
     manifest: Path | None,
     dataset: str | None,
-    root: Path | None,
+    root: tuple[Path, ...] | None,
+    allow_absolute: bool,
     streams: tuple[str, ...],
     method: str | None,
     preset: str | None,
@@ -71,7 +86,7 @@ def extract(
       kdcache extract --manifest clips.csv --root videos/ --stream i3d-rgb/mixed4a --stream flow
       kdcache extract --dataset ucf101 --root /data/ucf101 --for early
     """
-    from kdcache.methods.declared import check_method
+    from kdcache.methods import load_method
     from kdcache.runs import presets
     from kdcache.runs.requirements import ExtractionCall, extraction_calls
 
@@ -81,36 +96,38 @@ def extract(
     if method is not None and (streams or layers):
         raise OptionError("--for says which streams: leave --stream and --layer out.")
     if method is not None:
-        check_method(method)
+        method = load_method(method)
         if preset is not None:
             presets.preset(method, preset)  # refused before torch is imported
         calls = extraction_calls(method, preset)
-    rows, defaults = clip_rows(manifest, dataset, root, sets)
+    rows, defaults = clip_rows(manifest, dataset, root, sets, allow_absolute)
     if any(call.in_pairs for call in calls):
-        refuse_without_pairs(rows, str(method))
+        refuse_without_pairs(rows, str(method), dataset)
     from kdcache.extraction.run import ExtractReport
     from kdcache.extraction.run import extract as run_extraction
 
     reports = list[ExtractReport]()
-    for call in calls:
-        chosen = {**call.settings, **given(options)}
-        if method is not None:
-            said = "".join(f" {name}={value}" for name, value in chosen.items() if name in call.settings)
-            logger.info("%s reads %s%s%s", method, call, said and ":", said)
-        names = list(call.streams)
-        its = run_extraction(
-            rows,
-            root=root or Path(),
-            streams=names,
-            weights=by_backbone(weights, names),
-            part=_part(part),
-            **{**defaults, **chosen},
-        )
-        reports.append(its)
-        if not as_json:
-            report(its, as_json)
-        if its.stopped:
-            break
+    with EachOnce():  # what is said of the manifest is the same for every call
+        for call in calls:
+            chosen = {**call.settings, **given(options)}
+            if method is not None:
+                said = "".join(f" {name}={value}" for name, value in chosen.items() if name in call.settings)
+                logger.info("%s reads %s%s%s", method, call, said and ":", said)
+            names = list(call.streams)
+            its = run_extraction(
+                rows,
+                root=root,
+                allow_absolute=allow_absolute,
+                streams=names,
+                weights=by_backbone(weights, names),
+                part=_part(part),
+                **{**defaults, **chosen},
+            )
+            reports.append(its)
+            if not as_json:
+                report(its, as_json)
+            if its.stopped:
+                break
     if as_json:
         report(reports, as_json)
     if reports[-1].stopped:
@@ -119,15 +136,21 @@ def extract(
         sys.exit(SOME_FAILED)
 
 
-def refuse_without_pairs(rows: Any, method: str) -> None:
+def refuse_without_pairs(rows: Any, method: str, dataset: str | None) -> None:
     """A method that reads pairs of clips finds none in a manifest without these columns."""
     import pandas as pd
 
     from kdcache.data.pairs import PAIRS_HELP
 
     columns = list(rows.columns) if isinstance(rows, pd.DataFrame) else list(pd.read_csv(rows, nrows=0).columns)
-    if missing := [name for name in ("pair", "role") if name not in columns]:
+    missing = [name for name in ("pair", "role") if name not in columns]
+    if not missing:
+        return
+    if dataset is None:
         raise OptionError(f"{method} reads pairs of clips, and the manifest has no column {missing[0]!r}: {PAIRS_HELP}")
+    option = datasets.pairs_option(dataset)
+    advice = f"add --set {option}" if option else f"{dataset} has none; take another method or data set"
+    raise OptionError(f"{method} reads pairs of clips, which this manifest of {dataset} has not: {advice}.")
 
 
 def stream_names(streams: Sequence[str], layers: Sequence[str], backbone: str) -> list[str]:
@@ -136,7 +159,11 @@ def stream_names(streams: Sequence[str], layers: Sequence[str], backbone: str) -
 
 
 def clip_rows(
-    manifest: Path | None, dataset: str | None, root: Path | None, sets: tuple[str, ...]
+    manifest: Path | None,
+    dataset: str | None,
+    root: tuple[Path, ...] | None,
+    sets: tuple[str, ...],
+    allow_absolute: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """The rows to extract or to fit on, and the settings that their dataset asks for."""
     if (manifest is None) == (dataset is None):
@@ -144,15 +171,23 @@ def clip_rows(
     if manifest is not None:
         if sets:
             raise OptionError("--set belongs to --dataset; a manifest has no options.")
-        if root is None:
-            raise OptionError("Say where the videos are: --root FOLDER, or set KDCACHE_DATA.")
+        if root is None and not allow_absolute:
+            raise OptionError("Say where the sources are: --root FOLDER, or set KDCACHE_DATA.")
         return manifest, {}
     assert dataset is not None
-    if root is None:
+    if allow_absolute:
+        raise OptionError("--allow-absolute is for --manifest: a data set's sources are relative to its root.")
+    return dataset_rows(dataset, root or (), sets), datasets.settings(dataset)
+
+
+def dataset_rows(dataset: str, root: tuple[Path, ...], sets: tuple[str, ...]) -> Any:
+    """The manifest of a data set, which lies below one root."""
+    if not root:
         layout = datasets.layout(dataset)
         raise OptionError(f"Say where {dataset} lies: --root FOLDER, or set KDCACHE_DATA. Expected layout:\n{layout}")
-    rows = datasets.manifest_for(dataset, root, **pairs(sets, "--set"))
-    return rows, datasets.settings(dataset)
+    if len(root) > 1:
+        raise OptionError(f"{dataset} lies below one root, and {len(root)} were given: give --root once.")
+    return datasets.manifest_for(dataset, root[0], **pairs(sets, "--set"))
 
 
 def _part(text: str | None) -> tuple[int, int]:
@@ -180,7 +215,9 @@ def make_manifest(dataset: str, root: Path | None, sets: tuple[str, ...], out: s
     """
     from kdcache.manifest import manifest_text, write_manifest
 
-    rows, _ = clip_rows(None, dataset, root, sets)
+    rows = dataset_rows(dataset, () if root is None else (root,), sets)
+    if (note := without_splits(rows)) is not None:
+        logger.warning("%s", note)
     if out == STDOUT:
         click.echo(manifest_text(rows, dataset), nl=False)
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, folder_option, given, root_option
+from kdcache.cli.common import SOME_FAILED, allow_absolute_option, folder_option, given, roots_option
 from kdcache.cli.explained import ExplainedCommand, of_fit
 from kdcache.cli.extract import clip_rows
 from kdcache.cli.printing import json_option, report
@@ -19,7 +19,8 @@ from kdcache.errors import OptionError
 @click.argument("backbone", required=False)
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV of clips.")
 @click.option("--dataset", help="Make the manifest from a dataset's annotations; see `kdcache datasets`.")
-@root_option
+@roots_option
+@allow_absolute_option
 @folder_option(help="The fit's folder.  [default: fits/BACKBONE-N]")
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Repeat a fit's config.toml."
@@ -45,7 +46,8 @@ def fit(
     backbone: str | None,
     manifest: Path | None,
     dataset: str | None,
-    root: Path | None,
+    root: tuple[Path, ...] | None,
+    allow_absolute: bool,
     config: Path | None,
     sets: tuple[str, ...],
     as_json: bool,
@@ -64,13 +66,13 @@ def fit(
       kdcache fit vacnn --dataset msraction3d --root skeletons/ --set lr=0.001 --precision bf16
       kdcache fit tsm --manifest clips.csv --root videos/ --set label_fraction=0.1
     """
-    from kdcache.backbones import input_spec
+    from kdcache.backbones import allow, input_spec
     from kdcache.datasets.registry import dataset_module
 
     if dataset is not None:
         dataset_module(dataset)
     if backbone is not None:
-        input_spec(backbone)  # unknown names are refused before torch is imported
+        input_spec(allow(backbone))  # unknown names are refused before torch is imported
     import kdcache
     from kdcache.methods.recognition_options import RecognitionOptions
     from kdcache.runs.fit import load_config, parse_set
@@ -83,9 +85,11 @@ def fit(
     elif backbone is None:
         raise OptionError("Say what to fit: a BACKBONE such as vacnn, or --config FILE of an earlier fit.")
     else:
-        rows, defaults = clip_rows(manifest, dataset, root, others)
+        rows, defaults = clip_rows(manifest, dataset, root, others, allow_absolute)
         protocol = {name: value for name, value in defaults.items() if hasattr(RecognitionOptions, name)}
         chosen = {"backbone": backbone, "manifest": rows} | protocol
+    if allow_absolute:
+        options["allow_absolute"] = True
     result = kdcache.fit(**chosen | given({"root": root, **options}) | own)
     report(result, as_json)
     if result.failures:

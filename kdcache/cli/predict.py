@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cli.common import by_backbone, given, out_option
+from kdcache.cli.common import by_backbone, given, method_option, out_option
 from kdcache.cli.printing import STDOUT, json_option, report, write_text
 from kdcache.log import logger, quiet
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     help="CSV file for all probabilities (with --json, JSON); - prints them instead of the likeliest.",
 )
 @json_option
+@method_option
 def predict(
     paths: tuple[Path, ...],
     top: int,

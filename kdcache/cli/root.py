@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from kdcache import __version__
-from kdcache.cli import ablate, cache, catalog, cost, evaluate, extract, fit, predict, sources, train
+from kdcache.cli import ablate, cache, catalog, cost, evaluate, exchange, extract, fit, predict, sources, submit, train
 from kdcache.cli.common import Group, verbosity
 from kdcache.log import show_log
 
@@ -14,7 +14,15 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 @click.group(cls=Group, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="kdcache")
-def main() -> None:
+@click.option(
+    "--import",
+    "modules",
+    multiple=True,
+    metavar="MODULE",
+    envvar="KDCACHE_IMPORT",
+    help="Import a Python module first, which may register networks; repeatable.",
+)
+def main(modules: tuple[str, ...]) -> None:
     """Extract frozen video features once, then train distillation heads on them as often as you like.
 
     \b
@@ -24,6 +32,10 @@ def main() -> None:
       kdcache train anticipation --shards out/
     """
     show_log()
+    if modules:
+        from kdcache.backbones.custom import import_modules
+
+        import_modules(modules)
 
 
 main.params += verbosity()
@@ -40,10 +52,13 @@ for command in (
     catalog.list_methods,
     catalog.list_backbones,
     sources.weights,
+    exchange.import_group,
+    exchange.export_group,
     fit.fit,
     train.train,
     evaluate.evaluate,
     predict.predict,
+    submit.submit,
     cost.cost,
     ablate.ablate,
     train.demo,

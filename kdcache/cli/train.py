@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import folder_option, given
+from kdcache.cli.common import folder_option, given, method_option
 from kdcache.cli.explained import ExplainedCommand, of_method
 from kdcache.cli.printing import json_option, report
 from kdcache.errors import OptionError
@@ -27,6 +27,7 @@ from kdcache.errors import OptionError
 @click.option("--preset", help="The paper's settings for a dataset, such as epic or ucf101.")
 @click.option("--row", metavar="TABLE/ROW", help="One row of a paper's table, such as 'table2/TS-LSTM*'.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the method; repeatable.")
+@method_option
 @json_option
 def train(
     method: str | None,
@@ -38,9 +39,10 @@ def train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a head on cached features by METHOD, see `kdcache methods`, and print how good it is.
+    """Train a head on cached features by METHOD, and print how good it is.
 
-    `kdcache train METHOD --help` lists the method's options with their defaults and the papers' values.
+    METHOD is one of `kdcache methods`, or your own: FILE.py or package.module. `kdcache train METHOD --help` lists its
+    options with their defaults and the papers' values.
 
     \b
     Example:
@@ -48,14 +50,19 @@ def train(
       kdcache train anticipation --shards out/ --set loss_d=none --set head=light --seed 1
       kdcache train early --shards out/ --preset ntu
       kdcache train early --shards out/ --row table2/RankLSTM
+      kdcache train recognition --shards out/
+      kdcache train my_method.py --shards out/
       kdcache train --config runs/anticipation-0/config.toml --seed 1
     """
+    from kdcache.methods import load_method
     from kdcache.runs import presets
     from kdcache.runs.config import check_names, load_config, parse_set
 
     if (method is None) == (config is None):
         raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")
-    chosen: dict[str, Any] = load_config(config) if config else {"method": method, "shards": "out"}
+    chosen: dict[str, Any] = load_config(config) if config else {"shards": "out"}
+    if method is not None:
+        chosen["method"] = load_method(method)
     chosen |= presets.preset(chosen["method"], preset) if preset else {}
     if row:
         found = presets.row(chosen["method"], row)

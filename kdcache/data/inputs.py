@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from kdcache.data.stream import Reader
+from kdcache.data.stream import Reader, is_ragged
 from kdcache.errors import OptionError, unknown
 from kdcache.log import logger
 from kdcache.methods.contract import Input, SkeletonSegment
@@ -21,6 +21,9 @@ WORDS = {
     "TD": "a vector for each time step [T, D]",
     "DT": "a vector for each time step [D, T]",
     "D": "one vector [D]",
+    "PD": "a vector for each position [P, D]",
+    "TPD": "a vector for each position of each time step [T, P, D]",
+    "NTD": "a vector for each time step at each level of progress [N, T, D]",
     "THWC": "frames [T, H, W, C]",
     "THW": "motion maps [T, H, W]",
 }
@@ -33,8 +36,12 @@ class Binding:
     inputs: tuple[Input, ...]
     streams: tuple[str, ...]
     """Several are joined: vectors side by side."""
+    axes: str
+    """Those of the input's ``accepts`` that they have."""
     order: tuple[int, ...] | None
     """Permutation of the stored axes (without views) that gives the input's; none where they agree."""
+    ragged: bool = False
+    """Whether their clips differ in length."""
 
     @property
     def names(self) -> str:
@@ -60,7 +67,7 @@ def bind(cache: Reader, inputs: Sequence[Input], stream: str | None) -> list[Bin
     """
     groups: dict[tuple[object, ...], list[Input]] = {}
     for one in inputs:
-        groups.setdefault((one.stream, one.axes, one.segment), []).append(one)
+        groups.setdefault((one.stream, one.accepts, one.ragged, one.segment), []).append(one)
     wanted = _wanted(cache, stream, inputs)
     bindings = []
     for members in groups.values():
@@ -81,9 +88,11 @@ def bind(cache: Reader, inputs: Sequence[Input], stream: str | None) -> list[Bin
         if names is None and all(other == peers[0] for other in peers):
             names = next(iter(peers), None)
         chosen = _chosen(cache, first, fitting, names, alone=len(groups) == 1)
-        bindings.append(Binding(tuple(members), tuple(chosen), _order(cache.recipe(chosen[0]), first.axes)))
+        axes = _fitting_axes(cache, chosen[0], first)
+        order, ragged = _order(cache.recipe(chosen[0]), axes), is_ragged(cache.recipe(chosen[0]))
+        bindings.append(Binding(tuple(members), tuple(chosen), axes, order, ragged and first.segment is None))
         names_of = ", ".join(one.name for one in members)
-        logger.debug("%s [%s] is read from %s, of %s", names_of, first.axes, "+".join(chosen), ", ".join(fitting))
+        logger.debug("%s [%s] is read from %s, of %s", names_of, axes, "+".join(chosen), ", ".join(fitting))
     unused = [n for n in wanted.get("", []) if not any(n in b.streams for b in bindings)]
     if unused:
         raise OptionError(f"stream={unused[0]}: no input of the method reads it; {_listed(inputs)}.")
@@ -92,7 +101,7 @@ def bind(cache: Reader, inputs: Sequence[Input], stream: str | None) -> list[Bin
 
 def _same_source(one: Input, other: Input) -> bool:
     """Whether two inputs ask for the same streams, if perhaps for other segments of them."""
-    return (one.stream, one.axes) == (other.stream, other.axes)
+    return (one.stream, one.accepts) == (other.stream, other.accepts)
 
 
 def refusal(cache: Reader, stream: str, wanted: Input) -> str:
@@ -102,15 +111,37 @@ def refusal(cache: Reader, stream: str, wanted: Input) -> str:
     if stored is None:
         return f"its import does not say the order of its axes: import it again with --axes, such as V{wanted.axes}"
     axes = stored.removeprefix("V")
-    fits = sorted(axes) == sorted(wanted.axes)
-    if fits and (recipe["layout"] == "fixed") == (wanted.segment is None):
-        return ""
-    if fits:
-        needs_segment = "it holds whole clips, and the input states no segment (segment=Segment(frames=…))"
-        return needs_segment if wanted.segment is None else "it does not hold frames"
-    stated = "imported" not in recipe or "axes" in recipe or len(axes) != len(wanted.axes)
+    if any(sorted(axes) == sorted(each) for each in wanted.accepts):
+        return _layout_refusal(recipe, axes, wanted)
+    shaped = any(len(axes) == len(each) for each in wanted.accepts)
+    stated = "imported" not in recipe or "axes" in recipe or not shaped
     advice = "" if stated else f" (if that is what was imported, import it again with --axes V{wanted.axes})"
-    return f"it holds {WORDS.get(axes, axes)}, not {WORDS.get(wanted.axes, wanted.axes)}{advice}"
+    other = next((text for each, text in wanted.advice.items() if sorted(each) == sorted(axes)), "")
+    return f"it holds {WORDS.get(axes, axes)}, not {described(wanted)}{other and f': {other}'}{advice}"
+
+
+def _layout_refusal(recipe: Recipe, axes: str, wanted: Input) -> str:
+    """Why a stream with the right axes will not do."""
+    if wanted.segment is not None:
+        return "it does not hold frames" if recipe["layout"] == "fixed" else ""
+    if recipe["layout"] == "fixed" or (is_ragged(recipe) and wanted.ragged):
+        return ""
+    if axes in FRAME_AXES:
+        return "it holds whole clips, and the input states no segment (segment=Segment(frames=…))"
+    return "its clips differ in length, and this input takes clips of one length"
+
+
+def described(wanted: Input) -> str:
+    """What an input takes, in words."""
+    if len(wanted.accepts) > 3:
+        return f"features with axes {', '.join(wanted.accepts)}"
+    return " or ".join(WORDS.get(axes, axes) for axes in wanted.accepts)
+
+
+def _fitting_axes(cache: Reader, stream: str, wanted: Input) -> str:
+    """Which of the axes that an input takes a stream has, that will do."""
+    stored = (axes_of(cache.recipe(stream)) or wanted.axes).removeprefix("V")
+    return next(axes for axes in wanted.accepts if sorted(axes) == sorted(stored))
 
 
 def align_views(
@@ -175,8 +206,11 @@ def _chosen(
             if reason := fitting.get(name, refusal(cache, name, first) or f"{first.name} reads {first.stream}"):
                 other = f"choose from {', '.join(usable)}" if usable else f"{_advice(first)}"
                 raise OptionError(f"{said}={name}: {reason}; {other}.")
-        if len(names) > 1 and not first.axes.endswith("D"):
-            raise OptionError(f"{said}={','.join(names)}: only vectors of several streams can be joined; name one.")
+        found = {_fitting_axes(cache, name, first) for name in names}
+        if len(names) > 1 and (len(found) > 1 or not found.pop().endswith("D")):
+            raise OptionError(
+                f"{said}={','.join(names)}: only vectors of several streams can be joined, with equal axes; name one."
+            )
         return names
     if not usable and isinstance(first.segment, SkeletonSegment):
         raise OptionError(
@@ -186,9 +220,14 @@ def _chosen(
         near = "; ".join(f"{s}: {reason}" for s, reason in fitting.items())
         near = near or f"no stream matches {first.stream}; it has {', '.join(cache.streams) or 'nothing'}"
         raise OptionError(
-            f"{cache.path} does not hold {WORDS.get(first.axes, first.axes)} for input {first.name} ({near}): "
-            f"{_advice(first)}."
+            f"{cache.path} does not hold {described(first)} for input {first.name} ({near}): {_advice(first)}."
         )
+    axes = {s: _fitting_axes(cache, s, first) for s in usable}
+    preferred = [s for s in usable if axes[s] == min(axes.values(), key=first.accepts.index)]
+    if len(preferred) == 1 and len(usable) > 1:
+        others = ", ".join(s for s in usable if s not in preferred)
+        logger.info("%s reads %s; it could also read %s: choose with %s=…", first.name, preferred[0], others, said)
+        return preferred
     if len(usable) > 1:
         choices = f" or {said}=".join(usable)
         raise OptionError(f"{cache.path} holds several streams for input {first.name}: choose with {said}={choices}.")
@@ -210,4 +249,4 @@ def _order(recipe: Recipe, axes: str) -> tuple[int, ...] | None:
 
 
 def _listed(inputs: Sequence[Input]) -> str:
-    return "it reads " + ", ".join(f"{one.name}: {one.stream} {one.axes}" for one in inputs)
+    return "it reads " + ", ".join(f"{one.name}: {one.stream} {' or '.join(one.accepts)}" for one in inputs)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdcache.methods.contract import Batch, BatchSource
+from kdcache.methods.contract import Batch, BatchSource, lengths_name, lengths_of
 from kdcache.prefetch import prefetch
 
 PREFETCH = 3  # batches that wait ready while the device computes
@@ -72,6 +72,11 @@ def _rounds(count: int, needed: int, rng: np.random.Generator) -> Tensor:
 def feed(source: BatchSource, plan: Plan, device: torch.device) -> Iterator[Batch]:
     """The batches of a plan; those that do not lie on the device are read by a thread while the caller computes."""
     fields = {name: values.to(device) for name, values in source.fields.items()}
+    fields |= {
+        lengths_name(name): lengths[rows].to(device)
+        for name, (stream, rows) in source.inputs.items()
+        if (lengths := lengths_of(stream)) is not None
+    }
     resident = all(stream.resident for stream, _ in source.inputs.values())
     fetched = _fetch_all(source, plan) if resident else prefetch(_fetch_all(source, plan), PREFETCH)
     try:

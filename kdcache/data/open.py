@@ -20,9 +20,10 @@ from kdcache.data.beside import cut_like, followed
 from kdcache.data.clips import clips
 from kdcache.data.inputs import Binding, bind
 from kdcache.data.pairs import ROLES, pairs
+from kdcache.data.ragged import RaggedStream
 from kdcache.data.shown_views import check_first_view, common_views
 from kdcache.data.splits import Examples, named_splits, split_by
-from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget, Reader
+from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget, Part, Reader, is_ragged, view_count
 from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError, WeightsError
 from kdcache.log import logger
@@ -120,9 +121,12 @@ def open_cache(
         clip_ids=examples.clip_ids,
         inputs=streams,
         roles={one.name: one.role for one in read},
+        axes={one.name: binding.axes for binding in bindings for one in binding.inputs},
+        ragged=frozenset(one.name for b in bindings if b.ragged for one in b.inputs),
         layers={name: str(r.get("backbone", {}).get("layer", "")) for name, r in first.items()},
         sizes={name: int(r["views"]["size"]) for name, r in first.items() if "size" in r.get("views", {})},
         sampled={name: _sampled(r) for name, r in first.items() if "sampling" in r},
+        info={"imported": {name: r["imported"].get("sampling", {}) for name, r in first.items() if "imported" in r}},
         fitted=frozenset().union(*(fitted_clips(cache.path, _weights_of(r)) for r in recipes.values())),
         seed=seed,
         device=on,
@@ -244,7 +248,7 @@ def open_streams(
     """The stream of each input, whose rows are these clips; inputs that share a binding share a stream."""
     features = [binding for binding in bindings if binding.inputs[0].segment is None]
     recipes = {s: cache.recipe(s) for binding in features for s in binding.streams}
-    views = {s: cache.shape(s)[0] for s in recipes}
+    views = {s: view_count(cache, s) for s in recipes}
     shown, common = common_views(cache, features)
     if common and len(common) < max(views.values()):
         logger.info("views that all streams have: %s; the others are not read", ", ".join(common))
@@ -303,10 +307,13 @@ def _stream(
         return CachedFrames(
             cache, name, clip_ids, segment, seed, device, available, names, binding.order, follows=follows
         )
-    parts = [
-        CachedStream(cache, name, clip_ids, device, budget, available, view_of[name], binding.order)
-        for name in binding.streams
-    ]
+    parts: list[Part] = []
+    for name in binding.streams:
+        if is_ragged(cache.recipe(name)):
+            assert isinstance(cache, Cache)  # imported: no source is answered for, whose one clip has its place
+            parts.append(RaggedStream(cache, name, clip_ids, device, budget, available, binding.order))
+        else:
+            parts.append(CachedStream(cache, name, clip_ids, device, budget, available, view_of[name], binding.order))
     return parts[0] if len(parts) == 1 else JoinedStream(parts)
 
 

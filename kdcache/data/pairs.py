@@ -13,8 +13,8 @@ from kdcache.log import logger
 ROLES = ("observed", "action")
 GROUP_COLUMNS = ("group", "subject", "source")  # what pairs may have in common; held out whole
 PAIRS_HELP = (
-    "it needs clips tied by `pair`, one with `role` observed and one with action; "
-    "`kdcache manifest DATASET --set tau=1` makes them (for class folders --set observe=0.4)."
+    "it needs clips tied by `pair`, one with `role` observed and one with action. Write these columns, or let a data "
+    "set make them: epic55, epic100, rulstm and thumos14 (their option tau), jhmdb, class folders with observe=0.4."
 )
 
 

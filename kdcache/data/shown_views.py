@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kdcache.data.inputs import Binding, align_views
-from kdcache.data.stream import Reader
+from kdcache.data.stream import Reader, view_count
 from kdcache.errors import OptionError
 
 
@@ -15,7 +15,7 @@ def common_views(cache: Reader, features: Sequence[Binding]) -> tuple[dict[str, 
     Raises:
         OptionError: see ``align_views``; no view is left, or which are mirrored is not known.
     """
-    views = {s: cache.shape(s)[0] for binding in features for s in binding.streams}
+    views = {s: view_count(cache, s) for binding in features for s in binding.streams}
     if not views:
         return {}, None
     shown, common = align_views({s: cache.recipe(s) for s in views}, views)

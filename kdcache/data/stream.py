@@ -15,12 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.errors import OptionError
+from kdcache.methods.contract import InputStream, lengths_of
 from kdcache.recipe import Recipe
 
 CHUNK = 64  # clips read at once when a stream is loaded whole
 
 
-class Reader(Protocol):
+class Arrays(Protocol):
+    """Where a stream of one shape reads its arrays."""
+
+    def shape(self, stream: str) -> tuple[int, ...]: ...
+    def dtype(self, stream: str) -> np.dtype[Any]: ...
+    def read(self, stream: str, clip_ids: Sequence[str], view: int | None = None, out: Any = None) -> Any: ...
+
+
+class Reader(Arrays, Protocol):
     """What inputs need of ``kdcache.store.Cache``."""
 
     path: Path
@@ -28,13 +37,20 @@ class Reader(Protocol):
     streams: list[str]
 
     def recipe(self, stream: str) -> Recipe: ...
-    def shape(self, stream: str) -> tuple[int, ...]: ...
-    def dtype(self, stream: str) -> np.dtype[Any]: ...
     def indexed(self, stream: str) -> NDArray[np.bool_]: ...
-    def read(self, stream: str, clip_ids: Sequence[str], view: int | None = None, out: Any = None) -> Any: ...
     def length(self, stream: str, clip_id: str) -> int: ...
     def frames(self, stream: str, clip_ids: Sequence[str]) -> list[NDArray[np.int32]]: ...
     def read_frames(self, stream: str, clip_id: str, frames: NDArray[np.integer[Any]]) -> NDArray[Any]: ...
+
+
+def is_ragged(recipe: Recipe) -> bool:
+    """Whether the clips of a stream differ in shape."""
+    return bool(recipe["layout"] == "ragged")
+
+
+def view_count(cache: Reader, stream: str) -> int:
+    """How many views a stream of features has; one where its clips differ in length."""
+    return 1 if is_ragged(cache.recipe(stream)) else cache.shape(stream)[0]
 
 
 class MemoryBudget:
@@ -77,7 +93,7 @@ class CachedStream:
 
     def __init__(
         self,
-        cache: Reader,
+        cache: Arrays,
         name: str,
         clip_ids: Sequence[str],
         device: torch.device,
@@ -172,13 +188,30 @@ class CachedStream:
         return out
 
 
-class JoinedStream:
-    """Several streams of the same clips as one: their vectors ``[..., d_i]`` side by side, ``[..., Σ d_i]``."""
+class Part(InputStream, Protocol):
+    """A stream that can be joined with others: ``CachedStream``, ``RaggedStream``."""
 
-    def __init__(self, parts: Sequence[CachedStream]) -> None:
+    name: str
+    clip_ids: list[str]
+    budget: MemoryBudget
+
+    @property
+    def nbytes(self) -> int: ...
+    def place(self, resident: bool) -> None: ...
+    def map(self, fn: Callable[[Tensor], Tensor]) -> CachedStream: ...
+
+
+class JoinedStream:
+    """Several streams of the same clips as one: their vectors ``[..., d_i]`` side by side, ``[..., Σ d_i]``.
+
+    Sequences that differ from clip to clip are joined where each clip has as many vectors in every stream."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = list(parts)
         first = self.parts[0]
+        self.lengths = lengths_of(first)
         for part in self.parts[1:]:
+            _check_lengths(first, part)
             if part.shape[:-1] != first.shape[:-1] or part.views != first.views:
                 raise OptionError(
                     f"stream={first.name},{part.name}: {first.views} views of {list(first.shape)} and {part.views} of "
@@ -224,3 +257,23 @@ class JoinedStream:
     def to_device(self, fetched: Tensor) -> Tensor:
         """On the device, float32."""
         return self.parts[0].to_device(fetched)
+
+
+def _check_lengths(first: Part, part: Part) -> None:
+    """``OptionError`` for two streams of which a clip has different numbers of vectors."""
+    lengths, others = lengths_of(first), lengths_of(part)
+    if lengths is None and others is None:
+        return
+    if lengths is None or others is None:
+        one, several = (part, first) if others is None else (first, part)
+        raise OptionError(
+            f"stream={first.name},{part.name}: all clips of {one.name} have one length, those of {several.name} "
+            "differ, so they cannot be joined; import both alike."
+        )
+    differing = (lengths != others).nonzero()
+    if len(differing):
+        row = int(differing[0, 0])
+        raise OptionError(
+            f"stream={first.name},{part.name}: clip {first.clip_ids[row]!r} has {int(lengths[row])} and "
+            f"{int(others[row])} vectors, so they cannot be joined; import features at the same rate."
+        )

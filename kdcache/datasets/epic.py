@@ -50,7 +50,7 @@ def kind_of(path: Path) -> Kind:
         return "epic100"
     if "uid" in first:
         return "epic55"
-    if len(first) == 7 and all(cell.isdigit() for cell in first[2:]):
+    if len(first) in (4, 7) and all(cell.isdigit() for cell in first[2:]):
         if re.fullmatch(r"P\d+_\d+_\d+", first[0]):
             return "rulstm-ek100"
         return "rulstm-ek55" if re.fullmatch(r"P\d+_\d+", first[1]) else "rulstm-egtea"
@@ -134,7 +134,7 @@ def _verbs_nouns(table: pd.DataFrame) -> list[tuple[int | None, int | None]]:
 
 
 def clips(table: pd.DataFrame, located: Located, length: Mapping[str, float], prefix: str) -> pd.DataFrame:
-    """Actions as ``action_pairs`` takes them, named ``<prefix>-<uid>``; ``fps`` where the sources are pictures."""
+    """Actions as ``action_clips`` takes them, named ``<prefix>-<uid>``; ``fps`` where the sources are pictures."""
     columns = {
         "name": prefix + "-" + table["uid"],
         "source": table["video_id"].map(located.paths),

@@ -21,7 +21,7 @@ from kdcache.datasets.epic import (
     with_classes,
 )
 from kdcache.datasets.listing import DatasetReport
-from kdcache.datasets.pairs import SETTINGS, WINDOW_S, Early, action_pairs
+from kdcache.datasets.pairs import SETTINGS, TAU_S, WINDOW_S, Early, action_clips
 from kdcache.errors import OptionError
 
 LAYOUT = """
@@ -44,15 +44,16 @@ WRONG_FRAMES = ("P01_109", "P27_103")  # the released pictures of these two are 
 def manifest(
     root: Path,
     *,
-    tau: float = 1.0,
+    tau: float = TAU_S,
     window: float = WINDOW_S,
     target: Target = "verb",
     early: Early = "clamp",
+    history: float | None = None,
     layout: Layout = "auto",
     annotations: Path | None = None,
     test: bool = False,
 ) -> tuple[pd.DataFrame, DatasetReport]:
-    """Pairs ``ek100-<narration_id>@<tau>-observed`` / ``-action``.
+    """Pairs ``ek100-<narration_id>@<tau>-observed`` / ``-action``, or clips ``ek100-<narration_id>@<history>-past``.
 
     Args:
         root: the data root; see ``LAYOUT``.
@@ -60,6 +61,7 @@ def manifest(
         window: length of each clip in seconds; extract at ``32 / window`` frames a second.
         target: what ``label`` is; ``verb`` and ``noun`` have their own columns in any case.
         early: what becomes of actions that start before ``tau``.
+        history: instead of pairs one clip an action, so many seconds that end where it starts.
         layout: where frames are taken from; ``auto`` takes what is there.
         annotations: folder of the official CSVs.
         test: add the test set, without labels, for the challenge.
@@ -79,7 +81,7 @@ def manifest(
     table = pd.concat(tables, ignore_index=True).rename(columns={"narration_id": "uid"})
     length = durations(folder / "EPIC_100_video_info.csv")
     located = find_videos(root, table["video_id"].unique(), layout, length)
-    rows, dropped = action_pairs(clips(table, located, length, "ek100"), tau, window, early)
+    rows, dropped = action_clips(clips(table, located, length, "ek100"), tau, window, early, history)
     notes = [f"{file} is not in {folder}: its clips are not listed" for file in absent]
     if located.layout != "videos":
         notes += [f"the released pictures of {v} are wrong: replace them" for v in WRONG_FRAMES if v in located.paths]

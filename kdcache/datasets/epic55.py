@@ -25,7 +25,7 @@ from kdcache.datasets.epic import (
 )
 from kdcache.datasets.gaps import unlabelled_pairs
 from kdcache.datasets.listing import DatasetReport, Located
-from kdcache.datasets.pairs import SETTINGS, WINDOW_S, Early, action_pairs
+from kdcache.datasets.pairs import SETTINGS, TAU_S, WINDOW_S, Early, action_clips
 from kdcache.datasets.rulstm import read_list
 from kdcache.errors import ManifestError, OptionError
 
@@ -48,19 +48,21 @@ LAST_TRAINING_PARTICIPANT = 25  # of the anticipation paper's split, recovered f
 def manifest(
     root: Path,
     *,
-    tau: float = 1.0,
+    tau: float = TAU_S,
     window: float = WINDOW_S,
     split: Literal["paper", "rulstm"] = "paper",
     target: Target = "verb",
     unlabelled: int = 26391,
     seed: int = 0,
     early: Early = "clamp",
+    history: float | None = None,
     layout: Layout = "auto",
     annotations: Path | None = None,
     rulstm: Path | None = None,
     test: bool = False,
 ) -> tuple[pd.DataFrame, DatasetReport]:
-    """Pairs ``ek55-<uid>@<tau>-observed`` / ``-action``, then ``ek55-<video>-gap<i>@<tau>-…`` without labels.
+    """Pairs ``ek55-<uid>@<tau>-observed`` / ``-action``, then ``ek55-<video>-gap<i>@<tau>-…`` without labels; or clips
+    ``ek55-<uid>@<history>-past``.
 
     Args:
         root: the data root; see ``LAYOUT``.
@@ -68,9 +70,11 @@ def manifest(
         window: length of each clip in seconds; extract at ``32 / window`` frames a second.
         split: which actions train and which validate.
         target: what ``label`` is; ``verb`` and ``noun`` have their own columns in any case.
-        unlabelled: number of pairs from gaps of training videos (the paper's by default; 0 for none: half the disk).
+        unlabelled: number of pairs from gaps of training videos (the paper's by default; 0 for none: half the disk);
+            none with ``history``.
         seed: of the unlabelled draw.
         early: what becomes of actions that start before ``tau``.
+        history: instead of pairs one clip an action, so many seconds that end where it starts.
         layout: where frames are taken from; ``auto`` takes what is there.
         annotations: folder of the official CSVs.
         rulstm: folder of RULSTM's ``training.csv`` and ``validation.csv``, for ``split="rulstm"``.
@@ -86,9 +90,9 @@ def manifest(
         table = pd.concat([table, extra.assign(split=f"test_{name}")], ignore_index=True)
     length = durations(folder / "EPIC_video_info.csv")
     located = find_videos(root, table["video_id"].unique(), layout, length)
-    rows, dropped = action_pairs(clips(table, located, length, "ek55"), tau, window, early)
+    rows, dropped = action_clips(clips(table, located, length, "ek55"), tau, window, early, history)
     report = located.report.dropping({**dropped, "not in the RULSTM lists": unlisted})
-    if unlabelled:
+    if unlabelled and history is None:
         taken = _annotated(folder, table)
         videos = _training_videos(table, located, length, folder)
         pairs = unlabelled_pairs(videos, taken, unlabelled, tau, window, seed)

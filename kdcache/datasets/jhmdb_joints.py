@@ -1,4 +1,4 @@
-"""JHMDB's 2-D joints: 14 classes, 15 joints a frame, 433 clips train and 176 test in each of two splits.
+"""JHMDB's 2-D joints: 14 classes, 15 joints a frame, about 430 clips train and 180 test in each of three splits.
 
 One archive a split holds all clips; a row names its clip by the span that it has in the archive laid end to end.
 """
@@ -16,7 +16,7 @@ from kdcache.errors import OptionError
 from kdcache.skeletons.jhmdb import FPS, clips_of
 
 LAYOUT = """
-jhmdb_joints_split1.npz   and _split2; also below jhmdb/ or skeletons/jhmdb/
+jhmdb_joints_split1.npz   and _split2, _split3; also below jhmdb/ or skeletons/jhmdb/
 """
 
 FOLDERS = ("", "jhmdb/", "skeletons/jhmdb/")
@@ -25,7 +25,7 @@ FOLDERS = ("", "jhmdb/", "skeletons/jhmdb/")
 def manifest(
     root: Path,
     *,
-    split: Literal[1, 2] = 1,
+    split: Literal[1, 2, 3] = 1,
     validation: float = 0.0,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, DatasetReport]:
@@ -33,7 +33,7 @@ def manifest(
 
     Args:
         root: the data root; see ``LAYOUT``.
-        split: which of the two splits.
+        split: which of the three splits.
         validation: share of each class's training clips that validates instead. They are drawn one by one: which clips
             were cut from the same film is not known, so validation is kinder than the test.
         seed: of that draw.

@@ -15,9 +15,11 @@ from kdcache.sources import open_source
 
 FPS = 30.0  # [reconstructed]: the paper says 32 frames and no rate
 WINDOW_S = 32 / FPS
+TAU_S = 1.0
 # A clip cut short by the start of its video repeats the first frame; at another window take another rate.
 SETTINGS = {"fps": FPS, "anchor": "last"}
 ONE_FRAME_S = 1 / 120  # a span so short that it holds the frame at its start alone, up to 120 frames a second
+BEYOND = "the action starts after the end of its video"  # the same
 ONE_FRAME = "a single frame cannot be both observed and anticipated"  # why a report leaves a clip out
 _TOLERANCE_S = 1e-6  # of the leak guard: far less than a frame, more than the rounding of decimal times
 
@@ -61,7 +63,7 @@ def action_pairs(
     seen_until = start - tau
     clamped = seen_until <= 0
     beyond = start >= duration  # False where the duration is unknown
-    left_out = {"the action starts after the end of its video": tuple(name[beyond])}
+    left_out = {BEYOND: tuple(name[beyond])}
     keep = ~beyond
     if early != "clamp":
         short = clamped if early == "drop" else seen_until < window - _TOLERANCE_S
@@ -79,6 +81,51 @@ def action_pairs(
     marks = pd.DataFrame({"pair": stem, "tau": repr(float(tau)), "clamped": np.where(clamped[keep], "1", "0")})
     rows = interleave(observed.join(marks), action.join(marks))
     return rows, {reason: names for reason, names in left_out.items() if names}
+
+
+def past_clips(actions: pd.DataFrame, history: float) -> tuple[pd.DataFrame, dict[str, tuple[str, ...]]]:
+    """One clip an action, ``history`` seconds that end where the action starts: what a method of several anticipation
+    times reads, which leaves the last of it out itself.
+
+    Spans begin at 0 where the source does. An action at 0 has nothing before it and is left out.
+
+    Args:
+        actions: as for ``action_pairs``.
+        history: length of a clip in seconds.
+
+    Returns:
+        The rows, named ``<name>@<history>-past``; and reason → names left out.
+
+    Raises:
+        OptionError: ``history`` not positive.
+    """
+    if not (math.isfinite(history) and history > 0):
+        raise OptionError(f"history is {history}: give the length of a clip in seconds, more than 0.")
+    name = actions["name"].to_numpy(dtype=object)
+    start = actions["start_s"].to_numpy(dtype=np.float64)
+    beyond = start >= actions["duration_s"].to_numpy(dtype=np.float64)  # False where the duration is unknown
+    first = (start <= 0) & ~beyond
+    left_out = {BEYOND: tuple(name[beyond]), "nothing lies before the action's start": tuple(name[first])}
+    keep = ~(beyond | first)
+    rows = carried(actions[keep]).assign(start_s=np.maximum(start - history, 0.0)[keep], stop_s=start[keep])
+    rows.insert(0, "clip_id", [f"{n}@{history:g}-past" for n in name[keep]])
+    return rows, {reason: names for reason, names in left_out.items() if names}
+
+
+def action_clips(
+    actions: pd.DataFrame, tau: float, window: float, early: Early, history: float | None
+) -> tuple[pd.DataFrame, dict[str, tuple[str, ...]]]:
+    """``past_clips`` where ``history`` is given, else ``action_pairs``.
+
+    Raises:
+        OptionError: ``history`` with an option of pairs, or values that make no clip.
+    """
+    if history is None:
+        return action_pairs(actions, tau, window, early)
+    for option, value, default in (("tau", tau, TAU_S), ("window", window, WINDOW_S), ("early", early, "clamp")):
+        if value != default:
+            raise OptionError(f"{option}={value} is of pairs of clips and means nothing with history: leave one out.")
+    return past_clips(actions, history)
 
 
 def part_pairs(clips: pd.DataFrame, cut_s: Mapping[str, float], action: Literal["rest", "whole"]) -> pd.DataFrame:

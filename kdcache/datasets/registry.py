@@ -91,6 +91,12 @@ def status(name: str, root: str | os.PathLike[str]) -> str:
     return f"{len(rows)} clips; {report.found} sources found, {len(report.missing)} missing, {len(report.extra)} extra"
 
 
+def pairs_option(name: str) -> str | None:
+    """The option with which a data set makes pairs of clips, as one types it; ``None`` where it has none."""
+    known = options(dataset_module(name).manifest)
+    return next((text for text in ("tau=1", "observe=0.4") if text.partition("=")[0] in known), None)
+
+
 def layout(name: str) -> str:
     """How the files of a dataset lie below its root, one path a line."""
     return str(dataset_module(name).LAYOUT).strip("\n")

@@ -23,11 +23,12 @@ from kdcache.datasets.epic import (
     refuse_other,
 )
 from kdcache.datasets.listing import DatasetReport, locate
-from kdcache.datasets.pairs import SETTINGS, WINDOW_S, Early, action_pairs
-from kdcache.errors import ManifestError
+from kdcache.datasets.pairs import SETTINGS, TAU_S, WINDOW_S, Early, action_clips
+from kdcache.errors import ManifestError, OptionError
 
 LAYOUT = """
 rulstm/training.csv, rulstm/validation.csv   ek55 or ek100 as RULSTM distributes them; also annotations/ or the root
+rulstm/test_{seen,unseen}.csv                ek55 with test=true; of ek100 test_timestamps.csv
 rulstm/training{1,2,3}.csv, …                EGTEA Gaze+, three splits
 videos/…                                     EPIC: as for epic55 and epic100; EGTEA: videos/<session>.mp4
 """
@@ -36,21 +37,28 @@ __all__ = ["LAYOUT", "SETTINGS", "manifest"]
 
 COLUMNS = ("id", "video", "start", "stop", "verb", "noun", "action")
 FPS = 30.0  # of the frame columns
+TESTS: dict[Kind, dict[str, str]] = {
+    "rulstm-ek55": {"test_s1": "test_seen.csv", "test_s2": "test_unseen.csv"},
+    "rulstm-ek100": {"test": "test_timestamps.csv"},
+}
+"""Split → list of the test sets; EGTEA Gaze+ has none."""
 EGTEA_VIDEOS = {"videos": ["videos/{v}.mp4", "{v}.mp4", "videos/{v}.avi", "{v}.avi"]}
 
 
 def manifest(
     root: Path,
     *,
-    tau: float = 1.0,
+    tau: float = TAU_S,
     window: float = WINDOW_S,
     split: Literal[1, 2, 3] = 1,
     target: Target = "action",
     early: Early = "clamp",
+    history: float | None = None,
     layout: Layout = "auto",
     annotations: Path | None = None,
+    test: bool = False,
 ) -> tuple[pd.DataFrame, DatasetReport]:
-    """Pairs ``<ek55|ek100|egtea>-<id>@<tau>-observed`` / ``-action``.
+    """Pairs ``<ek55|ek100|egtea>-<id>@<tau>-observed`` / ``-action``, or clips ``…-<id>@<history>-past``.
 
     Args:
         root: the data root; see ``LAYOUT``.
@@ -59,8 +67,10 @@ def manifest(
         split: which of EGTEA's three splits; the EPIC lists have one.
         target: what ``label`` is; ``verb`` and ``noun`` have their own columns in any case.
         early: what becomes of actions that start before ``tau``.
+        history: instead of pairs one clip an action, so many seconds that end where it starts.
         layout: where EPIC frames are taken from; ``auto`` takes what is there.
         annotations: folder of the lists.
+        test: add the lists of the challenges' test sets, without labels.
     """
     folder = find_annotations(root, annotations, ["training.csv", f"training{split}.csv"], "rulstm")
     suffix = "" if (folder / "training.csv").exists() else str(split)
@@ -68,7 +78,12 @@ def manifest(
     kind = kind_of(files["train"])
     if not kind.startswith("rulstm"):
         refuse_other(files["train"], "rulstm-ek55")
-    table = pd.concat([read_list(path, kind).assign(split=s) for s, path in files.items()], ignore_index=True)
+    tables = [read_list(path, kind).assign(split=s) for s, path in files.items()]
+    if test:
+        if kind not in TESTS:
+            raise OptionError("test=true: EGTEA Gaze+ has no test list; leave it out.")
+        tables += [read_list(folder / file, kind, test=True).assign(split=s) for s, file in TESTS[kind].items()]
+    table = pd.concat(tables, ignore_index=True)
     length = durations(folder / "EPIC_video_info.csv") | durations(folder / "EPIC_100_video_info.csv")
     videos = table["video"].unique()
     if kind == "rulstm-egtea":
@@ -83,12 +98,14 @@ def manifest(
         label=table[target],
     )
     actions = clips(table, located, length, kind.removeprefix("rulstm-"))
-    rows, dropped = action_pairs(actions, tau, window, early)
+    rows, dropped = action_clips(actions, tau, window, early, history)
     return rows, located.report.dropping(dropped)
 
 
-def read_list(path: Path, kind: Kind) -> pd.DataFrame:
+def read_list(path: Path, kind: Kind, test: bool = False) -> pd.DataFrame:
     """One list: ``id``, ``video`` (text); ``start``, ``stop`` (frames at 30 a second), ``verb``, ``noun``, ``action``.
+
+    Lists of ``test`` sets lack the last three, which are empty then.
 
     Raises:
         ManifestError: the file is missing or of another kind.
@@ -96,5 +113,9 @@ def read_list(path: Path, kind: Kind) -> pd.DataFrame:
     if not path.exists():
         raise ManifestError(str(path), ["no such file; RULSTM's lists come in pairs, training and validation"])
     refuse_other(path, kind)
-    table = pd.read_csv(path, header=None, names=list(COLUMNS), dtype=str, skipinitialspace=True)
+    table = pd.read_csv(path, header=None, dtype=str, skipinitialspace=True)
+    columns = COLUMNS[:4] if test else COLUMNS
+    if table.shape[1] != len(columns):
+        raise ManifestError(str(path), [f"has {table.shape[1]} columns, not {len(columns)}: {', '.join(columns)}"])
+    table = table.set_axis(list(columns), axis=1).reindex(columns=list(COLUMNS))
     return table.astype({**dict.fromkeys(COLUMNS[2:4], "int64"), **dict.fromkeys(COLUMNS[4:], "Int64")})

@@ -1,21 +1,101 @@
-"""How long an extraction will take, estimated from two of its clips."""
+"""What an extraction will take, before anything is computed: streams without their weights, time, processes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from kdcache.extraction.plan import Plan, WorkUnit
+from kdcache import backbones
+from kdcache.backbones.published import published_for
+from kdcache.backbones.weights import Choice, folders
+from kdcache.errors import WeightsError
+from kdcache.extraction.plan import SHARD_BYTES, Plan, WorkUnit
 from kdcache.extraction.worker import ClipInputs, WorkerConfig, decoded, prepared
+from kdcache.runtime import cores, free_bytes, kept_threads, resolve_device, worker_count
 from kdcache.streams.backbone import BackboneStream
+from kdcache.streams.base import Stream
+from kdcache.streams.registry import named, resolve
+from kdcache.streams.settings import StreamSettings
 from kdcache.workers import StopFlag
 
+WORKER_BYTES = 5 * 2**28 + 2 * SHARD_BYTES  # 1.6 GB were measured for I3D at 224 px, the heaviest; with its shard twice
+GPU_WORKER_BYTES = 4 * 2**30  # [reconstructed] CUDA's own, a network, and what a batch of 8 segments takes
 
-def estimate_seconds(plan: Plan, config: WorkerConfig) -> float:
-    """Seconds that one worker would take; nothing is written. Sources that cannot be read cost nothing here."""
+
+def automatic_workers(workers: int | str, device: str | None = None) -> int:
+    """Processes of an extraction; for ``auto`` one a core, as far as memory allows, that of the GPU included.
+
+    Args:
+        workers: a number, or ``auto``.
+        device: as resolved; ``None``: not known yet, and not asked, for that loads torch.
+
+    Raises:
+        OptionError: neither.
+    """
+    count = worker_count(workers, WORKER_BYTES)
+    if workers == "auto" and device is not None and device != "cpu":
+        return max(1, min(count, free_bytes(resolve_device(device)) // GPU_WORKER_BYTES))
+    return count
+
+
+def resolve_without_weights(
+    names: Sequence[str], settings: StreamSettings, weights: Mapping[str, Any] | None
+) -> tuple[list[Stream], dict[str, str]]:
+    """As ``streams.registry.resolve``, but nothing is downloaded, and weights that are not here are no error.
+
+    Returns:
+        The streams, and stream → why its weights are not here. Such a stream has another recipe than it will have.
+    """
+    given = named(weights)
+    backbone_of = {name: backbones.canonical(name.partition("/")[0]) for name in names}
+    lacking = {name: why for name, of in backbone_of.items() if of not in given and (why := _not_here(of))}
+
+    def resolved(some: Sequence[str]) -> list[Stream]:
+        placeholders = {backbone_of[name]: Choice(seed=0) for name in lacking}
+        return resolve(some, settings, given | placeholders)
+
+    try:
+        return resolved(names), lacking
+    except WeightsError:
+        for name in names:
+            try:
+                resolved([name])
+            except WeightsError as error:
+                lacking[name] = str(error)
+    return resolved(names), lacking
+
+
+def _not_here(backbone: str) -> str | None:
+    """Why the published weights of a backbone would be fetched; ``None`` where they are here or there are none."""
+    row = published_for(backbone)
+    if row is None or any((folder / row.file).is_file() for folder in folders()):
+        return None
+    return f"{row.file} is not on this machine"
+
+
+def estimate_seconds(plan: Plan, config: WorkerConfig, workers: int) -> float:
+    """Seconds until all workers have finished; nothing is written. Sources that cannot be read cost nothing here.
+
+    Two clips are computed with the threads that a worker has. No more workers count than there are cores, however many
+    are asked for, nor more than there are units of work.
+    """
+    import torch
+
+    if not plan.units:
+        return 0.0
+    with kept_threads():
+        torch.set_num_threads(config.threads)
+        alone = _seconds_alone(plan, config)
+    return alone / min(workers, cores(), len(plan.units))
+
+
+def _seconds_alone(plan: Plan, config: WorkerConfig) -> float:
+    """Seconds that one worker would take."""
     from kdcache.extraction.features import Backbones
 
     total = 0.0
-    nets = Backbones(config.streams, config.device, config.batch) if plan.units else None
+    nets = Backbones(config.streams, config.device, config.batch)
     for names in {unit.streams for unit in plan.units}:
         tasks = [t for unit in plan.units if unit.streams == names for t in unit.tasks]
         streams = [s for s in config.streams if s.name in names]
@@ -27,7 +107,7 @@ def estimate_seconds(plan: Plan, config: WorkerConfig) -> float:
             clips = list(prepared(decoded(unit, streams, config, StopFlag()), streams))
             ready = [c for c in clips if isinstance(c, ClipInputs)]
             for stream in streams:
-                if ready and isinstance(stream, BackboneStream) and nets is not None:
+                if ready and isinstance(stream, BackboneStream):
                     nets.features([clip.inputs[stream.name] for clip in ready], stream)
             taken.append(time.perf_counter() - begin)
         total += taken[-1] * len(tasks)

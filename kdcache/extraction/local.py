@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kdcache.backbones.custom import in_workers, is_external, known_here
 from kdcache.errors import KdcacheError
 from kdcache.extraction.plan import Task, WorkUnit
 from kdcache.extraction.worker import Done, Event, Started, WorkerConfig, run_unit
 from kdcache.runtime import kept_threads
 from kdcache.store.failures import Failure
+from kdcache.streams.backbone import BackboneStream
 from kdcache.workers import Executor, Processes, Serial, StopFlag
 
 Listener = Callable[[Event], None]
@@ -21,6 +23,8 @@ class ExtractionWork:
     """What every worker does: backbones are built once, then unit after unit is computed and committed."""
 
     config: WorkerConfig
+    networks: bytes | None = None
+    """Of workers in other processes: what makes the user's own networks known there."""
 
     def start(self, worker: int) -> Callable[[WorkUnit, Listener, StopFlag], None]:
         """See ``kdcache.workers.Work``."""
@@ -29,6 +33,8 @@ class ExtractionWork:
         from kdcache.extraction.features import Backbones
 
         config = self.config
+        if self.networks is not None:
+            known_here(self.networks)
         torch.set_num_threads(config.threads)
         nets = Backbones(config.streams, config.device, config.batch)
         return lambda unit, emit, stop: run_unit(unit, config, nets, emit, stop)
@@ -45,10 +51,14 @@ def run_units(
     Raises:
         KdcacheError: what a worker cannot go on from.
     """
-    work = ExtractionWork(config)
-    executor: Executor[WorkUnit, Event] = Serial(work)
+    executor: Executor[WorkUnit, Event] = Serial(ExtractionWork(config))
     if workers > 1 and len(units) > 1:
         deaths: dict[str, int] = {}
+        from kdcache.backbones.external_weights import forget  # loads torch, as every worker does
+
+        forget()
+        networks = [s.backbone for s in config.streams if isinstance(s, BackboneStream) and is_external(s.backbone)]
+        work = ExtractionWork(config, in_workers(networks) if networks else None)
         executor = Processes(work, workers, lambda unit, events, how: after_death(unit, events, how, deaths, on_event))
     if units:  # without any, nothing heavy is imported
         with kept_threads():

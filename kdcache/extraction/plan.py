@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import pandas as pd
 from kdcache.errors import KdcacheError, SourceError
 from kdcache.files import atomic
 from kdcache.progress import counted
-from kdcache.recipe import clip_key
-from kdcache.sources import fingerprint, inside
+from kdcache.recipe import clip_key, nothing_to_enlarge
+from kdcache.roots import Roots
+from kdcache.sources import find, fingerprint
 from kdcache.store.failures import Failure
 from kdcache.streams.base import ClipSpan, Stream
 
@@ -92,6 +93,7 @@ def make_plan(
     paths: Mapping[str, str],
     cached: Mapping[str, Mapping[str, tuple[str, int, str]]],
     failed: Mapping[str, Failure],
+    origin: Callable[[str, int], Mapping[str, Any]],
     parts: int = 1,
 ) -> Plan:
     """Find what is missing.
@@ -104,6 +106,7 @@ def make_plan(
         paths: source → absolute path.
         cached: stream → key → (shard, row, digest) of everything the cache holds.
         failed: key → failure of an earlier call; such clips are skipped.
+        origin: shard and row → provenance of what is cached there.
         parts: number of workers; work is cut so that each gets some.
     """
     plan = Plan(clips=len(manifest), located={s.name: {} for s in streams}, missing={s.name: {} for s in streams})
@@ -119,11 +122,11 @@ def make_plan(
         lacking: dict[str, str] = {}
         for stream in streams:
             key = clip_key(stream.digest, fingerprint, start_s, stop_s)
-            place = cached.get(stream.name, {}).get(key)
-            if place is None:
+            entry = _cached(stream, key, (fingerprint, start_s, stop_s), cached.get(stream.name, {}), origin)
+            if entry is None:
                 lacking[stream.name] = plan.missing[stream.name][clip_id] = key
             else:
-                plan.located[stream.name][clip_id] = (place[0], place[1], key, place[2])
+                plan.located[stream.name][clip_id] = entry
         if not lacking:
             plan.cached += 1
             continue
@@ -144,6 +147,25 @@ def make_plan(
     for names, tasks in missing.items():
         plan.units += _cut([by_name[n] for n in names], tasks, parts)
     return plan
+
+
+def _cached(
+    stream: Stream,
+    key: str,
+    span: tuple[str, float, float],
+    places: Mapping[str, tuple[str, int, str]],
+    origin: Callable[[str, int], Mapping[str, Any]],
+) -> tuple[str, int, str, str] | None:
+    """Where an array lies: (shard, row, key, digest); one that enlarging would not have changed counts, too."""
+    if (place := places.get(key)) is not None:
+        return place[0], place[1], key, place[2]
+    if stream.enlarging is None or not places:
+        return None
+    key = clip_key(stream.enlarging.digest, *span)
+    place = places.get(key)
+    if place is None or not nothing_to_enlarge(stream.recipe, origin(place[0], place[1])):
+        return None
+    return place[0], place[1], key, place[2]
 
 
 def sources_of(manifest: pd.DataFrame, streams: Sequence[Stream]) -> pd.Series[str]:
@@ -187,12 +209,13 @@ def _cut(streams: list[Stream], tasks: list[Task], parts: int) -> list[WorkUnit]
 
 
 def fingerprint_sources(
-    sources: Sequence[str], root: Path, memory: Path, *, remember: bool = True
+    sources: Sequence[str], roots: Roots, memory: Path, *, remember: bool = True
 ) -> tuple[dict[str, str | KdcacheError], dict[str, str]]:
     """Content fingerprints of all sources, remembering those of files whose size and time of change are as they were.
 
     Args:
-        sources: paths as in the manifest, relative to ``root``.
+        sources: paths as in the manifest.
+        roots: what they are relative to.
         memory: CSV file that keeps (path, size, mtime_ns, fingerprint) from call to call.
         remember: write what is new into it.
 
@@ -208,7 +231,7 @@ def fingerprint_sources(
     fresh = dict(known)
     for source in counted("fingerprints", sources, "sources"):
         try:
-            path = inside(root, source)
+            path = find(roots, source)
             paths[source] = str(path)
             stat = os.stat(path)
             signature = (str(path), stat.st_size, stat.st_mtime_ns)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from kdcache.errors import OptionError, StoreError
-from kdcache.extraction.estimate import estimate_seconds
+from kdcache.extraction.estimate import automatic_workers, estimate_seconds, resolve_without_weights
 from kdcache.extraction.fitted import fitted_weights, leaks
 from kdcache.extraction.local import run_units
 from kdcache.extraction.plan import Plan, WorkUnit, fingerprint_sources, make_plan, sources_of
@@ -24,11 +24,14 @@ from kdcache.extraction.worker import Computed, Done, Event, WorkerConfig
 from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
 from kdcache.progress import progress
+from kdcache.roots import Root, Roots
 from kdcache.runtime import cores, resolve_device
+from kdcache.splits import without_splits
 from kdcache.store import clean, load_places, scan
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
 from kdcache.store.fitted import save_fitted
-from kdcache.store.index import update_index
+from kdcache.store.index import refuse_other_classes, update_index
+from kdcache.store.scan import Origins
 from kdcache.streams.base import Stream
 from kdcache.streams.registry import resolve
 from kdcache.streams.settings import StreamSettings
@@ -57,8 +60,14 @@ class ExtractReport:
     """Estimated size of the missing work."""
     planned: int | None = None
     """Of a dry run: clips that would be extracted."""
-    seconds: float = 0.0
-    """Of a dry run: estimated time, from computing two clips."""
+    seconds: float | None = None
+    """Of a dry run: estimated time, from computing two clips; ``None`` where weights are missing."""
+    workers: int = 1
+    """Processes …"""
+    threads: int = 1
+    """… and the threads of each."""
+    lacking: dict[str, str] = field(default_factory=dict)
+    """Of a dry run: stream → why its weights are not here, so that nothing is known of what is cached of it."""
     warnings: list[str] = field(default_factory=list)
     """Weights that were fitted on clips which the manifest holds out."""
 
@@ -67,11 +76,19 @@ class ExtractReport:
 
     def _summary(self) -> str:
         if self.planned is not None:
-            return (
+            took = "" if self.seconds is None else f" and {timedelta(seconds=round(self.seconds))} (h:mm:ss)"
+            shared = _counted(self.workers, "worker") + f" of {_counted(self.threads, 'thread')}"
+            text = (
                 f"{self.clips} clips: {self.cached} cached already, {len(self.failures)} unreadable or failed before, "
-                f"{self.planned} to extract from {self.sources} sources: about {self.bytes / 1e6:,.0f} MB and "
-                f"{timedelta(seconds=round(self.seconds))} (h:mm:ss). Nothing was written."
+                f"{self.planned} to extract from {self.sources} sources: about {self.bytes / 1e6:,.0f} MB{took} with "
+                f"{shared} on {_counted(cores(), 'core')}. Nothing was written."
             )
+            for stream, why in self.lacking.items():
+                text += (
+                    f"\n{stream}: {why.rstrip('.')}. Without its weights neither the time nor what is cached of it is "
+                    "known; all its clips are counted."
+                )
+            return text
         text = f"{self.clips} clips: {self.cached} cached already, {self.extracted} extracted"
         text += f" into {len(self.shards)} shards" if self.shards else ""
         if self.failures:
@@ -81,11 +98,11 @@ class ExtractReport:
 
 def extract(
     manifest: pd.DataFrame | str | os.PathLike[str],
-    root: str | os.PathLike[str],
+    root: Root = None,
     out: str | os.PathLike[str] = "out",
     streams: Sequence[str] = ("i3d-rgb/mixed4a",),
     weights: Mapping[str, str | os.PathLike[str]] | None = None,
-    workers: int = 1,
+    workers: int | str = 1,
     *,
     device: str = "auto",
     batch: int | None = None,
@@ -93,6 +110,7 @@ def extract(
     dry_run: bool = False,
     retry_failed: bool = False,
     part: tuple[int, int] = (1, 1),
+    allow_absolute: bool = False,
     bar: bool = True,
     **settings: Any,
 ) -> ExtractReport:
@@ -100,17 +118,18 @@ def extract(
 
     Args:
         manifest: a manifest file, or rows as ``read_manifest`` returns them.
-        root: the folder that ``source`` paths are relative to.
+        root: the folder that ``source`` paths are relative to; or several, in which a source is looked for in turn.
         out: the cache: shards, ``manifest.csv`` and, if clips failed, ``failures.csv``.
         streams: what to cache, for example ``["i3d-rgb/mixed4a", "flow"]``.
         weights: backbone → checkpoint or ``random:SEED``.
-        workers: processes; 1 works in this one.
+        workers: processes; 1 works in this one, ``"auto"`` takes one a core as far as memory allows.
         device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         batch: segments a backbone takes at once; halved when memory runs out.
         codec: ``zstd`` compresses shards.
-        dry_run: only plan.
+        dry_run: only plan; weights that are missing are reported and not fetched.
         retry_failed: try clips again that failed before.
         part: ``(i, n)``: do the i-th of n parts of the plan, for job arrays.
+        allow_absolute: sources may be absolute paths; nothing keeps these below a root.
         bar: show progress with clips/s and the time left.
         settings: sampling, views, precision and storage: the fields of ``kdcache.streams.settings.StreamSettings``.
 
@@ -121,15 +140,24 @@ def extract(
         ManifestError, OptionError, WeightsError, DeviceError: before any work.
         StoreError: the disk is too small or shards cannot be written.
     """
-    root, out = Path(root), Path(out)
-    if not root.is_dir():
-        raise OptionError(f"{root}: the data root is not a folder; pass --root with the folder that holds the videos.")
-    rows = read_manifest(manifest, root) if isinstance(manifest, (str, os.PathLike)) else validate(manifest, root=root)
+    out, roots = Path(out), Roots.of(root, allow_absolute).check()
+    if isinstance(manifest, (str, os.PathLike)):
+        rows = read_manifest(manifest, root, allow_absolute=allow_absolute)
+    else:
+        rows = validate(manifest, root=root, allow_absolute=allow_absolute)
+    refuse_other_classes(out, rows)
+    if (note := without_splits(rows)) is not None:
+        logger.info("%s", note)
     rows = _part(rows, part)
     if device not in ("auto", "cpu"):
         resolve_device(device)  # a GPU that is not there is an error before any work
-    wanted = resolve(streams, StreamSettings.of(settings), weights)
-    plan = _plan(rows, wanted, root, out, workers, retry_failed=retry_failed, dry_run=dry_run)
+    chosen, lacking = StreamSettings.of(settings), dict[str, str]()
+    if dry_run:
+        wanted, lacking = resolve_without_weights(streams, chosen, weights)
+    else:
+        wanted = resolve(streams, chosen, weights)
+    count = automatic_workers(workers)
+    plan = _plan(rows, wanted, roots, out, count, lacking, retry_failed=retry_failed, dry_run=dry_run)
     for stream in wanted:
         missing = len(plan.missing.get(stream.name, {}))
         logger.debug("%s: recipe %s, shape %s, %d clips missing", stream.name, stream.digest, stream.shape, missing)
@@ -139,26 +167,30 @@ def extract(
     )
     for sentence in report.warnings:
         logger.warning("%s", sentence)
-    device = str(resolve_device(device)) if plan.units else "cpu"  # an unchanged call needs no torch
-    threads = max(1, cores() // workers)
-    logger.debug(
-        "%d sources in %d units: %d workers of %d threads on %s",
-        plan.sources,
-        len(plan.units),
-        workers,
-        threads,
-        device,
-    )
+    if plan.units:  # an unchanged call needs no torch
+        device = str(resolve_device(device))
+        count = min(automatic_workers(workers, device), len(plan.units))
+    else:
+        device, count = "cpu", 1
+    threads = max(1, cores() // count)
+    shown = (plan.sources, len(plan.units), count, threads, device)
+    logger.debug("%d sources in %d units: %d workers of %d threads on %s", *shown)
     config = WorkerConfig(out, tuple(wanted), device, batch, threads, codec)
+    report.workers, report.threads = count, threads
     if dry_run:
         report.failures = plan.unreadable + plan.skipped
         report.planned = plan.tasks
-        report.seconds = estimate_seconds(plan, config) / workers
+        report.lacking = lacking
+        report.seconds = None if lacking else estimate_seconds(plan, config, count)
         return report
     _check_disk(out, plan.bytes, codec)
     save_fitted(out, {sha256: metadata.to_json() for sha256, metadata in fitted.items()})
-    ExtractionRun(rows, plan, report, bar).go(plan.units, config, workers)
+    ExtractionRun(rows, plan, report, bar).go(plan.units, config, count)
     return report
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _part(rows: pd.DataFrame, part: tuple[int, int]) -> pd.DataFrame:
@@ -177,9 +209,10 @@ def _part(rows: pd.DataFrame, part: tuple[int, int]) -> pd.DataFrame:
 def _plan(
     rows: pd.DataFrame,
     streams: Sequence[Stream],
-    root: Path,
+    roots: Roots,
     out: Path,
     workers: int,
+    lacking: Collection[str],
     *,
     retry_failed: bool,
     dry_run: bool,
@@ -188,14 +221,14 @@ def _plan(
         clean(out)
     sources = sources_of(rows, streams)
     fingerprints, paths = fingerprint_sources(
-        sources.unique().tolist(), root, out / "sources.csv", remember=not dry_run
+        sources.unique().tolist(), roots, out / "sources.csv", remember=not dry_run
     )
     failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}
 
     def plan(cached: Mapping[str, Mapping[str, tuple[str, int, str]]]) -> Plan:
-        return make_plan(rows, sources, streams, fingerprints, paths, cached, failed, workers)
+        return make_plan(rows, sources, streams, fingerprints, paths, cached, failed, Origins(out).at, workers)
 
-    names = [s.name for s in streams]
+    names = [s.name for s in streams if s.name not in lacking]  # of the others, what is cached is not known
     first = plan(load_places(out, names))
     # The index may lag behind the shards (a run was killed): only when something seems missing are they looked into.
     return plan(scan(out, names)) if first.units else first

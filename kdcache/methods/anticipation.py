@@ -14,6 +14,9 @@ labelled here and whatever joins them, so that all rows of a table take the same
 
 Stages: 1. R is trained on x_t of S; 2. R is frozen, in evaluation mode, and A is trained. R is left out where the
 objective does not use it.
+
+On a sequence of vectors, one a time step, as features computed elsewhere often are, the positions of a feature map are
+the time steps, and the head is a light one; sequences may differ in length. [reconstructed: the paper has maps alone]
 """
 
 from __future__ import annotations
@@ -39,11 +42,13 @@ from kdcache.methods.contract import (
     Stage,
     predict_with,
     reseed,
+    run_network,
 )
 from kdcache.methods.heads import I3DHead, LightHead, cells, initialise
 from kdcache.methods.labels import check_leak, held_out_sets, keep_fraction, labelled_sets
 from kdcache.methods.options import LeakOptions, TrainOptions, refuse_unless_positive
 from kdcache.methods.teacher import Teacher
+from kdcache.methods.vector_heads import VectorHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +83,8 @@ class AnticipationOptions(LeakOptions, TrainOptions):
     stopgrad_query: bool = False
     """No gradient through a_i where it is the query of L̃_d(A, R). [reconstructed]"""
     head: Literal["auto", "i3d", "light"] = "auto"
-    """Network on the cached map: I3D from Mixed_4b on (the paper's), or a light head; ``auto``: i3d with a GPU."""
+    """Network on the cached map: I3D from Mixed_4b on (the paper's), or a light head; ``auto``: i3d with a GPU, light
+    on vectors."""
     width: int = 256
     """Channels of the light head."""
     init: Literal["auto", "checkpoint", "teacher", "random"] = "auto"
@@ -116,12 +122,17 @@ class AnticipationOptions(LeakOptions, TrainOptions):
 
 Options = AnticipationOptions
 
+VECTORS = "TD"
+"""Axes of a sequence of vectors, in the place of a map."""
+
 
 def inputs(options: AnticipationOptions) -> tuple[Input, ...]:
-    """``x``, the map of what is evaluated on: x_{t-τ}, or x_t for R; and ``x_t`` for training where R is trained."""
+    """``x``, the map (or vectors) of what is evaluated on: x_{t-τ}, or x_t for R; and ``x_t`` for training where R is
+    trained."""
 
     def maps(name: str, role: str, when: Literal["always", "train"] = "always") -> Input:
-        return Input(name=name, axes="CTHW", role=role, when=when, extract=("i3d-rgb/mixed4a",))
+        example = ("i3d-rgb/mixed4a",)
+        return Input(name=name, axes="CTHW", also=(VECTORS,), ragged=True, role=role, when=when, extract=example)
 
     if options.network == "recognition":
         return (maps("x", "action"),)
@@ -134,6 +145,17 @@ def resolve(options: AnticipationOptions, data: Data) -> AnticipationOptions:
     """Replace every ``auto`` by what it means for this cache and machine, and log it."""
     options = replace(options, target=options.choose_target(data))
     check_leak(data, _sets(options, data)[1], options.label_fraction, options.allow_leak)
+    of_vectors = data.axes.get("x") == VECTORS
+    if of_vectors and options.head == "i3d":
+        raise OptionError(
+            "head=i3d reads feature maps, and the stream holds a vector for each time step: set head=light."
+        )
+    if "x" in data.ragged and options.loss_d == "direct":
+        raise OptionError(
+            "loss_d=direct compares maps position by position, and these clips differ in length: set loss_d=both."
+        )
+    if options.head == "auto" and of_vectors:
+        options = replace(options, head="light")
     if options.head == "auto":
         gpu = data.device.type == "cuda"
         options = replace(options, head="i3d" if gpu else "light")
@@ -177,9 +199,18 @@ def stages(options: AnticipationOptions, data: Data) -> Iterator[Stage]:
         return
 
     used, num_unlabeled = (torch.cat([S, U]), len(U)) if options.data == "S+U" else (S, 0)
-    names = ("logits", "map") if options.loss_d != "none" else ("logits",)
+    names: tuple[str, ...] = ("logits", "map") if options.loss_d != "none" else ("logits",)
+    ragged = options.loss_d != "none" and "x_t" in data.ragged
     wanted = {"x_t": (_maps(options, data, "x_t"), train["action"][used])}
-    teacher = Teacher(R, lambda batch: R(batch["x_t"]), data, wanted, options.batch_size, names)
+    teacher = Teacher(
+        R,
+        lambda batch: run_network(R, batch, "x_t"),
+        data,
+        wanted,
+        options.batch_size,
+        (*names, "own") if ragged else names,
+        one_shape=not ragged,
+    )
     sources, fields = teacher.wants()
     sources, fields = {"x": (x, train["observed"][used]), **sources}, {"y": y[used], **fields}
     source = _source(options, data, sources, fields, num_unlabeled)
@@ -207,7 +238,7 @@ class _AnticipationObjective:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         o, y = self.options, batch["y"]
-        A, R = self.A(batch["x"]), self.R(batch)
+        A, R = run_network(self.A, batch), self.R(batch)
         labelled = (y != UNLABELLED).float()
         terms = {"L_c": (labelled * losses.l_c(A["logits"], y.clamp(min=0))).mean()}
         if o.data == "S+U" and o.pseudo:
@@ -215,7 +246,8 @@ class _AnticipationObjective:
         if o.loss_d == "direct":
             terms["L_d"] = o.lam * losses.l_direct(A["map"], R["map"], o.distance, o.reduction).mean()
         elif o.loss_d != "none":
-            distance = losses.l_d(A["map"], R["map"], o.loss_d, o.alpha, o.distance, o.reduction, o.stopgrad_query)
+            settings = (o.loss_d, o.alpha, o.distance, o.reduction, o.stopgrad_query)
+            distance = losses.l_d(A["map"], R["map"], *settings, (A.get("own"), R.get("own")))
             terms["L_d"] = o.lam * distance.mean()
         return terms
 
@@ -223,13 +255,15 @@ class _AnticipationObjective:
         """How sharp φ's weights are: entropy / log n of a_i in R, the quantity that α sets."""
         if self.options.loss_d in ("none", "direct"):
             return {}
-        a, r = losses.vectors(self.A(batch["x"])["map"]), losses.vectors(self.R(batch)["map"])
-        return {"attention_entropy": losses.attention_entropy(a, r, self.options.alpha).mean()}
+        A, R = run_network(self.A, batch), self.R(batch)
+        a, r = losses.vectors(A["map"]), losses.vectors(R["map"])
+        entropy = losses.attention_entropy(a, r, self.options.alpha, A.get("own"), R.get("own"))
+        return {"attention_entropy": entropy.mean()}
 
 
 def _cross_entropy(network: nn.Module) -> Callable[[Batch], dict[str, Tensor]]:
     """The first sum of (1) alone."""
-    return lambda batch: {"L_c": losses.l_c(network(batch["x"])["logits"], batch["y"]).mean()}
+    return lambda batch: {"L_c": losses.l_c(run_network(network, batch)["logits"], batch["y"]).mean()}
 
 
 def _sets(options: AnticipationOptions, data: Data) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,9 +273,9 @@ def _sets(options: AnticipationOptions, data: Data) -> tuple[Tensor, Tensor, Ten
 
 
 def _maps(options: AnticipationOptions, data: Data, name: str) -> InputStream:
-    """The cached maps of an input as the head reads them."""
+    """The cached maps of an input as the head reads them; vectors as they are."""
     stream = data.inputs[name]
-    return stream if options.head == "i3d" else stream.map(cells)
+    return stream if options.head == "i3d" or data.axes.get(name) == VECTORS else stream.map(cells)
 
 
 def _source(
@@ -264,6 +298,8 @@ def _network(options: AnticipationOptions, data: Data, start: str) -> nn.Module:
         network = I3DHead(classes, data.layers["x"], options.layer, options.dropout)
         if start == "checkpoint":
             initialise(network, data.backbone("x"))
+    elif data.axes.get("x") == VECTORS:
+        network = VectorHead(data.inputs["x"].shape[1], classes, options.width, options.dropout)
     else:
         network = LightHead(data.inputs["x"].shape[0], classes, options.width, options.dropout)
     return network.to(data.device)

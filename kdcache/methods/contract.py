@@ -25,7 +25,9 @@ from kdcache.metrics.topk import measure
 from kdcache.splits import HELD_OUT as HELD_OUT
 
 Batch = dict[str, Tensor]
-"""Tensors on the device by name: each input ``[B, ...]``, each field ``[B]``, and ``view`` ``[B]``."""
+"""Tensors on the device by name: each input ``[B, ...]``, each field ``[B]``, and ``view`` ``[B]``. An input of
+sequences that differ in length is padded behind their ends to the longest of the batch, ``[B, T, D]``, and comes with
+their lengths, int64 ``[B]``, under the name that ``lengths_name`` gives."""
 
 Outputs = dict[str, Tensor]
 """What networks return, by name: ``logits`` ``[B, C]`` (``[B, N, C]`` for N levels), and whatever the losses need."""
@@ -88,11 +90,17 @@ class Input:
 
     ``axes`` is the order of its axes as they reach the method, without the axis of views, one letter each: ``CTHW``
     maps, ``ND`` vectors at N levels, ``TD``, ``D``; ``THWC`` frames, ``THW`` motion maps. A stream whose axes are a
-    permutation of these is transposed; any other is refused by name."""
+    permutation of these is transposed; any other is refused by name. An input may take one of several sets of axes
+    (``also``); which it got is ``Data.axes[name]``."""
 
     name: str
     """Of the tensor in a batch."""
     axes: str
+    also: tuple[str, ...] = ()
+    """Other axes that will do as well, in order of preference after ``axes``: where a cache holds streams of several
+    kinds and none is named, those of the first that fits are read."""
+    ragged: bool = False
+    """Whether streams will do whose clips differ in length (``TD``, imported): see ``Batch`` and ``Data.ragged``."""
     stream: str = "*"
     """Pattern of the streams that will do (``*/layer3``, ``i3d-flow/*``, ``rgb``); inputs with one pattern and one
     set of axes read one stream."""
@@ -108,10 +116,20 @@ class Input:
     """Streams that ``kdcache extract --for METHOD`` computes for this input."""
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Settings of that extraction, such as ``levels``."""
+    advice: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """For axes that will not do what to try, as the end of a sentence: {"TD": "set parts=10 if …"}."""
+
+    @property
+    def accepts(self) -> tuple[str, ...]:
+        """All sets of axes that will do, the preferred one first."""
+        return (self.axes, *self.also)
 
 
 class InputStream(Protocol):
-    """One stream of numbered clips (rows), each with V views of one shape."""
+    """One stream of numbered clips (rows), each with V views of one shape.
+
+    A stream of sequences that differ in length has one view, the shape of the longest, and their lengths, int64
+    ``[clips]``, as its attribute ``lengths``; see ``lengths_of``."""
 
     shape: tuple[int, ...]
     """Of one view, in the order of the input's axes, e.g. (480, 8, 14, 14)."""
@@ -215,6 +233,23 @@ class Stage:
     """Inputs beside those of ``train`` on which its result depends, such as those of earlier stages."""
 
 
+@dataclass(frozen=True)
+class AnswerAxis:
+    """What the N answers ``[B, N, C]`` of a network stand for."""
+
+    name: str
+    """``observed``: per cent of a clip that has been seen; ``tau_s``: seconds until the action begins."""
+    values: tuple[float, ...]
+    """Of each answer, N of them."""
+    main: float
+    """The one that counts where a single answer is asked for."""
+
+    @property
+    def main_index(self) -> int:
+        """The place of ``main`` among the answers."""
+        return self.values.index(self.main)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
     """Which stage's weights answer, the network that they belong to, and what it reads."""
@@ -230,6 +265,8 @@ class Predictor:
     metrics_fn: MetricsFn = measure
     batch_size: int = 64
     """Examples scored at once."""
+    axis: AnswerAxis | None = None
+    """What several answers of one clip stand for; none: observation levels, of which the last is the main one."""
     trained_in: tuple[str, ...] = ()
     """Stages before ``stage`` that trained its weights too: their optimiser steps count as its own."""
 
@@ -246,6 +283,10 @@ class Data:
     """The stream of each input."""
     roles: Mapping[str, str]
     """Of each input."""
+    axes: Mapping[str, str] = field(default_factory=dict)
+    """Of each input those of its ``Input.accepts`` in which its arrays come."""
+    ragged: frozenset[str] = frozenset()
+    """Inputs whose clips differ in length."""
     layers: Mapping[str, str] = field(default_factory=dict)
     """For each input the backbone's layer that its stream holds; empty where there is none."""
     clip_ids: Sequence[str] = ()
@@ -257,7 +298,8 @@ class Data:
     fitted: frozenset[str] = frozenset()
     """Clips whose labels a backbone of the streams was fitted on; none for published and random weights."""
     info: Mapping[str, Any] = field(default_factory=dict)
-    """What else the data says of itself: of skeletons the ``limits`` of the training clips."""
+    """What else the data says of itself: of skeletons the ``limits`` of the training clips; for each input of imported
+    features in ``imported`` how frames were sampled, as the import's recipe says it."""
     seed: int
     device: torch.device
     autocast: Callable[[], AbstractContextManager[None]]
@@ -301,11 +343,24 @@ def reseed(data: Data, what: str) -> None:
     torch.manual_seed(zlib.crc32(f"{data.seed}/{what}".encode()))
 
 
+def lengths_name(name: str) -> str:
+    """Under which name a batch holds the lengths of an input whose clips differ in length."""
+    return f"{name}.lengths"
+
+
+def lengths_of(stream: InputStream) -> Tensor | None:
+    """Lengths of a stream's clips, int64 ``[clips]`` on the CPU; None where all have one shape."""
+    lengths: Tensor | None = getattr(stream, "lengths", None)
+    return lengths
+
+
+def run_network(module: nn.Module, batch: Batch, name: str = "x") -> Outputs:
+    """Outputs of a network for one input of a batch: ``module(x)``, or ``module(x, lengths)`` where these differ."""
+    lengths = batch.get(lengths_name(name))
+    outputs: Outputs = module(batch[name]) if lengths is None else module(batch[name], lengths)
+    return outputs
+
+
 def predict_with(module: nn.Module, name: str = "x") -> Callable[[Batch], Tensor]:
     """``predict`` of a network with one input."""
-
-    def predict(batch: Batch) -> Tensor:
-        logits: Tensor = module(batch[name])["logits"]
-        return logits
-
-    return predict
+    return lambda batch: run_network(module, batch, name)["logits"]

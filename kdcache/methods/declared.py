@@ -7,33 +7,36 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from kdcache.errors import unknown
-from kdcache.methods.registry import METHODS
+from kdcache.methods.registry import METHODS, method, names
 
 OPTIONS = "Options"
 
 
 def check_method(name: str) -> None:
     """``OptionError`` with the nearest name for a method that does not exist; nothing is imported."""
-    if name not in METHODS:
-        raise unknown("method", name, sorted(METHODS))
+    if name not in names():
+        method(name)  # says what is wrong
 
 
 def summary(name: str) -> str:
     """The first sentence of a method's docstring, most often its paper; empty where there is none."""
-    tree = _source(METHODS[name])
+    tree = _source(METHODS.get(name, ""))
     text = (tree and ast.get_docstring(tree)) or ""
     return " ".join(text.partition("\n\n")[0].replace("``", "").split())
 
 
 def option_names(name: str) -> list[str] | None:
     """Fields of a method's ``Options``, inherited ones first; None where the source does not tell."""
-    return _fields(METHODS[name], OPTIONS)
+    return _fields(METHODS.get(name, ""), OPTIONS)
 
 
 def _source(module: str) -> ast.Module | None:
-    """The source of a module; None for one that is made elsewhere, such as in a notebook."""
-    if module in sys.modules:
+    """The source of a module, or of a file; None for one that is made elsewhere, such as in a notebook."""
+    if not module:
+        return None
+    if module.endswith(".py"):
+        file: str | None = module
+    elif module in sys.modules:
         file = getattr(sys.modules[module], "__file__", None)
     else:
         spec = find_spec(module)

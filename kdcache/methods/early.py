@@ -13,6 +13,9 @@ labelled clip then weighs the same in an epoch, and a batch with one of them mov
 
 Stages: 1. T is trained by L_cls on labelled clips; 2. T is frozen, in evaluation mode, and S is trained. T is left out
 where the objective does not use it. Baselines train in the place of S, on the same clips in the same order.
+
+Time steps of a network are not levels of progress: it may have looked ahead. Where the user vouches that it has not,
+``parts=N`` makes N levels of a sequence of vectors. [reconstructed]
 """
 
 from __future__ import annotations
@@ -27,10 +30,22 @@ from torch import Tensor, nn
 from kdcache import losses
 from kdcache.errors import OptionError
 from kdcache.log import logger
-from kdcache.methods.contract import UNLABELLED, Batch, BatchSource, Data, Input, Predictor, Stage, predict_with, reseed
+from kdcache.methods.contract import (
+    UNLABELLED,
+    Batch,
+    BatchSource,
+    Data,
+    Input,
+    InputStream,
+    Predictor,
+    Stage,
+    predict_with,
+    reseed,
+)
 from kdcache.methods.early_baselines import Levels, Neighbours
 from kdcache.methods.labels import check_leak, held_out_sets, keep_fraction, labelled_sets
 from kdcache.methods.options import LeakOptions, TrainOptions, refuse_unless_positive
+from kdcache.methods.parts import means_of_parts
 from kdcache.methods.recurrent import Cell, Recurrent
 from kdcache.methods.teacher import Teacher
 from kdcache.metrics.early import measure_levels
@@ -43,6 +58,11 @@ class EarlyOptions(LeakOptions, TrainOptions):
     model: Literal["student", "teacher", "ts-lstm", "rank-lstm", "levels", "knn"] = "student"
     """What is evaluated: S (alone with alpha=0 and beta=0); T, which sees the whole clip at every level; or a baseline:
     TS-LSTM* (Wang et al. 2019), RankLSTM (Ma et al. 2016), a classifier for each level, nearest neighbours."""
+    parts: int | None = None
+    """N, for features with one vector a time step (``TD``), also where clips differ in length: x_n is the mean of the
+    vectors in the n-th of N equal parts of the sequence; a part without a vector repeats the one before (the first:
+    the first vector). Whoever sets it vouches that no vector knows anything of later frames. None: the cache holds
+    levels of progress (``extract --levels N``)."""
     alpha: float = 0.5
     """α, the weight of L_ts; 0 leaves it and T out."""
     beta: float = 1.0
@@ -97,7 +117,7 @@ class EarlyOptions(LeakOptions, TrainOptions):
         TrainOptions.__post_init__(self)
         if min(self.alpha, self.beta, self.lam_mse, self.lam_mmd, self.lam_rank, self.w_cls or 0) < 0:
             raise OptionError("alpha, beta, w_cls, lam_mse, lam_mmd and lam_rank are weights: none can be negative.")
-        refuse_unless_positive(self, "hidden", "teacher_hidden", "k", "tau", "teacher_lr", "teacher_epochs")
+        refuse_unless_positive(self, "hidden", "teacher_hidden", "k", "tau", "teacher_lr", "teacher_epochs", "parts")
         if not 0 <= self.dropout < 1:
             raise OptionError(f"dropout={self.dropout}: give a share below 1.")
         if self.model == "ts-lstm" and self.hidden != 2 * self.teacher_hidden:
@@ -120,15 +140,25 @@ Options = EarlyOptions
 
 
 def inputs(options: EarlyOptions) -> tuple[Input, ...]:
-    """x_1 … x_N of each clip: vectors of any backbone at N levels, each from nothing after its part of the clip."""
-    return (Input(name="x", axes="ND", extract=("tsm/clip",), settings={"levels": 10}),)
+    """x_1 … x_N of each clip: vectors of any backbone at N levels, each from nothing after its part of the clip; with
+    ``parts`` a vector for each time step, of which they are made."""
+    if options.parts is not None:
+        return (Input(name="x", axes="TD", ragged=True, extract=("resnet34/pool",)),)
+    advice = "a network may have looked ahead; if none of its vectors knows anything of later frames, set parts=10"
+    return (Input(name="x", axes="ND", extract=("tsm/clip",), settings={"levels": 10}, advice={"TD": advice}),)
+
+
+def levels_of(options: EarlyOptions, data: Data) -> InputStream:
+    """x_1 … x_N of each clip, ``[N, d]``."""
+    stream = data.inputs["x"]
+    return stream if options.parts is None else stream.map(means_of_parts(options.parts))
 
 
 def resolve(options: EarlyOptions, data: Data) -> EarlyOptions:
     """Replace every ``auto`` and none by what it means for this cache; refuse leaks and a τ that is too long."""
     target = options.choose_target(data)
     options = replace(options, target=target)
-    levels = data.inputs["x"].shape[0]
+    levels = levels_of(options, data).shape[0]
     if options.model == "student" and options.beta and options.tau >= levels:
         raise OptionError(f"tau={options.tau}: clips have {levels} levels; choose a lead below that, or beta=0.")
     S, U, _ = _sets(options, data)
@@ -148,7 +178,7 @@ def resolve(options: EarlyOptions, data: Data) -> EarlyOptions:
 def stages(options: EarlyOptions, data: Data) -> Iterator[Stage]:
     """T on labelled clips where it is needed, then S, or a baseline, by its objective; ``options`` are resolved."""
     S, U, y = _sets(options, data)
-    stream, x = data.inputs["x"], data.splits["train"].rows["clip"]
+    stream, x = levels_of(options, data), data.splits["train"].rows["clip"]
     steps = -(-(len(S) + len(U)) // options.batch_size)  # of every row, whatever clips it uses
 
     T: Recurrent | None = None
@@ -186,7 +216,7 @@ def predictor(options: EarlyOptions, data: Data) -> Predictor:
         stage="teacher" if of_teacher else "student",
         module=network,
         predict=predict_with(network),
-        inputs={"x": data.inputs["x"]},
+        inputs={"x": levels_of(options, data)},
         role="clip",
         metrics_fn=measure_levels,
     )
@@ -227,20 +257,20 @@ def _sets(options: EarlyOptions, data: Data) -> tuple[Tensor, Tensor, Tensor]:
 def _teacher(options: EarlyOptions, data: Data) -> Recurrent:
     classes = len(data.classes[options.target])
     cell, width = cast(Cell, options.cell), options.teacher_hidden
-    features = data.inputs["x"].shape[1]
+    features = levels_of(options, data).shape[1]
     return Recurrent(features, classes, width, cell, options.dropout, bidirectional=True).to(data.device)
 
 
 def _student(options: EarlyOptions, data: Data) -> nn.Module:
     """S, or the baseline in its place, on the device."""
-    levels, features = data.inputs["x"].shape
+    levels, features = levels_of(options, data).shape
     classes = len(data.classes[options.target])
     network: nn.Module
     if options.model == "levels":
         network = Levels(levels, features, classes, options.observed, options.dropout)
     elif options.model == "knn":
         S, _, y = _sets(options, data)
-        source = BatchSource({"x": (data.inputs["x"], data.splits["train"].rows["clip"][S])})
+        source = BatchSource({"x": (levels_of(options, data), data.splits["train"].rows["clip"][S])})
         x = torch.cat([batch["x"] for batch in data.batches(source, options.batch_size, 0)])
         network = Neighbours(x, y[S], classes, options.k, options.observed)
     else:
@@ -260,7 +290,8 @@ def _teacher_stage(options: EarlyOptions, data: Data, T: nn.Module, train: Batch
     own = ("teacher_hidden", "teacher_lr", "teacher_epochs")
     shared = ("target", "cell", "dropout", "label_fraction", "label_seed", "batch_size", "patience")
     sgd = ("momentum", "weight_decay", "milestones", "gamma", "grad_clip")
-    return replace(stage, share_key={name: getattr(options, name) for name in (*own, *shared, *sgd)})
+    named = (*own, *shared, *sgd, *(("parts",) if options.parts is not None else ()))
+    return replace(stage, share_key={name: getattr(options, name) for name in named})
 
 
 def _stage(
@@ -274,6 +305,6 @@ def _stage(
     epochs: int,
 ) -> Stage:
     """A stage with the optimiser of the options, scored at every level of every labelled held-out clip."""
-    eval_sets = held_out_sets(data, options.target, {"x": data.inputs["x"]}, "clip")
+    eval_sets = held_out_sets(data, options.target, {"x": levels_of(options, data)}, "clip")
     of_levels: dict[str, Any] = {"metrics_fn": measure_levels, "monitor": "auc"}
     return options.stage(name, network, train, objective, eval_sets, lr=lr, epochs=epochs, **of_levels)

@@ -1,8 +1,9 @@
-"""Recognition: a backbone and a classifier, trained by cross-entropy on labelled clips; what ``kdcache fit`` trains.
+"""Recognition, trained by cross-entropy on labelled clips: a classifier on cached features
+(``recognition_features``); or, with ``backbone``, a backbone and its classifier, which is what ``kdcache fit`` trains.
 
-One stage on frames or skeleton images, made from the sources on demand or read from a cached ``rgb`` stream. The class
-scores of a clip are those of the mean of its images' pooled features. Networks for which recipes are published start
-from these; the others take TSM's. [reconstructed]
+The latter has one stage on frames or skeleton images, made from the sources on demand or read from a cached ``rgb``
+stream. The class scores of a clip are those of the mean of its images' pooled features. Networks for which recipes are
+published start from these; the others take TSM's. [reconstructed]
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from kdcache import __version__, backbones
 from kdcache.backbones import input_spec, vacnn
 from kdcache.backbones.base import Backbone
 from kdcache.backbones.checkpoint import load_state_dict, random_init
-from kdcache.backbones.framewise import Framewise
+from kdcache.backbones.external_weights import fresh
 from kdcache.backbones.metadata import FitMetadata, read_metadata
 from kdcache.backbones.published import published_for
 from kdcache.backbones.weights import RANDOM, asked_by, find, random_seed
-from kdcache.backbones.weights import resolve as resolve_weights
 from kdcache.errors import OptionError
 from kdcache.log import logger
+from kdcache.methods import recognition_features
 from kdcache.methods.contract import (
     VALIDATION,
     Batch,
@@ -42,18 +43,21 @@ from kdcache.methods.contract import (
 )
 from kdcache.methods.labels import held_out_sets, keep_fraction, labelled_sets
 from kdcache.methods.options import build_optimizer
-from kdcache.methods.recognition_options import RecognitionOptions, with_recipe
+from kdcache.methods.recognition_options import FEATURES, RecognitionOptions, with_recipe
 
 STAGE = "fit"
+_PUBLISHED = "published"
 
 
 Options = RecognitionOptions
 
 
 def inputs(options: RecognitionOptions) -> tuple[Input, ...]:
-    """``x``: frames of a clip, or the image of its skeleton."""
+    """``x``: cached features; of a backbone frames of a clip, or the image of its skeleton."""
+    if options.backbone is None:
+        return recognition_features.inputs(options)
     options = with_recipe(options)
-    spec = input_spec(options.backbone)
+    spec = input_spec(_backbone(options))
     if spec.modality == "skeleton":
         skeleton = SkeletonSegment(
             resize=options.skeleton,
@@ -76,12 +80,17 @@ def inputs(options: RecognitionOptions) -> tuple[Input, ...]:
 
 
 def resolve(options: RecognitionOptions, data: Data) -> RecognitionOptions:
-    """The options with the recipe of the backbone and the target."""
+    """The options with the recipe of the backbone (or of features) and the target."""
+    if options.backbone is None:
+        return recognition_features.resolve(options, data)
     return replace(with_recipe(options), target=options.choose_target(data))
 
 
 def stages(options: RecognitionOptions, data: Data) -> Iterator[Stage]:
     """The one stage; ``OptionError`` where ``options`` need validation clips and there are none."""
+    if options.backbone is None:
+        yield from recognition_features.stages(options, data)
+        return
     train = data.splits["train"]
     S, _, y = _sets(options, data)
     eval_sets = held_out_sets(data, options.target, {"x": data.inputs["x"]}, "clip")
@@ -125,8 +134,10 @@ def stages(options: RecognitionOptions, data: Data) -> Iterator[Stage]:
 
 def predictor(options: RecognitionOptions, data: Data) -> Predictor:
     """The untrained network that answers, and what it sees."""
+    if options.backbone is None:
+        return recognition_features.predictor(options, data)
     classes = len(data.classes[options.target])
-    net = _random(options.backbone, classes, 0)
+    net = _random(_backbone(options), classes, 0)
     net.load_metadata(metadata(options, data, None))
     network = Classifier(net, float(options.dropout or 0)).to(data.device)
     inputs = {"x": data.inputs["x"]}
@@ -156,7 +167,7 @@ class Classifier(nn.Module):
         """``uint8 [B, T, H, W, C]`` (skeleton images also float32) → logits, and pooled ``[B, T, d]`` or ``[B, d]``."""
         pooled = self.net.features(self.net.prepare(x), "pool")
         kept = self.dropout(pooled)
-        if isinstance(self.net, Framewise):
+        if kept.ndim == 3:  # of single images
             kept = kept.mean(1)
         named = dict(self.net.named_parameters())
         weight, bias = (named[name] for name in self.net.classifier)
@@ -170,10 +181,10 @@ def metadata(options: RecognitionOptions, data: Data, origin: FitMetadata | None
     held_out = data.splits.get(VALIDATION)
     judged = [] if held_out is None else labelled_sets(held_out.labels[options.target])[0].tolist()
     validation = [] if held_out is None else [held_out.names[i] for i in judged]
-    chosen = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "backbone"}
+    chosen = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in ("backbone", *FEATURES)}
     chosen = {k: "none" if v is None else list(v) if isinstance(v, tuple) else v for k, v in chosen.items()}
     return FitMetadata(
-        backbone=options.backbone,
+        backbone=_backbone(options),
         num_classes=len(data.classes[options.target]),
         classes=tuple(data.classes[options.target]),
         limits=data.info.get("limits"),
@@ -182,6 +193,12 @@ def metadata(options: RecognitionOptions, data: Data, origin: FitMetadata | None
         options={**chosen, "seed": data.seed},
         version=__version__,
     )
+
+
+def _backbone(options: RecognitionOptions) -> str:
+    """The name of the backbone that is trained."""
+    assert options.backbone is not None  # without one, features are classified
+    return options.backbone
 
 
 def _sets(options: RecognitionOptions, data: Data) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,8 +219,8 @@ def _groups(network: Classifier, options: RecognitionOptions) -> list[dict[str, 
 
 def _start(options: RecognitionOptions, data: Data) -> Classifier:
     """The network as its training starts, on the device; ``WeightsError`` for a checkpoint that cannot be had."""
-    name, classes = options.backbone, len(data.classes[options.target])
-    init = options.init or ("" if published_for(name) else f"{RANDOM}{data.seed}")
+    name, classes = _backbone(options), len(data.classes[options.target])
+    init = options.init or _published(name) or f"{RANDOM}{data.seed}"
     if (drawn := random_seed(init)) is not None:
         net = _random(name, classes, drawn)
         imagenet = load_state_dict(find(name, options.imagenet)) if options.imagenet is not None else None
@@ -212,28 +229,36 @@ def _start(options: RecognitionOptions, data: Data) -> Classifier:
         logger.info("%s starts from %s", name, options.imagenet or f"random weights ({init})")
     else:
         with asked_by("--set init="):
-            file = resolve_weights(name, init or None).path
-        assert file is not None
-        net = backbones.build(name, file, num_classes=classes)
-        logger.info("%s starts from %s, with a new classifier for %d classes", name, file, classes)
-    fresh = random_init(net, data.seed)
-    net.load_state_dict({k: v for k, v in fresh.items() if k in net.classifier}, strict=False)
+            chosen = backbones.choose(name, None if init == _PUBLISHED else init)
+        net = backbones.build(name, chosen, num_classes=classes)
+        shown = chosen.path or chosen.spec
+        logger.info("%s starts from %s, with a new classifier for %d classes", name, shown, classes)
+    drawn_anew = random_init(net, data.seed)
+    net.load_state_dict({k: v for k, v in drawn_anew.items() if k in net.classifier}, strict=False)
     net.load_metadata(metadata(options, data, None))
     return Classifier(net, float(options.dropout or 0)).to(data.device)
 
 
 def origin(options: RecognitionOptions) -> FitMetadata | None:
     """What the weights from which training started say of their own fit; None for published and random ones."""
-    init = options.init or ("" if published_for(options.backbone) else RANDOM + "0")
+    name = _backbone(options)
+    init = options.init or _published(name) or f"{RANDOM}0"
     if random_seed(init) is not None:
         return None
     with asked_by("--set init="):
-        file = resolve_weights(options.backbone, init or None).path
+        file = backbones.choose(name, None if init == _PUBLISHED else init).path
     return None if file is None else read_metadata(file)
+
+
+def _published(name: str) -> str | None:
+    """Where training starts by default: weights that are published, or that a builder brings; None: random ones."""
+    return _PUBLISHED if published_for(name) or backbones.is_external(name) else None
 
 
 def _random(name: str, classes: int, seed: int) -> Backbone:
     """As ``build`` with ``random:SEED``, without its warning: here random weights are but a start."""
+    if backbones.is_external(name):
+        return fresh(name, classes, seed)
     entry = backbones.REGISTRY[name]
     made: Backbone = importlib.import_module(f"kdcache.backbones.{entry.module}").make(
         entry.input, classes, **entry.options

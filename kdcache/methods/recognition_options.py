@@ -1,4 +1,4 @@
-"""Options of recognition, and the published recipe of each backbone where they leave it open."""
+"""Options of recognition, and the recipe of each backbone, and of features, where they leave it open."""
 
 from __future__ import annotations
 
@@ -10,15 +10,27 @@ from kdcache import backbones
 from kdcache.backbones import input_spec
 from kdcache.backbones.weights import RANDOM
 from kdcache.errors import OptionError
-from kdcache.methods.options import LabelOptions, refuse_negative, refuse_unless_positive
+from kdcache.methods.options import LeakOptions, refuse_meaningless, refuse_negative, refuse_unless_positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecognitionOptions(LabelOptions):
-    """Everything that can be set; ``none`` stands for the recipe of the backbone, see ``RECIPES``."""
+class RecognitionOptions(LeakOptions):
+    """Everything that can be set; ``none`` stands for the recipe of the backbone, or of features, see ``RECIPES``."""
 
-    backbone: str = "vacnn"
-    """Name in ``kdcache.backbones.names()``."""
+    backbone: str | None = None
+    """Name in ``kdcache.backbones.names()`` of the network to train on frames or skeletons; none: a classifier is
+    trained on cached features."""
+
+    head: Literal["linear", "mlp"] = "linear"
+    """Features: a linear classifier, or one with a hidden layer."""
+    pool: Literal["mean", "attention", "last"] = "mean"
+    """Features: how the vectors of a clip become one: their mean; a mean with learned softmax weights; or that of the
+    last time step (level)."""
+    width: int = 256
+    """Features: hidden units of the MLP."""
+    standardise: bool = True
+    """Features: each is shown with mean 0 and variance 1 over the labelled training clips."""
+
     init: str | None = None
     """Checkpoint of this backbone to start from, with a new classifier, or ``random:SEED``; none: the published one
     (flow ResNet-34: the RGB one, cross-modally), random weights where there is none."""
@@ -85,11 +97,28 @@ class RecognitionOptions(LabelOptions):
     """Videos: short side in pixels before cropping; none: 8/7 of ``size``."""
 
     def __post_init__(self) -> None:
-        LabelOptions.__post_init__(self)
-        refuse_unless_positive(self, "lr", "batch_size", "epochs", "levels", "frames")
+        LeakOptions.__post_init__(self)
+        refuse_unless_positive(self, "lr", "batch_size", "epochs", "levels", "frames", "width")
+        refuse_meaningless(
+            self,
+            (self.backbone is not None, "a backbone, for it is of classifiers on features", FEATURES),
+            (self.backbone is None, "features, for it is of a backbone", (*_TRAINED_BACKBONE, *_SKELETONS, *_VIDEOS)),
+            (self.head == "linear", "head=linear", ("width",)),
+        )
         refuse_negative(self, "augmentations", "plateau", "patience", "grad_clip", "weight_decay", "momentum")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise OptionError(f"dropout={self.dropout}: give a share of the features, 0 to below 1.")
+
+    def completed(self) -> RecognitionOptions:
+        """The options with what they leave open, as far as the data does not decide it."""
+        return with_recipe(self)
+
+
+FEATURES = ("head", "pool", "width", "standardise", "allow_leak")
+"""Options of classifiers on features alone."""
+_TRAINED_BACKBONE = ("init", "imagenet", "keep", "view_lr", "augmentations")
+_SKELETONS = ("imagenet", "view_lr", "observed", "levels", "progress", "skeleton")
+_VIDEOS = ("mirror", "frames", "fps", "size", "resize")
 
 
 # VA-CNN: the published code, section 4 of its paper. TSM: the published fine-tuning on UCF101 (its README), whose
@@ -104,6 +133,12 @@ _TSM = {
     "milestones": (10, 20), "patience": 0, "grad_clip": 20.0, "dropout": 0.8, "observed": "full",
 }  # fmt: skip
 _OTHER = _TSM | {"dropout": 0.5, "batch_size": 32}
+# A classifier on features is quick to train and few clips overfit it: many short steps of Adam, half of the features
+# dropped, weights decayed [reconstructed].
+_FEATURES: Mapping[str, Any] = {
+    "optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-3, "batch_size": 32, "epochs": 50, "schedule": "steps",
+    "milestones": (), "patience": 0, "grad_clip": 0.0, "dropout": 0.5,
+}  # fmt: skip
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "vacnn": _VACNN,
     "tsm-resnet50": _TSM,
@@ -119,25 +154,27 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 _VACNN_SCRATCH = {"lr": 1e-3, "batch_size": 16, "epochs": 50, "schedule": "steps", "milestones": (40,), "patience": 0}
 _SCRATCH = {"lr": 0.02, "epochs": 50, "milestones": (20, 40), "dropout": 0.5}
 
-_SKELETONS = ("imagenet", "view_lr", "observed", "levels", "progress", "skeleton")
-_VIDEOS = ("mirror", "frames", "fps", "size", "resize")
-
 
 def with_recipe(options: RecognitionOptions) -> RecognitionOptions:
-    """``options`` with the recipe of their backbone where they leave it open.
+    """``options`` with the recipe of their backbone, or of features, where they leave it open.
 
     Raises:
         OptionError: a backbone that cannot be trained here, or an option that means nothing to it.
     """
+    if options.backbone is None:
+        return replace(options, **{name: v for name, v in _FEATURES.items() if getattr(options, name) is None})
     backbone = backbones.canonical(options.backbone)
     spec = input_spec(backbone)
-    if backbone not in RECIPES:
+    elsewhere = backbones.is_external(backbone) and spec.modality == "rgb"
+    if backbone not in RECIPES and not elsewhere:
         raise OptionError(
-            f"{backbone} takes {spec.modality}, from which fit does not train; it fits {', '.join(RECIPES)}."
+            f"{backbone} takes {spec.modality}, from which fit does not train; it fits {', '.join(RECIPES)}, and "
+            "networks of RGB from elsewhere such as torchvision:s3d."
         )
     skeletons = spec.modality == "skeleton"
+    published = RECIPES.get(backbone, _OTHER)
     for name in _VIDEOS if skeletons else _SKELETONS:
-        if getattr(options, name) not in (getattr(RecognitionOptions(), name), RECIPES[backbone].get(name)):
+        if getattr(options, name) not in (getattr(RecognitionOptions(), name), published.get(name)):
             raise OptionError(
                 f"{name} is for {'videos' if skeletons else 'skeletons'}; {backbone} takes none: drop it."
             )
@@ -145,7 +182,7 @@ def with_recipe(options: RecognitionOptions) -> RecognitionOptions:
         raise OptionError("init and imagenet are two ways to start: give one of them.")
     random = options.imagenet is None and (options.init or (RANDOM if skeletons else "")).startswith(RANDOM)
     scratch = (_VACNN_SCRATCH if skeletons else _SCRATCH) if random else {}
-    recipe = {**RECIPES[backbone], **scratch}
+    recipe = {**published, **scratch}
     options = replace(options, **{name: value for name, value in recipe.items() if getattr(options, name) is None})
     if skeletons and options.view_lr is None:
         options = replace(options, view_lr=float(options.lr or 0) / (1000 if random else 1))

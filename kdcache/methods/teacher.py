@@ -27,6 +27,7 @@ class Teacher:
         inputs: name → stream and rows, int64 ``[n]``, of the examples.
         batch_size: examples a forward pass.
         outputs: names of the outputs to give.
+        one_shape: off where outputs differ in shape from clip to clip: they are then computed in each step.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class Teacher:
         inputs: Sources,
         batch_size: int,
         outputs: Sequence[str],
+        one_shape: bool = True,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.forward, self.data, self.inputs, self.outputs = forward, data, dict(inputs), tuple(outputs)
         self.kept: Outputs | None = None  # [n, V, …] each
-        self._compute_all(batch_size)
+        if one_shape:
+            self._compute_all(batch_size)
 
     def _compute_all(self, batch_size: int) -> None:
         count = next(len(rows) for _, rows in self.inputs.values())

@@ -52,12 +52,12 @@ def class_mean_recall(scores: Scores, y: Classes, k: int = 1, only: Collection[i
 
 
 def marginalise(probabilities: Scores, part_of: Classes, parts: int) -> Scores:
-    """Probabilities of verbs (or nouns) as sums over the actions that have them, ``[n, parts]`` of the same dtype.
+    """Probabilities of verbs (or nouns) as sums over the actions that have them, ``[..., parts]`` of the same dtype.
 
-    ``probabilities`` is float ``[n, C]`` over actions, ``part_of`` int ``[C]``: the verb of each action.
+    ``probabilities`` is float ``[..., C]`` over actions, ``part_of`` int ``[C]``: the verb of each action.
     """
-    sums = np.zeros((len(probabilities), parts), probabilities.dtype)
-    np.add.at(sums.T, part_of, probabilities.T)
+    sums = np.zeros((*probabilities.shape[:-1], parts), probabilities.dtype)
+    np.add.at(np.moveaxis(sums, -1, 0), part_of, np.moveaxis(probabilities, -1, 0))
     return sums
 
 

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.log import logger, show_log
+from kdcache.methods import load_method
 from kdcache.methods.contract import HELD_OUT
 from kdcache.metrics.early import confusion, per_class_gain, percent, ratio_metrics
 from kdcache.metrics.significance import mean_std
 from kdcache.report import plots
 from kdcache.report.tables import markdown
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
+from kdcache.runs.ablation.jobs import workers_for
 from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, run_folder
 from kdcache.runs.ablation.results import stage_summary, values
@@ -90,7 +92,7 @@ def ablate(
     against: str | None = None,
     split_columns: Sequence[str] | None = None,
     source: str | Path | None = None,
-    workers: int = 1,
+    workers: int | str = 1,
     device: str = "auto",
     precision: str = "auto",
     stream: str | None = None,
@@ -103,7 +105,7 @@ def ablate(
     there is no best epoch and no tuning. Every table says how many optimiser steps each row took.
 
     Args:
-        method: name in ``kdcache.methods.METHODS``.
+        method: a name, or a method of one's own by its import path or file, see ``train``.
         table: one of the paper's tables in ``kdcache/presets/<method>.toml``.
         shards: folder of the cache.
         seeds: how many; 0, 1, 2 …
@@ -126,6 +128,7 @@ def ablate(
             another. None: ``split``, or what the rows' options say. (The name ``splits`` of version 0.1 still works.)
         source: video or skeleton file to answer for: the table of costs then says how long each row's first run takes.
         workers: processes; each gets an equal share of the cores. The number of threads changes the last bits.
+            ``"auto"``: one a core, as far as memory allows if each holds the whole cache.
         device: as for ``train``.
         precision: as for ``train``.
         stream: as for ``train``.
@@ -138,6 +141,7 @@ def ablate(
         KeyboardInterrupt, SystemExit: interrupted; the same call goes on.
     """
     show_log()
+    method = load_method(method)
     if "splits" in options:
         logger.warning("splits is now called split_columns; the old name will go in a later version.")
         split_columns = options.pop("splits") if split_columns is None else split_columns
@@ -165,7 +169,7 @@ def ablate(
         split_columns=[None] if split_columns is None else choose_columns(split_columns, Cache(absolute(shards)).clips),
         tune=tune,
         tune_seeds=tune_seeds,
-        workers=workers,
+        workers=workers_for(workers, Path(absolute(shards)), device),
         options={**options, **(grid or {})},
     )
     train_rows(protocol)
@@ -232,8 +236,10 @@ def shown_row(conclusion: Conclusion) -> TableRow:
 
 
 def scores(run: Run, weights: str, split: str) -> Scored:
-    """Probabilities ``[n, N, C]`` of labelled examples (N = 1 without levels), class indices ``[n]``, classes."""
-    frame = run.predictions(weights)
+    """Probabilities ``[n, N, C]`` of labelled examples, class indices ``[n]``, classes.
+
+    N = 1 without observation levels; of several anticipation times the main one is taken."""
+    frame = run.predictions(weights, main_only=run.predictor(weights).axis is not None)
     frame = frame[(frame["split"] == split) & frame[run.target].notna()]
     classes = [c for c in list[Any](frame.columns) if isinstance(c, int)]
     levels = frame["observed"].nunique() if "observed" in frame else 1

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kdcache.methods import METHODS
+from kdcache.methods import load_method, names
 from kdcache.methods import method as method_module
-from kdcache.methods.declared import check_method, summary
+from kdcache.methods.declared import summary
 from kdcache.options import OptionDescription, described, shown
 from kdcache.runs import presets
 from kdcache.runs.config import SETTABLE, RunSettings
@@ -107,7 +107,7 @@ class MethodDescription:
 
 def methods() -> MethodList:
     """Every method in a line; torch is not imported."""
-    found = [MethodSummary(n, summary(n), list(presets.tables(n, check=False)), presets.names(n)) for n in METHODS]
+    found = [MethodSummary(n, summary(n), list(presets.tables(n, check=False)), presets.names(n)) for n in names()]
     return MethodList(found)
 
 
@@ -117,7 +117,7 @@ def describe_method(name: str) -> MethodDescription:
     Raises:
         OptionError: an unknown method.
     """
-    check_method(name)
+    name = load_method(name)
     module = method_module(name)
     inputs = [
         InputDescription(one.name, one.stream, one.axes, one.role, one.when, list(one.extract))

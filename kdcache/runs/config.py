@@ -14,6 +14,8 @@ from kdcache.log import logger
 from kdcache.methods import method as method_module
 from kdcache.methods.declared import check_method, option_names
 from kdcache.options import build, parse_texts, to_table
+from kdcache.roots import Roots
+from kdcache.skeletons import JointLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,16 @@ class RunSettings:
     """Instead of a cache: CSV of clips, whose inputs are made from the sources on demand (``kdcache fit``)."""
     root: str | None = None
     """Folder that the manifest's sources are relative to."""
+    more_roots: tuple[str, ...] = ()
+    """Folders in which sources are looked for after ``root``."""
+    allow_absolute: bool = False
+    """Whether the manifest's sources may be absolute paths."""
+    centre_joint: int | None = None
+    """Joint in the middle of a body, of .npy and .npz skeleton files, which do not say it."""
+    skeleton_fps: float | None = None
+    """Frames a second of these files."""
+    array: str | None = None
+    """Name of the joints in .npz files that hold several arrays."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
     """Which decoder reads videos; ``auto`` is a function of the file alone."""
     seed: int = 0
@@ -68,6 +80,22 @@ class RunSettings:
             raise OptionError(f"memory_fraction={self.memory_fraction}: give a share of the free memory, 0 to 1.")
         if not 0 <= self.validation < 1:
             raise OptionError(f"validation={self.validation}: give a share of the training clips, 0 to below 1.")
+        JointLayout.stated(self.centre_joint, self.skeleton_fps, self.array)
+
+    @property
+    def roots(self) -> Roots:
+        """What the manifest's sources are relative to."""
+        folders = [] if self.root is None else [self.root, *self.more_roots]
+        return Roots.of(folders, self.allow_absolute)
+
+    @property
+    def joint_layout(self) -> JointLayout | None:
+        """Of skeleton files that are arrays, where it is stated."""
+        return JointLayout.stated(self.centre_joint, self.skeleton_fps, self.array)
+
+
+OF_SOURCES = ("manifest", "root", "more_roots", "allow_absolute", "decoder", "centre_joint", "skeleton_fps", "array")
+"""Settings of runs on the sources of a manifest alone."""
 
 
 SETTABLE = ("recipe", "weights", "memory_fraction", "split_column", "validation", "tau_s", "save_every", "keep_stages")
@@ -180,5 +208,5 @@ def load_config(path: str | Path) -> dict[str, Any]:
     settings, options, _ = read_config(path)
     own = {f.name: getattr(settings, f.name) for f in fields(settings)}
     if settings.manifest is None:
-        own = {name: value for name, value in own.items() if name not in ("manifest", "root", "decoder")}
+        own = {name: value for name, value in own.items() if name not in OF_SOURCES}
     return own | {f.name: getattr(options, f.name) for f in fields(options)}

@@ -178,7 +178,11 @@ def _below(read: Sequence[_Read]) -> tuple[int, int]:
         if identity not in networks:
             networks[identity] = backbones.outline(stream.backbone)
         net = networks[identity]
-        parameters, multiply_adds = counted(net, partial(_up_to, net, stream))
+        try:
+            parameters, multiply_adds = counted(net, partial(_up_to, net, stream))
+        except (RuntimeError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise OptionError(f"{one.name}: what its backbone computes cannot be counted ({reason}).") from error
         used |= parameters
         shown = _text(one.recipe, "stream", "dtype", "backbone") + _text(backbone, "layer")
         passes[shown] = max(passes.get(shown, 0), stream.input_shape[0] * multiply_adds)

@@ -14,12 +14,13 @@ from typing import Any, get_type_hints
 import pandas as pd
 
 from kdcache.backbones import canonical
-from kdcache.backbones.metadata import SUFFIX, FitMetadata, read_metadata
+from kdcache.backbones.metadata import FitMetadata, file_name, read_metadata
 from kdcache.data.training_data import TrainingData
 from kdcache.errors import OptionError
 from kdcache.manifest import read_manifest, validate, write_manifest
 from kdcache.methods.recognition_options import RecognitionOptions, with_recipe
 from kdcache.options import build, parse_texts
+from kdcache.roots import Root, Roots
 from kdcache.runs.config import RunSettings, renamed
 from kdcache.runs.config import load_config as load_run_config
 from kdcache.runs.prepare import absolute, prepare
@@ -30,7 +31,9 @@ from kdcache.store.failures import FILE, Failure, load_failures
 
 MANIFEST = "manifest.csv"
 METHOD = "recognition"
-SETTABLE = ("validation", "decoder", "memory_fraction", "save_every", "hold")
+SETTABLE = (
+    "validation", "decoder", "memory_fraction", "save_every", "hold", "centre_joint", "skeleton_fps", "array",
+)  # fmt: skip
 """Settings that ``parse_set`` takes beside the options; without a dataset, ``split_column`` too."""
 _DEFAULTS = {"memory_fraction": 0.5, "save_every": 120.0}  # decoded frames are large, and so are checkpoints
 
@@ -49,7 +52,9 @@ class Fit:
     def open(cls, folder: str | Path) -> Fit:
         """The fit in a folder; ``OptionError`` where there is none that has finished."""
         run = Run(folder)
-        weights = run.path / f"{canonical(run.options.backbone)}{SUFFIX}"
+        if run.settings.method != METHOD or run.options.backbone is None:
+            raise OptionError(f"{run.path} is a run of {run.settings.method} on features: name a folder of a fit.")
+        weights = run.path / file_name(canonical(run.options.backbone))
         if not (run.path / METRICS).exists():
             raise OptionError(f"{run.path} has not finished: repeat its command to go on.")
         return cls(run, weights, load_failures(run.path))
@@ -94,7 +99,7 @@ class Fit:
 def fit(
     backbone: str,
     manifest: pd.DataFrame | str | Path,
-    root: str | Path,
+    root: Root = None,
     out: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -109,7 +114,7 @@ def fit(
     Args:
         backbone: vacnn, tsm, tsm-resnet50-online, resnet34, i3d-rgb or resnext101.
         manifest: a manifest file, or rows as ``read_manifest`` returns them.
-        root: the folder that ``source`` paths are relative to.
+        root: the folder that ``source`` paths are relative to; or several, in which a source is looked for in turn.
         out: the fit's folder; default ``fits/<backbone>-<n>``, the first that is free. Where a fit with the same
             settings lies, it is continued, or returned as it is when it has finished.
         seed: of the first weights, the order, the augmentations and dropout.
@@ -117,7 +122,8 @@ def fit(
         precision: ``auto`` (fp32 on a CPU, bf16 on a GPU), ``fp32``, ``bf16``, ``fp16``. bf16 is two to three times as
             fast on CPUs that compute it.
         options: fields of ``RecognitionOptions``, and of ``RunSettings``: ``split_column``, ``validation``,
-            ``decoder``, ``memory_fraction``, ``save_every``.
+            ``decoder``, ``memory_fraction``, ``save_every``, ``allow_absolute`` (sources may be absolute paths), and
+            of skeleton files that are arrays ``centre_joint``, ``skeleton_fps``, ``array``.
 
     Returns:
         The finished fit: ``.weights``, ``.metrics``, ``.facts``, ``.failures``, ``.path``, ``.run``.
@@ -131,35 +137,37 @@ def fit(
         KeyboardInterrupt, SystemExit: interrupted by a signal; the same call goes on.
     """
     backbone = canonical(backbone)
-    folder = Path(out) if out is not None else free_folder(Path("fits"), backbone)
-    rows, file = _rows(manifest, root, folder)
+    folder = Path(out) if out is not None else free_folder(Path("fits"), Path(file_name(backbone)).stem)
     options = renamed(METHOD, options)
-    given = {name: options.pop(name) for name in ("split_column", *SETTABLE) if name in options}
-    given |= {"manifest": file, "root": absolute(root), "seed": seed, "device": device, "precision": precision}
+    given = {name: options.pop(name) for name in ("split_column", "allow_absolute", *SETTABLE) if name in options}
+    roots = Roots.of(root, given.get("allow_absolute", False)).check()
+    rows, file = _rows(manifest, roots, folder)
+    given |= {"manifest": file, "seed": seed, "device": device, "precision": precision}
+    folders = [absolute(each) for each in roots.folders]
+    given |= {"root": folders[0] if folders else None, "more_roots": folders[1:]}
     settings = build(RunSettings, {"method": METHOD, **_DEFAULTS, **given})
     wanted = build(RecognitionOptions, {"backbone": backbone, **options})
     with_recipe(wanted)  # refuses what cannot be fitted before anything is read
 
     def keep_rows() -> None:
         if file == absolute(folder / MANIFEST):
-            write_manifest(rows, folder / MANIFEST)
+            write_manifest(rows, folder / MANIFEST, allow_absolute=roots.allow_absolute)
 
     def opened(before: dict[str, Any]) -> TrainingData:
         return prepare(settings, wanted, before, rows=rows)
 
     run = train_into(folder, settings, wanted, Session(), opened, keep_rows)
-    if not (folder / f"{backbone}{SUFFIX}").exists() and "kept" not in run.metrics:  # 0.1 wrote them by itself
+    if not (folder / file_name(backbone)).exists() and "kept" not in run.metrics:  # 0.1 wrote them by itself
         run.export()
     return Fit.open(folder)
 
 
-def _rows(manifest: pd.DataFrame | str | Path, root: str | Path, folder: Path) -> tuple[pd.DataFrame, str]:
+def _rows(manifest: pd.DataFrame | str | Path, roots: Roots, folder: Path) -> tuple[pd.DataFrame, str]:
     """The manifest's rows, and the file that ``config.toml`` names for them: rows are kept in the fit's own folder."""
-    if not Path(root).is_dir():
-        raise OptionError(f"{root}: the data root is not a folder; pass --root with the folder that holds the clips.")
+    allowed = roots.allow_absolute
     if isinstance(manifest, (str, Path)):
-        return read_manifest(manifest, root), absolute(manifest)
-    return validate(manifest, root=root), absolute(folder / MANIFEST)
+        return read_manifest(manifest, roots.folders, allow_absolute=allowed), absolute(manifest)
+    return validate(manifest, root=roots.folders, allow_absolute=allowed), absolute(folder / MANIFEST)
 
 
 def parse_set(sets: Sequence[str], dataset: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -183,5 +191,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
     values = load_run_config(path)
     if values.pop("method") != METHOD or values.get("manifest") is None:
         raise OptionError(f"{path} is not of a fit: name the config.toml in a folder that `kdcache fit` made.")
-    unused = ("shards", "stream", "recipe", "weights", "tau_s", "keep_stages")
+    folders = [] if values["root"] is None else [values["root"], *values["more_roots"]]
+    values |= {"root": folders}
+    unused = ("more_roots", "shards", "stream", "recipe", "weights", "tau_s", "keep_stages")
     return {name: value for name, value in values.items() if name not in unused}

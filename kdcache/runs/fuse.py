@@ -24,7 +24,8 @@ def fuse(
     """Metrics of the mean softmax of several runs on the examples that all of them held out. [reconstructed: the mean]
 
     The metrics are those of the method: of early recognition ``auc`` and the accuracy at each observation ratio, at
-    which the probabilities are averaged one by one; of anticipation ``top1``, ``top5`` and the recalls.
+    which the probabilities are averaged one by one, as at each anticipation time of ``rulstm``; of anticipation
+    ``top1``, ``top5`` and the recalls.
 
     Args:
         runs: finished runs or their folders, with one target and the same classes, held-out examples and levels.
@@ -73,8 +74,8 @@ class _Answers:
     """``pairs`` or ``clips``."""
     examples: pd.DataFrame
     """Index: name of the example; columns ``split`` and the target."""
-    levels: list[int] | None
-    """Observed percentages; None where an example is answered once."""
+    levels: list[float] | None
+    """Observed percentages or anticipation times, as answered; None where an example is answered once."""
     probabilities: pd.DataFrame
     """Float64, a row for each example, or for each example and level in turn; a column for each class."""
 
@@ -82,13 +83,14 @@ class _Answers:
 def _answers(run: Run, which: str) -> _Answers:
     frame = run.predictions(which)
     name = "pair" if "pair" in frame else "clip_id"
-    levels = sorted(set(frame["observed"])) if "observed" in frame else None
+    axis = next((c for c in frame.columns if c in ("observed", "tau_s")), None)
+    levels = list(dict.fromkeys(frame[axis])) if axis else None
     classes = [c for c in list[Any](frame.columns) if isinstance(c, int)]
     return _Answers(
         what="pairs" if name == "pair" else "clips",
         examples=frame.drop_duplicates(name).set_index(name)[["split", run.target]],
         levels=levels,
-        probabilities=frame.set_index([name] if levels is None else [name, "observed"])[classes].astype(np.float64),
+        probabilities=frame.set_index([name, axis] if axis else [name])[classes].astype(np.float64),
     )
 
 
@@ -99,9 +101,10 @@ def _check(run: Run, its: _Answers, first: Run, others: _Answers) -> None:
             f"{run.path} predicts {its.what}, {first.path} {others.what}: fuse runs of methods with like examples."
         )
     if its.levels != others.levels:
-        count, other = (str(len(a.levels)) if a.levels else "no" for a in (its, others))
+        one, other = (", ".join(f"{level:g}" for level in a.levels or ()) or "once" for a in (its, others))
         raise OptionError(
-            f"{run.path} answers at {count} levels of observation, {first.path} at {other}: fuse runs with equal ones."
+            f"{run.path} answers at other levels or times ({one}) than {first.path} ({other}): fuse runs "
+            "with equal ones."
         )
     if list(its.probabilities.columns) != list(others.probabilities.columns):
         raise OptionError(f"{run.path} predicts other classes than {first.path}: fuse runs on the same classes.")

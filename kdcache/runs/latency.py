@@ -10,7 +10,7 @@ from kdcache.errors import SourceError
 from kdcache.runs.online.loading import load
 from kdcache.runs.run import Run
 from kdcache.runtime import resolve_device
-from kdcache.skeletons import open_skeleton
+from kdcache.skeletons import check_skeleton
 from kdcache.sources import open_source
 from kdcache.stopwatch import FLOW, OPENING, stopwatch
 
@@ -59,6 +59,6 @@ def check_readable(source: str | Path) -> None:
             return
     except SourceError as error:
         try:
-            open_skeleton(Path(source))
+            check_skeleton(source)
         except SourceError:
             raise error from None

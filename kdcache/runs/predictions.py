@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache.engine.scoring import Probabilities
-from kdcache.methods.contract import UNLABELLED, Data
+from kdcache.errors import OptionError
+from kdcache.methods.contract import UNLABELLED, Data, MetricsFn
 from kdcache.metrics import topk as metrics
 
 
@@ -28,14 +30,36 @@ def parts_of(data: Data, target: str) -> dict[str, NDArray[np.int64]]:
     return found
 
 
+def baselines(data: Data, target: str, y: Tensor) -> dict[str, float]:
+    """What a split's accuracy is to be compared with: its number of ``clips``, ``chance`` (100 / number of classes),
+    and ``majority``, the accuracy of always naming the most frequent training class, in per cent.
+
+    ``y`` are its class indices ``[n]``, all known.
+    """
+    train = data.splits["train"].labels[target]
+    frequent = int(torch.bincount(train[train != UNLABELLED]).argmax())
+    chance, majority = 100 / len(data.classes[target]), 100 * float((y == frequent).double().mean())
+    return {"clips": len(y), "chance": chance, "majority": majority}
+
+
 def measure_all(
-    probs: Probabilities, labels: Mapping[str, Tensor], data: Data, target: str, many_shot: int | None = None
+    probs: Probabilities,
+    labels: Mapping[str, Tensor],
+    data: Data,
+    target: str,
+    many_shot: int | None = None,
+    measure: MetricsFn | None = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics for the target and for the verb and noun of an action; ``labels`` are class indices ``[n]`` by target.
 
     Verb and noun probabilities are sums over actions. ``many_shot`` adds recalls over classes with more training
-    samples than that.
+    samples than that. ``measure`` is for probabilities ``[n, N, C]``, of which there are no such recalls.
+
+    Raises:
+        OptionError: ``many_shot`` with ``measure``.
     """
+    if measure is not None and many_shot is not None:
+        raise OptionError("many_shot is for runs that answer once a clip; leave it out for this one.")
     scores = {target: probs}
     for part, of in parts_of(data, target).items():
         scores[part] = metrics.marginalise(probs, of, len(data.classes[part]))
@@ -49,5 +73,6 @@ def measure_all(
             classes, counts = np.unique(train[train != UNLABELLED], return_counts=True)
             many = set(classes[counts > many_shot].tolist())
         if known.any():
-            measured[name] = metrics.measure(values[known], y[known], many)
+            scored = values[known], y[known]
+            measured[name] = metrics.measure(*scored, many) if measure is None else dict(measure(*scored))
     return measured

@@ -50,10 +50,10 @@ def prepare(
     if settings.manifest is not None:
         from kdcache.data.ondemand.open import open_sources  # loads OpenCV and torchvision
 
-        assert settings.root is not None
         if rows is None:
-            rows = read_manifest(settings.manifest, settings.root)
-        return open_sources(rows, settings.root, inputs, options, decoder=settings.decoder, **common)
+            rows = manifest_rows(settings)
+        common |= {"decoder": settings.decoder, "joint_layout": settings.joint_layout}
+        return open_sources(rows, settings.roots, inputs, options, **common)
     assert settings.shards is not None
     return open_cache(
         settings.shards,
@@ -66,6 +66,12 @@ def prepare(
         pool=pool,
         **common,
     )
+
+
+def manifest_rows(settings: RunSettings) -> pd.DataFrame:
+    """The manifest of a run on its sources; ``ManifestError`` where it has become a bad one."""
+    roots = settings.roots
+    return read_manifest(str(settings.manifest), roots.folders, allow_absolute=roots.allow_absolute)
 
 
 def absolute(path: str | Path) -> str:

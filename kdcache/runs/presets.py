@@ -127,6 +127,7 @@ def _rows(content: dict[str, Any], table: dict[str, Any]) -> list[dict[str, Any]
 
 
 def _read(method: str) -> dict[str, Any]:
+    """The method's file; empty tables for a method that has none."""
     check_method(method)
     file = files("kdcache") / "presets" / f"{method}.toml"
-    return {"presets": {}, "tables": {}} | (tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+    return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"presets": {}, "tables": {}}

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdcache.backbones import canonical, input_spec
 from kdcache.errors import OptionError
+from kdcache.methods import load_method
 from kdcache.methods import method as method_module
 from kdcache.options import build
 from kdcache.runs import presets
@@ -32,7 +33,7 @@ def extraction_calls(method: str, preset: str | None = None, **options: Any) -> 
     """The calls of ``extract`` that a method needs, as the inputs that it declares say.
 
     Args:
-        method: name in ``kdcache.methods.METHODS``.
+        method: a name, or a method of one's own by its import path or file, see ``kdcache.train``.
         preset: the paper's settings for a dataset, which may read other streams than the default.
         options: of the method, on top of the preset's.
 
@@ -41,6 +42,7 @@ def extraction_calls(method: str, preset: str | None = None, **options: Any) -> 
     """
     from kdcache.data.pairs import ROLES  # loads torch, as methods do
 
+    method = load_method(method)
     chosen = {**(presets.preset(method, preset) if preset else {}), **options}
     known = presets.streams(method, preset) if preset else None
     module = method_module(method)
@@ -49,6 +51,10 @@ def extraction_calls(method: str, preset: str | None = None, **options: Any) -> 
     calls: dict[tuple[bool, str], ExtractionCall] = {}
     for one in inputs:
         streams = known if known is not None else one.extract
+        if not streams and one.segment is None:
+            raise OptionError(
+                f"{method} reads vectors that were computed elsewhere as its input {one.name}: import them instead."
+            )
         if not streams:
             raise OptionError(f"{method} makes its input {one.name} on demand: nothing has to be extracted for it.")
         said = one.name + (" (in training only)" if one.when == "train" else "")
@@ -62,5 +68,5 @@ def extraction_calls(method: str, preset: str | None = None, **options: Any) -> 
 
 
 def _reads_skeletons(stream: str) -> bool:
-    head, slash, _ = stream.partition("/")
+    head, slash, _ = stream.rpartition("/")
     return bool(slash) and input_spec(canonical(head)).modality == "skeleton"

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from kdcache.backbones.metadata import SUFFIX, write
+from kdcache.backbones.metadata import file_name, write
 from kdcache.data.splits import held_out
 from kdcache.data.training_data import TrainingData
 from kdcache.engine import checkpoint
@@ -21,11 +21,22 @@ from kdcache.engine.scoring import Probabilities, probabilities
 from kdcache.errors import OptionError, unknown
 from kdcache.log import logger
 from kdcache.methods import method as method_module
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, VALIDATION, BatchSource, Input, Predictor, Split
+from kdcache.methods.checks import check_predictor
+from kdcache.methods.contract import (
+    HELD_OUT,
+    UNLABELLED,
+    VALIDATION,
+    AnswerAxis,
+    BatchSource,
+    Input,
+    Predictor,
+    Split,
+)
+from kdcache.metrics.anticipation import in_words
 from kdcache.metrics.early import percent
 from kdcache.options import build, to_table
 from kdcache.runs.config import RunSettings, read_config
-from kdcache.runs.predictions import measure_all
+from kdcache.runs.predictions import baselines, measure_all
 from kdcache.runs.prepare import absolute, prepare
 from kdcache.text import aligned
 
@@ -59,10 +70,13 @@ class Run:
             for split, targets in splits.items()
             for target, values in targets.items()
         ]
-        names = list(dict.fromkeys(name for _, values in scores for name in values))
-        rows = [("weights", "split", "target", *names)]
-        rows += [(*of, *(f"{v[name]:.1f}" if name in v else "" for name in names)) for of, v in scores]
-        return "\n".join([str(self.path), *(f"  {line}" for line in aligned(rows, numbers_from=3))])
+        lines = [str(self.path), *(f"  {line}" for line in _score_table(scores))]
+        for split, known in self.metrics.get("baselines", {}).items():
+            lines.append(
+                f"  {split}: {known['clips']} clips; chance {known['chance']:.1f}, "
+                f"always the most frequent training class {known['majority']:.1f}"
+            )
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Folder, method, seed and the result, as plain data."""
@@ -104,7 +118,8 @@ class Run:
         """The result: ``last`` and ``best@<split>`` → split → target → metric in per cent.
 
         Also ``selected_by`` (the split that chose the best epoch), ``epochs``, ``stages`` (the last row of each) and
-        ``steps``: optimiser steps that the network which answers took in all its stages.
+        ``steps``: optimiser steps that the network which answers took in all its stages; ``baselines``: of each split
+        the number of clips, and the accuracy by chance.
         ``OptionError`` while the run has not finished.
         """
         path = self.path / METRICS
@@ -151,7 +166,8 @@ class Run:
     def predict(self, clips: str | Sequence[str] | None = None, which: str = "last") -> pd.DataFrame:
         """Class probabilities, one row a clip (index ``clip_id``), one column a class (the manifest's labels).
 
-        Early recognition gives a row for each clip and observation ratio (index ``clip_id``, ``observed`` in %).
+        Early recognition gives a row for each clip and observation ratio (index ``clip_id``, ``observed`` in %), a
+        method of several anticipation times one for each clip and time (``clip_id``, ``tau_s`` in seconds).
 
         Args:
             clips: clip ids of the cache, or a split ("validation", "test", "train"; None: the one the run was judged
@@ -181,14 +197,24 @@ class Run:
         probs = self._probabilities(rows, which)
         index = pd.Index([clip_ids[row] for row in rows.tolist()], name="clip_id")
         if probs.ndim == 3:
-            index = pd.MultiIndex.from_product([index, percent(probs.shape[1])], names=["clip_id", "observed"])
+            axis = self.answer_axis(probs.shape[1], which)
+            index = pd.MultiIndex.from_product([index, axis.values], names=["clip_id", axis.name])
         return pd.DataFrame(probs.reshape(-1, probs.shape[-1]), index=index, columns=data.classes[self.target])
 
-    def predictions(self, which: str = "last") -> pd.DataFrame:
+    def answer_axis(self, answers: int, which: str = "last") -> AnswerAxis:
+        """What so many answers of one clip stand for: shares of it, in per cent, unless the method says otherwise."""
+        ratios = tuple(percent(answers))
+        return self._predictor(which).axis or AnswerAxis("observed", ratios, ratios[-1])
+
+    def predictions(self, which: str = "last", main_only: bool = False) -> pd.DataFrame:
         """Class probabilities of all held-out examples.
 
-        Columns: ``pair`` (where clips come in pairs), ``clip_id``, ``observed`` (where there are levels of progress),
-        ``split``, the label, and one for each class.
+        Columns: ``pair`` (where clips come in pairs), ``clip_id``, ``observed`` or ``tau_s`` (where there are levels of
+        progress or several anticipation times), ``split``, the label, and one for each class.
+
+        Args:
+            which: ``last`` or ``best`` weights.
+            main_only: of several answers of an example only the main one.
         """
         data, role = self.training_data.data, self._predictor(which).role
         parts = []
@@ -198,6 +224,9 @@ class Run:
             if not seen.any():  # a fit on sources reads labelled clips alone
                 continue
             frame = self.predict(split, which)
+            if main_only and frame.index.nlevels == 2:
+                at = frame.index.get_level_values(1)
+                frame = frame[at == self.answer_axis(at.nunique(), which).main]
             known, repeats = frame.index.nlevels, len(frame) // max(1, int(seen.sum()))
             frame = frame.reset_index()
             names = [name for name, there in zip(samples.names, seen.tolist(), strict=True) if there]
@@ -241,12 +270,14 @@ class Run:
         if self.settings.method != "recognition":
             raise OptionError(f"{self.path} is a run of {self.settings.method}: only recognition trains a backbone.")
         options = self._resolved_options
+        if options.backbone is None:
+            raise OptionError(f"{self.path} trained a classifier on cached features, no backbone: nothing to export.")
         if which is None:
             summary = checkpoint.load_summary(self.path / recognition.STAGE)
             which = options.keep if summary and summary["selected_by"] == VALIDATION else "last"
         network = self._predictor(which).module
         assert isinstance(network, recognition.Classifier)
-        path = Path(path) if path is not None else self.path / f"{options.backbone}{SUFFIX}"
+        path = Path(path) if path is not None else self.path / file_name(options.backbone)
         facts = recognition.metadata(options, self.training_data.data, recognition.origin(options))
         write(path, network.net.state_dict(), facts)
         return path
@@ -269,6 +300,7 @@ class Run:
         results: dict[str, Any] = {"selected_by": VALIDATION if selected else "", "epochs": epochs}
         for which, key in weights.items():
             results[key] = {name: self._measure(self._split(name), which, many_shot) for name in splits}
+        results["baselines"] = {name: self._baselines(self._split(name)) for name in splits}
         return results
 
     def _unfinished(self, stage: str = "") -> OptionError:
@@ -281,10 +313,7 @@ class Run:
             raise unknown("weights", which, ["last", "best"])
         if which not in self._predictors:
             predictor = self._method.predictor(self._resolved_options, self.training_data.data)
-            if privileged := sorted(set(predictor.inputs) - {one.name for one in self.inputs}):
-                raise ValueError(
-                    f"{self.settings.method} predicts from {privileged[0]}, which it reads in training only"
-                )
+            check_predictor(predictor, self._method.inputs(self._resolved_options), self.settings.method)
             folder = self.path / predictor.stage
             summary = checkpoint.load_summary(folder)
             if summary is None:
@@ -323,6 +352,10 @@ class Run:
         role = self._predictor("last").role
         return self._seen(samples.rows[role], "last") & (samples.labels[self.target] != UNLABELLED)
 
+    def _baselines(self, samples: Split) -> dict[str, float]:
+        y = samples.labels[self.target][self._usable(samples)]
+        return baselines(self.training_data.data, self.target, y)
+
     def _measure(self, samples: Split, which: str, many_shot: int | None) -> dict[str, dict[str, float]]:
         usable = self._usable(samples)
         if not usable.any():
@@ -330,6 +363,19 @@ class Run:
         seen = samples.rows[self._predictor(which).role]
         labels = {target: y[usable] for target, y in samples.labels.items()}
         probs = self._probabilities(seen[usable], which)
-        if probs.ndim == 3:
-            return {self.target: dict(self._predictor(which).metrics_fn(probs, labels[self.target].numpy()))}
-        return measure_all(probs, labels, self.training_data.data, self.target, many_shot)
+        several = self._predictor(which).metrics_fn if probs.ndim == 3 else None
+        return measure_all(probs, labels, self.training_data.data, self.target, many_shot, several)
+
+
+def _score_table(scores: list[tuple[tuple[str, str, str], dict[str, float]]]) -> list[str]:
+    """Weights, split and target with their metrics in columns; metrics at several times are curves in lines below."""
+    names = list(dict.fromkeys(name for _, values in scores for name in values if "@" not in name))
+    lines = []
+    if names:
+        rows = [("weights", "split", "target", *names)]
+        rows += [(*of, *(f"{v[name]:.1f}" if name in v else "" for name in names)) for of, v in scores]
+        lines += aligned(rows, numbers_from=3)
+    for (which, split, target), values in scores:
+        if curves := {name: value for name, value in values.items() if "@" in name}:
+            lines.append(f"{which}, {split} {target}: {in_words(curves)}")
+    return lines

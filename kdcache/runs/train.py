@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kdcache.data.training_data import TrainingData
 from kdcache.engine.checkpoint import BEST, LAST, STATE, SUMMARY, load_summary
 from kdcache.engine.log import Log
@@ -16,8 +18,11 @@ from kdcache.engine.loop import fit_stage
 from kdcache.errors import OptionError
 from kdcache.files import PARTIAL, atomic
 from kdcache.log import logger, show_log
+from kdcache.methods import load_method
 from kdcache.methods import method as method_module
-from kdcache.methods.contract import Stage
+from kdcache.methods.checks import check_inputs, check_predictor
+from kdcache.methods.contract import Method, Stage
+from kdcache.methods.registry import BUILT_IN
 from kdcache.options import build, to_table
 from kdcache.recipe import differences, digest
 from kdcache.runs.config import SETTABLE, RunSettings, own_names, read_config, write_config
@@ -49,7 +54,8 @@ def train(
     """Train a method on a cache, or go on with a training that was interrupted.
 
     Args:
-        method: name in ``kdcache.methods.METHODS``, such as ``anticipation``.
+        method: a name such as ``anticipation`` (``kdcache.methods.names()``), or a method of one's own by its import
+            path or file, see ``kdcache.methods.load_method``.
         shards: folder of the cache.
         seed: of initialisation, order, views, augmentation and dropout.
         out: the run's folder; default ``runs/<method>-<n>``, the first that is free. Where a run with the same
@@ -73,7 +79,7 @@ def train(
         WeightsError: the checkpoint to start from cannot be found.
         KeyboardInterrupt, SystemExit: interrupted by a signal; the same call goes on.
     """
-    session = session or Session()
+    session, method = session or Session(), load_method(method)
     options = own_names(method, options)
     given = {name: options.pop(name) for name in SETTABLE if name in options}
     given |= {"device": device, "precision": precision, "stream": stream}
@@ -102,12 +108,16 @@ def train_into(
         logger.info("%s: this run has finished; delete the folder to train it again", folder)
         return Run(folder)
 
+    if settings.method not in BUILT_IN:
+        check_inputs(method.inputs(options), settings.method)
     opened = prepare(before)
     resolved = method.resolve(options, opened.data)
     facts = {**opened.resolved, "options": to_table(resolved)}
     changed = differences(before, facts) if before else []
     if changed:
         raise OptionError(f"{folder} cannot be continued, for its data or machine changed: {'; '.join(changed)}.")
+    if settings.method not in BUILT_IN:
+        _check_answers(method, settings.method, resolved, opened)
     stages = method.stages(resolved, opened.data)
     first = next(stages, None)
     if first is None:
@@ -121,6 +131,12 @@ def train_into(
     save_failures(folder, opened.failures)
     last_rows = _fit_all(folder, chain([first], stages), opened, settings.save_every, session)
     return _conclude(folder, opened, last_rows)
+
+
+def _check_answers(method: Method, name: str, resolved: Any, opened: TrainingData) -> None:
+    """``OptionError`` where what a method of one's own will answer from is not there when it answers."""
+    with torch.random.fork_rng(devices=[]):
+        check_predictor(method.predictor(resolved, opened.data), method.inputs(resolved), name)
 
 
 def _fit_all(
@@ -154,7 +170,7 @@ def _conclude(folder: Path, opened: TrainingData, last_rows: dict[str, Any]) -> 
     summaries = [load_summary(folder / name) for name in (*predictor.trained_in, predictor.stage)]
     if all(summary and "steps" in summary for summary in summaries):  # stages of version 0.1 do not say
         metrics["steps"] = sum(summary["steps"] for summary in summaries if summary)
-    predictions = run.predictions()
+    predictions = run.predictions(main_only=predictor.axis is not None)  # all of them would be gigabytes
     with atomic(folder / PREDICTIONS) as temporary:
         predictions.to_csv(temporary, float_format="%.6g", lineterminator="\n", index=False)
     write_json(folder / METRICS, metrics)

@@ -42,8 +42,9 @@ class Skeleton:
         centre: index of the joint in the middle of a body, whose first position becomes the origin of images.
         frames: int32 [T], the clip's frame behind each row; frames in which NTU files hold no body have no row.
         total: frames in the clip.
-        fps: frame rate of the recording [general knowledge, in no file]. Frame k is shown from k / fps seconds on.
-        kind: ``msraction3d``, ``jhmdb`` or ``ntu``.
+        fps: frame rate of the recording [general knowledge, in no file; of arrays as stated]. Frame k is shown from
+            k / fps seconds on.
+        kind: ``msraction3d``, ``jhmdb``, ``ntu`` or ``array``.
         choose: for files with spare bodies, which are chosen when only the first so many frames were seen.
         begin: the file's frame at which the clip begins.
     """
@@ -60,7 +61,7 @@ class Skeleton:
 
     @property
     def bodies(self) -> int:
-        """1 or 2."""
+        """1 or 2; of arrays any number."""
         return int(self.joints.shape[1]) // self.per_body
 
     @property

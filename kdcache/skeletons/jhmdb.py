@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from kdcache.skeletons.base import Skeleton
 Part = Literal["train", "test"]
 PARTS: tuple[Part, ...] = ("train", "test")
 
+ARRAYS = ("pose", "length", "label")
 JOINTS, BELLY, FPS = 15, 1, 30.0
 
 
@@ -27,6 +29,11 @@ class JhmdbClip:
     label: str
     start: int
     stop: int
+
+
+def is_jhmdb(names: Collection[str]) -> bool:
+    """Whether an archive with arrays of these names is one of JHMDB's, whole or not."""
+    return any(f"{part}_{name}" in names for part in PARTS for name in ARRAYS)
 
 
 def open_jhmdb(path: str | os.PathLike[str]) -> Skeleton:
@@ -57,7 +64,7 @@ def clips_of(path: str | os.PathLike[str]) -> list[JhmdbClip]:
 def _part(path: str | os.PathLike[str], part: Part) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            pose, length, label = (file[f"{part}_{name}"] for name in ("pose", "length", "label"))
+            pose, length, label = (file[f"{part}_{name}"] for name in ARRAYS)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error}); check the path.") from error
     except Exception as error:  # a damaged archive fails in zipfile, zlib or numpy, each in its own way

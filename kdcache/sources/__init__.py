@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from kdcache.sources.base import Source, SourceInfo
 from kdcache.sources.opening import DECODERS, check, open_source
-from kdcache.sources.paths import fingerprint, inside
+from kdcache.sources.paths import find, fingerprint, inside
 
-__all__ = ["DECODERS", "Source", "SourceInfo", "check", "fingerprint", "inside", "open_source"]
+__all__ = ["DECODERS", "Source", "SourceInfo", "check", "find", "fingerprint", "inside", "open_source"]

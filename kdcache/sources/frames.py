@@ -39,7 +39,8 @@ class FrameSource(Source):
         members = in_order(path, members)
         if fps is None:
             raise SourceError(
-                f"{path}: images carry no clock; give their rate in the manifest's fps column or as open_source(fps=…)."
+                f"{path}: images carry no clock; give their rate in the manifest's fps column, to predict and idt as "
+                "--fps, or as open_source(fps=…)."
             )
         if not (np.isfinite(fps) and fps > 0):
             raise SourceError(f"{path}: {fps} is no frame rate; give frames per second, above 0.")

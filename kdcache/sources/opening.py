@@ -6,6 +6,7 @@ import os
 
 from kdcache.errors import SourceError, unknown
 from kdcache.log import logger
+from kdcache.roots import is_url
 from kdcache.sources.base import Source, SourceInfo
 from kdcache.stopwatch import OPENING, part
 
@@ -29,6 +30,8 @@ def open_source(path: str | os.PathLike[str], decoder: str = "auto", fps: float 
     """
     if decoder not in DECODERS:
         raise unknown("decoder", decoder, DECODERS)
+    if is_url(os.fspath(path)):
+        raise SourceError(f"{path}: an address, and only files are read; download it and give its path.")
     name = os.path.abspath(path)  # also keeps FFmpeg from taking "name:rest" for a protocol
     if os.path.isdir(name):
         from kdcache.sources.frames import open_folder

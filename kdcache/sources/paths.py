@@ -1,4 +1,4 @@
-"""Paths that stay inside a root, and a cheap identity of what lies at them."""
+"""Finding sources below their roots, which nothing leaves, and a cheap identity of what lies at a path."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from kdcache.errors import SourceError
+from kdcache.roots import Roots
 
 _EDGE, _BLOCK, _BLOCKS = 64 * 1024, 4 * 1024, 16
 
@@ -27,6 +28,31 @@ def inside(root: str | os.PathLike[str], relative: str | os.PathLike[str]) -> Pa
     if not path.is_relative_to(base):
         raise SourceError(f"{text}: leads out of the root {root} to {path}; put it below the root or choose that root.")
     return path
+
+
+def find(roots: Roots, source: str) -> Path:
+    """The absolute path of a source, links resolved; of one root it need not exist.
+
+    A relative one is looked for below each root in turn. An absolute one is taken as it is where the roots allow that.
+
+    Raises:
+        SourceError: it leaves a root, is in none of several roots, or in two with different content; or it is relative
+            and there is no root, or absolute and that is not allowed.
+    """
+    if roots.allow_absolute and os.path.isabs(source):
+        return Path(source).resolve()
+    if not roots.folders:
+        raise SourceError(f"{source}: a relative path, and no root was given; pass --root with its folder.")
+    paths = [inside(folder, source) for folder in roots.folders]
+    if len(paths) == 1:
+        return paths[0]
+    there = [path for path in paths if path.exists()]
+    if not there:
+        raise SourceError(f"{source}: not below {roots}; put it there or remove its rows from the manifest.")
+    other = next((p for p in there[1:] if p != there[0] and fingerprint(p) != fingerprint(there[0])), None)
+    if other is not None:
+        raise SourceError(f"{source}: {there[0]} and {other} differ; give one of these roots alone, or rename one.")
+    return there[0]
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:

@@ -29,7 +29,7 @@ class VideoSource(Source):
         unsupported = unsupported_reason(timeline) if decoder != "pyav" else "PyAV was asked for"
         if decoder == "decord" and unsupported:
             raise SourceError(
-                f"{path}: decord does not read this file right ({unsupported}); use --decoder auto or pyav."
+                f"{path}: decord does not read this file right ({unsupported}); use decoder=auto or pyav."
             )
         self._timeline = timeline
         self._forced = decoder == "decord"
@@ -66,7 +66,7 @@ class VideoSource(Source):
             except DecoderFallback as fallback:
                 if self._forced:
                     raise SourceError(
-                        f"{self.info.path}: decord stops before frame {indices[done]} ({fallback}); use --decoder auto."
+                        f"{self.info.path}: decord stops before frame {indices[done]} ({fallback}); use decoder=auto."
                     ) from fallback
                 self._fall_back(str(fallback))
 

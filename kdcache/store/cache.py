@@ -13,13 +13,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, StoreError, unknown
-from kdcache.recipe import Recipe, differences
+from kdcache.recipe import Recipe, differences, nothing_to_enlarge, unenlarged
 from kdcache.store.failures import load_failures
 from kdcache.store.index import indexed_streams, load_index, location_columns
 from kdcache.store.integrity import VerifyReport, verify
 from kdcache.store.layout import StrPath
 from kdcache.store.reader import Shard, StreamReader, decode_jpeg, open_shard
-from kdcache.store.scan import open_all, span_of, strings
+from kdcache.store.scan import Origins, open_all, span_of, strings
 
 _Part = tuple[Shard, list[int], list[int]]  # a shard, rows in it, and their positions among the clips asked for
 
@@ -114,6 +114,23 @@ class Cache:
             return int(offset[row + 1] - offset[row])
         assert stored.shapes is not None
         return int(stored.shapes[row][0])
+
+    def shapes(self, stream: str, clip_ids: Sequence[str]) -> list[tuple[int, ...]]:
+        """Shape of each clip's array of a ragged stream, in the order asked for; no array is read.
+
+        Raises:
+            OptionError: a stream of one shape for all clips, or of JPEG frames.
+            StoreError: a clip that is not cached.
+        """
+        if (layout := self._place(stream).layout) != "ragged":
+            raise OptionError(f"Stream {stream!r} is {layout}, not ragged: ask for its shape or length.")
+        found: list[tuple[int, ...]] = [()] * len(clip_ids)
+        for shard, rows, which in self._by_shard(stream, clip_ids):
+            shapes = shard.stored(stream).shapes
+            assert shapes is not None
+            for row, i in zip(rows, which, strict=True):
+                found[i] = tuple(shapes[row].tolist())
+        return found
 
     def read_frames(self, stream: str, clip_id: str, frames: NDArray[np.integer[Any]]) -> NDArray[Any]:
         """Some frames of a clip of a whole-clip stream, by number from 0: [n, H, W, …]; of JPEG only these are decoded.
@@ -273,7 +290,7 @@ class Cache:
         cached = np.flatnonzero(row >= 0)
         unique, code = np.unique(names[cached].astype(str), return_inverse=True)
         shards = [self._open(str(name)) for name in unique]
-        first = self._one_recipe(stream, shards)
+        first = self._one_recipe(stream, [(shard, row[cached[code == i]].tolist()) for i, shard in enumerate(shards)])
         for i, shard in enumerate(shards):
             beyond = row[cached[code == i]].max() >= shard.clips
             if beyond or shard.stored(stream).shape != first.stored(stream).shape:
@@ -283,13 +300,15 @@ class Cache:
         at = dict(zip(self.clips["clip_id"].iloc[cached].tolist(), where, strict=True))
         return _Places(shards, at, first.recipes[stream], stored.layout, stored.dtype, stored.shape)
 
-    def _one_recipe(self, stream: str, shards: Sequence[Shard]) -> Shard:
-        """The first shard, once all agree on the recipe."""
+    def _one_recipe(self, stream: str, used: Sequence[tuple[Shard, list[int]]]) -> Shard:
+        """The first shard with the recipe on which all agree, given the rows that are used of each."""
         groups: dict[str, list[Shard]] = {}
-        for shard in shards:
+        for shard, _ in used:
             groups.setdefault(shard.stored(stream).recipe, []).append(shard)
         if not groups:
             raise StoreError(f"{self.path}: no clip has {stream} under the recipe asked for.")
+        if len(groups) > 1 and (agreed := self._unenlarged(stream, used)) is not None:
+            return agreed
         if len(groups) > 1:
             a, b = list(groups.values())[:2]
             fields = "; ".join(differences(a[0].recipes[stream], b[0].recipes[stream]))
@@ -298,7 +317,19 @@ class Cache:
                 f"{self.path}: stream {stream!r} mixes recipes ({parts}), which differ in {fields}. Extract all clips "
                 "under one recipe, or choose one with recipe=DIGEST."
             )
-        return shards[0]
+        return used[0][0]
+
+    def _unenlarged(self, stream: str, used: Sequence[tuple[Shard, list[int]]]) -> Shard | None:
+        """A shard whose small frames kept their size, where all others differ only in enlarging, and enlarged none."""
+        common = unenlarged(used[0][0].recipes[stream])
+        if any(unenlarged(shard.recipes[stream]) != common for shard, _ in used):
+            return None
+        origins = Origins(self.path)
+        for shard, rows in used:
+            recipe = shard.recipes[stream]
+            if recipe != common and not all(nothing_to_enlarge(recipe, origins.at(shard.path.name, r)) for r in rows):
+                return None
+        return next((shard for shard, _ in used if shard.recipes[stream] == common), None)
 
     def _choose(self, wanted: Sequence[str]) -> dict[str, str]:
         """stream → digest of the recipe to read, for those digests (or first digits) asked for."""

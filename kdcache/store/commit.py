@@ -30,6 +30,11 @@ def shard_files(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def is_shard_name(path: Path) -> bool:
+    """Whether a file is called as shards are."""
+    return _SHARD.fullmatch(path.name) is not None
+
+
 @contextmanager
 def partial_file(folder: Path) -> Iterator[Path]:
     """Yield a temporary name for a shard, with host and process in it; a file left under it is removed."""

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
 from kdcache.recipe import Recipe, canonical
-from kdcache.store.commit import shard_files
+from kdcache.store.commit import is_shard_name, shard_files
 from kdcache.store.failures import FILE as FAILURES
 from kdcache.store.failures import Failure, load_failures
 from kdcache.store.layout import FORMAT, StrPath
@@ -101,8 +102,10 @@ def describe(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda rec
         StoreError: nothing to describe, or a shard that cannot be read.
     """
     path = Path(path)
-    if path.is_file() and path.suffix != ".h5":
-        raise StoreError(f"{path}: no shard, whose name ends in .h5; name one, or the folder of a cache.")
+    if path.is_file() and not is_shard_name(path) and not h5py.is_hdf5(path):
+        raise StoreError(
+            f"{path}: no shard (not an HDF5 file); name a shard or a folder that `kdcache extract` has filled."
+        )
     files = shard_files(path) if path.is_dir() else [path]
     opened = [open_shard(p) for p in files]
     if not opened:

@@ -15,9 +15,9 @@ from kdcache.errors import StoreError
 from kdcache.store.layout import DTYPES, FORMAT, damaged
 
 MALFORMED = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError)  # what h5py raises on broken files
+ZSTD = 32015  # registered number of the one filter that shards use
 ATTRIBUTES = ("format", "recipes", "recipe_digests", "libraries")
 
-_ZSTD = 32015  # registered number of the one filter that shards use
 _MAX_DEPTH = 12
 _MAX_OBJECTS = 10_000
 _ALLOWED = {np.dtype(name).newbyteorder("<") for name in DTYPES}
@@ -92,7 +92,7 @@ def _collect(path: Path, group: Any, prefix: str, depth: int, datasets: dict[str
             problem = _unsafe(found)
             if problem:
                 raise StoreError(f"{path}: {full!r} {problem}; do not use this shard.")
-            if not _all_there(found):
+            if not all_there(found):
                 raise damaged(path, f"{full!r} lacks some of its bytes")
             datasets[full] = found
         else:
@@ -100,23 +100,35 @@ def _collect(path: Path, group: Any, prefix: str, depth: int, datasets: dict[str
 
 
 def _unsafe(dataset: Any) -> str | None:
-    """Why a data set must not be read, or ``None``."""
+    """Why a data set of a shard must not be read, or ``None``."""
     dtype = dataset.dtype
     text = dtype.kind == "S" and h5py.check_vlen_dtype(dtype) is None
     if not text and (dtype not in _ALLOWED or h5py.check_dtype(ref=dtype) is not None):
         return f"has dtype {dtype}, which shards do not use"
-    if dataset.external is not None:
-        return "keeps its bytes in another file"
-    if dataset.is_virtual:
-        return "is assembled from other files"
-    properties = dataset.id.get_create_plist()
-    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    if filters not in ([], [_ZSTD]):
+    if problem := leads_out(dataset):
+        return problem
+    filters = filters_of(dataset)
+    if filters not in ([], [ZSTD]):
         return f"needs HDF5 filter(s) {filters}, which shards do not use"
     return None
 
 
-def _all_there(dataset: Any) -> bool:
+def leads_out(dataset: Any) -> str | None:
+    """Why reading a data set would open other files, or ``None``."""
+    if dataset.external is not None:
+        return "keeps its bytes in another file"
+    if dataset.is_virtual:
+        return "is assembled from other files"
+    return None
+
+
+def filters_of(dataset: Any) -> list[int]:
+    """Registered numbers of the filters that a data set's bytes go through."""
+    properties = dataset.id.get_create_plist()
+    return [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+
+
+def all_there(dataset: Any) -> bool:
     """Whether all bytes that a data set claims are in the file, so that reading it takes no more memory than it has."""
     if dataset.chunks is None:
         return bool(dataset.id.get_storage_size() == dataset.nbytes)

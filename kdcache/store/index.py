@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kdcache.errors import StoreError
-from kdcache.manifest import INTEGERS, TIMES, read_manifest, write_manifest
+from kdcache.errors import OptionError, StoreError
+from kdcache.manifest import INTEGERS, NUMBERED, TIMES, read_manifest, write_manifest
+from kdcache.manifest_forms import CLASS
 from kdcache.store.commit import shard_files
 from kdcache.store.layout import Entry, StrPath
 from kdcache.store.lock import locked
@@ -57,7 +58,7 @@ def load_index(folder: StrPath) -> pd.DataFrame:
         shards = path.parent.is_dir() and shard_files(path.parent)
         hint = f"run `kdcache reindex {folder}`" if shards else "name a folder that `kdcache extract` has filled"
         raise StoreError(f"{folder}: there is no cache here ({INDEX} is missing); {hint}.")
-    index = read_manifest(path)
+    index = read_manifest(path, allow_absolute=True, complete=True)  # nothing opens these sources
     for stream in indexed_streams(list(index.columns)):
         index[f"{stream}:row"] = pd.array(_row_numbers(path, index[f"{stream}:row"].tolist()), dtype="Int64")
     return index
@@ -122,6 +123,37 @@ def update_index(
             save_index(pd.DataFrame(new), folder)
 
 
+def refuse_other_classes(folder: StrPath, rows: pd.DataFrame) -> None:
+    """Refuse labels that were numbered by name where other clips of a cache have these numbers for other names.
+
+    Args:
+        folder: the cache, which need not be there yet.
+        rows: of a manifest; only those whose labels were names (``kdcache.manifest.NUMBERED``) are asked.
+
+    Raises:
+        OptionError: a class that has another number there, or a number that has another class.
+    """
+    if not rows.attrs.get(NUMBERED) or not (Path(folder) / INDEX).exists():
+        return
+    index = load_index(folder)
+    if not {"label", CLASS} <= set(index.columns):
+        return
+    others = index[~index["clip_id"].isin(rows["clip_id"]) & index["label"].notna() & (index[CLASS].fillna("") != "")]
+    here = dict(zip(rows[CLASS], rows["label"], strict=True))
+    named = {label: name for name, label in here.items() if name}
+    for label, name in others[["label", CLASS]].drop_duplicates().itertuples(index=False, name=None):
+        if here.get(name, label) != label or named.get(label, name) != name:
+            raise OptionError(
+                f"{Path(folder) / INDEX}: label {label} is class {name!r}, and in this manifest, whose classes are "
+                f"numbered by name, {_clash(name, label, here, named)}: extract one manifest that names all classes, "
+                "or write numbers into label and the names into class."
+            )
+
+
+def _clash(name: str, label: int, here: Mapping[str, int], named: Mapping[int, str]) -> str:
+    return f"it is {named[label]!r}" if named.get(label, name) != name else f"{name!r} is label {here[name]}"
+
+
 def save_index(index: pd.DataFrame, folder: Path) -> None:
     """Replace the index; the folder's lock must be held.
 
@@ -129,7 +161,7 @@ def save_index(index: pd.DataFrame, folder: Path) -> None:
         StoreError: the index cannot be written; the old one stands.
     """
     try:
-        write_manifest(index, folder / INDEX)
+        write_manifest(index, folder / INDEX, allow_absolute=True)
     except OSError as error:
         raise StoreError(
             f"{folder / INDEX}: could not be written ({error.strerror or error}), the old one stands. Free disk space "

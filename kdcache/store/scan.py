@@ -93,6 +93,20 @@ def scan(folder: StrPath, streams: Sequence[str] | None = None) -> Places:
     return places
 
 
+class Origins:
+    """Provenance of cached arrays, as shards keep it; a shard is opened when it is first asked for."""
+
+    def __init__(self, folder: StrPath) -> None:
+        self._folder = Path(folder)
+        self._of: dict[str, list[dict[str, Any]]] = {}
+
+    def at(self, shard: str, row: int) -> dict[str, Any]:
+        """Source fingerprint, decoder, size of frames … of one row of a shard."""
+        if shard not in self._of:
+            self._of[shard] = [json.loads(text) for text in open_shard(self._folder / shard)[1]["origin"].tolist()]
+        return self._of[shard][row]
+
+
 def strings(table: NDArray[Any]) -> list[str]:
     """A table of fixed-length UTF-8 as text."""
     return [v.decode() for v in table.tolist()]

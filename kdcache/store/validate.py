@@ -11,7 +11,7 @@ from kdcache.errors import StoreError
 from kdcache.recipe import Recipe
 from kdcache.store.layout import DTYPES, HEX, LAYOUTS, PER_STREAM, TABLES, Record
 
-_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
+_STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
 
 
 def check_records(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> None:

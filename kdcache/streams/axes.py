@@ -3,6 +3,7 @@
 Axes are written one letter a dimension:
 
     V views   N observation levels   T time steps   C channels   H rows   W columns   D numbers of a vector
+    P positions without an order (tokens of a transformer)
 
 An I3D map is ``VCTHW``, a map of a network that looks at single images ``VTCHW``, pooled features of each frame
 ``VTD``, of each level ``VND``; ``rgb`` and ``flow`` are ``THWC``, ``idt`` is ``THW``. For all that is extracted here
@@ -28,6 +29,7 @@ LETTERS = {
     "H": "rows",
     "W": "columns",
     "D": "numbers of a vector",
+    "P": "positions",
 }
 
 

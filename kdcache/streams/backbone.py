@@ -32,8 +32,9 @@ class BackboneStream(Stream):
     @classmethod
     def accepts(cls, name: str) -> bool:
         """``backbone/layer`` of a network that takes what this kind feeds."""
-        backbone = backbones.canonical(name.partition("/")[0])
-        return backbone in backbones.names() and cls._feeds(backbones.input_spec(backbone))
+        backbone = backbones.canonical(name.rpartition("/")[0] or name)
+        known = backbone in backbones.names() or backbones.is_external(backbone)
+        return known and cls._feeds(backbones.input_spec(backbone))
 
     @classmethod
     @abstractmethod
@@ -65,7 +66,7 @@ class BackboneStream(Stream):
     def _common_in(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
         """The fields that all streams of networks take from a recipe, but the weights."""
         backbone = recipe["backbone"]
-        layer = recipe["stream"].partition("/")[2]  # as it was asked for; the backbone's is the published name
+        layer = recipe["stream"].rpartition("/")[2]  # as it was asked for; the backbone's is the published name
         return {
             "name": name,
             "backbone": backbone["name"],
@@ -118,7 +119,8 @@ def split_name(name: str) -> tuple[str, str, backbones.InputSpec]:
     Raises:
         OptionError: no layer.
     """
-    head, _, layer = name.partition("/")
+    head, slash, layer = name.rpartition("/")
+    head, layer = (head, layer) if slash else (name, "")
     spec = backbones.input_spec(head)
     if not layer:
         raise OptionError(f"Stream {name!r} names no layer: write for example {name}/{spec.default_layer}.")
@@ -126,8 +128,13 @@ def split_name(name: str) -> tuple[str, str, backbones.InputSpec]:
 
 
 def layer_axes(recipe: Mapping[str, Any]) -> str | None:
-    """Axes of the layer that a recipe names; ``None`` for one that this version lacks."""
+    """Axes of the layer that a recipe names; ``None`` for one that this version lacks.
+
+    Recipes of networks from elsewhere state them: no library is loaded, and no code imported, to read a cache.
+    """
     backbone = recipe.get("backbone", {})
+    if "library" in backbone:
+        return str(backbone["axes"])
     try:
         return backbones.layer_axes(backbone["name"], backbone["layer"])
     except (KeyError, OptionError):  # extracted by another version, which had such a network or layer

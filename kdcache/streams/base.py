@@ -181,6 +181,11 @@ class Stream(CachedKind):
         return digest(self.recipe)
 
     @functools.cached_property
+    def enlarging(self) -> Self | None:
+        """The stream that differs only in enlarging the frames of small sources; ``None`` where there is no such."""
+        return None
+
+    @functools.cached_property
     def shape(self) -> tuple[int, ...] | None:
         """Of one clip, [V, …] or [V, N, …]; ``None`` for whole-clip streams, whose clips differ."""
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdcache import backbones
+from kdcache.backbones.custom import is_external
 from kdcache.backbones.published import published_for
 from kdcache.backbones.weights import FITTED, Choice, list_weights
 from kdcache.errors import OptionError
@@ -145,7 +146,7 @@ def _layer(backbone: str, layer: str, settings: StreamSettings) -> LayerDescript
 def _summary(name: str) -> BackboneSummary:
     spec = backbones.input_spec(name)
     row = published_for(name)
-    weights = "none published"
+    weights = "those of its library or function" if is_external(name) else "none published"
     if row is not None:
         here = next((one["path"] for one in list_weights() if one["name"] == row.name), None)
         weights = f"{row.name}, here" if here else f"{row.name}, not here"

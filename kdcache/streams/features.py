@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache import backbones
+from kdcache.backbones.custom import external
 from kdcache.levels import LevelSpec
 from kdcache.motion.flow_image import quantise
 from kdcache.motion.stacks import stacked
@@ -37,10 +38,17 @@ class FeatureStream(VideoStream, BackboneStream):
     """Of flow networks: flow beyond this many pixels is clipped; ``None`` for networks that take RGB."""
     stack: int = 1
     """Flow fields that make up one frame of a segment."""
+    axes: str | None = None
+    """Of the layer, where the network is from elsewhere."""
 
     @classmethod
     def _feeds(cls, spec: backbones.InputSpec) -> bool:
         return spec.modality in ("rgb", "flow")
+
+    @classmethod
+    def owns(cls, recipe: Mapping[str, Any]) -> bool:
+        """Whether a recipe is of this kind; those of networks from elsewhere say so, whether or not one is here."""
+        return "library" in recipe.get("backbone", {}) or super().owns(recipe)
 
     @classmethod
     def from_settings(cls, name: str, settings: StreamSettings, choose: Choose) -> Self:
@@ -51,6 +59,7 @@ class FeatureStream(VideoStream, BackboneStream):
         views = Views(size=size, resize=resize, names=settings.views)
         sampling = Sampling(frames=settings.frames or spec.frames, fps=settings.fps, anchor=settings.anchor)
         backbones.layer_shape(backbone, layer, sampling.frames, size)  # refuses before weights are looked for
+        axes = backbones.layer_axes(backbone, layer, settings.axes, sampling.frames, size)
         return cls(
             name=name,
             backbone=backbone,
@@ -65,6 +74,7 @@ class FeatureStream(VideoStream, BackboneStream):
             levels=None if settings.levels is None else LevelSpec(settings.levels, settings.progress or "segment"),
             bound=settings.bound if spec.modality == "flow" else None,
             stack=spec.stack,
+            axes=axes if backbones.is_external(backbone) else None,
         )
 
     @classmethod
@@ -82,6 +92,7 @@ class FeatureStream(VideoStream, BackboneStream):
             levels=LevelSpec.from_recipe(recipe["progress"]) if "progress" in recipe else None,
             bound=recipe.get("bound"),
             stack=recipe.get("stack", 1),
+            axes=recipe["backbone"].get("axes"),
         )
 
     @classmethod
@@ -90,8 +101,11 @@ class FeatureStream(VideoStream, BackboneStream):
         axes = layer_axes(recipe)
         if axes is None or "progress" not in recipe:
             return None if axes is None else f"V{axes}"
-        frames, size = recipe["sampling"]["frames"], recipe["views"]["size"]
-        shape = backbones.layer_shape(recipe["backbone"]["name"], recipe["backbone"]["layer"], frames, size)[1]
+        backbone, frames, size = recipe["backbone"], recipe["sampling"]["frames"], recipe["views"]["size"]
+        if "shape" in backbone:
+            shape = tuple(backbone["shape"])
+        else:
+            shape = backbones.layer_shape(backbone["name"], backbone["layer"], frames, size)[1]
         return f"VN{axes[len(axes) - len(level_shape(shape)) :]}"
 
     @classmethod
@@ -102,10 +116,22 @@ class FeatureStream(VideoStream, BackboneStream):
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """Of one clip, [V, …] or [V, N, …]."""
-        shape = backbones.layer_shape(self.backbone, self.layer, self.sampling.frames, self.views.size)[1]
+        shape = self._segment_shape
         if self.levels is not None:
             shape = (self.levels.levels, *level_shape(shape))
         return (len(self.views.names), *shape)
+
+    @functools.cached_property
+    def _segment_shape(self) -> tuple[int, ...]:
+        return backbones.layer_shape(self.backbone, self.layer, self.sampling.frames, self.views.size)[1]
+
+    def _backbone_recipe(self) -> dict[str, Any]:
+        """Of a network from elsewhere also what is stated of it."""
+        recipe = super()._backbone_recipe()
+        if self.axes is None:
+            return recipe
+        stated = {"axes": self.axes, "shape": list(self._segment_shape)}
+        return {**recipe, **external(self.backbone).to_recipe(), **stated}
 
     def to_recipe(self) -> Recipe:
         """See ``Stream``."""

@@ -75,9 +75,9 @@ class FlowStream(DenseStream):
         """uint8 or float16 [T − 1, H, W, 2]."""
         request = clip.requests[self.name]
         if len(request.pairs):
-            flow = clip.flow(request.pairs, self.short_side)
+            flow = clip.flow(request.pairs, self.side(clip.native))
         else:  # a clip of one frame has no motion
-            height, width = clip.pixels[int(request.indices[0]), self.short_side].shape[:2]
+            height, width = clip.pixels[int(request.indices[0]), self.side(clip.native)].shape[:2]
             flow = np.zeros((0, height, width, 2), np.float32)
         if self.name == WARPED and len(request.pairs):
             flow = self._warped(clip, request.pairs, flow)
@@ -87,7 +87,7 @@ class FlowStream(DenseStream):
         """The flow that is left when that of the camera is taken off."""
         from kdcache.motion.camera import homography, warped_flow
 
-        gray = {int(i): clip.gray(int(i), self.short_side) for i in np.unique(pairs)}
+        gray = {int(i): clip.gray(int(i), self.side(clip.native)) for i in np.unique(pairs)}
         return np.stack(
             [
                 warped_flow(field, homography(gray[int(a)], gray[int(b)], field))

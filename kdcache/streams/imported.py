@@ -17,7 +17,7 @@ class ImportedStream(CachedKind):
 
     @classmethod
     def owns(cls, recipe: Mapping[str, Any]) -> bool:
-        """What the importers of ``tools/`` wrote."""
+        """What ``kdcache import`` wrote."""
         return "imported" in recipe
 
     @classmethod

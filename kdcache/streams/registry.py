@@ -8,7 +8,6 @@ from typing import Any
 
 from kdcache import backbones
 from kdcache.backbones.weights import Choice
-from kdcache.backbones.weights import resolve as resolve_weights
 from kdcache.errors import OptionError, unknown
 from kdcache.recipe import Recipe, differences, digest
 from kdcache.streams.base import CachedKind, Choose, Stream
@@ -51,6 +50,8 @@ def resolve(
         raise OptionError("No stream was asked for: name one, for example i3d-rgb/mixed4a or flow.")
     if len(set(names)) != len(names):
         raise OptionError(f"A stream is named twice in {', '.join(names)}: name each once.")
+    for name in names:
+        backbones.allow(name.rpartition("/")[0])  # the user names them
     kinds = [_kind_named(name) for name in names]
     for name, kind in zip(names, kinds, strict=True):
         if kind.medium != kinds[0].medium:
@@ -85,7 +86,7 @@ def chooser(weights: Mapping[str, Any] | None) -> Choose:
 
     @functools.cache
     def choose(backbone: str) -> Choice:
-        return resolve_weights(backbone, given.get(backbone))
+        return backbones.choose(backbone, given.get(backbone))
 
     return choose
 

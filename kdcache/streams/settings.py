@@ -29,12 +29,16 @@ class StreamSettings:
     """Short side in pixels of frames before cropping. ``None``: 8/7 of ``size``."""
     views: tuple[str, ...] = ("centre",)
     """Crops and flips cached side by side, such as centre,tl@0.875-flip; see ``kdcache.views``."""
+    axes: str | None = None
+    """Axes of a layer of a network from elsewhere, one letter each, such as CTHW or TPD.
+    ``None``: what is known of the network."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the backbone."""
     dtype: Literal["float16", "float32"] = "float16"
     """Stored type of features."""
-    short_side: int = 256
-    """Short side in pixels of ``rgb``, ``flow`` and ``idt``."""
+    short_side: int | None = None
+    """Short side in pixels of ``rgb``, ``flow`` and ``idt``; smaller sources are enlarged to a number that is given.
+    ``None``: 256, and smaller sources keep their size."""
     rgb: Literal["jpeg", "raw"] = "jpeg"
     """How ``rgb`` frames are kept."""
     quality: int = 95
@@ -54,6 +58,14 @@ class StreamSettings:
     """Turned views of skeletons that are cached beside the straight one."""
     skeleton: Literal["scipy_bytescale", "float_bilinear"] = "scipy_bytescale"
     """How skeletons become images: the published code's 8 bits, stretched, or the paper's formula in float32."""
+    centre_joint: int | None = None
+    """Joint in the middle of a body (0, 1, …) of skeletons in .npy and .npz files.
+    ``None``: that of the file's format; these files need it stated."""
+    skeleton_fps: float | None = None
+    """Frames a second of skeletons in .npy and .npz files.
+    ``None``: those of the file's format; these files need it stated."""
+    array: str | None = None
+    """Which array of .npz skeleton files holds the joints. ``None``: the only one."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> StreamSettings:
@@ -68,7 +80,7 @@ class StreamSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
             raise OptionError(f"quality is {self.quality}: JPEG quality lies between 1 and 100.")
-        if self.short_side < 32:
+        if self.short_side is not None and self.short_side < 32:
             raise OptionError(f"short_side is {self.short_side}: frames need at least 32 pixels.")
         if self.levels is not None and self.levels < 1:
             raise OptionError(f"levels is {self.levels}: a clip is cut into at least 1 part.")

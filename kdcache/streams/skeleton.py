@@ -15,14 +15,14 @@ from kdcache.backbones.metadata import read_metadata
 from kdcache.errors import ClipError, OptionError
 from kdcache.levels import LevelSpec
 from kdcache.recipe import Recipe, clip_key
-from kdcache.skeletons import Skeleton, open_skeleton
+from kdcache.skeletons import JointLayout, Skeleton, open_skeleton
 from kdcache.skeletons.image import NTU_LIMITS, SIDE, Imaging, level_image
 from kdcache.streams.backbone import BackboneStream, split_name
 from kdcache.streams.base import Array, Choose, ClipData, ClipSpan
 from kdcache.streams.settings import StreamSettings
 
 # What applies to frames of video alone: here it is refused, not passed over.
-_VIDEO_ONLY = ("frames", "fps", "size", "resize", "views")
+_VIDEO_ONLY = ("frames", "fps", "size", "resize", "views", "axes")
 
 
 @dataclass
@@ -37,6 +37,8 @@ class SkeletonStream(BackboneStream):
     """Features [V, N, …] of N levels, straight and turned; images hold the limits of the clips that weights saw."""
 
     imaging: Imaging
+    joint_layout: JointLayout | None = None
+    """Of files that are arrays, as it was stated."""
 
     medium: ClassVar[str] = "skeleton files"
     column: ClassVar[str] = "skeleton"
@@ -51,6 +53,7 @@ class SkeletonStream(BackboneStream):
         for option in _VIDEO_ONLY:
             if getattr(settings, option) != getattr(StreamSettings, option):
                 raise OptionError(f"{option} is for videos and {name} reads skeletons: leave it out.")
+        JointLayout.stated(settings.centre_joint, settings.skeleton_fps, settings.array)
 
     @classmethod
     def from_settings(cls, name: str, settings: StreamSettings, choose: Choose) -> Self:
@@ -72,6 +75,7 @@ class SkeletonStream(BackboneStream):
             precision=settings.precision,
             dtype=settings.dtype,
             imaging=Imaging(levels, limits, settings.skeleton, settings.rotations),
+            joint_layout=JointLayout.stated(settings.centre_joint, settings.skeleton_fps, settings.array),
         )
 
     @classmethod
@@ -79,7 +83,8 @@ class SkeletonStream(BackboneStream):
         """See ``Stream``."""
         common = cls._common_in(recipe, name)
         imaging = Imaging.from_recipe(recipe["skeleton"])
-        return cls(**common, weights=choose(common["backbone"]), imaging=imaging)
+        layout = JointLayout.from_recipe(recipe["joints"]) if "joints" in recipe else None
+        return cls(**common, weights=choose(common["backbone"]), imaging=imaging, joint_layout=layout)
 
     @classmethod
     def views_in(cls, recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -101,7 +106,7 @@ class SkeletonStream(BackboneStream):
         cls, spans: Sequence[ClipSpan], streams: Sequence[SkeletonStream], threads: int
     ) -> Iterator[tuple[int, ClipData | ClipError]]:
         """Open a skeleton file once and cut its clips."""
-        source = open_skeleton(spans[0].path)
+        source = open_skeleton(spans[0].path, streams[0].joint_layout)
         for number, span in enumerate(spans):
             try:
                 skeleton = source.span(span.start_s, span.stop_s)
@@ -123,7 +128,7 @@ class SkeletonStream(BackboneStream):
 
     def to_recipe(self) -> Recipe:
         """See ``Stream``."""
-        return {
+        recipe: Recipe = {
             "stream": f"{self.backbone}/{self.layer}",
             "version": self.version,
             "layout": "fixed",
@@ -131,6 +136,7 @@ class SkeletonStream(BackboneStream):
             "skeleton": self.imaging.to_recipe(),
             "backbone": self._backbone_recipe(),
         }
+        return recipe if self.joint_layout is None else {**recipe, "joints": self.joint_layout.to_recipe()}
 
     def frames(self, clip: ClipJoints) -> NDArray[np.int32]:
         """One frame a level: the last that it shows."""
@@ -158,7 +164,7 @@ class SkeletonStream(BackboneStream):
 
     def level_inputs(self, span: ClipSpan, threads: int) -> Iterator[tuple[float, Array]]:
         """See ``BackboneStream``; an image each time, from the frames up to the end of a part."""
-        skeleton = open_skeleton(span.path).span(span.start_s, span.stop_s)
+        skeleton = open_skeleton(span.path, self.joint_layout).span(span.start_s, span.stop_s)
         for start, stop in self.levels.spans(skeleton.total).tolist():
             image = level_image(skeleton, start, stop, self.imaging.limits, self.imaging.resize)
             yield (skeleton.begin + stop) / skeleton.fps, image[None, None]

@@ -6,8 +6,8 @@ import functools
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, OptionError
 from kdcache.motion.stacks import flow_stacks
-from kdcache.recipe import Recipe
+from kdcache.recipe import ENLARGE, Recipe
 from kdcache.sampling import Sampling, clip_range, within
 from kdcache.sources import Source, open_source
 from kdcache.stopwatch import FLOW, part
@@ -26,7 +26,9 @@ from kdcache.views import resize_short_side
 Frame = NDArray[np.uint8]  # [H, W, 3] RGB
 Part = tuple[int, int, float, float]  # frames low to before high, of the seconds start to before stop
 
+_SKELETON_ONLY = ("centre_joint", "skeleton_fps", "array")
 _NO_PAIRS = np.empty((0, 2), np.int32)
+SHORT_SIDE = 256  # of whole-clip streams, at most
 _ASSUMED_CLIP_S = 10.0  # size estimates only: a clip without a stop, read at …
 _ASSUMED_FPS = 30.0  # … this rate
 _ASSUMED_ASPECT = 4 / 3
@@ -98,10 +100,13 @@ class ClipFrames(ClipData):
     first: int
     """No clip still to come needs a frame before this one."""
     memory: FlowMemory
+    native: int
+    """Short side of the source's own frames."""
 
     def stack(self, stream: VideoStream) -> NDArray[np.uint8]:
         """The sampled frames of a stream, uint8 [T, H, W, 3]."""
-        return np.stack([self.pixels[int(i), stream.short_side] for i in self.requests[stream.name].indices])
+        side = stream.side(self.native)
+        return np.stack([self.pixels[int(i), side] for i in self.requests[stream.name].indices])
 
     def gray(self, index: int, short_side: int) -> NDArray[np.uint8]:
         """One frame in grey, uint8 [H, W]."""
@@ -126,6 +131,9 @@ class VideoStream(Stream):
     @classmethod
     def check(cls, name: str, settings: StreamSettings) -> None:
         """Refuse what only skeletons have, and progress without levels."""
+        for option in _SKELETON_ONLY:
+            if (value := getattr(settings, option)) is not None:
+                raise OptionError(f"{option} is {value}, but {name} reads videos: leave it out.")
         if settings.rotations:
             raise OptionError(f"rotations is {settings.rotations}, but {name} reads videos: leave it out.")
         if settings.progress and not settings.levels:
@@ -145,8 +153,13 @@ class VideoStream(Stream):
                     yield number, error
                     continue
                 requests.append(ClipRequest(number, span, found))
-            for request, clip in read_requests(source, requests, {s.short_side for s in streams}, threads):
+            sides = {s.side(native_side(source)) for s in streams}
+            for request, clip in read_requests(source, requests, sides, threads):
                 yield request.number, clip
+
+    def side(self, native: int) -> int:
+        """Short side of its frames, of a source whose own frames have ``native``."""
+        return self.short_side
 
     def request(self, times: NDArray[np.float64], span: ClipSpan) -> FrameRequest:
         """Which frames the stream takes of a clip, of a source with these times.
@@ -182,13 +195,17 @@ class VideoStream(Stream):
             SourceError: the source is damaged.
         """
         wanted = {self.name: request or self.request(source.times, span)}
-        ((_, clip),) = read_requests(source, [ClipRequest(0, span, wanted)], {self.short_side}, threads)
+        sides = {self.side(native_side(source))}
+        ((_, clip),) = read_requests(source, [ClipRequest(0, span, wanted)], sides, threads)
         return clip
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseStream(VideoStream):
     """A stream that keeps whole clips, frame by frame."""
+
+    enlarge: bool = True
+    """Whether frames of smaller sources are brought to ``short_side``, too; else they keep their size."""
 
     names: ClassVar[tuple[str, ...]]
     channels: ClassVar[float]
@@ -207,18 +224,35 @@ class DenseStream(VideoStream):
     @staticmethod
     def common(settings: StreamSettings) -> dict[str, Any]:
         """The fields that all whole-clip streams take from settings."""
-        sampling = Sampling(frames=None, fps=settings.fps)
-        return {"sampling": sampling, "short_side": settings.short_side, "decoder": settings.decoder}
+        return {
+            "sampling": Sampling(frames=None, fps=settings.fps),
+            "short_side": settings.short_side or SHORT_SIDE,
+            "enlarge": settings.short_side is not None,
+            "decoder": settings.decoder,
+        }
 
     @staticmethod
     def common_in(recipe: Recipe) -> dict[str, Any]:
         """The same from a recipe."""
-        sampling = Sampling.from_recipe(recipe["sampling"])
-        return {"sampling": sampling, "short_side": recipe["short_side"], "decoder": recipe["decoder"]}
+        return {
+            "sampling": Sampling.from_recipe(recipe["sampling"]),
+            "short_side": recipe["short_side"],
+            "enlarge": recipe.get(ENLARGE, True),
+            "decoder": recipe["decoder"],
+        }
+
+    def side(self, native: int) -> int:
+        """See ``VideoStream``."""
+        return self.short_side if self.enlarge else min(self.short_side, native)
+
+    @functools.cached_property
+    def enlarging(self) -> Self | None:
+        """See ``Stream``."""
+        return None if self.enlarge else replace(self, enlarge=True)
 
     def to_recipe(self) -> Recipe:
         """What all whole-clip streams have; arrays are ragged."""
-        return {
+        recipe: Recipe = {
             "stream": self.name,
             "version": self.version,
             "layout": "ragged",
@@ -227,9 +261,10 @@ class DenseStream(VideoStream):
             "sampling": self.sampling.to_recipe(),
             "short_side": self.short_side,
         }
+        return recipe if self.enlarge else {**recipe, ENLARGE: False}
 
     def nbytes(self, start_s: float, stop_s: float) -> int:
-        """An estimate, for frames of 4:3."""
+        """An estimate, for frames of 4:3 that are not smaller than ``short_side``."""
         start = 0.0 if math.isnan(start_s) else start_s
         span = (start + _ASSUMED_CLIP_S if math.isnan(stop_s) else stop_s) - start
         frames = max(1.0, span * (self.sampling.fps or _ASSUMED_FPS))
@@ -330,11 +365,17 @@ def read_requests(
             last, first, _ = bounds[order[done]]
             pixels = {key: frame for key, frame in held.items() if first <= key[0] <= last}
             origin = _origin(source, request.span.fingerprint)
-            yield request, ClipFrames(request.span, origin, request.streams, pixels, int(first_later[done]), memory)
+            later, native = int(first_later[done]), native_side(source)
+            yield request, ClipFrames(request.span, origin, request.streams, pixels, later, memory, native)
             done += 1
             earliest = first_later[done] if done < len(order) else index + 1
             for key in [k for k in held if k[0] < earliest]:
                 del held[key]
+
+
+def native_side(source: Source) -> int:
+    """Short side in pixels of a source's own frames, as displayed."""
+    return min(source.info.width, source.info.height)
 
 
 def _origin(source: Source, fingerprint: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import Generic, NamedTuple, TypeVar
 import pandas as pd
 
 from kdcache.errors import ClipError, SourceError
+from kdcache.roots import Roots
+from kdcache.sources import find
 from kdcache.store.failures import Failure
 
 Opened = TypeVar("Opened")
@@ -38,12 +40,17 @@ class Loaded(Generic[Read]):
     failures: list[Failure] = field(default_factory=list)
 
 
-def clips_of(rows: pd.DataFrame, root: Path) -> dict[str, Clip]:
-    """The clips of a manifest by id."""
+def clips_of(rows: pd.DataFrame, roots: Roots) -> dict[str, Clip]:
+    """The clips of a manifest by id.
+
+    Raises:
+        SourceError: a source that none of several roots has, or two of them differently; see ``kdcache.sources.find``.
+    """
+    paths = {source: find(roots, source) for source in rows["source"].unique()}
     rates = rows["fps"] if "fps" in rows else [""] * len(rows)
     columns = zip(rows["clip_id"], rows["source"], rows["start_s"], rows["stop_s"], rates, strict=True)
     return {
-        clip_id: Clip(clip_id, source, root / source, start, stop, float(fps) if fps else None)
+        clip_id: Clip(clip_id, source, paths[source], start, stop, float(fps) if fps else None)
         for clip_id, source, start, stop, fps in columns
     }
 

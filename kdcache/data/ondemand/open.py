@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -23,20 +22,22 @@ from kdcache.manifest import skeletons_of
 from kdcache.methods.contract import HELD_OUT, UNLABELLED, Data, Input, InputStream, Segment, SkeletonSegment, Split
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.options import LabelOptions
-from kdcache.skeletons import open_skeleton
+from kdcache.roots import Roots
+from kdcache.skeletons import JointLayout, open_skeleton
 from kdcache.skeletons.image import limits_of
 from kdcache.views import Views
 
 
 def open_sources(
     rows: pd.DataFrame,
-    root: str | Path,
+    roots: Roots,
     inputs: Sequence[Input],
     labels: LabelOptions,
     *,
     split_column: str = "split",
     validation: float = 0.2,
     decoder: str = "auto",
+    joint_layout: JointLayout | None = None,
     memory_fraction: float = 0.5,
     device: str = "auto",
     precision: str = "auto",
@@ -50,12 +51,13 @@ def open_sources(
 
     Args:
         rows: of the manifest.
-        root: folder that sources are relative to.
+        roots: what sources are relative to.
         inputs: the method's one input, with a segment.
         labels: which labels are used.
         split_column: column that says which clips train, validate and test, or ``column=value``; see ``split_by``.
         validation: share of the labelled training clips to hold out where the manifest has none.
         decoder: which decoder reads videos.
+        joint_layout: of skeleton files that are arrays.
         memory_fraction: share of the free memory that decoded frames may fill.
         device: auto, cpu, cuda or cuda:N.
         precision: auto, fp32, bf16 or fp16.
@@ -72,7 +74,7 @@ def open_sources(
     precision = runtime.resolve_precision(before.get("precision", precision), on)
     free = memory_fraction * runtime.free_bytes(torch.device("cpu"))
     shown = one.segment if isinstance(one.segment, SkeletonSegment) else _shown(one, decoder)
-    examples, loaded = _read(split_by(rows, split_column), Path(root), shown, labels, validation, free)
+    examples, loaded = _read(split_by(rows, split_column), roots, shown, joint_layout, labels, validation, free)
     row_of = {name: row for row, name in enumerate(examples.clip_ids)}
     here = {row_of[name]: clip for name, clip in loaded.clips.items() if name in row_of}
     available = torch.tensor([row in here for row in range(len(examples.clip_ids))], dtype=torch.bool)
@@ -91,6 +93,7 @@ class OneClip:
 
     opened: TrainingData
     shown: SkeletonSegment | videos.VideoInput
+    joint_layout: JointLayout | None
     here: dict[int, Any]
     """What was read of row 0; empty before ``read``."""
 
@@ -101,20 +104,21 @@ class OneClip:
             SourceError, ClipError: it cannot be read, or its source has no such span.
         """
         if isinstance(self.shown, SkeletonSegment):
-            self.here[0] = open_skeleton(clip.path).span(clip.start_s, clip.stop_s)
+            self.here[0] = open_skeleton(clip.path, self.joint_layout).span(clip.start_s, clip.stop_s)
         else:
             self.here[0] = self.shown.decode(clip)
 
 
 def open_one(
     rows: pd.DataFrame,
-    root: str | Path,
+    roots: Roots,
     inputs: Sequence[Input],
     failed: Collection[str],
     *,
     split_column: str,
     validation: float,
     decoder: str,
+    joint_layout: JointLayout | None,
     device: str,
     precision: str,
     seed: int,
@@ -126,10 +130,10 @@ def open_one(
 
     Args:
         rows: of the manifest.
-        root: folder that its sources are relative to.
+        roots: what its sources are relative to.
         inputs: the method's one input, with a segment.
         failed: ids of the manifest's clips that could not be read when the run was trained.
-        split_column, validation, decoder, device, precision, seed: see ``open_sources``.
+        split_column, validation, decoder, joint_layout, device, precision, seed: see ``open_sources``.
     """
     (one,) = inputs
     on = runtime.resolve_device(device)
@@ -138,12 +142,13 @@ def open_one(
     shown = one.segment if isinstance(one.segment, SkeletonSegment) else _shown(one, decoder)
     limits = None
     if isinstance(shown, SkeletonSegment):
-        known = clips_of(rows.assign(source=skeletons_of(rows)), Path(root))
-        limits = limits_of(skeletons.load([known[name] for name in examples.splits["train"].names]).clips.values())
+        known = clips_of(rows.assign(source=skeletons_of(rows)), roots)
+        train = [known[name] for name in examples.splits["train"].names]
+        limits = limits_of(skeletons.load(train, joint_layout).clips.values())
     here: dict[int, Any] = {}
     stream = _stream(here, one, shown, limits, seed, on, None)
     data = _data(examples, one, stream, limits, seed, on, runtime.resolve_precision(precision, on))
-    return OneClip(TrainingData(data, examples, {"samples": fingerprint(examples)}), shown, here)
+    return OneClip(TrainingData(data, examples, {"samples": fingerprint(examples)}), shown, joint_layout, here)
 
 
 def _stream(
@@ -177,6 +182,7 @@ def _data(
         clip_ids=examples.clip_ids,
         inputs={one.name: stream},
         roles={one.name: one.role},
+        axes={one.name: one.axes},
         info={} if limits is None else {"limits": limits},
         seed=seed,
         device=device,
@@ -188,21 +194,22 @@ def _data(
 
 def _read(
     rows: pd.DataFrame,
-    root: Path,
+    roots: Roots,
     shown: SkeletonSegment | videos.VideoInput,
+    joint_layout: JointLayout | None,
     labels: LabelOptions,
     validation: float,
     budget: float,
 ) -> tuple[Examples, Loaded[Any]]:
     """Read clips until all that take part have been read or have failed."""
     is_skeleton = isinstance(shown, SkeletonSegment)
-    known = clips_of(rows.assign(source=skeletons_of(rows)) if is_skeleton else rows, root)
+    known = clips_of(rows.assign(source=skeletons_of(rows)) if is_skeleton else rows, roots)
     loaded: Loaded[Any] = Loaded()
 
     def load(some: list[Clip]) -> None:
         new: Loaded[Any]
         if isinstance(shown, SkeletonSegment):
-            new = skeletons.load(some)
+            new = skeletons.load(some, joint_layout)
         else:
             new = videos.load(some, shown, budget - sum(clip.nbytes for clip in loaded.clips.values()))
         loaded.clips.update(new.clips)

@@ -13,13 +13,15 @@ from kdcache.data.ondemand.clips import Clip, Loaded, read_each
 from kdcache.data.ondemand.stream import OnDemand
 from kdcache.levels import level_spans
 from kdcache.methods.contract import SkeletonSegment
-from kdcache.skeletons import Skeleton, open_skeleton
+from kdcache.skeletons import JointLayout, Skeleton, open_skeleton
 from kdcache.skeletons.image import SIDE, image_of, level_image, random_angles
 
 
-def load(clips: Sequence[Clip]) -> Loaded[Skeleton]:
-    """Read the joints of clips."""
-    return read_each(clips, lambda clip: open_skeleton(clip.path), lambda s, clip: s.span(clip.start_s, clip.stop_s))
+def load(clips: Sequence[Clip], layout: JointLayout | None) -> Loaded[Skeleton]:
+    """Read the joints of clips; ``layout`` is that of arrays, see ``open_skeleton``."""
+    return read_each(
+        clips, lambda clip: open_skeleton(clip.path, layout), lambda s, clip: s.span(clip.start_s, clip.stop_s)
+    )
 
 
 class SkeletonClips(OnDemand):

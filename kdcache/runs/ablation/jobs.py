@@ -1,4 +1,4 @@
-"""Jobs with a progress bar that counts them."""
+"""Jobs with a progress bar that counts them, and how many processes take them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,28 @@ from pathlib import Path
 from kdcache.log import logger
 from kdcache.progress import progress
 from kdcache.runs.ablation.pool import Job, run_jobs
+from kdcache.runtime import free_bytes, resolve_device, worker_count
+from kdcache.store.commit import shard_files
 
 STAGES = "stages"  # subfolder of a comparison: trained teachers that its runs share
+
+PROCESS_BYTES = 3 * 2**29  # torch, a head and its optimiser, batches on their way [reconstructed]
+
+
+def workers_for(workers: int | str, shards: Path, device: str) -> int:
+    """Processes of a comparison; for ``auto`` one a core, as far as memory allows, that of the GPU included.
+
+    Each process may hold all that the cache has, beside torch and a network.
+
+    Raises:
+        OptionError: neither a number from 1 on nor ``auto``.
+    """
+    held = shard_files(shards) if workers == "auto" and shards.is_dir() else []
+    each = PROCESS_BYTES + sum(path.stat().st_size for path in held)
+    count = worker_count(workers, each)
+    if workers == "auto" and (on := resolve_device(device)).type == "cuda":
+        return max(1, min(count, free_bytes(on) // each))
+    return count
 
 
 def run_with_bar(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from kdcache.errors import KdcacheError
 from kdcache.log import EachOnce, logger, quiet
+from kdcache.methods.registry import check_portable, origins, register
 from kdcache.runtime import cores
 from kdcache.workers import Processes, Serial, StopFlag
 
@@ -41,6 +42,8 @@ class TrainingWork:
 
     stages: Path
     threads: int | None = None
+    methods: Mapping[str, str] = field(default_factory=dict)
+    """Methods of one's own that another process has to import, by name."""
 
     def start(self, worker: int) -> Callable[[Job, Callable[[JobEnded], None], StopFlag], None]:
         """See ``kdcache.workers.Work``."""
@@ -48,6 +51,8 @@ class TrainingWork:
 
         from kdcache.runs.session import Session
 
+        for name, where in self.methods.items():
+            register(name, where)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         session, once = Session(self.stages, bars=False), EachOnce()
@@ -86,7 +91,9 @@ def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener) 
 
     workers = min(workers, len(jobs))
     if workers > 1:
-        work = TrainingWork(stages, max(1, cores() // workers))
+        for name in {job.arguments["method"] for job in jobs}:
+            check_portable(name)
+        work = TrainingWork(stages, max(1, cores() // workers), origins())
         Processes(work, workers, _on_death, interruptible=True).run(jobs, on_event, StopFlag())
     else:
         Serial(TrainingWork(stages)).run(jobs, on_event, StopFlag())

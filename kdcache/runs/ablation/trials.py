@@ -48,7 +48,8 @@ class Trial:
     def options(self) -> Any:
         """The method's options of the trial, as far as they are known before the data."""
         given = {**self.row.options, **self.settings}
-        return build(method_module(self.method).Options, {k: v for k, v in given.items() if k not in SETTABLE})
+        made = build(method_module(self.method).Options, {k: v for k, v in given.items() if k not in SETTABLE})
+        return made.completed() if hasattr(made, "completed") else made
 
     def jobs(self, out: Path, common: Mapping[str, Any], seeds: int) -> list[Job]:
         """Its trainings."""

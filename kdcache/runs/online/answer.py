@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.manifest import read_manifest
+from kdcache.runs.prepare import manifest_rows
 from kdcache.store import Cache
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def class_names(run: Run, classes: Sequence[int]) -> tuple[str, ...]:
     """The names that the manifest's column ``class`` has for the labels; the label itself where there is not one."""
     names: dict[int, str] = {}
     settings = run.settings
-    rows = Cache(settings.shards).clips if settings.shards else read_manifest(str(settings.manifest), settings.root)
+    rows = Cache(settings.shards).clips if settings.shards else manifest_rows(settings)
     if run.target == "label" and "class" in rows:
         known = rows[rows["label"].notna() & rows["class"].notna() & (rows["class"] != "")]
         for label, found in known.groupby("label")["class"].unique().items():

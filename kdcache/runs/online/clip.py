@@ -25,6 +25,7 @@ from kdcache.sources import Source, open_source
 from kdcache.store.reader import decode_jpeg
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Array, ClipSpan, Payload, Stream
+from kdcache.streams.skeleton import SkeletonStream
 from kdcache.streams.video import DenseStream, VideoStream
 
 CLIP = "clip"
@@ -81,9 +82,10 @@ class SourceClip:
         """Second of the source at which the clip ends: where the first frame after it begins."""
         name = self.streams[0]
         span = self._span[name]
-        if not isinstance(self._stream[name], VideoStream):
-            return skeleton_end(open_skeleton(span.path).span(span.start_s, span.stop_s))
-        return video_end(self._source(self._stream[name]), span.start_s, span.stop_s)
+        stream = self._stream[name]
+        if isinstance(stream, SkeletonStream):
+            return skeleton_end(open_skeleton(span.path, stream.joint_layout).span(span.start_s, span.stop_s))
+        return video_end(self._source(stream), span.start_s, span.stop_s)
 
     def recipe(self, stream: str) -> Recipe:
         """See ``Cache``."""

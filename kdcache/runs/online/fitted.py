@@ -11,11 +11,11 @@ from kdcache.data.ondemand.clips import Clip
 from kdcache.data.ondemand.open import OneClip, open_one
 from kdcache.errors import OptionError
 from kdcache.log import logger
-from kdcache.manifest import read_manifest
 from kdcache.methods.contract import SkeletonSegment
 from kdcache.runs.online.answer import Prediction, Span
 from kdcache.runs.online.clip import CLIP, skeleton_end, video_end
 from kdcache.runs.online.whole import OneAnswer
+from kdcache.runs.prepare import manifest_rows
 from kdcache.runs.run import Run
 from kdcache.skeletons import open_skeleton
 from kdcache.sources import open_source
@@ -51,7 +51,7 @@ class OfSources:
     def _of(self, clip: Clip) -> Iterator[Prediction]:
         self._one.read(clip)
         if isinstance(self._one.shown, SkeletonSegment):
-            end_s = skeleton_end(open_skeleton(clip.path).span(clip.start_s, clip.stop_s))
+            end_s = skeleton_end(open_skeleton(clip.path, self._settings.joint_layout).span(clip.start_s, clip.stop_s))
         else:
             with open_source(clip.path, self._settings.decoder, clip.fps) as source:
                 end_s = video_end(source, clip.start_s, clip.stop_s)
@@ -62,13 +62,14 @@ def open_for(run: Run) -> OneClip:
     """The input of a run on sources, with room for one clip."""
     settings = run.settings
     return open_one(
-        read_manifest(str(settings.manifest), settings.root),
-        str(settings.root),
+        manifest_rows(settings),
+        settings.roots,
         run.inputs,
         {failure.clip_id for failure in load_failures(run.path)},
         split_column=settings.split_column,
         validation=settings.validation,
         decoder=settings.decoder,
+        joint_layout=settings.joint_layout,
         device=settings.device,
         precision=settings.precision,
         seed=settings.seed,

@@ -18,7 +18,7 @@ def load(run: Run, which: str = "last", weights: Any = None) -> LoadedRun:
         OptionError: a run that has not finished, one of early recognition's teacher, or one on imported streams.
         WeightsError: a backbone's weights are not here, or are others.
     """
-    if run.settings.method == "early":
+    if run.settings.method == "early" and run.options.parts is None:  # parts are known once the whole clip is
         return Unfolding(run, which, weights)
     kind = OfSources if run.settings.shards is None else WholeClips
     return kind(run, which, weights)

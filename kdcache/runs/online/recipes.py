@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdcache.backbones.weights import Choice, find_digest, resolve
+from kdcache.backbones import choose
+from kdcache.backbones.weights import Choice, find_digest
 from kdcache.data.open import stream_of
 from kdcache.errors import OptionError, WeightsError, unknown
 from kdcache.recipe import Recipe
@@ -100,18 +101,18 @@ def _weights(stream: str, recipe: Recipe, chosen: Mapping[str, Any], of_run: str
     given = chosen.get(backbone)
     described = known.get("spec") or f"sha256 {known['sha256'][:12]}…"
     if given is not None:
-        if (choice := resolve(backbone, given)).identity() != known:
+        if (choice := choose(backbone, given)).identity() != known:
             raise WeightsError(
                 f"{given} is not what {stream} was computed with ({described}): pass --weights with that one."
             )
         return choice
     if "spec" in known:
-        return resolve(backbone, known["spec"])
-    if of_run is not None and Path(of_run).is_file() and (choice := resolve(backbone, of_run)).identity() == known:
+        return choose(backbone, known["spec"])
+    if of_run is not None and Path(of_run).is_file() and (choice := choose(backbone, of_run)).identity() == known:
         return choice
     if (found := find_digest(known["sha256"])) is None:
         raise WeightsError(
             f"The weights with which {stream} was computed ({described}) are not among those of "
             f"`kdcache weights`: pass --weights {backbone}=FILE."
         )
-    return resolve(backbone, found)
+    return choose(backbone, found)

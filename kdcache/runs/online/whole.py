@@ -36,7 +36,8 @@ class OneAnswer:
     def of(self, end_s: float) -> Prediction:
         """What it says of the clip that its inputs show now, which ends at this second of its source."""
         table = self._run.predict([CLIP], self._which)
-        probabilities = table.to_numpy(np.float32)[-1]  # of a network that answers level by level, when all was seen
+        main = self._run.answer_axis(len(table), self._which).main_index if table.index.nlevels > 1 else 0
+        probabilities = table.to_numpy(np.float32)[main]  # of a network that answers level by level, when all was seen
         return Prediction(1, 100, end_s, probabilities, self._classes, self._names)
 
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import lmdb
@@ -18,35 +14,24 @@ import pytest
 from click.testing import CliRunner
 
 import kdcache
+from kdcache.cli import main
 from kdcache.data.open import backbone_state
 from kdcache.errors import ClipError, WeightsError
+from kdcache.exchange.import_lmdb import look_back
+from kdcache.exchange.npy_files import NpyFolder
+from kdcache.exchange.recipes import imported_recipe
 from kdcache.manifest import read_manifest, validate, write_manifest
 from kdcache.store import Cache, Record, commit_shard, inspect, load_index, reindex, update_index, verify
 from kdcache.streams import axes_of, has_levels
 
-TOOLS = Path(__file__).parents[1] / "tools"
 FRAMES = 200  # of each source of the LMDB
 SIZE = 6
 
 
-@pytest.fixture(scope="module")
-def tools() -> Iterator[dict[str, ModuleType]]:
-    sys.path.insert(0, str(TOOLS))
-    names = ["import_lmdb", "export_lmdb", "import_npy", "export_npy", "exchange", "frame_keys", "npy_files"]
-    yield {name: import_module(name) for name in names}
-    sys.path.remove(str(TOOLS))
-    for name in names:
-        del sys.modules[name]
-
-
-@pytest.fixture
-def run(tools: dict[str, ModuleType]):
-    def run(name: str, *arguments: Any, status: int = 0) -> str:
-        result = CliRunner().invoke(tools[name].main, [str(a) for a in arguments])
-        assert result.exit_code == status, result.output
-        return result.output
-
-    return run
+def run(command: str, *arguments: Any, status: int = 0) -> str:
+    result = CliRunner().invoke(main, [*command.split(), *map(str, arguments)])
+    assert result.exit_code == status, result.output
+    return result.output
 
 
 def vector(video: str, number: int) -> np.ndarray:
@@ -99,8 +84,7 @@ def exact_rulstm(stop: Fraction, steps: int, lag: Fraction) -> list[int]:
     return [n if n >= 1 else first for n in numbers]
 
 
-def test_look_back_is_rulstms_sampling(tools: dict[str, ModuleType]) -> None:
-    look_back = tools["import_lmdb"].look_back
+def test_look_back_is_rulstms_sampling() -> None:
     differing = 0
     for start in range(9, 30000, 31):  # an action's first frame at 30 a second
         index = look_back(start / 30, 14, 0.25, 0.25, 30.0)
@@ -115,8 +99,8 @@ def test_look_back_is_rulstms_sampling(tools: dict[str, ModuleType]) -> None:
         look_back(8 / 30, 14, 0.25, 0.25, 30.0)
 
 
-def test_lmdb_steps_are_the_frames_before_the_end(tmp_path: Path, rulstm: Path, clips: Path, run: Any) -> None:
-    said = run("import_lmdb", *into(tmp_path, rulstm, clips, "--frames", 14, "--step", 0.25))
+def test_lmdb_steps_are_the_frames_before_the_end(tmp_path: Path, rulstm: Path, clips: Path) -> None:
+    said = run("import lmdb", *into(tmp_path, rulstm, clips, "--frames", 14, "--step", 0.25))
     assert said == "4 clips: 0 cached already, 4 imported.\n"
     cache = Cache(tmp_path / "out")
     assert cache.streams == ["rulstm/rgb"]
@@ -133,8 +117,8 @@ def test_lmdb_steps_are_the_frames_before_the_end(tmp_path: Path, rulstm: Path, 
         assert (frames + 1).tolist() == numbers
 
 
-def test_lmdb_spread_stays_in_the_clip(tmp_path: Path, rulstm: Path, clips: Path, run: Any) -> None:
-    run("import_lmdb", *into(tmp_path, rulstm, clips, "--frames", 5, "--anchor", "last"))
+def test_lmdb_spread_stays_in_the_clip(tmp_path: Path, rulstm: Path, clips: Path) -> None:
+    run("import lmdb", *into(tmp_path, rulstm, clips, "--frames", 5, "--anchor", "last"))
     cache = Cache(tmp_path / "out")
     c0, c1, c2, whole = (f.tolist() for f in cache.frames("rulstm/rgb", ["c0", "c1", "c2", "whole"]))
     assert c0 == [11, 23, 35, 47, 59]  # 60 frames in 2 s: the last of each fifth
@@ -144,12 +128,12 @@ def test_lmdb_spread_stays_in_the_clip(tmp_path: Path, rulstm: Path, clips: Path
     assert np.array_equal(cache.read("rulstm/rgb", ["c1"])[0, 0, 2], vector("P01_1", c1[2] + 1))
 
 
-def test_import_is_a_cache_like_any_other(tmp_path: Path, rulstm: Path, clips: Path, run: Any) -> None:
+def test_import_is_a_cache_like_any_other(tmp_path: Path, rulstm: Path, clips: Path) -> None:
     call = into(tmp_path, rulstm, clips, "--frames", 4, "--dtype", "float16")
-    run("import_lmdb", *call)
+    run("import lmdb", *call)
     out = tmp_path / "out"
     index = load_index(out)
-    assert run("import_lmdb", *call) == "4 clips: 4 cached already, 0 imported.\n"
+    assert run("import lmdb", *call) == "4 clips: 4 cached already, 0 imported.\n"
     assert [p.name for p in sorted(out.glob("*.h5"))] == ["shard-00000.h5"]
     assert verify(out, progress=False).ok
     assert "RULSTM test" in inspect(out)
@@ -163,21 +147,21 @@ def test_import_is_a_cache_like_any_other(tmp_path: Path, rulstm: Path, clips: P
         backbone_state(cache.recipe("rulstm/rgb"), None)
 
 
-def test_a_changed_source_is_imported_anew(tmp_path: Path, rulstm: Path, clips: Path, run: Any) -> None:
+def test_a_changed_source_is_imported_anew(tmp_path: Path, rulstm: Path, clips: Path) -> None:
     call = into(tmp_path, rulstm, clips, "--frames", 4, "--step", 0.25)
-    run("import_lmdb", *call)
+    run("import lmdb", *call)
     with lmdb.open(str(rulstm), map_size=2**24) as environment, environment.begin(write=True) as transaction:
         transaction.put(b"P01_1_frame_0000000060.jpg", np.zeros(SIZE, np.float32).tobytes())  # the last frame of c0
-    assert run("import_lmdb", *call) == "4 clips: 3 cached already, 1 imported.\n"
+    assert run("import lmdb", *call) == "4 clips: 3 cached already, 1 imported.\n"
     assert np.array_equal(Cache(tmp_path / "out").read("rulstm/rgb", ["c0"])[0, 0, -1], np.zeros(SIZE))
 
 
-def test_missing_frames_are_listed(tmp_path: Path, rulstm: Path, run: Any) -> None:
+def test_missing_frames_are_listed(tmp_path: Path, rulstm: Path) -> None:
     rows = [{"clip_id": "good", "group": "P01_1", "stop_s": 3.0}, {"clip_id": "late", "group": "P01_1", "stop_s": 7.0}]
     rows += [{"clip_id": "other", "group": "P09_9"}]
     clips = manifest(tmp_path / "clips.csv", *rows)
     call = into(tmp_path, rulstm, clips, "--frames", 4, "--step", 0.25)
-    assert "1 imported, 2 failed" in run("import_lmdb", *call, status=3)
+    assert "1 imported, 2 failed" in run("import lmdb", *call, status=3)
     failures = pd.read_csv(tmp_path / "out" / "failures.csv").set_index("clip_id")
     assert failures.index.tolist() == ["late", "other"]
     assert "2 of its 4 frames" in failures["reason"]["late"]  # numbers 202 and 210 of 200
@@ -188,15 +172,15 @@ def test_missing_frames_are_listed(tmp_path: Path, rulstm: Path, run: Any) -> No
     with lmdb.open(str(rulstm), map_size=2**24) as environment, environment.begin(write=True) as transaction:
         for number in range(FRAMES + 1, FRAMES + 11):
             transaction.put(f"P01_1_frame_{number:010d}.jpg".encode(), vector("P01_1", number).tobytes())
-    assert "1 cached already, 1 imported, 1 failed" in run("import_lmdb", *call, status=3)
+    assert "1 cached already, 1 imported, 1 failed" in run("import lmdb", *call, status=3)
     assert pd.read_csv(tmp_path / "out" / "failures.csv")["clip_id"].tolist() == ["other"]
 
 
-def test_lmdb_round_trip_to_the_bit(tmp_path: Path, rulstm: Path, clips: Path, run: Any) -> None:
+def test_lmdb_round_trip_to_the_bit(tmp_path: Path, rulstm: Path, clips: Path) -> None:
     # c2 looks back beyond the source's start, so it holds its first frame more than once
-    run("import_lmdb", *into(tmp_path, rulstm, clips, "--frames", 30, "--step", 0.25))
+    run("import lmdb", *into(tmp_path, rulstm, clips, "--frames", 30, "--step", 0.25))
     back = tmp_path / "back"
-    said = run("export_lmdb", tmp_path / "out", back, "--stream", "rulstm/rgb")
+    said = run("export lmdb", tmp_path / "out", "-o", back, "--stream", "rulstm/rgb")
     assert "4 clips" in said
     with lmdb.open(str(back), readonly=True, lock=False) as environment, environment.begin() as transaction:
         # as RULSTM/dataset.py reads it
@@ -206,11 +190,11 @@ def test_lmdb_round_trip_to_the_bit(tmp_path: Path, rulstm: Path, clips: Path, r
     assert entries == sum(
         len(set(f.tolist())) for f in Cache(tmp_path / "out").frames("rulstm/rgb", ["c0", "c1", "c2", "whole"])
     )
-    again = run("export_lmdb", tmp_path / "out", back, "--stream", "rulstm/rgb")
+    again = run("export lmdb", tmp_path / "out", "-o", back, "--stream", "rulstm/rgb")
     assert f"0 vectors written, {entries} were there" in again
     more = ["--key", "{clip_id}_frame_{frame:010d}.jpg", "--at", "frames"]
     run(
-        "import_lmdb",
+        "import lmdb",
         back,
         "--manifest",
         back / "manifest.csv",
@@ -230,12 +214,13 @@ def test_lmdb_round_trip_to_the_bit(tmp_path: Path, rulstm: Path, clips: Path, r
         assert np.array_equal(a, b)
 
 
-def test_lmdb_with_source_keys_is_the_original(tmp_path: Path, rulstm: Path, clips: Path, run: Any) -> None:
+def test_lmdb_with_source_keys_is_the_original(tmp_path: Path, rulstm: Path, clips: Path) -> None:
     # overlapping clips of one source share their frames' keys, and their vectors agree
-    run("import_lmdb", *into(tmp_path, rulstm, clips, "--frames", 20))
+    run("import lmdb", *into(tmp_path, rulstm, clips, "--frames", 20))
     run(
-        "export_lmdb",
+        "export lmdb",
         tmp_path / "out",
+        "-o",
         tmp_path / "b",
         "--stream",
         "rulstm/rgb",
@@ -281,20 +266,20 @@ def made(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_npy_round_trip_to_the_bit(tmp_path: Path, run: Any, dtype: str) -> None:
+def test_npy_round_trip_to_the_bit(tmp_path: Path, dtype: str) -> None:
     arrays = made(tmp_path / "out", (2, 5, 3, 4, 4), 8, dtype)
     folder = tmp_path / "deep" / "npy"
-    said = run("export_npy", tmp_path / "out", folder, "--stream", "s")
+    said = run("export npy", tmp_path / "out", "-o", folder, "--stream", "s")
     assert "3 files written" in said
     assert "1 clips of the cache have no s" in said
-    names = ["%2E.%2F..%2Fevil.npy", "%2Ehidden.npy", "a%2Fb.npy", "export.json", "manifest.csv"]
-    assert sorted(str(p.relative_to(tmp_path / "deep")) for p in (tmp_path / "deep").rglob("*.*")) == [
+    names = ["%2E./%2E./evil.npy", "%2Ehidden.npy", "a/b.npy", "export.json", "manifest.csv"]
+    assert sorted(str(p.relative_to(tmp_path / "deep")) for p in (tmp_path / "deep").rglob("*.*") if p.is_file()) == [
         f"npy/{n}" for n in names
     ]
     assert not (tmp_path / "evil.npy").exists()
-    assert np.load(folder / "a%2Fb.npy").tobytes() == arrays["a/b"].tobytes()
+    assert np.load(folder / "a" / "b.npy").tobytes() == arrays["a/b"].tobytes()
     more = ["--manifest", folder / "manifest.csv", "--out", tmp_path / "o2", "--stream", "s", "--origin", "round trip"]
-    run("import_npy", folder, *more, "--views", "--at", "frames")
+    run("import npy", folder, *more, "--views", "--at", "frames")
     second = Cache(tmp_path / "o2")
     assert second.dtype("s") == np.dtype(dtype)
     for clip, array in arrays.items():
@@ -302,28 +287,31 @@ def test_npy_round_trip_to_the_bit(tmp_path: Path, run: Any, dtype: str) -> None
         assert second.frames("s", [clip])[0].tolist() == list(range(10, 18))
 
 
-def test_npy_export_goes_on_and_keeps_to_its_folder(tmp_path: Path, run: Any) -> None:
+def test_npy_export_goes_on_and_keeps_to_its_folder(tmp_path: Path) -> None:
     made(tmp_path / "out", (2, 4, 3), 4)
     folder = tmp_path / "npy"
-    run("export_npy", tmp_path / "out", folder, "--stream", "s")
-    before = (folder / "a%2Fb.npy").stat().st_mtime_ns
+    run("export npy", tmp_path / "out", "-o", folder, "--stream", "s")
+    before = (folder / "a" / "b.npy").stat().st_mtime_ns
     (folder / "%2Ehidden.npy").unlink()
-    (folder / "%2E.%2F..%2Fevil.npy").write_bytes(b"\x93NUMPY cut short")
-    assert "2 files written, 1 were there" in run("export_npy", tmp_path / "out", folder, "--stream", "s")
-    assert (folder / "a%2Fb.npy").stat().st_mtime_ns == before
-    said = run("export_npy", tmp_path / "out", folder, "--stream", "s", "--view", 1, status=1)
+    (folder / "%2E." / "%2E." / "evil.npy").write_bytes(b"\x93NUMPY cut short")
+    assert "2 files written, 1 were there" in run("export npy", tmp_path / "out", "-o", folder, "--stream", "s")
+    assert (folder / "a" / "b.npy").stat().st_mtime_ns == before
+    said = run("export npy", tmp_path / "out", "-o", folder, "--stream", "s", "--view", 1, status=1)
     assert "holds another export (view: None → 1)" in said
-    assert "holds other files" in run("export_npy", tmp_path / "out", tmp_path / "out", "--stream", "s", status=1)
-    assert "views 0 to 1" in run("export_npy", tmp_path / "out", tmp_path / "n", "--stream", "s", "--view", 2, status=1)
-    assert "did you mean 's'" in run("export_npy", tmp_path / "out", tmp_path / "n", "--stream", "ss", status=1)
+    assert "holds other files" in run("export npy", tmp_path / "out", "-o", tmp_path / "out", "--stream", "s", status=1)
+    assert "views 0 to 1" in run(
+        "export npy", tmp_path / "out", "-o", tmp_path / "n", "--stream", "s", "--view", 2, status=1
+    )
+    assert "did you mean 's'" in run("export npy", tmp_path / "out", "-o", tmp_path / "n", "--stream", "ss", status=1)
     assert not (tmp_path / "n").exists()
 
 
-def test_lmdb_of_segments_takes_the_last_frame_of_each(tmp_path: Path, run: Any) -> None:
+def test_lmdb_of_segments_takes_the_last_frame_of_each(tmp_path: Path) -> None:
     arrays = made(tmp_path / "out", (2, 4, 3), 8)
     run(
-        "export_lmdb",
+        "export lmdb",
         tmp_path / "out",
+        "-o",
         tmp_path / "l",
         "--stream",
         "s",
@@ -341,13 +329,13 @@ def test_lmdb_of_segments_takes_the_last_frame_of_each(tmp_path: Path, run: Any)
         assert np.array_equal(found[f"a/b:{number}"], arrays["a/b"][1, n].astype(np.float32))
 
 
-def test_lmdb_refuses_what_it_cannot_hold(tmp_path: Path, run: Any) -> None:
+def test_lmdb_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
     made(tmp_path / "maps", (1, 5, 3, 4, 4), 8, count=1)
-    assert "holds maps" in run("export_lmdb", tmp_path / "maps", tmp_path / "l", "--stream", "s", status=1)
+    assert "holds maps" in run("export lmdb", tmp_path / "maps", "-o", tmp_path / "l", "--stream", "s", status=1)
     made(tmp_path / "odd", (1, 3, 4), 8, count=1)
-    assert "8 frame numbers" in run("export_lmdb", tmp_path / "odd", tmp_path / "l", "--stream", "s", status=1)
+    assert "8 frame numbers" in run("export lmdb", tmp_path / "odd", "-o", tmp_path / "l", "--stream", "s", status=1)
     made(tmp_path / "two", (1, 4, 3), 4)  # three clips of one source whose vectors differ
-    call = ["export_lmdb", tmp_path / "two", tmp_path / "l2", "--stream", "s"]
+    call = ["export lmdb", tmp_path / "two", "-o", tmp_path / "l2", "--stream", "s"]
     assert "two different vectors for 'v.mp4_11'" in run(*call, "--key", "{source}_{frame}", status=1)
     assert "no column 'vid'" in run(*call, "--key", "{vid}_{frame}", status=1)
     assert "must hold {frame} once" in run(*call, "--key", "{clip_id}", status=1)
@@ -362,14 +350,15 @@ def npy_folder(tmp_path: Path, **arrays: np.ndarray) -> list[Any]:
     return [folder, "--manifest", clips, "--out", tmp_path / "out", "--stream", "s", "--origin", "test"]
 
 
-def test_npy_of_different_shapes_name_the_file(tmp_path: Path, run: Any) -> None:
-    call = npy_folder(tmp_path, a=np.zeros((3, 4)), b=np.zeros((2, 4)), c=np.zeros((3, 4)))
-    said = run("import_npy", *call, status=1)
-    assert "b.npy: float64 [2, 4], where 2 files such as a.npy hold float64 [3, 4]" in said
+def test_npy_of_different_shapes_name_the_file(tmp_path: Path) -> None:
+    call = npy_folder(tmp_path, a=np.zeros((3, 4)), b=np.zeros((2, 5)), c=np.zeros((3, 4)))
+    said = run("import npy", *call, status=1)
+    assert "b.npy: float64 [2, 5], where 2 files such as " in said
+    assert "a.npy hold float64 [3, 4]" in said
     assert not (tmp_path / "out").exists()
 
 
-def test_npy_failures_are_listed(tmp_path: Path, run: Any) -> None:
+def test_npy_failures_are_listed(tmp_path: Path) -> None:
     arrays = {
         name: np.full((3, 4), 1.0, np.float32) for name in ("good", "notfinite", "large", "cut", "pickle", "gone")
     }
@@ -381,7 +370,7 @@ def test_npy_failures_are_listed(tmp_path: Path, run: Any) -> None:
     np.save(folder / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
     (folder / "gone.npy").rename(tmp_path / "gone.npy")
     (folder / "gone.npy").symlink_to(tmp_path / "gone.npy")  # leads out of the folder
-    assert "1 imported, 5 failed" in run("import_npy", *call, "--dtype", "float16", status=3)
+    assert "1 imported, 5 failed" in run("import npy", *call, "--dtype", "float16", status=3)
     reasons = pd.read_csv(tmp_path / "out" / "failures.csv").set_index("clip_id")["reason"]
     for clip, word in {
         "notfinite": "NaN",
@@ -394,37 +383,37 @@ def test_npy_failures_are_listed(tmp_path: Path, run: Any) -> None:
     assert Cache(tmp_path / "out").read("s", ["good"]).shape == (1, 1, 3, 4)
 
 
-def test_npy_in_class_folders(tmp_path: Path, run: Any, tools: dict[str, ModuleType]) -> None:
+def test_npy_in_class_folders(tmp_path: Path) -> None:
     (tmp_path / "npy" / "jump").mkdir(parents=True)
     np.save(tmp_path / "npy" / "jump" / "v1.npy", np.arange(4, dtype=np.float32))
     np.save(tmp_path / "secret.npy", np.arange(4, dtype=np.float32))
-    assert tools["npy_files"].find(tmp_path / "npy", "jump/v1").name == "v1.npy"
+    assert NpyFolder(tmp_path / "npy").find(["jump/v1"]).name == "v1.npy"
     with pytest.raises(ClipError, match="leads out"):
-        tools["npy_files"].find(tmp_path / "npy", "../secret")
+        NpyFolder(tmp_path / "npy").find(["../secret"])
 
 
-def test_two_origins_do_not_mix(tmp_path: Path, run: Any) -> None:
+def test_two_origins_do_not_mix(tmp_path: Path) -> None:
     call = npy_folder(tmp_path, a=np.zeros((3, 4)), b=np.ones((3, 4)))
-    run("import_npy", *call)
+    run("import npy", *call)
     manifest(tmp_path / "clips.csv", {"clip_id": "b"})
-    run("import_npy", *call[:-1], "another network")
+    run("import npy", *call[:-1], "another network")
     with pytest.raises(kdcache.errors.StoreError, match="origin: 'test' → 'another network'"):
         Cache(tmp_path / "out").recipe("s")
 
 
-def test_options_are_refused_in_a_sentence(tmp_path: Path, rulstm: Path, clips: Path, run: Any) -> None:
+def test_options_are_refused_in_a_sentence(tmp_path: Path, rulstm: Path, clips: Path) -> None:
     call = into(tmp_path, rulstm, clips)
-    assert "--frames T, or --at" in run("import_lmdb", *call, status=1)
-    assert "--lag belongs to --step" in run("import_lmdb", *call, "--frames", 3, "--lag", 1, status=1)
-    assert "no such column" in run("import_lmdb", *call, "--at", "frames", status=1)
-    assert "clip 'c0': source 'v.mp4' is not a list" in run("import_lmdb", *call, "--at", "source", status=1)
+    assert "--frames T, or --at" in run("import lmdb", *call, status=1)
+    assert "--lag belongs to --step" in run("import lmdb", *call, "--frames", 3, "--lag", 1, status=1)
+    assert "no such column" in run("import lmdb", *call, "--at", "frames", status=1)
+    assert "clip 'c0': source 'v.mp4' is not a list" in run("import lmdb", *call, "--at", "source", status=1)
     named = [a if a != "rulstm/rgb" else "flow" for a in call]
-    assert "rulstm/flow" in run("import_lmdb", *named, "--frames", 3, status=1)
-    assert "data.mdb" in run("import_lmdb", tmp_path, *call[1:], "--frames", 3, status=1)
+    assert "rulstm/flow" in run("import lmdb", *named, "--frames", 3, status=1)
+    assert "data.mdb" in run("import lmdb", tmp_path, *call[1:], "--frames", 3, status=1)
     assert not (tmp_path / "out").exists()
 
 
-def test_imported_maps_are_trained_on_and_drawn(tmp_path: Path, run: Any) -> None:
+def test_imported_maps_are_trained_on_and_drawn(tmp_path: Path) -> None:
     from pairs_cache import arrays, rows
 
     table = rows(16)
@@ -444,7 +433,7 @@ def test_imported_maps_are_trained_on_and_drawn(tmp_path: Path, run: Any) -> Non
         "--axes",
         "VCTHW",
     ]
-    run("import_npy", tmp_path / "npy", *more)
+    run("import npy", tmp_path / "npy", *more)
     options: dict[str, Any] = {"head": "light", "epochs": 1, "device": "cpu", "out": tmp_path / "run"}
     kdcache.train("anticipation", shards=tmp_path / "out", **options)
     recipes = json.loads((tmp_path / "run" / "recipes.json").read_text())
@@ -453,12 +442,12 @@ def test_imported_maps_are_trained_on_and_drawn(tmp_path: Path, run: Any) -> Non
     assert read_manifest(tmp_path / "out" / "manifest.csv")["pair"].tolist() == table["pair"].tolist()
 
 
-def test_axes_of_imports(tmp_path: Path, run: Any) -> None:
+def test_axes_of_imports(tmp_path: Path) -> None:
     """Two imports with other axes are two recipes; what is said of vectors anyway changes nothing."""
     call = npy_folder(tmp_path, a=np.zeros((3, 4)), b=np.ones((3, 4)))
 
     def imported(*options: str) -> str:
-        return run("import_npy", *call, *options).strip()
+        return run("import npy", *call, *options).strip()
 
     assert imported() == "2 clips: 0 cached already, 2 imported."
     assert axes_of(Cache(tmp_path / "out").recipe("s")) == "VTD"
@@ -468,23 +457,23 @@ def test_axes_of_imports(tmp_path: Path, run: Any) -> None:
     assert imported("--axes", "VND") == "2 clips: 2 cached already, 0 imported."
     assert imported() == "2 clips: 2 cached already, 0 imported."
     assert not has_levels(Cache(tmp_path / "out").recipe("s"))
-    assert "the arrays have 3 dimensions" in run("import_npy", *call, "--axes", "VTHW", status=1)
-    assert "leave --levels out" in run("import_npy", *call, "--axes", "VTD", "--levels", status=1)
-    assert "not [views, levels, d]" in run("import_npy", *call, "--views", "--levels", status=1)
+    assert "the arrays have 3 dimensions" in run("import npy", *call, "--axes", "VTHW", status=1)
+    assert "leave --levels out" in run("import npy", *call, "--axes", "VTD", "--levels", status=1)
+    assert "not [views, levels, d]" in run("import npy", *call, "--views", "--levels", status=1)
 
 
-def test_axes_of_lmdb(tmp_path: Path, rulstm: Path, clips: Path, run: Any) -> None:
+def test_axes_of_lmdb(tmp_path: Path, rulstm: Path, clips: Path) -> None:
     call = into(tmp_path, rulstm, clips, "--frames", 5)
-    run("import_lmdb", *call)
+    run("import lmdb", *call)
     assert axes_of(Cache(tmp_path / "out").recipe("rulstm/rgb")) == "VTD"
-    run("import_lmdb", *call, "--levels", "--anchor", "last")
+    run("import lmdb", *call, "--levels", "--anchor", "last")
     assert axes_of(Cache(tmp_path / "out").recipe("rulstm/rgb")) == "VND"
-    assert "--levels are shares" in run("import_lmdb", *call, "--levels", "--step", 0.25, status=1)
+    assert "--levels are shares" in run("import lmdb", *call, "--levels", "--step", 0.25, status=1)
 
 
-def test_digests_of_imports_stay(tools: dict[str, ModuleType]) -> None:
+def test_digests_of_imports_stay() -> None:
     """Imports from before axes could be stated are found again."""
-    recipe = tools["exchange"].imported_recipe("rulstm/rgb", (1, 14, 1024), "float32", "lmdb", "RULSTM", sampling={})
+    recipe = imported_recipe("rulstm/rgb", (1, 14, 1024), "float32", "lmdb", "RULSTM", sampling={})
     assert recipe == {
         "stream": "rulstm/rgb",
         "version": 1,
@@ -493,3 +482,30 @@ def test_digests_of_imports_stay(tools: dict[str, ModuleType]) -> None:
         "shape": [1, 14, 1024],
         "imported": {"from": "lmdb", "origin": "RULSTM", "sampling": {}},
     }
+
+
+def test_rulstms_list_to_its_observed_frames(tmp_path: Path, shared: Path) -> None:
+    """Actions of one video of RULSTM's own list: the vectors over one second before each action, at 4 a second."""
+    lists = shared / "data" / "annotations" / "rulstm" / "ek55"
+    rows = kdcache.datasets.manifest_for("rulstm", lists)
+    rows = rows[(rows["group"] == "P01_02") & (rows["clamped"] == "0")].reset_index(drop=True)
+    write_manifest(rows, tmp_path / "clips.csv")
+    official = pd.read_csv(lists / "training.csv", header=None, skipinitialspace=True)
+    official = official[official[1] == "P01_02"]
+    count = int(official[3].max()) + 90
+    with lmdb.open(str(tmp_path / "rgb"), map_size=2**26) as environment, environment.begin(write=True) as transaction:
+        for number in range(1, count):
+            transaction.put(f"P01_02_frame_{number:010d}.jpg".encode(), vector("P01_02", number).tobytes())
+    call = into(tmp_path, tmp_path / "rgb", tmp_path / "clips.csv", "--frames", 11, "--step", 0.25)
+    assert f"{len(rows)} imported" in run("import lmdb", *call)
+    cache = Cache(tmp_path / "out")
+    checked = 0
+    for _, action in official.iterrows():
+        clip = f"ek55-{int(action[0]):05d}@1-observed"
+        if not (rows["clip_id"] == clip).any():
+            continue
+        numbers = exact_rulstm(Fraction(int(action[2]), 30), 11, Fraction(1))
+        expected = np.stack([vector("P01_02", n) for n in numbers])
+        assert cache.read("rulstm/rgb", [clip])[0, 0].tobytes() == expected.tobytes(), clip
+        checked += 1
+    assert checked > 50

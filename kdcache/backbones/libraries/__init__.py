@@ -1,0 +1,1 @@
+"""Libraries whose networks are backbones by name: ``torchvision:s3d``, ``timm:…``, ``hf:…``; a file each."""

@@ -1,0 +1,108 @@
+"""Data roots: the folders that the sources of a manifest are relative to, and which paths may not be named."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcache.errors import OptionError
+
+Root = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+"""One folder, several that are tried in order, or none where all sources are absolute."""
+
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://|(https?|ftp|s3|gs|rtsp|file):/", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Where sources are looked for.
+
+    Attributes:
+        folders: in the order in which they are tried; nothing below them may lead out of them.
+        allow_absolute: whether a source may be an absolute path, wherever that lies.
+    """
+
+    folders: tuple[Path, ...] = ()
+    allow_absolute: bool = False
+
+    @classmethod
+    def of(cls, root: Root, allow_absolute: bool = False) -> Roots:
+        """Roots as arguments give them."""
+        if root is None:
+            return cls((), allow_absolute)
+        each = [root] if isinstance(root, (str, os.PathLike)) else root
+        return cls(tuple(Path(folder) for folder in each), allow_absolute)
+
+    def check(self) -> Roots:
+        """These, if they are folders, of which there may be none where absolute paths are allowed; ``OptionError``."""
+        if not self.folders and not self.allow_absolute:
+            raise OptionError("No data root was given: pass --root with the folder that sources are relative to.")
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise OptionError(
+                    f"{folder}: the data root is not a folder; pass --root with the one that sources are relative to."
+                )
+        return self
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.folders)) or "no root"
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is an address (``https://…``, ``s3://…``), which is never fetched."""
+    return _URL.match(source) is not None
+
+
+def wrong_paths(sources: Iterable[str], roots: Roots) -> dict[str, str]:
+    """Why sources may not be named: source → sentence, of those that are wrong; whether they exist is not asked.
+
+    Relative paths that lead out of one of the roots through links are wrong; where there is no root, letters decide.
+    """
+    each = list(dict.fromkeys(sources))
+    wrong = {s: reason for s in each if (reason := _lexical(s, roots.allow_absolute))}
+    for folder in roots.folders:
+        below = [s for s in each if s not in wrong and not os.path.isabs(s)]
+        wrong |= _through_links(below, os.path.realpath(folder))
+    return wrong
+
+
+def _lexical(source: str, allow_absolute: bool) -> str | None:
+    """What is wrong with a path by its letters alone."""
+    if not source.strip():
+        return "source is empty; give a path relative to the data root"
+    if "\0" in source:
+        return f"source {source!r} holds a NUL character; remove it"
+    if is_url(source):
+        return f"source {source!r} is an address, and only files are read; download it and give its path"
+    if _ABSOLUTE.match(source):
+        if not allow_absolute:
+            return (
+                f"source {source!r} is absolute; give it relative to the data root, or allow absolute paths with "
+                "--allow-absolute (allow_absolute=True)"
+            )
+        return None if os.path.isabs(source) else f"source {source!r} is no path of this system"
+    if ".." in source and os.path.normpath(source.replace("\\", "/")).split("/", 1)[0] == "..":
+        return f"source {source!r} leaves the data root; give a path inside it"
+    return None
+
+
+def _through_links(sources: Iterable[str], base: str) -> dict[str, str]:
+    """Paths that symbolic links lead out of ``base``, a real path; folders are resolved once, files only if links."""
+    folders: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    for source in sources:
+        folder, _, leaf = source.rpartition("/")
+        if folder not in folders:
+            folders[folder] = os.path.realpath(os.path.join(base, folder))
+        target = f"{folders[folder]}/{leaf}"
+        if leaf == ".." or os.path.islink(target):
+            target = os.path.realpath(target)
+        if not (target + os.sep).startswith(base.rstrip(os.sep) + os.sep):
+            wrong[source] = (
+                f"source {source!r} leaves the data root through a symbolic link to {target}; use that as root"
+            )
+    return wrong

@@ -1,0 +1,57 @@
+"""Networks of a user's own, as a module of theirs would hold them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from kdcache.backbones import Custom
+
+
+class Video(nn.Module):
+    """A small 3-D network with Python code that no tracer follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(3, 6, 3, padding=1)
+        self.second = nn.Conv3d(6, 8, 3, stride=(1, 2, 2))
+        self.relu = nn.ReLU()
+        self.classify = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        if x.mean() > 1e9:  # depends on the data
+            x = -x
+        x = self.relu(self.second(x))
+        return self.classify(x.mean((2, 3, 4)))
+
+
+def video() -> Custom:
+    torch.manual_seed(0)
+    return Custom(
+        net=Video(),
+        takes="CTHW",
+        frames=4,
+        size=32,
+        axes={"first": "CTHW", "second": "CTHW", "*": "D"},
+        pooled="second",
+    )
+
+
+def changing() -> Custom:
+    """Other weights each time."""
+    torch.seed()
+    return Custom(net=Video(), takes="CTHW", frames=4, size=32, axes={"*": "CTHW"}, pooled="second")
+
+
+def images() -> Custom:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(3, 4, 5, stride=4), nn.Flatten(2))
+    return Custom(
+        net=net, takes="CHW", frames=3, size=32, axes={"0": "TCHW"}, mean=(0, 0, 0), std=(1, 1, 1), pooled="0"
+    )
+
+
+def module() -> nn.Module:
+    """Not what a builder must return."""
+    return Video()
