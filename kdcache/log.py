@@ -38,9 +38,10 @@ def show_log(level: int = logging.INFO) -> None:
 
 @contextmanager
 def quiet(level: int = logging.WARNING) -> Iterator[None]:
-    """Inside, the package logs nothing below ``level``."""
+    """Inside, the package logs nothing below ``level``, unless it logs everything (``kdcache -v``)."""
     before = logger.level
-    logger.setLevel(level)
+    if before != logging.DEBUG:  # whoever asked for everything gets it
+        logger.setLevel(max(before, level))
     try:
         yield
     finally:

@@ -96,11 +96,20 @@ def write_manifest(df: pd.DataFrame, path: str | os.PathLike[str], *, allow_abso
     Raises:
         ManifestError: ``df`` breaks the contract; nothing is written.
     """
-    rows = validate(df, os.fspath(path), allow_absolute=allow_absolute)
-    columns = [[_quote(str(c)), *(_quote(t) for t in _texts(rows[c], str(c)))] for c in rows.columns]
+    text = manifest_text(df, os.fspath(path), allow_absolute=allow_absolute)
     with atomic(path) as temporary:
-        lines = (",".join(fields) + "\n" for fields in zip(*columns, strict=True))
-        temporary.write_text("".join(lines), encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def manifest_text(df: pd.DataFrame, name: str = "manifest", *, allow_absolute: bool = False) -> str:
+    """What ``write_manifest`` writes; ``name`` stands in errors.
+
+    Raises:
+        ManifestError: ``df`` breaks the contract.
+    """
+    rows = validate(df, name, allow_absolute=allow_absolute)
+    columns = [[_quote(str(c)), *(_quote(t) for t in _texts(rows[c], str(c)))] for c in rows.columns]
+    return "".join(",".join(fields) + "\n" for fields in zip(*columns, strict=True))
 
 
 def _parse(name: str) -> tuple[Columns, list[int], list[Problem]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -90,3 +94,78 @@ def _says(kind: Any) -> str:
 def to_table(instance: Any) -> dict[str, Any]:
     """A data class as TOML can hold it: None as ``"none"``, tuples as lists."""
     return {k: NONE if v is None else list(v) if isinstance(v, tuple) else v for k, v in asdict(instance).items()}
+
+
+@dataclass(frozen=True)
+class OptionDescription:
+    """One option, for those who look for it."""
+
+    name: str
+    values: str
+    """What may be given, in words."""
+    default: str | None
+    """As one would type it; None: it has to be given."""
+    text: str
+    """What it does."""
+
+    @property
+    def term(self) -> str:
+        """``name=default``."""
+        return self.name if self.default is None else f"{self.name}={self.default}"
+
+    @property
+    def explanation(self) -> str:
+        """The text, and what may be given."""
+        return f"{self.text} ({self.values})".strip()
+
+
+def described(kind: type, names: Sequence[str] | None = None) -> list[OptionDescription]:
+    """The options of a data class, inherited ones included: those of its own source first; of ``names`` alone."""
+    hints, docs = get_type_hints(kind), field_docs(kind)
+    own = list(inspect.get_annotations(kind))
+    known = {field.name: field for field in fields(kind)}
+    order = [*own, *(name for name in known if name not in own)]
+    return [
+        OptionDescription(
+            name,
+            " or ".join(_choices(part) for part in _kinds(hints[name])),
+            None if known[name].default is MISSING else shown(known[name].default),
+            docs.get(name, "").replace("``", ""),
+        )
+        for name in (order if names is None else names)
+    ]
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """Field → the string below it in the class, on one line, or in the class that it inherits it from; those without
+    one are left out.
+
+    Python keeps no such strings, so they are read from the source.
+    """
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__[:-1]):
+        file = getattr(sys.modules.get(each.__module__), "__file__", None)
+        if file is None:
+            continue
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+        body = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == each.__name__), None)
+        for before, node in itertools.pairwise(body.body if body else []):
+            match before, node:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(text.split())
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value as one would type it."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value)) or NONE
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _choices(kind: Any) -> str:
+    return " | ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else _says(kind)

@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
 from kdcache.errors import KdcacheError
+from kdcache.log import logger, show_log
 
 UnitT = TypeVar("UnitT")
 EventT = TypeVar("EventT")
@@ -159,7 +160,8 @@ class _Worker(Generic[UnitT, EventT]):
         self.unit: UnitT | None = None
         self.events: list[EventT] = []
         self.pipe, child = context.Pipe()
-        self.process = context.Process(target=_serve, args=(child, number, work, interruptible, stop), daemon=True)
+        arguments = (child, number, work, interruptible, stop, logger.getEffectiveLevel())
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
         with _without_main():
             self.process.start()
         child.close()
@@ -194,8 +196,9 @@ class _Worker(Generic[UnitT, EventT]):
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _serve(pipe: Connection, number: int, work: bytes, interruptible: bool, stop: StopFlag) -> None:
-    """A worker process: take units from the pipe until it closes, send events back."""
+def _serve(pipe: Connection, number: int, work: bytes, interruptible: bool, stop: StopFlag, log_level: int) -> None:
+    """A worker process: take units from the pipe until it closes, send events back. It logs what its parent logs."""
+    show_log(log_level)
     if not interruptible:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

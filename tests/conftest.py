@@ -14,6 +14,8 @@ from hypothesis import settings
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch would take every core in each of the processes
 
+os.environ.setdefault("KDCACHE_PROGRESS_S", "0")  # tests of progress set it themselves
+
 settings.register_profile("kdcache", database=None)
 settings.load_profile("kdcache")
 

@@ -314,7 +314,7 @@ def test_train_and_evaluate(made, tmp_path):
     options = ["--set", "head=light", "--set", "epochs=1", "--set", "batch_size=4"]
     trained = kd("train", "anticipation", "--shards", made, "--out", run, "--device", "cpu", *options)
     assert trained.exit_code == 0
-    assert trained.stdout.startswith(f"{run}\n  last, validation label: top1 ")
+    assert re.match(rf"{run}\n  weights +split +target +top1 .*\n  last +validation  label +[0-9.]+ ", trained.stdout)
     judged = kd("evaluate", run)
     assert judged.exit_code == 0
     assert '"top1"' in judged.stdout
@@ -325,7 +325,7 @@ def test_ctrl_c_ends_with_the_status_of_a_stop(monkeypatch, tmp_path):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdcache.store.inspect", interrupted)
+    monkeypatch.setattr("kdcache.store.describe", interrupted)
     result = CliRunner().invoke(main, ["inspect", str(tmp_path)])
     assert (result.exit_code, result.output.strip()) == (143, "Stopped.")
 

@@ -40,7 +40,8 @@ def test_what_cannot_be_extracted_is_refused():
         extraction_calls("recognition", backbone="vacnn")
 
 
-def test_the_command_fills_a_cache_that_the_method_trains_on(tmp_path):
+def test_the_command_fills_a_cache_that_the_method_trains_on(tmp_path, caplog):
+    caplog.set_level("INFO", "kdcache")
     for seed, name in enumerate("abcdef"):
         write(tmp_path / f"{name}.mp4", pictures(30, seed=seed))
     splits = ["train"] * 3 + ["validation"] * 3
@@ -50,7 +51,7 @@ def test_the_command_fills_a_cache_that_the_method_trains_on(tmp_path):
     small = ["--size", "32", "--weights", "random:0"]
     result = CliRunner().invoke(main, ["extract", *where, "--for", "early", *small])
     assert result.exit_code == 0, result.output
-    assert "early reads tsm/clip for x: levels=10" in result.output
+    assert "early reads tsm/clip for x: levels=10" in caplog.messages
     cache = kdcache.Cache(tmp_path / "out")
     assert cache.streams == ["tsm/clip"]
     assert cache.shape("tsm/clip") == (1, 10, 2048)

@@ -94,8 +94,8 @@ def test_show_writes_the_sheet_as_png(full, tmp_path, monkeypatch):
         assert (image.format, image.mode) == ("PNG", "RGB")
         assert (np.asarray(image) == sheet(full, CLIP)).all()
     monkeypatch.chdir(tmp_path)
-    assert kdcache.show(full, CLIP) == Path(f"{CLIP}.png")
-    assert (tmp_path / f"{CLIP}.png").read_bytes() == path.read_bytes()
+    assert kdcache.show(full, CLIP) == Path(f"sheets/{CLIP}.png")
+    assert (tmp_path / f"sheets/{CLIP}.png").read_bytes() == path.read_bytes()
 
 
 def test_a_clip_that_is_not_there_is_named(full, tmp_path):

@@ -100,7 +100,9 @@ def test_run_folder_holds_all_that_was_promised(finished):
     assert finished.config["options"]["width"] == 16
     assert list(finished.history["epoch"]) == [1, 2, 3, 1, 2, 3]
     np.testing.assert_allclose(finished.history["lr"], [0.01, 0.01, 0.001] * 2)
-    assert "last, validation label: top1" in str(finished)
+    heading, first, *_ = str(finished).splitlines()[1:]
+    assert heading.split()[:4] == ["weights", "split", "target", "top1"]
+    assert first.split()[:3] == ["last", "validation", "label"]
 
 
 def test_metrics_name_the_split_that_selected_the_best_epoch(finished):

@@ -27,6 +27,7 @@ from kdcache.backbones.registry import (
     names,
     outline,
     register,
+    short_names,
     weights_id,
 )
 from kdcache.backbones.spec import InputSpec, Shape, Weights
@@ -53,5 +54,6 @@ __all__ = [
     "names",
     "outline",
     "register",
+    "short_names",
     "weights_id",
 ]

@@ -37,7 +37,9 @@ REGISTRY = {
     "resnet34-flow": BackboneEntry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=3)),
     "resnet34-flow5": BackboneEntry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=5)),
     "egornn": BackboneEntry("egornn", InputSpec("rgb", frames=25, default_layer="descriptor")),
-    "egornn-joint": BackboneEntry("egornn", InputSpec("rgb+flow", frames=25, stack=5), {"joint": True}),
+    "egornn-joint": BackboneEntry(
+        "egornn", InputSpec("rgb+flow", frames=25, default_layer="descriptor", stack=5), {"joint": True}
+    ),
     "resnext101": BackboneEntry("resnext3d", InputSpec("rgb", **_MARS)),
     "resnext101-flow": BackboneEntry("resnext3d", InputSpec("flow", **_MARS)),
 }
@@ -143,6 +145,14 @@ def layer_axes(
         raise OptionError(f"axes={stated}: those of {name}/{layer} are known; leave axes out.")
     axes: str = importlib.import_module(f"kdcache.backbones.{entry(name).module}_layers").axes(layer)
     return axes
+
+
+def short_names(name: str) -> dict[str, str]:
+    """Layers of a backbone that have a shorter name, and that name: ``MaxPool3d_4a_3x3`` is also ``mixed4a``."""
+    if canonical(name) not in REGISTRY:
+        return {}
+    layers = importlib.import_module(f"kdcache.backbones.{entry(name).module}_layers")
+    return {published: alias for alias, published in getattr(layers, "ALIASES", {}).items()}
 
 
 def weights_id(name: str, weights: Weights = None) -> dict[str, Any]:

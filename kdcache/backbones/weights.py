@@ -13,6 +13,9 @@ import logging
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from kdcache.backbones.published import ADAPTED, TABLE, Published, published_for
 from kdcache.backbones.spec import Weights
 from kdcache.errors import OptionError, WeightsError, unknown
 from kdcache.files import atomic
+from kdcache.progress import progress
 
 log = logging.getLogger("kdcache")
 
@@ -97,6 +101,27 @@ FITTED = ("vacnn", "tsm-resnet50", "tsm-resnet50-online", "resnet34", "i3d-rgb",
 """Backbones that ``kdcache fit`` trains."""
 
 
+_asked_by: ContextVar[str] = ContextVar("asked_by", default="--weights ")
+
+
+@contextmanager
+def asked_by(option: str) -> Iterator[None]:
+    """Inside, errors advise to name a checkpoint by ``option`` (``--set init=``), none where that is empty.
+
+    Else they name ``--weights``, which is the option of ``extract`` and ``predict``."""
+    token = _asked_by.set(option)
+    try:
+        yield
+    finally:
+        _asked_by.reset(token)
+
+
+def _or_another(which: str) -> str:
+    """The end of a sentence that has said how to get the published file."""
+    option = _asked_by.get()
+    return f", name {which} checkpoint with {option}FILE, or ask for {option}random:0" if option else ""
+
+
 def find(name: str, weights: Weights = None) -> Path:
     """The checkpoint file for backbone ``name``: ``weights`` itself, or found in ``folders()``.
 
@@ -116,14 +141,12 @@ def find(name: str, weights: Weights = None) -> Path:
     where = " or ".join(str(folder) for folder in folders())
     if row is not None:
         raise WeightsError(
-            f"Weights for {name} ({row.file}) are not in {where}: {_how_to_get(row)}, name another checkpoint with "
-            f"--weights FILE, or ask for --weights random:0."
+            f"Weights for {name} ({row.file}) are not in {where}: {_how_to_get(row)}{_or_another('another')}."
         )
     if weights is None:
-        raise WeightsError(
-            f"No weights are published for {name}: name a checkpoint with --weights FILE"
-            f"{f', fit one with `kdcache fit {name}`' * (name in FITTED)}, or ask for --weights random:0."
-        )
+        fit = f", fit some with `kdcache fit {name}`" if name in FITTED else ""
+        ways = f"{fit}{_or_another('a')}".removeprefix(", ")
+        raise WeightsError(f"No weights are published for {name}: {ways}.")
     raise WeightsError(f"{wanted}: no such weights file here or in {where}; check the path given for {name}.")
 
 
@@ -144,8 +167,6 @@ def fetch(name: str) -> Path:
     Raises ``WeightsError`` when it cannot be reached or written or has another checksum, naming the address and the
     place.
     """
-    from tqdm import tqdm
-
     row = _row(name)
     target = folders()[-1] / row.file
     if target.is_file():
@@ -153,19 +174,18 @@ def fetch(name: str) -> Path:
         return target
     if row.by_hand:
         raise WeightsError(
-            f"{row.file} is published on a page, not at an address: {_how_to_get(row)}, or name a checkpoint with "
-            "--weights FILE."
+            f"{row.file} is published on a page, not at an address: {_how_to_get(row)}{_or_another('a')}."
         )
     if not _writable(target.parent):
         raise WeightsError(
-            f"{row.file} cannot be written to {target.parent}: set XDG_CACHE_HOME to a folder that can be written to, "
-            f"name a checkpoint with --weights FILE, or ask for --weights random:0."
+            f"{row.file} cannot be written to {target.parent}: set XDG_CACHE_HOME to a folder that can be written to"
+            f"{_or_another('a')}."
         )
     try:
         with atomic(target) as partial:
             with urllib.request.urlopen(row.url, timeout=60) as response, partial.open("wb") as out:
                 total = int(response.headers.get("Content-Length") or 0) or None
-                with tqdm(total=total, unit="B", unit_scale=True, desc=row.file) as bar:
+                with progress(row.file, total, "B") as bar:
                     while chunk := response.read(1 << 20):
                         out.write(chunk)
                         bar.update(len(chunk))
@@ -175,7 +195,7 @@ def fetch(name: str) -> Path:
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise WeightsError(
             f"{row.file} could not be downloaded ({error}): take {row.url} where there is a network and put it at "
-            f"{target}, name another checkpoint with --weights FILE, or ask for --weights random:0."
+            f"{target}{_or_another('another')}."
         ) from error
     if row.checksum == "not confirmed here":
         log.warning("%s: no published checksum is known; its sha256 is %s.", target, weights_digest(target))
@@ -241,7 +261,7 @@ def _check(path: Path, row: Published | None) -> None:
     if found != row.checksum:
         raise WeightsError(
             f"{path} is not the published {row.file}: its checksum is {found}, expected {row.checksum}; delete it and "
-            f"fetch {row.url} again, or name your own file with --weights."
+            f"fetch {row.url} again{_or_another('another')}."
         )
 
 

@@ -8,15 +8,18 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, given, workers_option
+from kdcache.cli.common import SOME_FAILED, folder_option, given, workers_option
+from kdcache.cli.explained import ExplainedCommand, of_tables
+from kdcache.cli.printing import json_option, report
 
 
-@click.command()
+@click.command(cls=ExplainedCommand, explain=of_tables)
 @click.argument("method")
 @click.argument("table", required=False)
 @click.option("--shards", default="out", show_default=True, type=click.Path(path_type=Path), help="The cache.")
 @click.option("--seeds", default=5, show_default=True, help="How many runs of each row.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for runs and tables.  [default: ablations/…]")
+@folder_option(help="Folder for runs and tables.  [default: ablations/…]")
+@click.option("--only", multiple=True, metavar="ROW", help="This row of the table alone; repeatable.")
 @click.option("--row", "rows", multiple=True, metavar="NAME:KEY=VALUE,…", help="A row of your own; repeatable.")
 @click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE[,VALUE…]", help="For all rows; several values make a grid."
@@ -40,15 +43,20 @@ from kdcache.cli.common import SOME_FAILED, given, workers_option
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
 @click.option("--stream", help="Which cached features to train on, if there are several.")
+@json_option
 def ablate(
     method: str,
+    table: str | None,
     rows: tuple[str, ...],
     sets: tuple[str, ...],
     split_columns: str | None,
     splits: str | None,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Run every row of a paper's TABLE, or rows of your own, with several seeds and splits, and compare them.
+
+    `kdcache ablate METHOD --help` lists the method's tables and rows, `kdcache train METHOD --help` its options.
 
     Learning rate, length and epoch are selected on validation clips alone; without any, the last epoch is shown. The
     tables also say how many optimiser steps each row took. What has been trained before is not trained again. A row
@@ -57,23 +65,31 @@ def ablate(
     \b
     Example:
       kdcache ablate anticipation table3 --shards out/ --seeds 5
+      kdcache ablate early table2 --only KNN --only 'TS-LSTM*' --seeds 3
       kdcache ablate early --shards out/ --set alpha=0,0.5 --set beta=0,1 --tune 8 --workers 2
       kdcache ablate early --row "neither:alpha=0,beta=0" --row "both:alpha=0.5,beta=1" --seeds 10
       kdcache ablate early table1-sysu --seeds 3 --split-columns 'split_*'
       kdcache ablate early --set alpha=0,0.5 --seeds 3 --split-columns 'subject=*'
     """
-    import kdcache
     from kdcache.methods import load_method
+    from kdcache.runs import presets
     from kdcache.runs.ablation.rows import parse_grid, parse_row
+    from kdcache.runs.config import check_names
 
     method = load_method(method)
+    check_names(method, sets)
+    if table is not None:
+        presets.table(method, table)
     common, grid = parse_grid(method, sets)
     named = dict(parse_row(method, text) for text in rows)
     for name, text in (("split_columns", split_columns), ("splits", splits)):
         if text is not None:
             options[name] = [column.strip() for column in text.split(",")]
-    result = kdcache.ablate(method, rows=named, grid=grid, **given(options), **common)
-    click.echo(result)
-    click.echo(f"{result.path}/")
+    from kdcache.report.ablation import ablate as compare  # torch, after all that can be refused without it
+
+    result = compare(method, table, rows=named, grid=grid, **given(options), **common)
+    report(result, as_json)
+    if not as_json:
+        click.echo(f"{result.path}/")
     if result.failed:
         sys.exit(SOME_FAILED)

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
-from kdcache.cli.common import method_option
+from kdcache.cli.common import method_option, out_option
+from kdcache.cli.printing import report, report_options
 from kdcache.log import quiet
 
 
 @click.command()
 @click.argument("cache", type=click.Path(exists=True, path_type=Path))
-def inspect(cache: Path) -> None:
+@report_options
+def inspect(cache: Path, as_json: bool, out: str) -> None:
     """Describe a cache or one shard: streams, axes, shapes, recipes, clips, sizes, versions, failures.
 
     \b
@@ -21,16 +23,17 @@ def inspect(cache: Path) -> None:
       kdcache inspect out/
       kdcache inspect out/shard-00000.h5
     """
-    from kdcache.store import inspect as describe
+    from kdcache.store import describe
     from kdcache.streams import axes_of
 
-    click.echo(describe(cache, axes_of))
+    report(describe(cache, axes_of), as_json, out)
 
 
 @click.command()
 @click.argument("cache", default="out", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--repair", is_flag=True, help="Drop damaged clips from the index, so that the next extract redoes them.")
-def verify(cache: Path, repair: bool) -> None:
+@report_options
+def verify(cache: Path, repair: bool, as_json: bool, out: str) -> None:
     """Re-hash every cached array and name each damaged clip. Exit status 1 if there is damage that was not repaired.
 
     \b
@@ -39,9 +42,9 @@ def verify(cache: Path, repair: bool) -> None:
     """
     from kdcache.store import verify as check
 
-    report = check(cache, repair=repair)
-    click.echo(report)
-    if not report.ok and not repair:
+    found = check(cache, repair=repair)
+    report(found, as_json, out)
+    if not found.ok and not repair:
         sys.exit(1)
 
 
@@ -62,7 +65,7 @@ def reindex(cache: Path) -> None:
 @click.command()
 @click.argument("cache", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("clip")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture to write.  [default: CLIP.png]")
+@out_option(former=["--output"], type=click.Path(path_type=Path), help="Picture to write.  [default: sheets/CLIP.png]")
 @click.option(
     "--run",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -70,7 +73,7 @@ def reindex(cache: Path) -> None:
 )
 @click.option("--which", type=click.Choice(["last", "best"]), help="Which weights of the run.  [default: last]")
 @method_option
-def show(cache: Path, clip: str, output: Path | None, run: Path | None, which: str | None) -> None:
+def show(cache: Path, clip: str, out: Path | None, run: Path | None, which: str | None) -> None:
     """Draw one clip's streams as a contact sheet: frames, flow, trajectories, motion map, feature energy.
 
     \b
@@ -83,5 +86,5 @@ def show(cache: Path, clip: str, output: Path | None, run: Path | None, which: s
     if which is not None and run is None:
         raise click.UsageError("--which chooses among the weights of a run: give --run too.")
     with quiet():  # how a run was trained is not of interest here; warnings are
-        path = kdcache.show(cache, clip, output, run, which or "last")
+        path = kdcache.show(cache, clip, out, run, which or "last")
     click.echo(path)

@@ -1,10 +1,15 @@
-"""What the commands share: errors as one sentence, options that several take."""
+"""What the commands share: errors as one sentence, exit statuses, options that several take.
+
+Exit statuses: 0 all is well; 1 an error, or damage that ``verify`` found; 2 a command line that cannot be understood;
+3 (``SOME_FAILED``) all is done that could be, but clips, files or rows failed; 143 (``STOPPED``) stopped by a signal.
+"""
 
 from __future__ import annotations
 
 import errno
+import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from kdcache.errors import KdcacheError, OptionError
+from kdcache.log import logger, show_log
 
 SOME_FAILED = 3  # exit status: the run ended, but clips are listed in failures.csv, or rows of a comparison failed
 STOPPED = 143  # exit status after SIGTERM or Ctrl-C: what was finished is kept
@@ -33,8 +39,34 @@ def sentences() -> Iterator[None]:
         raise click.ClickException(f"{where}{error.strerror}.") from error
 
 
+def _log_level(ctx: click.Context, parameter: click.Parameter, given: bool) -> None:
+    """Log less, or more, until the program ends; of several such options the last one counts."""
+    if not given:
+        return
+    show_log()
+    before = logger.level
+    logger.setLevel(logging.ERROR if parameter.name == "quiet" else logging.DEBUG)
+    ctx.find_root().call_on_close(lambda: logger.setLevel(before))
+
+
+def verbosity() -> list[click.Option]:
+    """``-q`` and ``-v``, which the program and every one of its commands has."""
+    taken: dict[str, Any] = {"is_flag": True, "expose_value": False, "is_eager": True, "callback": _log_level}
+    return [
+        click.Option(["-q", "--quiet"], help="Print errors and the result alone: no log, no progress.", **taken),
+        click.Option(["-v", "--verbose"], help="Log more: what was chosen, and why.", **taken),
+    ]
+
+
 class Group(click.Group):
-    """A group whose commands print what went wrong as one sentence and exit with 1."""
+    """A group whose commands print what went wrong as one sentence and exit with 1, and have ``-q`` and ``-v``."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Register a command, or a group of them."""
+        super().add_command(cmd, name)
+        for leaf in _leaves(cmd):
+            known = {spelling for one in leaf.params for spelling in one.opts}
+            leaf.params += [one for one in verbosity() if known.isdisjoint(one.opts)]
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -44,6 +76,39 @@ class Group(click.Group):
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             sys.exit(STOPPED)
+
+
+def _leaves(command: click.Command) -> list[click.Command]:
+    """The command itself, or all commands of a group."""
+    if not isinstance(command, click.Group):
+        return [command]
+    return [leaf for each in command.commands.values() for leaf in _leaves(each)]
+
+
+class RenamedOption(click.Option):
+    """An option whose ``former`` spellings are taken for one release, and not listed."""
+
+    def __init__(self, declarations: Sequence[str], former: Sequence[str] = (), **settings: Any) -> None:
+        super().__init__([*declarations, *former], **settings)
+        self.former = tuple(former)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """As it is called today."""
+        every, self.opts = self.opts, [spelling for spelling in self.opts if spelling not in self.former]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = every
+
+
+def out_option(former: Sequence[str] = (), **settings: Any) -> Callable[[Command], Command]:
+    """``-o/--out``, of every command that writes; ``former``: what version 0.1 called it."""
+    return click.option("-o", "--out", cls=RenamedOption, former=former, **settings)
+
+
+def folder_option(**settings: Any) -> Callable[[Command], Command]:
+    """``-o/--out`` of a folder."""
+    return out_option(type=click.Path(path_type=Path), **settings)
 
 
 def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:

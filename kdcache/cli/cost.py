@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import click
 
 from kdcache.cli.common import method_option
+from kdcache.cli.printing import report, report_options
 from kdcache.log import quiet
+from kdcache.text import aligned_markdown
 
 
 @click.command()
@@ -21,9 +22,9 @@ from kdcache.log import quiet
 @click.option("--fps", type=float, help="Frame rate of a folder or tar of images.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N, to be timed on.  [default: the runs']")
 @click.option("--repeats", default=5, show_default=True, help="Answers of which the median time is taken.")
-@click.option("--json", "as_json", is_flag=True, help="Print plain numbers as JSON.")
 @method_option
-def cost(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+@report_options
+def cost(runs: tuple[Path, ...], as_json: bool, out: str, **options: Any) -> None:
     """Parameters, multiply-adds and TV-L1 fields of an answer, and with --source how long it takes.
 
     Of the network that answers and of the backbones below what it reads; inputs that are read in training only take no
@@ -41,7 +42,7 @@ def cost(runs: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     with quiet():  # how the runs were trained is not of interest here; warnings are
         found = [{"run": str(run), **asdict(its)} for run, its in zip(runs, costs(runs, **options), strict=True)]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        report(found, as_json, out)
         return
     table = pd.DataFrame(found).assign(source=str(options["source"] or ""))
-    click.echo("\n".join([*cost_table(table, "run"), "", meaning(table)]))
+    report(aligned_markdown("\n".join([*cost_table(table, "run"), "", meaning(table)])), as_json, out)

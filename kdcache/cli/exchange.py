@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdcache.cli.common import SOME_FAILED, Command
+from kdcache.cli.printing import json_option, report
 
 if TYPE_CHECKING:
     from kdcache.exchange import ImportReport
@@ -29,9 +30,9 @@ def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
     return add
 
 
-def _imported(report: ImportReport) -> None:
-    click.echo(report)
-    if report.failures:
+def _imported(found: ImportReport, as_json: bool) -> None:
+    report(found, as_json)
+    if found.failures:
         sys.exit(SOME_FAILED)
 
 
@@ -91,7 +92,8 @@ def import_group() -> None:
 @click.argument("folder", type=_FOLDER_THERE)
 @into_cache
 @array_options
-def import_npy(folder: Path, **options: Any) -> None:
+@json_option
+def import_npy(folder: Path, as_json: bool, **options: Any) -> None:
     """Import FOLDER/<clip_id>.npy (or .npz with one array): one shape for all, or vectors [T, d] of any length.
 
     \b
@@ -102,7 +104,7 @@ def import_npy(folder: Path, **options: Any) -> None:
     """
     from kdcache import exchange
 
-    _imported(exchange.import_npy(folder, **options))
+    _imported(exchange.import_npy(folder, **options), as_json)
 
 
 @import_group.command("hdf5")
@@ -111,7 +113,8 @@ def import_npy(folder: Path, **options: Any) -> None:
 @click.option("--ids", metavar="DATASET", help="Names of the rows of one array.  [default: one data set a clip]")
 @click.option("--data", metavar="DATASET", help="With --ids: that array.  [default: the only one with as many rows]")
 @array_options
-def import_hdf5(path: Path, **options: Any) -> None:
+@json_option
+def import_hdf5(path: Path, as_json: bool, **options: Any) -> None:
     """Import FILE with one data set a clip, named by its id (class/clip may be a group), or one array for all clips.
 
     \b
@@ -122,7 +125,7 @@ def import_hdf5(path: Path, **options: Any) -> None:
     """
     from kdcache import exchange
 
-    _imported(exchange.import_hdf5(path, **options))
+    _imported(exchange.import_hdf5(path, **options), as_json)
 
 
 @import_group.command("lmdb")
@@ -146,7 +149,8 @@ def import_hdf5(path: Path, **options: Any) -> None:
 @click.option("--first", default=1, show_default=True, type=click.IntRange(0), help="Number of a source's first frame.")
 @click.option("--key", default="{group}_frame_{frame:010d}.jpg", show_default=True, help="Manifest columns in braces.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float16"]))
-def import_lmdb(path: Path, **options: Any) -> None:
+@json_option
+def import_lmdb(path: Path, as_json: bool, **options: Any) -> None:
     """Import an LMDB of one float32 vector a frame, as RULSTM distributes them: each clip becomes [1, T, d].
 
     --frames T spreads the frames over the clip; --frames T --step S takes one each S seconds back from its end, as
@@ -160,7 +164,7 @@ def import_lmdb(path: Path, **options: Any) -> None:
     """
     from kdcache import exchange
 
-    _imported(exchange.import_lmdb(path, **options))
+    _imported(exchange.import_lmdb(path, **options), as_json)
 
 
 @click.group("export")
@@ -182,7 +186,8 @@ def export_group() -> None:
 @click.option(
     "--view", type=click.IntRange(0), help="Only this view, without the axis of views.  [default: all, V first]"
 )
-def export_npy(cache: Path, **options: Any) -> None:
+@json_option
+def export_npy(cache: Path, as_json: bool, **options: Any) -> None:
     """Export a stream to <clip_id>.npy for each clip, in the cache's dtype.
 
     \b
@@ -191,7 +196,7 @@ def export_npy(cache: Path, **options: Any) -> None:
     """
     from kdcache import exchange
 
-    click.echo(exchange.export_npy(cache, **options))
+    report(exchange.export_npy(cache, **options), as_json)
 
 
 @export_group.command("lmdb")
@@ -203,7 +208,8 @@ def export_npy(cache: Path, **options: Any) -> None:
 @click.option(
     "--key", default="{clip_id}_frame_{frame:010d}.jpg", show_default=True, help="Manifest columns in braces."
 )
-def export_lmdb(cache: Path, **options: Any) -> None:
+@json_option
+def export_lmdb(cache: Path, as_json: bool, **options: Any) -> None:
     """Export a stream of vectors to an LMDB that RULSTM's code reads: one float32 vector a frame.
 
     \b
@@ -212,7 +218,7 @@ def export_lmdb(cache: Path, **options: Any) -> None:
     """
     from kdcache import exchange
 
-    click.echo(exchange.export_lmdb(cache, **options))
+    report(exchange.export_lmdb(cache, **options), as_json)
 
 
 @export_group.command("webdataset")
@@ -230,7 +236,8 @@ def export_lmdb(cache: Path, **options: Any) -> None:
     help="Size in MB at which a shard closes.",
 )
 @click.option("--shuffle", metavar="SEED", type=click.IntRange(0), help="Clips in a random order.")
-def export_webdataset(cache: Path, streams: tuple[str, ...], **options: Any) -> None:
+@json_option
+def export_webdataset(cache: Path, streams: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Export streams to tar files that the WebDataset library reads: a sample a clip, with its manifest row as JSON.
 
     \b
@@ -239,4 +246,4 @@ def export_webdataset(cache: Path, streams: tuple[str, ...], **options: Any) -> 
     """
     from kdcache import exchange
 
-    click.echo(exchange.export_webdataset(cache, streams=list(streams), **options))
+    report(exchange.export_webdataset(cache, streams=list(streams), **options), as_json)

@@ -15,25 +15,29 @@ from kdcache.cli.common import (
     STOPPED,
     allow_absolute_option,
     by_backbone,
+    folder_option,
     given,
+    out_option,
     pairs,
     root_option,
     roots_option,
     workers_option,
 )
+from kdcache.cli.explained import ExplainedCommand, of_dataset
 from kdcache.cli.fields import field_options
+from kdcache.cli.printing import STDOUT, json_option, report
 from kdcache.errors import OptionError
-from kdcache.log import EachOnce
+from kdcache.log import EachOnce, logger
 from kdcache.splits import without_splits
 from kdcache.streams.settings import StreamSettings
 
 
-@click.command()
+@click.command(cls=ExplainedCommand, explain=of_dataset)
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV of clips.")
 @click.option("--dataset", help="Make the manifest from a dataset's annotations; see `kdcache datasets`.")
 @roots_option
 @allow_absolute_option
-@click.option("--out", default="out", show_default=True, type=click.Path(path_type=Path), help="The cache to fill.")
+@folder_option(default="out", show_default=True, help="The cache to fill.")
 @click.option("--stream", "streams", multiple=True, help="rgb, flow, flow-warped, idt or BACKBONE/LAYER; repeatable.")
 @click.option("--for", "method", metavar="METHOD", help="Exactly the streams that this method's stages read.")
 @click.option("--preset", help="With --for: the paper's settings for a dataset.")
@@ -53,6 +57,7 @@ from kdcache.streams.settings import StreamSettings
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, its size and time; write nothing.")
 @click.option("--retry-failed", is_flag=True, help="Try clips again that are listed in failures.csv.")
+@json_option
 def extract(
     manifest: Path | None,
     dataset: str | None,
@@ -66,12 +71,14 @@ def extract(
     weights: tuple[str, ...],
     part: str | None,
     sets: tuple[str, ...],
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Decode clips once and cache their streams in shards.
 
     Only what the cache lacks is computed; an unchanged second call decodes nothing. Exit status 3 says that some
-    clips failed: OUT/failures.csv lists them.
+    clips failed: OUT/failures.csv lists them. `kdcache extract --dataset NAME --help` lists the options of a dataset.
+    --json prints a list with one report, or one for each pass that --for needs.
 
     \b
     Example:
@@ -79,7 +86,8 @@ def extract(
       kdcache extract --manifest clips.csv --root videos/ --stream i3d-rgb/mixed4a --stream flow
       kdcache extract --dataset ucf101 --root /data/ucf101 --for early
     """
-    import kdcache
+    from kdcache.methods import load_method
+    from kdcache.runs import presets
     from kdcache.runs.requirements import ExtractionCall, extraction_calls
 
     calls = [ExtractionCall(tuple(stream_names(streams, layers, backbone)), {}, ())] if method is None else []
@@ -88,19 +96,25 @@ def extract(
     if method is not None and (streams or layers):
         raise OptionError("--for says which streams: leave --stream and --layer out.")
     if method is not None:
+        method = load_method(method)
+        if preset is not None:
+            presets.preset(method, preset)  # refused before torch is imported
         calls = extraction_calls(method, preset)
     rows, defaults = clip_rows(manifest, dataset, root, sets, allow_absolute)
     if any(call.in_pairs for call in calls):
         refuse_without_pairs(rows, str(method), dataset)
-    failed = False
+    from kdcache.extraction.run import ExtractReport
+    from kdcache.extraction.run import extract as run_extraction
+
+    reports = list[ExtractReport]()
     with EachOnce():  # what is said of the manifest is the same for every call
         for call in calls:
             chosen = {**call.settings, **given(options)}
             if method is not None:
                 said = "".join(f" {name}={value}" for name, value in chosen.items() if name in call.settings)
-                click.echo(f"{method} reads {call}{said and ':'}{said}", err=True)
+                logger.info("%s reads %s%s%s", method, call, said and ":", said)
             names = list(call.streams)
-            report = kdcache.extract(
+            its = run_extraction(
                 rows,
                 root=root,
                 allow_absolute=allow_absolute,
@@ -109,11 +123,16 @@ def extract(
                 part=_part(part),
                 **{**defaults, **chosen},
             )
-            click.echo(report)
-            if report.stopped:
-                sys.exit(STOPPED)
-            failed |= bool(report.failures)
-    if failed and not options["dry_run"]:
+            reports.append(its)
+            if not as_json:
+                report(its, as_json)
+            if its.stopped:
+                break
+    if as_json:
+        report(reports, as_json)
+    if reports[-1].stopped:
+        sys.exit(STOPPED)
+    if any(its.failures for its in reports) and not options["dry_run"]:
         sys.exit(SOME_FAILED)
 
 
@@ -178,24 +197,29 @@ def _part(text: str | None) -> tuple[int, int]:
     return int(number), int(parts)
 
 
-@click.command("manifest")
+@click.command("manifest", cls=ExplainedCommand, explain=of_dataset)
 @click.argument("dataset")
 @root_option
 @click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the dataset, such as tau=2; repeatable."
 )
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="CSV to write.")
-def make_manifest(dataset: str, root: Path | None, sets: tuple[str, ...], output: Path) -> None:
+@out_option(former=["--output"], required=True, metavar="FILE", help="CSV to write; - is stdout.")
+def make_manifest(dataset: str, root: Path | None, sets: tuple[str, ...], out: str) -> None:
     """Write the manifest of a dataset, to look at or to change before extracting it.
+
+    `kdcache manifest DATASET --help` lists the dataset's options.
 
     \b
     Example:
       kdcache manifest folder --root videos/ --set observe=0.4 -o clips.csv
     """
-    import kdcache
+    from kdcache.manifest import manifest_text, write_manifest
 
     rows = dataset_rows(dataset, () if root is None else (root,), sets)
-    kdcache.write_manifest(rows, output)
     if (note := without_splits(rows)) is not None:
-        click.echo(note, err=True)
-    click.echo(f"{output}: {len(rows)} clips of {rows['source'].nunique()} sources")
+        logger.warning("%s", note)
+    if out == STDOUT:
+        click.echo(manifest_text(rows, dataset), nl=False)
+        return
+    write_manifest(rows, out)
+    click.echo(f"{out}: {len(rows)} clips of {rows['source'].nunique()} sources")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import itertools
 import re
-import sys
 import types
 from collections.abc import Callable
 from dataclasses import Field, fields
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from kdcache.cli.common import Command
+from kdcache.options import field_docs, shown
 
 _DEFAULT = re.compile(r"``None``: (?P<default>.*?)\.?$")
 
@@ -36,23 +33,8 @@ def field_options(settings: type) -> Callable[[Command], Command]:
     return add
 
 
-def field_docs(settings: type) -> dict[str, str]:
-    """Field → the string below it in the class, on one line; those without one are left out.
-
-    Python keeps no such strings, so they are read from the source.
-    """
-    source = Path(str(sys.modules[settings.__module__].__file__)).read_text(encoding="utf-8")
-    body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == settings.__name__).body
-    found = {}
-    for before, node in itertools.pairwise(body):
-        match before, node:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = " ".join(text.split())
-    return found
-
-
 def _option(field: Field[Any], kind: Any, doc: str) -> Callable[[Command], Command]:
-    default = "" if field.default is None else _shown(field.default)
+    default = "" if field.default is None else shown(field.default)
     if match := _DEFAULT.search(doc):
         default, doc = match["default"], doc[: match.start()].strip()
     text = f"{doc}  [default: {default}]" if default else doc
@@ -70,12 +52,6 @@ def _without_none(kind: Any) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
         (kind,) = (part for part in get_args(kind) if part is not type(None))
     return kind
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _split(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:

@@ -8,18 +8,20 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, allow_absolute_option, given, roots_option
+from kdcache.cli.common import SOME_FAILED, allow_absolute_option, folder_option, given, roots_option
+from kdcache.cli.explained import ExplainedCommand, of_fit
 from kdcache.cli.extract import clip_rows
+from kdcache.cli.printing import json_option, report
 from kdcache.errors import OptionError
 
 
-@click.command()
+@click.command(cls=ExplainedCommand, explain=of_fit)
 @click.argument("backbone", required=False)
 @click.option("--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV of clips.")
 @click.option("--dataset", help="Make the manifest from a dataset's annotations; see `kdcache datasets`.")
 @roots_option
 @allow_absolute_option
-@click.option("--out", type=click.Path(path_type=Path), help="The fit's folder.  [default: fits/BACKBONE-N]")
+@folder_option(help="The fit's folder.  [default: fits/BACKBONE-N]")
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Repeat a fit's config.toml."
 )
@@ -39,6 +41,7 @@ from kdcache.errors import OptionError
     metavar="KEY=VALUE",
     help="Option of the fit, or of the dataset (dataset.KEY where both have it); repeatable.",
 )
+@json_option
 def fit(
     backbone: str | None,
     manifest: Path | None,
@@ -47,13 +50,15 @@ def fit(
     allow_absolute: bool,
     config: Path | None,
     sets: tuple[str, ...],
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Train BACKBONE on your own clips, where nobody publishes weights.
 
     Writes a weights file that `kdcache extract --weights BACKBONE=FILE` takes. Only clips of split train are trained
     on; validation clips choose the epoch, test clips are looked at once, at the end. The same command goes on after an
-    interruption. Exit status 3 says that some clips failed: the fit's failures.csv lists them.
+    interruption. Exit status 3 says that some clips failed: the fit's failures.csv lists them. `kdcache fit BACKBONE
+    --help` lists the options of a fit with the backbone's defaults.
 
     \b
     Example:
@@ -61,8 +66,14 @@ def fit(
       kdcache fit vacnn --dataset msraction3d --root skeletons/ --set lr=0.001 --precision bf16
       kdcache fit tsm --manifest clips.csv --root videos/ --set label_fraction=0.1
     """
+    from kdcache.backbones import allow, input_spec
+    from kdcache.datasets.registry import dataset_module
+
+    if dataset is not None:
+        dataset_module(dataset)
+    if backbone is not None:
+        input_spec(allow(backbone))  # unknown names are refused before torch is imported
     import kdcache
-    from kdcache.backbones import allow
     from kdcache.methods.recognition_options import RecognitionOptions
     from kdcache.runs.fit import load_config, parse_set
 
@@ -74,13 +85,12 @@ def fit(
     elif backbone is None:
         raise OptionError("Say what to fit: a BACKBONE such as vacnn, or --config FILE of an earlier fit.")
     else:
-        allow(backbone)
         rows, defaults = clip_rows(manifest, dataset, root, others, allow_absolute)
         protocol = {name: value for name, value in defaults.items() if hasattr(RecognitionOptions, name)}
         chosen = {"backbone": backbone, "manifest": rows} | protocol
     if allow_absolute:
         options["allow_absolute"] = True
     result = kdcache.fit(**chosen | given({"root": root, **options}) | own)
-    click.echo(result)
+    report(result, as_json)
     if result.failures:
         sys.exit(SOME_FAILED)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cli.common import by_backbone, given, method_option
-from kdcache.files import atomic
+from kdcache.cli.common import by_backbone, given, method_option, out_option
+from kdcache.cli.printing import STDOUT, json_option, report, write_text
 from kdcache.log import logger, quiet
 
 if TYPE_CHECKING:
@@ -30,13 +31,19 @@ if TYPE_CHECKING:
 )
 @click.option("--fps", type=float, help="Frame rate of a folder or tar of images.")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: the run's]")
-@click.option("--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write all probabilities.")
+@out_option(
+    former=["--csv"],
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="CSV file for all probabilities (with --json, JSON); - prints them instead of the likeliest.",
+)
+@json_option
 @method_option
 def predict(
     paths: tuple[Path, ...],
     top: int,
     weights: tuple[str, ...],
-    table: Path | None,
+    out: str | None,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Print the likeliest classes of SOURCE, from what the run's network reads and no more.
@@ -48,7 +55,7 @@ def predict(
     Example:
       kdcache predict runs/early-0 video.mp4
       kdcache predict runs/anticipation-0 video.mp4 --start 11 --stop 12.07 --top 5
-      kdcache predict runs/early-0 jhmdb_joints_split1.npz --start 1.3 --stop 2.6 --csv all.csv
+      kdcache predict runs/early-0 jhmdb_joints_split1.npz --start 1.3 --stop 2.6 -o all.csv
     """
     import kdcache
     from kdcache.runs.online.recipes import recipes_of
@@ -59,13 +66,17 @@ def predict(
     chosen: Any = None
     if weights:  # of a run that reads no features, the text itself, which is then refused
         chosen = by_backbone(weights, recipes_of(opened)) or weights[0]
+    out = STDOUT if as_json and out is None else out
     rows = []
     with quiet():  # how the run was trained is not of interest here; warnings are
         for prediction in kdcache.predict(opened, source, weights=chosen, **given(options)):
-            click.echo(prediction.line(top))
             rows.append(prediction)
-    if table is not None:
-        _write(table, rows)
+            if out != STDOUT:
+                click.echo(prediction.line(top))
+    if as_json:
+        report(rows, as_json, out or STDOUT)
+    elif out is not None:
+        write_text(_table(rows), out)
 
 
 def _run_and_source(paths: tuple[Path, ...]) -> tuple[Path, Path]:
@@ -78,10 +89,11 @@ def _run_and_source(paths: tuple[Path, ...]) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-def _write(path: Path, rows: list[Prediction]) -> None:
-    """``observed`` in per cent, ``seconds``, and a column a class, named by the manifest's label."""
-    with atomic(path) as temporary, temporary.open("w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["observed", "seconds", *rows[0].classes])
-        for row in rows:
-            table.writerow([row.observed, f"{row.seconds:.6g}", *(f"{p:.6g}" for p in row.probabilities)])
+def _table(rows: list[Prediction]) -> str:
+    """CSV: ``observed`` in per cent, ``seconds``, and a column a class, named by the manifest's label."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["observed", "seconds", *rows[0].classes])
+    for row in rows:
+        table.writerow([row.observed, f"{row.seconds:.6g}", *(f"{p:.6g}" for p in row.probabilities)])
+    return text.getvalue().rstrip("\n")

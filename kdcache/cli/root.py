@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from kdcache import __version__
-from kdcache.cli import ablate, cache, cost, evaluate, exchange, extract, fit, predict, sources, submit, train
-from kdcache.cli.common import Group
+from kdcache.cli import ablate, cache, catalog, cost, evaluate, exchange, extract, fit, predict, sources, submit, train
+from kdcache.cli.common import Group, verbosity
 from kdcache.log import show_log
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -38,6 +38,7 @@ def main(modules: tuple[str, ...]) -> None:
         import_modules(modules)
 
 
+main.params += verbosity()
 for command in (
     extract.extract,
     extract.make_manifest,
@@ -48,6 +49,8 @@ for command in (
     sources.check,
     sources.idt,
     sources.list_datasets,
+    catalog.list_methods,
+    catalog.list_backbones,
     sources.weights,
     exchange.import_group,
     exchange.export_group,

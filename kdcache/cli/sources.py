@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, root_option
+from kdcache.cli.common import SOME_FAILED, Group, out_option, root_option
+from kdcache.cli.printing import STDOUT, report, report_options
 from kdcache.errors import KdcacheError
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-def check(files: tuple[Path, ...]) -> None:
+@report_options
+def check(files: tuple[Path, ...], as_json: bool, out: str) -> None:
     """Decode videos from start to end and say which are damaged. Exit status 3 if any is.
 
     \b
@@ -23,28 +26,37 @@ def check(files: tuple[Path, ...]) -> None:
     """
     from kdcache.sources import check as decode
 
-    bad = 0
+    found: list[dict[str, Any]] = []
+    lines: list[str] = []
     for file in files:
         try:
-            info = decode(file)
-            click.echo(
-                f"{file}: {info.width}×{info.height}, {info.duration_s:.2f} s, {info.codec}, {info.backend}: whole"
-            )
+            its = decode(file)
+            lines.append(f"{file}: {its.width}×{its.height}, {its.duration_s:.2f} s, {its.codec}, {its.backend}: whole")
+            found.append({"file": file, "problem": "", **asdict(its)})
         except KdcacheError as error:
-            bad += 1
-            click.echo(str(error))
-    if bad:
+            lines.append(str(error))
+            found.append({"file": file, "problem": str(error)})
+        if not as_json and out == STDOUT:  # each as it is known: a folder of videos takes hours
+            click.echo(lines[-1])
+    if as_json or out != STDOUT:
+        report(found if as_json else "\n".join(lines), as_json, out)
+    if any(each["problem"] for each in found):
         sys.exit(SOME_FAILED)
 
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", default="-", show_default=True, help="File to write, gzipped if it ends in .gz.")
+@out_option(
+    former=["--output"],
+    default=STDOUT,
+    show_default=True,
+    help="File to write, gzipped if it ends in .gz; - is stdout.",
+)
 @click.option("--descriptors/--no-descriptors", default=True, help="436 columns, or the first 40.  [default: 436]")
 @click.option("--start", "start_s", type=float, help="Second at which to start.")
 @click.option("--stop", "stop_s", type=float, help="Second at which to stop.")
 @click.option("--fps", type=float, help="Frame rate of a folder or tar of frames.")
-def idt(source: Path, output: str, **options: Any) -> None:
+def idt(source: Path, out: str, **options: Any) -> None:
     """Write the improved dense trajectories of a video, one a line, as the original program prints them.
 
     436 columns separated by tabs: end frame, means and deviations of x and y, length, scale, position in x, y and
@@ -55,17 +67,18 @@ def idt(source: Path, output: str, **options: Any) -> None:
       kdcache idt video.mp4 -o video.features.gz
       kdcache idt video.mp4 --no-descriptors --start 10 --stop 20 > tracks.txt
     """
-    from kdcache.motion.idt_file import STDOUT, write_trajectories
+    from kdcache.motion.idt_file import write_trajectories
 
-    count = write_trajectories(source, output, **options)
-    if output != STDOUT:
-        click.echo(f"{output}: {count} trajectories")
+    count = write_trajectories(source, out, **options)
+    if out != STDOUT:
+        click.echo(f"{out}: {count} trajectories")
 
 
 @click.command("datasets")
 @click.argument("name", required=False)
 @root_option
-def list_datasets(name: str | None, root: Path | None) -> None:
+@report_options
+def list_datasets(name: str | None, root: Path | None, as_json: bool, out: str) -> None:
     """List the datasets that extract knows; with NAME its options and layout, with --root what is found there.
 
     \b
@@ -76,13 +89,21 @@ def list_datasets(name: str | None, root: Path | None) -> None:
     """
     from kdcache import datasets
 
-    if name is not None:
-        click.echo(datasets.explain(name))
-    for each in datasets.names() if name is None else [name] if root else []:
-        click.echo(f"{each:12s} {datasets.describe(each) if root is None else datasets.status(each, root)}")
+    explained = [] if name is None else [datasets.description(name)]
+    listed = {
+        each: datasets.describe(each) if root is None else datasets.status(each, root)
+        for each in (datasets.names() if name is None else [name] if root else [])
+    }
+    if as_json:
+        status = "text" if root is None else "found"
+        found = [{"name": each, status: text} for each, text in listed.items()]
+        report({**asdict(explained[0]), **(found[0] if found else {})} if explained else found, as_json, out)
+        return
+    lines = [*map(str, explained), *(f"{each:12s} {text}" for each, text in listed.items())]
+    report("\n".join(lines), as_json, out)
 
 
-@click.group()
+@click.group(cls=Group)
 def weights() -> None:
     """Find, fetch and list the checkpoints of backbones.
 
@@ -93,7 +114,8 @@ def weights() -> None:
 
 
 @weights.command("list")
-def list_weights() -> None:
+@report_options
+def list_weights(as_json: bool, out: str) -> None:
     """List known checkpoints: where they come from, their licence, whether they are on this machine.
 
     \b
@@ -102,11 +124,13 @@ def list_weights() -> None:
     """
     from kdcache.backbones import weights as registry
 
-    for row in registry.list_weights():
+    rows, lines = registry.list_weights(), list[str]()
+    for row in rows:
         adapted = f"; adapted for {' and '.join(row['adapted_for'])}" if row["adapted_for"] else ""
-        click.echo(f"{row['name']}  ({row['backbone']}{adapted}, {row['licence']})")
-        click.echo(f"    {'here: ' + row['path'] if row['path'] else 'not here; ' + row['url']}")
-        click.echo(f"    {row['checksum']}; {row['preprocessing']}")
+        lines.append(f"{row['name']}  ({row['backbone']}{adapted}, {row['licence']})")
+        lines.append(f"    {'here: ' + row['path'] if row['path'] else 'not here; ' + row['url']}")
+        lines.append(f"    {row['checksum']}; {row['preprocessing']}")
+    report(rows if as_json else "\n".join(lines), as_json, out)
 
 
 @weights.command("fetch")
@@ -120,7 +144,8 @@ def fetch_weights(name: str) -> None:
     """
     from kdcache.backbones import weights as registry
 
-    click.echo(registry.fetch(name))
+    with registry.asked_by(""):
+        click.echo(registry.fetch(name))
 
 
 @weights.command("path")
@@ -134,4 +159,5 @@ def weights_path(name: str) -> None:
     """
     from kdcache.backbones import weights as registry
 
-    click.echo(registry.path(name))
+    with registry.asked_by(""):
+        click.echo(registry.path(name))

@@ -7,14 +7,16 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import given, method_option
+from kdcache.cli.common import folder_option, given, method_option
+from kdcache.cli.explained import ExplainedCommand, of_method
+from kdcache.cli.printing import json_option, report
 from kdcache.errors import OptionError
 
 
-@click.command()
+@click.command(cls=ExplainedCommand, explain=of_method)
 @click.argument("method", required=False)
 @click.option("--shards", type=click.Path(path_type=Path), help="The cache that extract wrote.  [default: out]")
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/METHOD-N]")
+@folder_option(help="The run's folder.  [default: runs/METHOD-N]")
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Repeat a run's config.toml."
 )
@@ -26,6 +28,7 @@ from kdcache.errors import OptionError
 @click.option("--row", metavar="TABLE/ROW", help="One row of a paper's table, such as 'table2/TS-LSTM*'.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the method; repeatable.")
 @method_option
+@json_option
 def train(
     method: str | None,
     shards: Path | None,
@@ -33,10 +36,13 @@ def train(
     preset: str | None,
     row: str | None,
     sets: tuple[str, ...],
+    as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a head on cached features; METHOD is recognition, anticipation, early, pmrd, imprint, egornn, relation, or
-    your own: FILE.py or package.module.
+    """Train a head on cached features by METHOD, and print how good it is.
+
+    METHOD is one of `kdcache methods`, or your own: FILE.py or package.module. `kdcache train METHOD --help` lists its
+    options with their defaults and the papers' values.
 
     \b
     Example:
@@ -48,10 +54,9 @@ def train(
       kdcache train my_method.py --shards out/
       kdcache train --config runs/anticipation-0/config.toml --seed 1
     """
-    import kdcache
     from kdcache.methods import load_method
     from kdcache.runs import presets
-    from kdcache.runs.config import load_config, parse_set
+    from kdcache.runs.config import check_names, load_config, parse_set
 
     if (method is None) == (config is None):
         raise OptionError("Say what to train: a METHOD such as anticipation, or --config FILE of an earlier run.")
@@ -68,13 +73,15 @@ def train(
             )
         chosen |= found.options | {"method": found.method}
     chosen |= given({"shards": shards, **options})
-    click.echo(kdcache.train(**chosen | parse_set(chosen["method"], sets)))
+    check_names(chosen["method"], sets)
+    chosen |= parse_set(chosen["method"], sets)
+    from kdcache.runs.train import train as run_training  # torch, after all that can be refused without it
+
+    report(run_training(**chosen), as_json)
 
 
 @click.command()
-@click.option(
-    "--out", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder for everything."
-)
+@folder_option(default="demo", show_default=True, help="Folder for everything.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the data set and of training.")
 def demo(out: Path, seed: int) -> None:
     """Render a small data set, extract its streams, train with and without distillation: some minutes, no network.
@@ -85,4 +92,4 @@ def demo(out: Path, seed: int) -> None:
     """
     from kdcache.demo import run_demo
 
-    run_demo(out, seed=seed)
+    click.echo(run_demo(out, seed=seed))

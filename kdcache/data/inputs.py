@@ -91,6 +91,8 @@ def bind(cache: Reader, inputs: Sequence[Input], stream: str | None) -> list[Bin
         axes = _fitting_axes(cache, chosen[0], first)
         order, ragged = _order(cache.recipe(chosen[0]), axes), is_ragged(cache.recipe(chosen[0]))
         bindings.append(Binding(tuple(members), tuple(chosen), axes, order, ragged and first.segment is None))
+        names_of = ", ".join(one.name for one in members)
+        logger.debug("%s [%s] is read from %s, of %s", names_of, axes, "+".join(chosen), ", ".join(fitting))
     unused = [n for n in wanted.get("", []) if not any(n in b.streams for b in bindings)]
     if unused:
         raise OptionError(f"stream={unused[0]}: no input of the method reads it; {_listed(inputs)}.")

@@ -8,6 +8,26 @@ asks for.
 
 from __future__ import annotations
 
-from kdcache.datasets.registry import describe, explain, layout, manifest_for, names, pairs_option, settings, status
+from kdcache.datasets.registry import (
+    describe,
+    description,
+    explain,
+    layout,
+    manifest_for,
+    names,
+    pairs_option,
+    settings,
+    status,
+)
 
-__all__ = ["describe", "explain", "layout", "manifest_for", "names", "pairs_option", "settings", "status"]
+__all__ = [
+    "describe",
+    "description",
+    "explain",
+    "layout",
+    "manifest_for",
+    "names",
+    "pairs_option",
+    "settings",
+    "status",
+]

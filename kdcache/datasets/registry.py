@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdcache.datasets.options import coerce, options
 from kdcache.errors import KdcacheError, ManifestError, OptionError, unknown
 from kdcache.log import logger
+from kdcache.options import OptionDescription
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,11 +48,32 @@ def describe(name: str) -> str:
     return (dataset_module(name).__doc__ or "").partition("\n")[0]
 
 
+@dataclass(frozen=True)
+class DatasetDescription:
+    """All of one dataset."""
+
+    name: str
+    text: str
+    """What it is."""
+    options: list[OptionDescription]
+    layout: str
+    """How its files lie below its root, one path a line."""
+
+    def __str__(self) -> str:
+        lines = [f"  {one.name} = {one.default}  ({one.values})" for one in self.options]
+        return "\n".join([self.text, "", "Options:", *lines, "", "Layout:", self.layout])
+
+
+def description(name: str) -> DatasetDescription:
+    """One dataset in full; ``OptionError`` for an unknown name."""
+    module = dataset_module(name)
+    known = [OptionDescription(one.name, one.choices, one.shown, "") for one in options(module.manifest).values()]
+    return DatasetDescription(name, (module.__doc__ or "").strip(), known, layout(name))
+
+
 def explain(name: str) -> str:
     """One dataset in full: what it is, its options with their defaults, and the layout it expects."""
-    module = dataset_module(name)
-    lines = [f"  {o.name} = {o.shown}  ({o.choices})" for o in options(module.manifest).values()]
-    return "\n".join([(module.__doc__ or "").strip(), "", "Options:", *lines, "", "Layout:", layout(name)])
+    return str(description(name))
 
 
 def settings(name: str) -> dict[str, Any]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,7 @@ import numpy as np
 
 from kdcache.demo.scene import CLASSES, make_dataset
 from kdcache.errors import WeightsError
-from kdcache.log import logger, show_log
+from kdcache.log import logger, quiet, show_log
 
 FEATURES, MOTION = ("i3d-rgb/mixed4a",), ("rgb", "flow", "idt")
 SETTINGS: dict[str, Any] = {"size": 112, "frames": 16, "short_side": 96}  # small enough for two cores
@@ -85,25 +81,15 @@ def choose_weights() -> tuple[dict[str, str], str]:
     return {}, "with the published I3D weights"
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Fifteen runs would tell the same things fifteen times."""
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # bars
-            yield
-    finally:
-        logger.setLevel(before)
-
-
 def _accuracies(out: Path, options: dict[str, Any], number: int, seed: int) -> list[float]:
     """Held-out top-1 of one row, one number a seed."""
+    from kdcache.runs.session import Session
     from kdcache.runs.train import train
 
     found = []
     for s in range(seed, seed + SEEDS):
-        with _quiet():
-            run = train("anticipation", out / "cache", s, out / "runs" / f"{number}-{s}", **HEAD, **options)
+        folder = out / "runs" / f"{number}-{s}"
+        with quiet():  # fifteen runs would tell the same things fifteen times
+            run = train("anticipation", out / "cache", s, folder, session=Session(bars=False), **HEAD, **options)
         found.append(float(run.metrics["last"]["validation"]["label"]["top1"]))
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kdcache.files import atomic
+from kdcache.progress import Progress, progress
 
 Row = dict[str, Any]
 
@@ -21,6 +22,7 @@ class Log:
         self.folder, self.bars = folder, bars
         self.done: list[Row] = []  # of finished stages
         self._writer: Any = None
+        self._since: tuple[float, int] | None = None  # when the stage began, and what was done then
 
     def show(self, rows: list[Row]) -> None:
         """Replace ``metrics.csv`` by the finished stages' rows and these."""
@@ -36,6 +38,7 @@ class Log:
         """Write TensorBoard events of a stage inside; events of epochs that are trained again are dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
+        self._since = None
         self._writer = SummaryWriter(str(self.folder / "tensorboard" / stage), purge_step=epochs + 1)
         try:
             yield
@@ -49,9 +52,20 @@ class Log:
                 self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
 
-    def bar(self, label: str, total: int, done: int) -> Any:
-        """Samples of one epoch with rate and time left; silent where there is no terminal."""
-        from tqdm import tqdm
-
-        disable = None if self.bars else True
-        return tqdm(total=total, initial=done, desc=label, unit=" clips", disable=disable, leave=False, file=sys.stderr)
+    def bar(self, label: str, total: int, done: int, epoch: int, epochs: int) -> Progress:
+        """Samples of epoch ``epoch`` (from 0), with rate and time left; where there is no terminal, of the stage."""
+        before = epoch * total
+        if self._since is None:
+            self._since = (time.monotonic(), before + done)
+        return progress(
+            label,
+            total,
+            "clips",
+            done=done,
+            before=before,
+            after=(epochs - epoch - 1) * total,
+            since=self._since,
+            shown=self.bars,
+            leave=False,
+            ticks=False,
+        )

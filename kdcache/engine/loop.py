@@ -120,7 +120,8 @@ def _epoch(run: _Training) -> None:
     plan = shuffled(stage.train, stage.batch_size, common_views(stage.train), rng)
     set_train_mode(stage.module, stage.optimizer)
     label = f"{stage.name} {state.epoch + 1}/{stage.epochs}"
-    with run.log.bar(label, sum(len(index) for index, _ in plan), state.seen) as bar:
+    samples = sum(len(index) for index, _ in plan)
+    with run.log.bar(label, samples, state.seen, state.epoch, stage.epochs) as bar:
         for batch in feed(stage.train, plan[state.step :], run.data.device):
             _step(run, batch)
             bar.update(len(batch["view"]))

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from kdcache.errors import OptionError
 from kdcache.exchange.importing import Row
 from kdcache.extraction.plan import json_rows
 from kdcache.files import atomic
 from kdcache.manifest import write_manifest
+from kdcache.progress import progress as progress_of
 from kdcache.recipe import differences
 from kdcache.store import Cache, clean
 from kdcache.store.layout import StrPath
@@ -127,7 +127,7 @@ class Export:
         """Every clip's manifest row and its arrays by stream: [V, …], or […] of one view or without views."""
         rows = json_rows(self.rows)
         title = ", ".join(self.streams)
-        with tqdm(total=len(rows), unit="clip", desc=title, disable=None if progress else True) as bar:
+        with progress_of(title, len(rows), "clips", shown=progress) as bar:
             for i in range(0, len(rows), _READ):
                 part = rows[i : i + _READ]
                 clips = [row["clip_id"] for row in part]

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from kdcache.errors import ClipError, ManifestError, OptionError
 from kdcache.extraction.plan import SHARD_BYTES, json_rows
 from kdcache.manifest import read_manifest, validate
+from kdcache.progress import counted
 from kdcache.recipe import Recipe, clip_key, digest
 from kdcache.store import Record, clean, commit_shard, scan, update_index
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
@@ -88,7 +88,7 @@ def import_clips(
     cached = scan(out, [stream])[stream]
     run = _Import(rows, out, recipe, ImportReport(out, str(recipe["stream"]), len(rows)))
     try:
-        for row in tqdm(json_rows(rows), unit="clip", desc=stream, disable=None if progress else True):
+        for row in counted(stream, json_rows(rows), "clips", shown=progress, leave=True):
             try:
                 item = read(row)
                 array = _stored(item, recipe)

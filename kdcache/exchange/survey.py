@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Generic
 
-from tqdm import tqdm
-
 from kdcache.errors import ClipError, OptionError, SourceError
 from kdcache.exchange.arrays import ArrayFiles, ArrayHeader, ArrayOptions, Where
 from kdcache.exchange.frame_keys import ClipNames
 from kdcache.exchange.importing import Row
 from kdcache.exchange.recipes import imported_recipe, ragged_recipe
+from kdcache.progress import counted
 from kdcache.recipe import Recipe
 from kdcache.store.layout import DTYPES
 
@@ -45,7 +44,7 @@ class Survey(Generic[Where]):
         key = options.key or ("{clip_id}" if options.per == "clip" else "{source}")
         survey = cls(files, ClipNames(key, list(rows[0]) if rows else []), {}, {}, {})
         owners: dict[Where, str] = {}
-        for row in tqdm(rows, unit=files.one.split()[-1], desc="headers", disable=None if progress else True):
+        for row in counted("headers", rows, "files", shown=progress):
             name = ""
             try:
                 name = survey.names.of(row)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from kdcache.errors import KdcacheError, SourceError
 from kdcache.files import atomic
+from kdcache.progress import counted
 from kdcache.recipe import clip_key, nothing_to_enlarge
 from kdcache.roots import Roots
 from kdcache.sources import find, fingerprint
@@ -228,7 +229,7 @@ def fingerprint_sources(
     found: dict[str, str | KdcacheError] = {}
     paths: dict[str, str] = {}
     fresh = dict(known)
-    for source in sources:
+    for source in counted("fingerprints", sources, "sources"):
         try:
             path = find(roots, source)
             paths[source] = str(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import automatic_workers, estimate_seconds, resolve_without_weights
@@ -25,6 +23,7 @@ from kdcache.extraction.plan import Plan, WorkUnit, fingerprint_sources, make_pl
 from kdcache.extraction.worker import Computed, Done, Event, WorkerConfig
 from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
+from kdcache.progress import progress
 from kdcache.roots import Root, Roots
 from kdcache.runtime import cores, resolve_device
 from kdcache.splits import without_splits
@@ -159,6 +158,9 @@ def extract(
         wanted = resolve(streams, chosen, weights)
     count = automatic_workers(workers)
     plan = _plan(rows, wanted, roots, out, count, lacking, retry_failed=retry_failed, dry_run=dry_run)
+    for stream in wanted:
+        missing = len(plan.missing.get(stream.name, {}))
+        logger.debug("%s: recipe %s, shape %s, %d clips missing", stream.name, stream.digest, stream.shape, missing)
     fitted = fitted_weights(wanted)
     report = ExtractReport(
         out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes, warnings=leaks(rows, fitted)
@@ -171,6 +173,8 @@ def extract(
     else:
         device, count = "cpu", 1
     threads = max(1, cores() // count)
+    shown = (plan.sources, len(plan.units), count, threads, device)
+    logger.debug("%d sources in %d units: %d workers of %d threads on %s", *shown)
     config = WorkerConfig(out, tuple(wanted), device, batch, threads, codec)
     report.workers, report.threads = count, threads
     if dry_run:
@@ -252,15 +256,14 @@ class ExtractionRun:
         self._failures = {f.clip_id: f for f in load_failures(report.out) if f.clip_id not in self._here}
         self._failures |= {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
         self._next_save = 0.0
-        self._bar = tqdm(total=plan.tasks, unit="clip", disable=None if bar else True, dynamic_ncols=True)
+        self._bar = progress("extract", plan.tasks, "clips", shown=bar and plan.tasks > 0)
 
     def go(self, units: list[WorkUnit], config: WorkerConfig, workers: int) -> None:
         """Run the units; whatever ends the run, failures and index are saved."""
-        config.out.mkdir(parents=True, exist_ok=True)
         stop = StopFlag()
-        with stop_on_signals(stop), contextlib.ExitStack() as at_end:
+        with stop_on_signals(stop), self._bar, contextlib.ExitStack() as at_end:
+            config.out.mkdir(parents=True, exist_ok=True)
             at_end.callback(self._save)
-            at_end.callback(self._bar.close)
             run_units(units, config, workers, self._on_event, stop)
         self._report.stopped = stop.is_set()
 
@@ -271,7 +274,7 @@ class ExtractionRun:
             self._bar.update(1)
             for failure in (event, *(event._replace(clip_id=t.clip_id) for t in self._same(event.clip_id))):
                 self._failures[failure.clip_id] = failure
-            self._bar.write(f"failed: {event.clip_id} ({event.stage}): {event.reason}", file=sys.stderr)
+            logger.warning("failed: %s (%s): %s", event.clip_id, event.stage, event.reason)
             if time.monotonic() >= self._next_save:
                 self._save_failures()
         elif isinstance(event, Done):
@@ -282,6 +285,7 @@ class ExtractionRun:
 
     def _note_shard(self, event: Done) -> None:
         shard = event.shard
+        logger.debug("%s: %d clips", self._report.out / shard.name, len(event.tasks))
         self._report.shards.append(shard.name)
         for row, task in enumerate(event.tasks):
             for clip in (task, *self._same(task.clip_id)):

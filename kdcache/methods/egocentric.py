@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdcache import backbones
 from kdcache.backbones.egornn import EgoRNN
+from kdcache.backbones.weights import asked_by
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Batch, Data, Input, Segment
 from kdcache.methods.labels import Clips, check_leak
@@ -151,7 +152,8 @@ def imagenet(options: EgocentricOptions, data: Data, maps: str = "maps") -> dict
         if options.init is not None:
             raise OptionError(f"init={options.init}: branches go on from the network that made {maps}; leave init out.")
         return data.backbone(maps)
-    return dict(backbones.build("resnet34", options.init).state_dict())
+    with asked_by("--set init="):
+        return dict(backbones.build("resnet34", options.init).state_dict())
 
 
 def branch(

@@ -24,7 +24,7 @@ from kdcache.backbones.checkpoint import load_state_dict, random_init
 from kdcache.backbones.external_weights import fresh
 from kdcache.backbones.metadata import FitMetadata, read_metadata
 from kdcache.backbones.published import published_for
-from kdcache.backbones.weights import RANDOM, find, random_seed
+from kdcache.backbones.weights import RANDOM, asked_by, find, random_seed
 from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.methods import recognition_features
@@ -228,7 +228,8 @@ def _start(options: RecognitionOptions, data: Data) -> Classifier:
             vacnn.start(net, drawn, imagenet)
         logger.info("%s starts from %s", name, options.imagenet or f"random weights ({init})")
     else:
-        chosen = backbones.choose(name, None if init == _PUBLISHED else init)
+        with asked_by("--set init="):
+            chosen = backbones.choose(name, None if init == _PUBLISHED else init)
         net = backbones.build(name, chosen, num_classes=classes)
         shown = chosen.path or chosen.spec
         logger.info("%s starts from %s, with a new classifier for %d classes", name, shown, classes)
@@ -244,7 +245,8 @@ def origin(options: RecognitionOptions) -> FitMetadata | None:
     init = options.init or _published(name) or f"{RANDOM}0"
     if random_seed(init) is not None:
         return None
-    file = backbones.choose(name, None if init == _PUBLISHED else init).path
+    with asked_by("--set init="):
+        file = backbones.choose(name, None if init == _PUBLISHED else init).path
     return None if file is None else read_metadata(file)
 
 

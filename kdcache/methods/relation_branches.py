@@ -10,6 +10,7 @@ from torch import Tensor
 from kdcache import backbones
 from kdcache.backbones.i3d import I3D, I3DTail
 from kdcache.backbones.resnext3d import ResNeXt3D, ResNeXt3DTail
+from kdcache.backbones.weights import asked_by
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Data, InputStream, reseed
 from kdcache.methods.heads import LightHead, cells, initialise
@@ -41,8 +42,10 @@ def branch(options: RelationOptions, data: Data, name: str, start: bool = False)
         of_i3d = options.backbone == "i3d"
         net = I3D(classes, channels, options.dropout) if of_i3d else ResNeXt3D(classes, channels)
         if start:
-            given = options.init_flow if seen == "flow" else options.init
-            initialise(net, backbones.build(NETWORKS[options.backbone][seen == "flow"], given).state_dict())
+            option, given = ("init_flow", options.init_flow) if seen == "flow" else ("init", options.init)
+            with asked_by(f"--set {option}="):
+                start_from = backbones.build(NETWORKS[options.backbone][seen == "flow"], given)
+            initialise(net, start_from.state_dict())
     return Branch(net, options.compared if name != "appearance" else ()).to(data.device)
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from tqdm import tqdm
 
 from kdcache.errors import ClipError, OptionError
 from kdcache.files import atomic
 from kdcache.motion.descriptors import COLUMNS, SIZE
 from kdcache.motion.idt import tabulate, to_columns
 from kdcache.motion.tracker import IDTParams, Tracker
+from kdcache.progress import progress as progress_of
 from kdcache.sampling import clip_range
 from kdcache.sources import open_source
 
@@ -53,7 +53,7 @@ def write_trajectories(
             relative to it.
         fps: frame rate of a folder or tar of frames.
         params: settings of the trajectories.
-        progress: show a bar with frames/s and the time left, when standard error is a terminal.
+        progress: show frames/s and the time left.
 
     Returns:
         The number of trajectories.
@@ -76,8 +76,9 @@ def write_trajectories(
         clip = (last - first, *tracker.shape)
         line = "%d\t" + "%f\t" * (COLUMNS - SIZE - 1) + "%.7f\t" * (SIZE if descriptors else 0) + "\n"
         images = frames.read(range(first, last))
-        with _opened(output) as file:
-            for image in tqdm(images, total=clip[0], unit="frame", disable=None if progress else True):
+        with _opened(output) as file, progress_of("idt", clip[0], "frames", shown=progress) as bar:
+            for image in images:
+                bar.update()
                 finished = tracker.push(image)
                 if not finished:
                     continue

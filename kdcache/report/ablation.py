@@ -33,6 +33,7 @@ from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
 from kdcache.runs.session import Session
 from kdcache.store import Cache
+from kdcache.text import aligned_markdown
 
 Scored = tuple[NDArray[np.float64], NDArray[np.int64], list[int]]
 
@@ -62,7 +63,17 @@ class Ablation:
     failed: dict[str, str]
 
     def __str__(self) -> str:
-        return self.text
+        return aligned_markdown(self.text)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its folder and its tables, as plain data."""
+        return {
+            "path": self.path,
+            "results": self.results,
+            "tests": self.tests,
+            "tuning": self.tuning,
+            "failed": self.failed,
+        }
 
 
 def ablate(
@@ -72,6 +83,7 @@ def ablate(
     seeds: int = 5,
     out: str | Path | None = None,
     *,
+    only: Sequence[str] = (),
     rows: Mapping[str, Mapping[str, Any]] | None = None,
     grid: Mapping[str, Sequence[Any]] | None = None,
     preset: str | None = None,
@@ -97,6 +109,8 @@ def ablate(
         table: one of the paper's tables in ``kdcache/presets/<method>.toml``.
         shards: folder of the cache.
         seeds: how many; 0, 1, 2 …
+        only: names of the table's rows to run; none: all of them. A later call with others, or with all, trains what is
+            missing.
         out: folder of the comparison; default ``ablations/<method>`` or ``ablations/<method>-<table>``. The same call
             goes on where it was.
         rows: instead of a table: name → options of ``train``.
@@ -131,7 +145,7 @@ def ablate(
     if "splits" in options:
         logger.warning("splits is now called split_columns; the old name will go in a later version.")
         split_columns = options.pop("splits") if split_columns is None else split_columns
-    comparison = choose_rows(method, table, rows or {}, grid or {}, preset, options)
+    comparison = choose_rows(method, table, rows or {}, grid or {}, preset, options, only)
     if split_columns is not None and any("split_column" in row.options for row in comparison.runnable):
         raise OptionError("split_column and split_columns both say which clips train: give one of them.")
     if source is not None and not Path(source).exists():
@@ -156,6 +170,7 @@ def ablate(
         tune=tune,
         tune_seeds=tune_seeds,
         workers=workers_for(workers, Path(absolute(shards)), device),
+        options={**options, **(grid or {})},
     )
     train_rows(protocol)
     conclusion = conclude(protocol.folder, source)

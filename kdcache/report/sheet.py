@@ -36,7 +36,7 @@ def show(
     Args:
         cache: folder, or an open ``Cache``.
         clip_id: which clip.
-        output: PNG to write; default ``<clip_id>.png`` in the working directory.
+        output: PNG to write; default ``sheets/<clip_id>.png``.
         run: a finished run, or its folder, of a method that has such figures. The clip need not be of its splits, nor
             the cache the one that it was trained on, so long as the streams that it reads are of the same recipes.
         which: ``last`` or ``best`` weights of the run.
@@ -55,7 +55,7 @@ def show(
         from kdcache.report.run_sheet import run_sheet  # loads torch
 
         picture = np.concatenate([picture, run_sheet(cache, clip_id, run, which)])
-    path = Path(output) if output is not None else Path(f"{clip_id.replace(os.sep, '_')}.png")
+    path = Path(output) if output is not None else Path("sheets", f"{clip_id.replace(os.sep, '_')}.png")
     with atomic(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
     return path

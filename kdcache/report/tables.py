@@ -10,6 +10,7 @@ import pandas as pd
 
 from kdcache.metrics.early import at_ratio, column_title, ratio_metrics
 from kdcache.metrics.significance import mean_std
+from kdcache.options import shown as shown_value
 from kdcache.report.costs import UNKNOWN, cost_section
 from kdcache.runs.ablation.conclusion import Conclusion
 from kdcache.runs.ablation.replicates import in_words
@@ -26,6 +27,8 @@ def markdown(conclusion: Conclusion) -> str:
     columns, seeds = ({getattr(r, name) for r in c.replicates} for name in ("split_column", "seed"))
     lines = [f"# {c.comparison.method}" + (f": {c.comparison.caption}" if c.comparison.caption else ""), ""]
     lines += [c.comparison.note, ""] * bool(c.comparison.note)
+    if c.options:
+        lines += [f"Set for all rows: {', '.join(f'{n}={shown_value(v)}' for n, v in c.options.items())}.", ""]
     if c.random:
         lines += [f"Features of random weights, which have learned nothing: {', '.join(c.random)}.", ""]
     shown = shown_metrics(c.comparison, list(dict.fromkeys(c.results["metric"])), c.target, c.monitor)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from kdcache.errors import OptionError
+from kdcache.errors import OptionError, unknown
 from kdcache.files import atomic
 from kdcache.log import logger
 from kdcache.methods import method as method_module
+from kdcache.methods.declared import check_method, option_names
 from kdcache.options import build, parse_texts, to_table
 from kdcache.roots import Roots
 from kdcache.skeletons import JointLayout
@@ -138,6 +139,26 @@ def parse_set(method: str, sets: Sequence[str]) -> dict[str, Any]:
             text = f"{names[name]}{equals}{value}"
         texts.append(text)
     return parse_texts({name: get_type_hints(RunSettings)[name] for name in SETTABLE} | options, texts)
+
+
+def check_names(method: str, sets: Sequence[str]) -> None:
+    """Refuse an unknown method, and ``name=value`` texts of unknown names, before anything heavy is imported.
+
+    Values are checked by ``parse_set``; so are the names of a method whose source does not tell its options.
+
+    Raises:
+        OptionError: an unknown name, with the nearest.
+    """
+    check_method(method)
+    options = option_names(method)
+    if options is None:
+        return
+    former = _RENAMED | _RENAMED_OF.get(method, {})
+    known = [*SETTABLE, *options]
+    for text in sets:
+        name, equals, _ = text.partition("=")
+        if equals and name not in known and name not in former:
+            raise unknown("option", name, known)
 
 
 def write_config(path: Path, settings: RunSettings, options: Any, resolved: Mapping[str, Any]) -> None:

@@ -85,6 +85,10 @@ class Fit:
         assert facts is not None
         return facts
 
+    def to_json(self) -> dict[str, Any]:
+        """Folder, weights file, result and failures, as plain data."""
+        return {"path": self.path, "weights": self.weights, "metrics": self.metrics, "failures": self.failures}
+
     def __str__(self) -> str:
         metrics = self.metrics
         judged = [f"{s} {metrics[s]['top1']:.1f} %" for s in ("validation", "test") if s in metrics]

@@ -9,6 +9,7 @@ from typing import Any
 
 from kdcache.errors import OptionError, unknown
 from kdcache.methods import method as method_module
+from kdcache.methods.declared import check_method
 from kdcache.options import build
 
 
@@ -61,8 +62,16 @@ def note(method: str) -> str:
     return str(_read(method).get("note", ""))
 
 
-def tables(method: str) -> dict[str, Table]:
-    """Every table of the method's paper by name; each row's options are complete and have been checked."""
+def names(method: str) -> list[str]:
+    """The method's presets."""
+    return list(_read(method)["presets"])
+
+
+def tables(method: str, check: bool = True) -> dict[str, Table]:
+    """Every table of the method's paper by name; each row's options are complete and have been checked.
+
+    ``check=False`` does not check them, for which the methods that train them would be imported, and torch with them.
+    """
     content = _read(method)
     found = {}
     for name, table in content["tables"].items():
@@ -79,9 +88,18 @@ def tables(method: str) -> dict[str, Table]:
                     method=r.get("method", ""),
                 )
             )
-            build(method_module(rows[-1].method or method).Options, rows[-1].options)
+            if check:
+                build(method_module(rows[-1].method or method).Options, rows[-1].options)
         found[name] = Table(name, table["caption"], rows)
     return found
+
+
+def table(method: str, name: str) -> Table:
+    """One table, its options unchecked; ``OptionError`` with the nearest name for one that does not exist."""
+    known = tables(method, check=False)
+    if name not in known:
+        raise unknown(f"table of {method}", name, list(known))
+    return known[name]
 
 
 def row(method: str, text: str) -> TableRow:
@@ -90,15 +108,15 @@ def row(method: str, text: str) -> TableRow:
     Raises:
         OptionError: unknown names, with the nearest, or a row that the paper only quotes.
     """
-    table, slash, name = text.partition("/")
-    known = tables(method)
-    if not slash or table not in known:
+    of, slash, name = text.partition("/")
+    known = tables(method, check=False)
+    if not slash or of not in known:
         raise unknown(f"table of {method} in TABLE/ROW", text, [f"{t}/{r.name}" for t in known for r in known[t].rows])
-    found = {r.name: r for r in known[table].rows}
+    found = {r.name: r for r in known[of].rows}
     if name not in found:
-        raise unknown(f"row of {table}", name, list(found))
+        raise unknown(f"row of {of}", name, list(found))
     if found[name].quoted:
-        raise OptionError(f"{name} of {table} is only quoted by the paper: it has no options to train with.")
+        raise OptionError(f"{name} of {of} is only quoted by the paper: it has no options to train with.")
     return replace(found[name], method=found[name].method or method)
 
 
@@ -110,6 +128,6 @@ def _rows(content: dict[str, Any], table: dict[str, Any]) -> list[dict[str, Any]
 
 def _read(method: str) -> dict[str, Any]:
     """The method's file; empty tables for a method that has none."""
-    method_module(method)  # refuses an unknown one
+    check_method(method)
     file = files("kdcache") / "presets" / f"{method}.toml"
-    return tomllib.loads(file.read_text()) if file.is_file() else {"presets": {}, "tables": {}}
+    return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"presets": {}, "tables": {}}

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdcache.backbones import canonical, input_spec
-from kdcache.data.pairs import ROLES
 from kdcache.errors import OptionError
 from kdcache.methods import load_method
 from kdcache.methods import method as method_module
@@ -41,6 +40,8 @@ def extraction_calls(method: str, preset: str | None = None, **options: Any) -> 
     Raises:
         OptionError: an unknown method, preset or option, or a method whose inputs are not cached.
     """
+    from kdcache.data.pairs import ROLES  # loads torch, as methods do
+
     method = load_method(method)
     chosen = {**(presets.preset(method, preset) if preset else {}), **options}
     known = presets.streams(method, preset) if preset else None

@@ -38,6 +38,7 @@ from kdcache.options import build, to_table
 from kdcache.runs.config import RunSettings, read_config
 from kdcache.runs.predictions import baselines, measure_all
 from kdcache.runs.prepare import absolute, prepare
+from kdcache.text import aligned
 
 CONFIG, METRICS, PREDICTIONS = "config.toml", "metrics.json", "predictions.csv"
 
@@ -81,18 +82,29 @@ class Run:
         return f"{head.to_html(index=False)}\n{table}"
 
     def __str__(self) -> str:
-        lines = [str(self.path)]
-        for which, splits in self.metrics.items():
-            if which.partition("@")[0] in ("last", "best"):
-                for split, targets in splits.items():
-                    for target, values in targets.items():
-                        lines.append(f"  {which}, {split} {target}: {in_words(values)}")
+        scores = [
+            ((which, split, target), values)
+            for which, splits in self.metrics.items()
+            if which.partition("@")[0] in ("last", "best")
+            for split, targets in splits.items()
+            for target, values in targets.items()
+        ]
+        lines = [str(self.path), *(f"  {line}" for line in _score_table(scores))]
         for split, known in self.metrics.get("baselines", {}).items():
             lines.append(
                 f"  {split}: {known['clips']} clips; chance {known['chance']:.1f}, "
                 f"always the most frequent training class {known['majority']:.1f}"
             )
         return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Folder, method, seed and the result, as plain data."""
+        return {
+            "path": str(self.path),
+            "method": self.settings.method,
+            "seed": self.settings.seed,
+            "metrics": self.metrics,
+        }
 
     @property
     def config(self) -> dict[str, Any]:
@@ -372,3 +384,17 @@ class Run:
         probs = self._probabilities(seen[usable], which)
         several = self._predictor(which).metrics_fn if probs.ndim == 3 else None
         return measure_all(probs, labels, self.training_data.data, self.target, many_shot, several)
+
+
+def _score_table(scores: list[tuple[tuple[str, str, str], dict[str, float]]]) -> list[str]:
+    """Weights, split and target with their metrics in columns; metrics at several times are curves in lines below."""
+    names = list(dict.fromkeys(name for _, values in scores for name in values if "@" not in name))
+    lines = []
+    if names:
+        rows = [("weights", "split", "target", *names)]
+        rows += [(*of, *(f"{v[name]:.1f}" if name in v else "" for name in names)) for of, v in scores]
+        lines += aligned(rows, numbers_from=3)
+    for (which, split, target), values in scores:
+        if curves := {name: value for name, value in values.items() if "@" in name}:
+            lines.append(f"{which}, {split} {target}: {in_words(curves)}")
+    return lines

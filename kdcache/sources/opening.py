@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from kdcache.errors import SourceError, unknown
+from kdcache.log import logger
 from kdcache.roots import is_url
 from kdcache.sources.base import Source, SourceInfo
 from kdcache.stopwatch import OPENING, part
@@ -48,7 +49,10 @@ def open_source(path: str | os.PathLike[str], decoder: str = "auto", fps: float 
         return open_tar(name, fps)
     from kdcache.sources.video import VideoSource
 
-    return VideoSource(name, decoder)
+    source = VideoSource(name, decoder)
+    its = source.info
+    logger.debug("%s: %s, %d×%d, %.3f fps, read by %s", name, its.codec, its.width, its.height, its.fps, its.backend)
+    return source
 
 
 def check(path: str | os.PathLike[str], decoder: str = "auto", fps: float | None = None) -> SourceInfo:

@@ -61,7 +61,7 @@ from __future__ import annotations
 
 from kdcache.store.cache import Cache
 from kdcache.store.commit import clean
-from kdcache.store.describe import inspect
+from kdcache.store.describe import describe, inspect
 from kdcache.store.index import load_index, load_places, update_index
 from kdcache.store.integrity import VerifyReport, verify
 from kdcache.store.layout import Record
@@ -75,6 +75,7 @@ __all__ = [
     "VerifyReport",
     "clean",
     "commit_shard",
+    "describe",
     "inspect",
     "load_index",
     "load_places",

@@ -1,10 +1,11 @@
-"""``kdcache inspect``: what a cache or a shard holds, in words."""
+"""``kdcache inspect``: what a cache or a shard holds."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,92 @@ from kdcache.errors import StoreError
 from kdcache.recipe import Recipe, canonical
 from kdcache.store.commit import is_shard_name, shard_files
 from kdcache.store.failures import FILE as FAILURES
-from kdcache.store.failures import load_failures
+from kdcache.store.failures import Failure, load_failures
 from kdcache.store.layout import FORMAT, QUANTISED_FORMAT, StrPath
 from kdcache.store.reader import Shard, open_shard
 from kdcache.store.scan import load_set_aside, strings
+from kdcache.text import aligned, size
 
+SHOWN_FAILURES = 10
 Opened = list[tuple[Shard, dict[str, NDArray[Any]]]]
 
 
+@dataclass(frozen=True)
+class StreamDescription:
+    """The arrays of one stream and recipe."""
+
+    stream: str
+    clips: int
+    axes: str | None
+    """None where they are not known."""
+    shape: tuple[int, ...]
+    """Of a clip; empty where clips differ, see ``layout``."""
+    layout: str
+    dtype: str
+    bytes: int
+    """As stored."""
+    codec: str
+    recipe: str
+    """Digest of the recipe."""
+    mean_error: float | None = None
+    largest_error: float | None = None
+    """Of features stored as uint8: relative to the norm of a clip, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class CacheDescription:
+    """What a cache folder, or one shard, holds; printing it shows tables."""
+
+    path: Path
+    format: str
+    shards: int
+    clips: int
+    bytes: int
+    streams: list[StreamDescription]
+    recipes: dict[str, Recipe]
+    """By digest."""
+    decoders: dict[str, int]
+    """Clips by decoder and version."""
+    libraries: dict[str, int]
+    """Shards by the versions of the libraries that wrote them."""
+    failures: list[Failure]
+    """Of a folder: clips that could not be extracted."""
+    set_aside: int
+    """Of a folder: arrays that ``verify --repair`` took out of use."""
+
+    def __str__(self) -> str:
+        head = f"{self.path}: {self.format}, {self.shards} shard(s), {self.clips} clip(s), {size(self.bytes)}"
+        names = {one.recipe: one.stream for one in self.streams}
+        lines = [head, "", *self._table(), "", "recipes"]
+        lines += [f"  {digest} {names[digest]}: {canonical(recipe)}" for digest, recipe in self.recipes.items()]
+        lines += ["", "decoders", *_counted(self.decoders), "", "libraries", *_counted(self.libraries)]
+        if self.failures:
+            lines += ["", f"failures ({len(self.failures)}, all in {FAILURES})"]
+            lines += [f"  {f.clip_id} ({f.stage}): {f.reason}" for f in self.failures[:SHOWN_FAILURES]]
+        if self.set_aside:
+            lines += ["", f"set aside as damaged: {self.set_aside} array(s), listed in damaged.csv"]
+        return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        rows = [("stream", "clips", "axes", "shape", "dtype", "error", "stored", "codec", "recipe")]
+        for one in self.streams:
+            shape = " × ".join(map(str, one.shape)) or one.layout
+            error = (
+                "-"
+                if one.mean_error is None
+                else f"{100 * one.mean_error:.2f} % (≤ {100 * (one.largest_error or 0):.2f})"
+            )
+            stored = (str(one.clips), one.axes or "not known", shape, one.dtype, error, size(one.bytes), one.codec)
+            rows.append((one.stream, *stored, one.recipe))
+        return aligned(rows)
+
+
 def inspect(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda recipe: None) -> str:
+    """``describe`` as text."""
+    return str(describe(path, axes_of))
+
+
+def describe(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda recipe: None) -> CacheDescription:
     """Describe a cache folder or one shard: streams, shapes, recipes, sizes, versions, decoders and failures.
 
     ``axes_of`` gives the axes of a stream from its recipe, such as ``kdcache.streams.axes_of``.
@@ -37,61 +115,54 @@ def inspect(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda reci
         raise StoreError(
             f"{path}: no shard (not an HDF5 file); name a shard or a folder that `kdcache extract` has filled."
         )
-    folder = path if path.is_dir() else path.parent
     files = shard_files(path) if path.is_dir() else [path]
     opened = [open_shard(p) for p in files]
     if not opened:
         raise StoreError(f"{path}: no shards here; name a shard or a folder that `kdcache extract` has filled.")
-    clips = {c for _, tables in opened for c in strings(tables["clip"])}
-    size = sum(shard.size for shard, _ in opened)
     quantised = any(stored.packing is not None for shard, _ in opened for stored in shard.streams.values())
-    format_ = QUANTISED_FORMAT if quantised else FORMAT
-    lines = [f"{path}: {format_}, {len(opened)} shard(s), {len(clips)} clip(s), {_size(size)}", ""]
-    lines += [*_streams(opened, axes_of), "", "recipes", *_recipes(opened)]
-    lines += ["", "decoders", *_counted(_decoders(opened)), "", "libraries", *_counted(_libraries(opened))]
-    if path.is_dir():
-        lines += _failures(folder)
-    return "\n".join(lines)
+    recipes = {stored.recipe: shard.recipes[name] for shard, _ in opened for name, stored in shard.streams.items()}
+    return CacheDescription(
+        path=path,
+        format=QUANTISED_FORMAT if quantised else FORMAT,
+        shards=len(opened),
+        clips=len({c for _, tables in opened for c in strings(tables["clip"])}),
+        bytes=sum(shard.size for shard, _ in opened),
+        streams=_streams(opened, axes_of),
+        recipes=dict(sorted(recipes.items())),
+        decoders=dict(sorted(_decoders(opened).items())),
+        libraries=dict(sorted(_libraries(opened).items())),
+        failures=load_failures(path) if path.is_dir() else [],
+        set_aside=len(load_set_aside(path)) if path.is_dir() else 0,
+    )
 
 
-def _streams(opened: Opened, axes_of: Callable[[Recipe], str | None]) -> list[str]:
-    """One line for each stream and recipe."""
-    rows = [("stream", "clips", "axes", "shape", "dtype", "error", "stored", "codec", "recipe")]
-    groups: dict[tuple[str, str], Opened] = {}
-    for shard, tables in opened:
+def _streams(opened: Opened, axes_of: Callable[[Recipe], str | None]) -> list[StreamDescription]:
+    groups: dict[tuple[str, str], list[Shard]] = {}
+    for shard, _ in opened:
         for stream, stored in shard.streams.items():
-            groups.setdefault((stream, stored.recipe), []).append((shard, tables))
-    for (stream, recipe), found in sorted(groups.items()):
-        places = [shard.streams[stream] for shard, _ in found]
+            groups.setdefault((stream, stored.recipe), []).append(shard)
+    found = []
+    for (stream, recipe), shards in sorted(groups.items()):
+        places = [shard.streams[stream] for shard in shards]
+        errors = [p.errors for p in places if p.errors is not None]
+        each = np.concatenate(errors) if errors else None
         codecs = {"zstd" if p.start is None and p.bytes else "none" for p in places}
-        rows.append(
-            (
-                stream,
-                str(sum(shard.clips for shard, _ in found)),
-                axes_of(found[0][0].recipes[stream]) or "not known",
-                " × ".join(map(str, places[0].shape)) or places[0].layout,
-                str(places[0].dtype),
-                _error([p.errors for p in places if p.errors is not None]),
-                _size(sum(p.bytes for p in places)),
-                "+".join(sorted(codecs)),
-                recipe,
+        found.append(
+            StreamDescription(
+                stream=stream,
+                clips=sum(shard.clips for shard in shards),
+                axes=axes_of(shards[0].recipes[stream]),
+                shape=tuple(places[0].shape),
+                layout=places[0].layout,
+                dtype=str(places[0].dtype),
+                bytes=sum(p.bytes for p in places),
+                codec="+".join(sorted(codecs)),
+                recipe=recipe,
+                mean_error=None if each is None else float(each.mean()),
+                largest_error=None if each is None else float(each.max()),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _error(errors: Sequence[NDArray[np.float32]]) -> str:
-    """Mean and largest relative error of quantised clips, in per cent of a clip's norm."""
-    if not errors:
-        return "-"
-    each = 100 * np.concatenate(errors)
-    return f"{each.mean():.2f} % (≤ {each.max():.2f})"
-
-
-def _recipes(opened: Opened) -> list[str]:
-    recipes = {st.recipe: (s, shard.recipes[s]) for shard, _ in opened for s, st in shard.streams.items()}
-    return [f"  {digest} {stream}: {canonical(recipe)}" for digest, (stream, recipe) in sorted(recipes.items())]
+    return found
 
 
 def _decoders(opened: Opened) -> Counter[str]:
@@ -106,23 +177,5 @@ def _libraries(opened: Opened) -> Counter[str]:
     return Counter(", ".join(f"{k} {v}" for k, v in sorted(shard.libraries.items())) for shard, _ in opened)
 
 
-def _counted(counter: Counter[str]) -> list[str]:
-    return [f"  {count} × {name}" for name, count in sorted(counter.items())]
-
-
-def _failures(folder: Path) -> list[str]:
-    lines = []
-    if (folder / FAILURES).exists():
-        failures = load_failures(folder)
-        lines += ["", f"failures ({len(failures)}, all in {FAILURES})"]
-        lines += [f"  {f.clip_id} ({f.stage}): {f.reason}" for f in failures[:10]]
-    aside = load_set_aside(folder)
-    if aside:
-        lines += ["", f"set aside as damaged: {len(aside)} array(s), listed in damaged.csv"]
-    return lines
-
-
-def _size(count: float) -> str:
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min(int(np.log10(max(count, 1)) // 3), len(units) - 1)
-    return f"{count:.0f} B" if power == 0 else f"{count / 1000**power:.1f} {units[power]}"
+def _counted(counts: dict[str, int]) -> list[str]:
+    return [f"  {count} × {name}" for name, count in counts.items()]

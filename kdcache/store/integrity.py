@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from kdcache.errors import ManifestError, StoreError
+from kdcache.progress import progress as progress_of
 from kdcache.store.commit import QUARANTINED, shard_files
 from kdcache.store.index import INDEX, drop_locations, indexed_streams, load_index
 from kdcache.store.layout import DamagedShard, StrPath, row_digest
@@ -55,6 +55,10 @@ class VerifyReport:
         """Damaged arrays that were in use until now."""
         return sorted(set(self.damaged) - set(self.set_aside))
 
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, and ``ok``."""
+        return {"ok": self.ok, **{one.name: getattr(self, one.name) for one in fields(self)}}
+
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.shards} shard(s), {self.arrays} array(s), {self.bytes:,} bytes hashed"]
         lines += [f"damaged: {d.shard} row {d.row}, {d.stream} of clip {d.clip_id!r}: {d.reason}" for d in self.fresh]
@@ -83,7 +87,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
             ``reindex`` heed while the rest of their shard stays in use; both are dropped from ``manifest.csv``. A
             listed array that hashes right again (a shard restored from a copy) is taken back into the list of good
             ones, and ``reindex`` finds it. A missing or broken index is rebuilt.
-        progress: show a bar, when standard error is a terminal.
+        progress: show how far it is.
 
     Raises:
         StoreError: the folder is not there.
@@ -96,7 +100,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
     paths = shard_files(folder)
     opened: dict[str, tuple[Shard, dict[str, NDArray[Any]]]] = {}
     total = sum(p.stat().st_size for p in paths)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verify", disable=None if progress else True) as bar:
+    with progress_of("verify", total, "B", shown=progress) as bar:
         for path in paths:
             try:
                 shard, tables = open_shard(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ class Conclusion:
     """Whether all rows were trained and scored on the same examples."""
     costs: pd.DataFrame = field(default_factory=pd.DataFrame)
     """See ``costs.costs_of_rows``."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the call set for all rows; several values made a grid."""
 
 
 def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion:
@@ -86,7 +89,15 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
         len({Run(run_folder(folder, row.slug, each)).resolved.get("samples") for row in comparison.runnable}) == 1
         for each in replicates
     )
-    read = (found, tests, tuned, _random(comparison, folder, replicates[0]), same, costs)
+    read = (
+        found,
+        tests,
+        tuned,
+        _random(comparison, folder, replicates[0]),
+        same,
+        costs,
+        description.get("options", {}),
+    )
     return Conclusion(folder, comparison, replicates, against, run.target, monitor, split, weights, *read)
 
 

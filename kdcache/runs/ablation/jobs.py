@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdcache.log import logger
+from kdcache.progress import progress
 from kdcache.runs.ablation.pool import Job, run_jobs
 from kdcache.runtime import free_bytes, resolve_device, worker_count
 from kdcache.store.commit import shard_files
@@ -46,14 +47,12 @@ def run_with_bar(
     Returns:
         Label of each job that failed → what went wrong.
     """
-    from tqdm import tqdm
-
     problems: dict[str, str] = {}
-    with tqdm(total=len(jobs), desc=what, unit="run", disable=None) as bar:
+    with progress(what, len(jobs), "runs", shown=len(jobs) > 0) as bar:
 
         def on_end(job: Job, problem: str) -> None:
             bar.update()
-            bar.set_postfix_str(job.label)
+            bar.note(job.label)
             if problem:
                 problems[job.label] = problem
                 logger.warning(f"{job.label} failed: {problem}")

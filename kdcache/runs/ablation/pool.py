@@ -57,7 +57,7 @@ class TrainingWork:
             torch.set_num_threads(self.threads)
         session, once = Session(self.stages, bars=False), EachOnce()
         if worker > 0:
-            logger.setLevel(logging.WARNING)
+            logger.setLevel(max(logger.level, logging.WARNING))
 
         def run(job: Job, emit: Callable[[JobEnded], None], stop: StopFlag) -> None:
             with once:

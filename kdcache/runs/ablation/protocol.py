@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class AblationProtocol:
     """Trials that each row gets; None: as ``tuning.automatic`` decides."""
     tune_seeds: int = 1
     workers: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the call sets for all rows, with several values where it makes a grid; the rows have them already."""
 
     def __post_init__(self) -> None:
         for name, least in (("seeds", 1), ("tune", 0), ("tune_seeds", 1), ("workers", 1)):
@@ -138,6 +140,8 @@ def _describe(protocol: AblationProtocol, tune: int, jobs: list[Job]) -> None:
     }
     if list(protocol.split_columns) != [None]:
         content["split_columns"] = list(protocol.split_columns)
+    if protocol.options:
+        content["options"] = dict(protocol.options)
     content["comparison"] = asdict(protocol.comparison)
     content["rows"] = [{"label": j.label, "folder": str(j.folder), "arguments": j.arguments} for j in jobs]
     with atomic(protocol.folder / DESCRIPTION) as temporary:

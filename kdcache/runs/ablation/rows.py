@@ -10,7 +10,7 @@ from typing import Any
 
 from kdcache.errors import OptionError, unknown
 from kdcache.methods import method as method_module
-from kdcache.options import build
+from kdcache.options import build, shown
 from kdcache.runs import presets
 from kdcache.runs.config import SETTABLE, RunSettings, own_names, parse_set
 from kdcache.runs.presets import TableRow
@@ -72,11 +72,12 @@ def choose_rows(
     grid: Mapping[str, Sequence[Any]],
     preset: str | None,
     common: Mapping[str, Any],
+    only: Sequence[str] = (),
 ) -> Comparison:
     """The rows of a comparison, their options checked: (table or own rows) × grid, each with the common options.
 
     Options of ``common`` and ``grid`` go on top of a row's, a row's on top of the preset's. They must be options of
-    every row's method, which in a table may be another one.
+    every row's method, which in a table may be another one. ``only`` names the rows of the table that are wanted.
 
     Raises:
         OptionError: unknown names or options, a table together with rows or a preset, fewer than one row.
@@ -87,15 +88,15 @@ def choose_rows(
     if table is not None:
         if rows or preset:
             raise OptionError("A table has its own rows and preset: give either TABLE, or --row and --preset.")
-        tables = presets.tables(method)
-        if table not in tables:
-            raise unknown(f"table of {method}", table, list(tables))
-        caption, known = tables[table].caption, tables[table].rows
+        its = presets.table(method, table)
+        caption, known = its.caption, its.rows
     else:
         base = presets.preset(method, preset) if preset else {}
         known = [TableRow(name, own_names(method, options), {}) for name, options in rows.items()]
     if not known:
         known = [TableRow("", {}, {})]
+    if only:
+        known = _picked(known, only, table)
     found: list[TableRow] = []
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for row in known:
@@ -103,7 +104,7 @@ def choose_rows(
             found.append(row)
             continue
         for point in points:
-            name = ", ".join([row.name] * bool(row.name) + [f"{k}={_shown(v)}" for k, v in point.items()]) or method
+            name = ", ".join([row.name] * bool(row.name) + [f"{k}={shown(v)}" for k, v in point.items()]) or method
             options = {**base, **row.options, **common, **point}
             _check(method, row.method or method, name, options)
             slug = _slug(name, [r.slug for r in found])
@@ -114,6 +115,19 @@ def choose_rows(
             raise OptionError(f"Two rows are called {name!r}: give each its own name.")
     columns = list(dict.fromkeys(column for row in known for column in row.paper))
     return Comparison(method, caption, columns, found, note)
+
+
+def _picked(rows: Sequence[TableRow], only: Sequence[str], table: str | None) -> list[TableRow]:
+    """The rows of these names, in the order of the table."""
+    if table is None:
+        raise OptionError(f"--only {only[0]} picks rows of a table: name a TABLE, or leave it out.")
+    known = [row.name for row in rows if not row.quoted]
+    for name in only:
+        if name not in known:
+            if name in [row.name for row in rows]:
+                raise OptionError(f"--only {name!r}: {table} only quotes that row; choose from {', '.join(known)}.")
+            raise unknown(f"row of {table}", name, known)
+    return [row for row in rows if row.name in only]
 
 
 def parse_row(method: str, text: str) -> tuple[str, dict[str, Any]]:
@@ -159,13 +173,6 @@ def _check(table: str, method: str, name: str, options: dict[str, Any]) -> None:
     except OptionError as error:
         of = "" if method == table else f", which {method} trains"
         raise OptionError(f"Row {name!r}{of}: {error}") from error
-
-
-def _shown(value: Any) -> str:
-    """An option's value as it is written on the command line."""
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _slug(name: str, taken: Sequence[str]) -> str:

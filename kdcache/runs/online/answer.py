@@ -38,6 +38,8 @@ class Prediction:
     """The manifest's label of each class."""
     names: tuple[str, ...]
     """The manifest's ``class`` of each, or its label where it has none."""
+    levels: int = 1
+    """N, the levels at which the run answers; 1 of a run that answers once, for all of a clip."""
 
     def top(self, k: int = 3) -> list[tuple[str, float]]:
         """The k likeliest classes with their probabilities, the likeliest first."""
@@ -47,6 +49,8 @@ class Prediction:
     def line(self, k: int = 3) -> str:
         """The k likeliest classes as a line of a table."""
         shown = "  ".join(f"{name} {probability:.2f}" for name, probability in self.top(k))
+        if self.levels == 1:
+            return f"{self.seconds:.2f} s  {shown}"
         return f"{self.observed:3d} %  {self.seconds:7.2f} s  {shown}"
 
     def __str__(self) -> str:

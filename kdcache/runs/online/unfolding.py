@@ -64,4 +64,5 @@ class Unfolding:
             with torch.no_grad(), data.autocast():
                 scores, state = self._network.step(torch.from_numpy(x)[None].to(data.device), state)
             probabilities = torch.softmax(scores[0].float(), -1).cpu().numpy()
-            yield Prediction(level + 1, observed[level], seen[0].seconds, probabilities, self._classes, self._names)
+            of = (self._classes, self._names, len(observed))
+            yield Prediction(level + 1, observed[level], seen[0].seconds, probabilities, *of)
