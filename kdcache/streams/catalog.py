@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdcache import backbones
-from kdcache.backbones.custom import is_external
+from kdcache.backbones.custom import LIBRARIES, is_external
 from kdcache.backbones.published import published_for
 from kdcache.backbones.weights import FITTED, Choice, list_weights
 from kdcache.errors import OptionError
@@ -64,7 +64,8 @@ class BackboneList:
             name = ", ".join([one.name, *one.aliases])
             taken = f"{one.frames} × {one.size}"
             rows.append((name, one.modality, taken, one.default_layer, one.weights, "yes" if one.fitted else ""))
-        lines = [*aligned(rows), "", "`kdcache backbones NAME` lists its layers: axes, shapes, bytes a clip."]
+        others = f"Also {', '.join(f'{prefix}:NAME' for prefix in LIBRARIES)}, and package.module:function of your own."
+        lines = [*aligned(rows), "", others, "`kdcache backbones NAME` lists its layers: axes, shapes, bytes a clip."]
         return "\n".join(lines)
 
     def to_json(self) -> list[BackboneSummary]:
@@ -91,11 +92,14 @@ class BackboneDescription:
         lines[0] += f", {self.stack} flow fields a frame" if self.stack > 1 else ""
         lines.append(f"weights: {its.weights}" + (f"; `kdcache fit {its.name}` trains it" if its.fitted else ""))
         rows = [("layer", "published name", "stream", "axes", "shape", f"a clip ({self.dtype})")]
-        for one in self.layers:
+        outer = [one for one in self.layers if one.name.count(".") < 2]
+        for one in outer:
             shape = " × ".join(map(str, one.shape))
             other = "" if one.published == one.name else one.published
             rows.append((one.name, other, one.stream, one.axes, shape, one.problem or size(one.bytes)))
-        return "\n".join([*lines, "", *aligned(rows)])
+        hidden = len(self.layers) - len(outer)
+        more = ["", f"{hidden} modules further inside are layers, too: --json lists them."] if hidden else []
+        return "\n".join([*lines, "", *aligned(rows), *more])
 
 
 def describe_backbones() -> BackboneList:
