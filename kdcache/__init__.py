@@ -18,6 +18,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kdcache import backbones, datasets, exchange, methods, motion
+    from kdcache.data.cache import Cache
+    from kdcache.errors import (
+        ClipError,
+        DeviceError,
+        KdcacheError,
+        ManifestError,
+        OptionError,
+        SourceError,
+        StoreError,
+        WeightsError,
+    )
     from kdcache.extraction.run import extract
     from kdcache.manifest import read_manifest, write_manifest
     from kdcache.report.ablation import ablate
@@ -26,12 +37,21 @@ if TYPE_CHECKING:
     from kdcache.runs.evaluate import evaluate
     from kdcache.runs.fit import fit
     from kdcache.runs.online import predict
+    from kdcache.runs.run import Run
     from kdcache.runs.submit import submit
     from kdcache.runs.train import train
-    from kdcache.store import Cache
 
 _HOME = {
-    "Cache": "kdcache.store",
+    "Cache": "kdcache.data.cache",
+    "ClipError": "kdcache.errors",
+    "DeviceError": "kdcache.errors",
+    "KdcacheError": "kdcache.errors",
+    "ManifestError": "kdcache.errors",
+    "OptionError": "kdcache.errors",
+    "Run": "kdcache.runs.run",
+    "SourceError": "kdcache.errors",
+    "StoreError": "kdcache.errors",
+    "WeightsError": "kdcache.errors",
     "ablate": "kdcache.report.ablation",
     "cost": "kdcache.runs.cost",
     "evaluate": "kdcache.runs.evaluate",
@@ -48,6 +68,15 @@ _SUBPACKAGES = ("backbones", "datasets", "exchange", "methods", "motion")
 
 __all__ = [
     "Cache",
+    "ClipError",
+    "DeviceError",
+    "KdcacheError",
+    "ManifestError",
+    "OptionError",
+    "Run",
+    "SourceError",
+    "StoreError",
+    "WeightsError",
     "__version__",
     "ablate",
     "backbones",

@@ -373,7 +373,7 @@ def _unwritten_chunks(file: Any) -> None:
 
 
 def _version(file: Any) -> None:
-    file.attrs["format"] = np.bytes_("kdcache/2")
+    file.attrs["format"] = np.bytes_("kdcache/3")
 
 
 def _no_format(file: Any) -> None:
@@ -413,7 +413,7 @@ def _other_table(file: Any) -> None:
         (_filtered, "'packed' needs HDF5 filter"),
         (_unwritten, "'vast' lacks some of its bytes"),
         (_unwritten_chunks, "'vast' lacks some of its bytes"),
-        (_version, "its format is 'kdcache/2' and this kdcache reads 'kdcache/1'"),
+        (_version, "its format is 'kdcache/3' and this kdcache reads 'kdcache/1' and 'kdcache/2'"),
         (_no_format, "not a kdcache shard"),
         (_unfinished, "it was not finished"),
         (_attribute_type, "attribute 'recipes' is missing or not fixed-length text"),

@@ -31,7 +31,7 @@ def clips(rows: pd.DataFrame, usable: NDArray[np.bool_], share: float, quiet: bo
     Raises:
         OptionError: nothing labelled to train or to test on.
     """
-    table = _table(rows)
+    table = clip_table(rows)
     table["split"] = split = assign_splits(table, share, GROUP_COLUMNS, quiet)
     there = table[ROLE].isin(set(rows["clip_id"][usable]))
     lost = table.index[~there & split.isin(["train", *HELD_OUT])]
@@ -41,8 +41,8 @@ def clips(rows: pd.DataFrame, usable: NDArray[np.bool_], share: float, quiet: bo
     return encode_examples(table[there], [ROLE])
 
 
-def _table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a clip, sorted by id, empty cells as None."""
+def clip_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a clip, sorted by id, empty cells as None; of clips that come in pairs those that show the action."""
     if "role" in rows:
         rows = rows[rows["role"].isin(["", "action"])]
     columns = [c for c in (*TARGETS, "split", *GROUP_COLUMNS) if c in rows]

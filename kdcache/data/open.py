@@ -20,6 +20,7 @@ from kdcache.data.beside import cut_like, followed
 from kdcache.data.clips import clips
 from kdcache.data.inputs import Binding, bind
 from kdcache.data.pairs import ROLES, pairs
+from kdcache.data.quantised import open_stream
 from kdcache.data.ragged import RaggedStream
 from kdcache.data.shown_views import check_first_view, common_views
 from kdcache.data.splits import Examples, named_splits, split_by
@@ -307,13 +308,15 @@ def _stream(
         return CachedFrames(
             cache, name, clip_ids, segment, seed, device, available, names, binding.order, follows=follows
         )
+    alone = len(binding.streams) == 1
     parts: list[Part] = []
     for name in binding.streams:
         if is_ragged(cache.recipe(name)):
             assert isinstance(cache, Cache)  # imported: no source is answered for, whose one clip has its place
             parts.append(RaggedStream(cache, name, clip_ids, device, budget, available, binding.order))
         else:
-            parts.append(CachedStream(cache, name, clip_ids, device, budget, available, view_of[name], binding.order))
+            where = (device, budget, available, view_of[name], binding.order)
+            parts.append(open_stream(cache, name, clip_ids, *where, alone=alone))
     return parts[0] if len(parts) == 1 else JoinedStream(parts)
 
 

@@ -141,9 +141,7 @@ def encode_examples(table: pd.DataFrame, roles: Sequence[str]) -> Examples:
     Raises:
         OptionError: no example has a label, or none to train or to test on.
     """
-    classes = {
-        t: sorted(int(v) for v in table[t].dropna().unique()) for t in TARGETS if t in table and table[t].notna().any()
-    }
+    classes = label_classes(table)
     if not classes:
         raise OptionError("No example has a label: the manifest needs a label, verb or noun column.")
     clip_ids = sorted({str(c) for role in roles for c in table[role].dropna()})
@@ -151,7 +149,7 @@ def encode_examples(table: pd.DataFrame, roles: Sequence[str]) -> Examples:
     splits: dict[str, Split] = {}
     for split, part in table.groupby("split", sort=True):
         rows = {s: torch.tensor([row_of.get(c, -1) if isinstance(c, str) else -1 for c in part[s]]) for s in roles}
-        labels = {t: _indices(part[t], classes[t]) for t in classes}
+        labels = {t: class_indices(part[t], classes[t]) for t in classes}
         splits[str(split)] = Split([str(name) for name in part.index], rows, labels)
     _check(splits, classes)
     return Examples(splits, clip_ids, classes)
@@ -162,7 +160,15 @@ def held_out(splits: dict[str, Split]) -> str:
     return next((s for s in HELD_OUT if s in splits), HELD_OUT[0])
 
 
-def _indices(values: pd.Series[int], classes: list[int]) -> torch.Tensor:
+def label_classes(table: pd.DataFrame) -> dict[str, list[int]]:
+    """The manifest's labels of each target that has any, ascending: class ``i`` is the i-th of them."""
+    return {
+        t: sorted(int(v) for v in table[t].dropna().unique()) for t in TARGETS if t in table and table[t].notna().any()
+    }
+
+
+def class_indices(values: pd.Series[int], classes: list[int]) -> torch.Tensor:
+    """Labels of a manifest as class indices, int64 [n], ``UNLABELLED`` where a cell is empty."""
     there = values.notna().to_numpy()
     index = np.full(len(values), UNLABELLED)
     index[there] = np.searchsorted(classes, values[there].to_numpy(np.int64))

@@ -112,6 +112,8 @@ class CachedStream:
         self.stored = tuple(stored)
         shown = torch.zeros(self.stored) if self.order is None else torch.zeros(self.stored).permute(self.order)
         self.shape = tuple(shown.shape) if fn is None else tuple(fn(shown).shape)
+        self.kept = self.shape
+        """Shape of what is kept and fetched of an array."""
         self.slot_of = torch.arange(len(self.clip_ids)) if available is None else available.cumsum(0) - 1
         self._resident: bool | None = None
         self._data: Tensor | None = None  # [available clips × views, *shape]
@@ -121,7 +123,7 @@ class CachedStream:
     def nbytes(self) -> int:
         """Size of the whole."""
         clips = len(self.clip_ids) if self.available is None else int(self.available.sum())
-        return clips * self.views * math.prod(self.shape) * self.dtype.itemsize
+        return clips * self.views * math.prod(self.kept) * self.dtype.itemsize
 
     @property
     def resident(self) -> bool:
@@ -164,7 +166,7 @@ class CachedStream:
 
     def _load(self) -> Tensor:
         every = torch.arange(len(self.clip_ids)) if self.available is None else self.available.nonzero()[:, 0]
-        data = torch.empty((len(every) * self.views, *self.shape), dtype=self.dtype, device=self.device)
+        data = torch.empty((len(every) * self.views, *self.kept), dtype=self.dtype, device=self.device)
         for rows in torch.split(every, CHUNK):
             for view in range(self.views):
                 slots = self.slot_of[rows].to(self.device) * self.views + view
@@ -173,7 +175,7 @@ class CachedStream:
 
     def _read(self, rows: Tensor, views: Tensor) -> Tensor:
         """From the shards, one read for each view that occurs."""
-        out = torch.empty((len(rows), *self.shape), dtype=self.dtype, pin_memory=self.device.type == "cuda")
+        out = torch.empty((len(rows), *self.kept), dtype=self.dtype, pin_memory=self.device.type == "cuda")
         for view in np.unique(views.numpy()).tolist():
             places = (views == view).nonzero()[:, 0]
             clips = [self.clip_ids[row] for row in rows[places].tolist()]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kdcache import backbones
 from kdcache.errors import ClipError
 from kdcache.log import logger
+from kdcache.store.quantised import READ_DTYPE, Quantised, quantise
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Stream
 
@@ -36,8 +37,10 @@ class Backbones:
             for s in ours
         }
 
-    def features(self, inputs: Sequence[NDArray[Any]], stream: BackboneStream) -> list[NDArray[Any] | ClipError]:
-        """Features [V, …] (with levels [V, N, …]) of each clip in the stream's dtype, or why a clip has none.
+    def features(
+        self, inputs: Sequence[NDArray[Any]], stream: BackboneStream
+    ) -> list[NDArray[Any] | Quantised | ClipError]:
+        """Features [V, …] (with levels [V, N, …]) of each clip as they are stored, or why a clip has none.
 
         Args:
             inputs: of each clip, what the stream's ``compute`` gave, [segments, …].
@@ -73,12 +76,13 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _checked(features: NDArray[np.float32], stream: BackboneStream) -> NDArray[Any] | ClipError:
-    """Cast to the stored dtype; NaN, infinity and overflow are the clip's failure, never silent."""
+def _checked(features: NDArray[np.float32], stream: BackboneStream) -> NDArray[Any] | Quantised | ClipError:
+    """As it is stored; NaN, infinity and overflow are the clip's failure, never silent."""
     if not np.isfinite(features).all():
         return ClipError(f"{stream.name} gave NaN or infinite values; check the clip and the checkpoint.")
-    dtype = np.dtype(stream.dtype)
+    quantised = stream.dtype == "uint8"
+    dtype = READ_DTYPE if quantised else np.dtype(stream.dtype)
     peak = float(np.abs(features).max(initial=0.0))
     if peak > float(np.finfo(dtype).max):
         return ClipError(f"{stream.name} reaches {peak:.3g}, beyond {dtype}; extract with --dtype float32.")
-    return features.astype(dtype)
+    return quantise(features, stream.shared) if quantised else features.astype(dtype)

@@ -16,6 +16,7 @@ from kdcache.errors import ClipError, KdcacheError
 from kdcache.extraction.plan import SHARD_BYTES, SHARD_SECONDS, Task, WorkUnit
 from kdcache.prefetch import prefetch
 from kdcache.store.failures import Failure
+from kdcache.store.quantised import Quantised
 from kdcache.store.writer import Committed, Record, commit_shard
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Array, ClipData, Payload, Stream
@@ -72,7 +73,7 @@ class ClipInputs:
     origin: dict[str, Any]
     frames: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     """Stream → source frame indices."""
-    arrays: dict[str, Payload] = field(default_factory=dict)
+    arrays: dict[str, Payload | Quantised] = field(default_factory=dict)
     """Stream → what is cached, of finished streams."""
     inputs: dict[str, Array] = field(default_factory=dict)
     """Stream → input of its network, [segments, …]."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ClipError
 from kdcache.motion.descriptors import SIZE, split, to_columns
+from kdcache.motion.frames import Clip, frames_of
 from kdcache.motion.tracker import Finished, IDTParams, Tracker
 
 if TYPE_CHECKING:
@@ -27,12 +28,23 @@ __all__ = ["IDTParams", "Tracker", "draw_trajectories", "tabulate", "to_columns"
 
 
 def trajectories(
-    rgb: U8, params: IDTParams | None = None, mask: NDArray[Any] | None = None, descriptors: bool = False
+    clip: Clip,
+    params: IDTParams | None = None,
+    mask: NDArray[Any] | None = None,
+    descriptors: bool = False,
+    *,
+    start_s: float | None = None,
+    stop_s: float | None = None,
+    fps: float | None = None,
+    short_side: int | None = None,
 ) -> pd.DataFrame:
     """Improved dense trajectories of a clip, in the original program's order.
 
-    ``rgb`` is ``uint8 [T, H, W, 3]`` (or grey ``[T, H, W]``); ``mask [H, W]`` or ``[T, H, W]`` is true where people
-    may be (the paper's human detector): no vote on camera motion is taken there. One row a trajectory:
+    ``clip`` is ``uint8 [T, H, W, 3]`` (or grey ``[T, H, W]``), or the path of a video, or of a folder or tar of
+    frames, of which ``start_s``, ``stop_s``, ``fps`` and ``short_side`` say what is read (see
+    :mod:`kdcache.motion.frames`); frames are numbered from the first one read. ``mask [H, W]`` or ``[T, H, W]`` is
+    true where people may be (the paper's human detector): no vote on camera motion is taken there. One row a
+    trajectory:
 
     ``end_frame`` (its last frame), ``mean_x, mean_y, var_x, var_y`` (mean and, so named by the original,
     standard deviation of its L+1 positions, px), ``length`` (px), ``scale`` (1, √2, 2 …), ``x_pos, y_pos, t_pos``
@@ -44,6 +56,7 @@ def trajectories(
     Raises :class:`ClipError` for an empty clip, wrong types or sizes, and with ``descriptors`` for frames smaller
     than their 32-px window.
     """
+    rgb = frames_of(clip, start_s=start_s, stop_s=stop_s, fps=fps, short_side=short_side)
     _check_clip(rgb, mask)
     tracker = Tracker(rgb.shape[1], rgb.shape[2], params, descriptors)
     finished: list[Finished] = []

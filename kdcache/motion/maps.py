@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, OptionError
+from kdcache.motion.frames import Clip, frames_of
 from kdcache.motion.idt import IDTParams, trajectories
 
 if TYPE_CHECKING:
@@ -23,14 +24,24 @@ U8 = NDArray[np.uint8]
 
 
 def motion_maps(
-    rgb: U8, params: IDTParams | None = None, mask: NDArray[Any] | None = None, least_radius: float | None = None
+    clip: Clip,
+    params: IDTParams | None = None,
+    mask: NDArray[Any] | None = None,
+    least_radius: float | None = None,
+    *,
+    start_s: float | None = None,
+    stop_s: float | None = None,
+    fps: float | None = None,
+    short_side: int | None = None,
 ) -> U8:
-    """Maps ``uint8 [T, H, W]`` of a clip ``uint8 [T, H, W, 3]`` (or grey): 255 where it moves by itself, else 0.
+    """Maps ``uint8 [T, H, W]`` of a clip ``uint8 [T, H, W, 3]`` (or grey), or of a path: 255 where it moves by itself,
+    else 0.
 
-    The trajectories of :func:`~kdcache.motion.idt.trajectories` (``params``, ``mask`` as there), painted
+    The trajectories of :func:`~kdcache.motion.idt.trajectories` (arguments as there), painted
     by :func:`paint`. A clip without motion, or of fewer than 16 frames, gives all 0.
     """
     params = params or IDTParams()
+    rgb = frames_of(clip, start_s=start_s, stop_s=stop_s, fps=fps, short_side=short_side)
     table = trajectories(rgb, params, mask)
     return paint(table, rgb.shape[0], rgb.shape[1], rgb.shape[2], params.step, least_radius)
 

@@ -62,6 +62,25 @@ class Run:
         if opened is not None:
             self.training_data = opened
 
+    def __repr__(self) -> str:
+        state = "finished" if (self.path / METRICS).exists() else "not finished"
+        return f"<kdcache.Run {self.path}: {self.settings.method} on {self.settings.shards}, {state}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: its result, a row for each epoch that counts, split and target."""
+        head = pd.DataFrame([{"run": str(self.path), "method": self.settings.method, "on": self.settings.shards}])
+        if not (self.path / METRICS).exists():
+            return str(head.assign(state="not finished").to_html(index=False))
+        rows = [
+            {"weights": which, "split": split, "target": target} | values
+            for which, splits in self.metrics.items()
+            if which.partition("@")[0] in ("last", "best")
+            for split, targets in splits.items()
+            for target, values in targets.items()
+        ]
+        table = pd.DataFrame(rows).to_html(index=False, na_rep="", float_format="{:.1f}".format)
+        return f"{head.to_html(index=False)}\n{table}"
+
     def __str__(self) -> str:
         scores = [
             ((which, split, target), values)

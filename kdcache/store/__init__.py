@@ -1,11 +1,12 @@
 """The store: shards of cached arrays, their index, reading and verifying.
 
 A cache is a folder of shards ``shard-%05d.h5`` and ``manifest.csv``, its index (``kdcache.store.index``), which can be
-rebuilt from the shards alone. A shard is one HDF5 file, written once and never changed. Format ``kdcache/1``:
+rebuilt from the shards alone. A shard is one HDF5 file, written once and never changed. Format ``kdcache/1``, with
+quantised streams ``kdcache/2``:
 
 Attributes of the file, all but the last fixed-length UTF-8 (``bytes`` in h5py):
 
-- ``format``: ``kdcache/1``
+- ``format``: ``kdcache/1`` or ``kdcache/2``
 - ``recipes``: JSON, stream → recipe, which has at least ``stream``, ``layout`` and ``dtype``
 - ``recipe_digests``: JSON, stream → first 32 hex digits of the SHA-256 of the recipe's canonical JSON (sorted keys, no
   spaces)
@@ -34,11 +35,19 @@ Data, in one of three layouts (``layout`` in the recipe):
   [n + 1] in frames; frame ``j`` of clip ``i`` is the file
   ``data[frame_offset[offset[i] + j]:frame_offset[offset[i] + j + 1]]``
 
+A ``fixed`` stream whose recipe has ``quantised`` (``kdcache extract --dtype uint8``) holds uint8 codes; the array is
+``codes × scale + offset``. Beside the codes lie float32 tables ``/quantised/<stream>/scale`` and ``offset``
+[n, V, …], of as many axes as the codes and 1 long along those that share a scale (``quantised.shared`` in the recipe
+names them), and ``error`` [n], the norm of what was lost over the norm of the clip. The ``/digest`` of such a row is
+over ``quantised|shape of the codes|shape of the scales|``, the codes, the scales and the offsets.
+
 With plain h5py::
 
     with h5py.File("out/shard-00000.h5") as f:
         ids = [c.decode() for c in f["clip"]]
         features = f["i3d-rgb/mixed4a"][ids.index("clip-1")]                  # [V, 480, 8, 14, 14]
+        scale, offset = (f[f"quantised/tsm/pool/{name}"][0] for name in ("scale", "offset"))
+        pooled = f["tsm/pool"][0] * scale + offset                            # of a quantised stream
         a, b = f["flow/offset"][0:2]
         flow = f["flow/data"][a:b].reshape(f["flow/shape"][0])                # [T − 1, H, W, 2]
 

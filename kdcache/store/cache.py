@@ -18,6 +18,7 @@ from kdcache.store.failures import load_failures
 from kdcache.store.index import indexed_streams, load_index, location_columns
 from kdcache.store.integrity import VerifyReport, verify
 from kdcache.store.layout import StrPath
+from kdcache.store.quantised import FIELD, Packing, read_dtype
 from kdcache.store.reader import Shard, StreamReader, decode_jpeg, open_shard
 from kdcache.store.scan import Origins, open_all, span_of, strings
 
@@ -34,6 +35,7 @@ class _Places:
     layout: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]  # of one clip of a fixed stream, [V, …]
+    packing: Packing | None
 
 
 class Cache:
@@ -87,7 +89,7 @@ class Cache:
         return places.shape
 
     def dtype(self, stream: str) -> np.dtype[Any]:
-        """Stored type of a stream; what ``read`` returns."""
+        """What ``read`` returns of a stream: its stored type, or float16 where it is quantised."""
         return self._place(stream).dtype
 
     def has(self, stream: str) -> NDArray[np.bool_]:
@@ -146,6 +148,7 @@ class Cache:
             payload = reader.row(row)
         if isinstance(payload, list):
             return decode_jpeg([payload[i] for i in frames.tolist()], shard.path)
+        assert isinstance(payload, np.ndarray)
         return np.asarray(payload[frames])
 
     def read(
@@ -160,8 +163,8 @@ class Cache:
             out: array to read into, contiguous, of the right shape and dtype; made when absent.
 
         Returns:
-            Fixed streams: [n, V, …], or [n, …] with ``view``. Ragged streams: a list of arrays. ``rgb`` kept as JPEG:
-            a list of uint8 [T, H, W, 3].
+            Fixed streams: [n, V, …], or [n, …] with ``view``; quantised ones as float16. Ragged streams: a list of
+            arrays. ``rgb`` kept as JPEG: a list of uint8 [T, H, W, 3].
 
         Raises:
             OptionError: unknown stream or view, or an ``out`` that does not fit.
@@ -183,6 +186,27 @@ class Cache:
         for shard, rows, which in by_shard:
             with StreamReader(shard, stream) as reader:
                 reader.into(rows, which, out, view)
+        return out
+
+    def packing(self, stream: str) -> Packing | None:
+        """How ``read_packed`` gives a quantised stream; ``None`` for any other."""
+        self._place(stream)
+        return self._places[stream].packing
+
+    def read_packed(self, stream: str, clip_ids: Sequence[str], view: int, out: NDArray[np.uint8] | None = None) -> Any:
+        """One view of clips of a quantised stream, not decoded: uint8 [n, nbytes] as ``packing`` says.
+
+        Raises:
+            OptionError: a stream that is not quantised.
+            StoreError: as ``read``.
+        """
+        packing = self.packing(stream)
+        if packing is None:
+            raise OptionError(f"Stream {stream!r} is not quantised: read it with read.")
+        out = np.empty((len(clip_ids), packing.nbytes), np.uint8) if out is None else out
+        for shard, rows, which in self._by_shard(stream, clip_ids):
+            with StreamReader(shard, stream) as reader:
+                reader.pack(rows, which, out, view)
         return out
 
     def frames(self, stream: str, clip_ids: Sequence[str]) -> list[NDArray[np.int32]]:
@@ -293,12 +317,15 @@ class Cache:
         first = self._one_recipe(stream, [(shard, row[cached[code == i]].tolist()) for i, shard in enumerate(shards)])
         for i, shard in enumerate(shards):
             beyond = row[cached[code == i]].max() >= shard.clips
-            if beyond or shard.stored(stream).shape != first.stored(stream).shape:
+            here, there = shard.stored(stream), first.stored(stream)
+            if beyond or (here.shape, here.packing) != (there.shape, there.packing):
                 raise StoreError(f"{shard.path}: does not fit the index; run `kdcache reindex {self.path}`.")
         stored = first.stored(stream)
         where = zip(code.tolist(), row[cached].tolist(), strict=True)
         at = dict(zip(self.clips["clip_id"].iloc[cached].tolist(), where, strict=True))
-        return _Places(shards, at, first.recipes[stream], stored.layout, stored.dtype, stored.shape)
+        recipe = first.recipes[stream]
+        dtype = read_dtype(recipe) if FIELD in recipe else stored.dtype
+        return _Places(shards, at, recipe, stored.layout, dtype, stored.shape, stored.packing)
 
     def _one_recipe(self, stream: str, used: Sequence[tuple[Shard, list[int]]]) -> Shard:
         """The first shard with the recipe on which all agree, given the rows that are used of each."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
@@ -17,7 +18,7 @@ from kdcache.recipe import Recipe, canonical
 from kdcache.store.commit import is_shard_name, shard_files
 from kdcache.store.failures import FILE as FAILURES
 from kdcache.store.failures import Failure, load_failures
-from kdcache.store.layout import FORMAT, StrPath
+from kdcache.store.layout import FORMAT, QUANTISED_FORMAT, StrPath
 from kdcache.store.reader import Shard, open_shard
 from kdcache.store.scan import load_set_aside, strings
 from kdcache.text import aligned, size
@@ -43,6 +44,9 @@ class StreamDescription:
     codec: str
     recipe: str
     """Digest of the recipe."""
+    mean_error: float | None = None
+    largest_error: float | None = None
+    """Of features stored as uint8: relative to the norm of a clip, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,15 @@ class CacheDescription:
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
-        rows = [("stream", "clips", "axes", "shape", "dtype", "stored", "codec", "recipe")]
+        rows = [("stream", "clips", "axes", "shape", "dtype", "error", "stored", "codec", "recipe")]
         for one in self.streams:
             shape = " × ".join(map(str, one.shape)) or one.layout
-            stored = (str(one.clips), one.axes or "not known", shape, one.dtype, size(one.bytes), one.codec)
+            error = (
+                "-"
+                if one.mean_error is None
+                else f"{100 * one.mean_error:.2f} % (≤ {100 * (one.largest_error or 0):.2f})"
+            )
+            stored = (str(one.clips), one.axes or "not known", shape, one.dtype, error, size(one.bytes), one.codec)
             rows.append((one.stream, *stored, one.recipe))
         return aligned(rows)
 
@@ -110,10 +119,11 @@ def describe(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda rec
     opened = [open_shard(p) for p in files]
     if not opened:
         raise StoreError(f"{path}: no shards here; name a shard or a folder that `kdcache extract` has filled.")
+    quantised = any(stored.packing is not None for shard, _ in opened for stored in shard.streams.values())
     recipes = {stored.recipe: shard.recipes[name] for shard, _ in opened for name, stored in shard.streams.items()}
     return CacheDescription(
         path=path,
-        format=FORMAT,
+        format=QUANTISED_FORMAT if quantised else FORMAT,
         shards=len(opened),
         clips=len({c for _, tables in opened for c in strings(tables["clip"])}),
         bytes=sum(shard.size for shard, _ in opened),
@@ -134,6 +144,8 @@ def _streams(opened: Opened, axes_of: Callable[[Recipe], str | None]) -> list[St
     found = []
     for (stream, recipe), shards in sorted(groups.items()):
         places = [shard.streams[stream] for shard in shards]
+        errors = [p.errors for p in places if p.errors is not None]
+        each = np.concatenate(errors) if errors else None
         codecs = {"zstd" if p.start is None and p.bytes else "none" for p in places}
         found.append(
             StreamDescription(
@@ -146,6 +158,8 @@ def _streams(opened: Opened, axes_of: Callable[[Recipe], str | None]) -> list[St
                 bytes=sum(p.bytes for p in places),
                 codec="+".join(sorted(codecs)),
                 recipe=recipe,
+                mean_error=None if each is None else float(each.mean()),
+                largest_error=None if each is None else float(each.max()),
             )
         )
     return found

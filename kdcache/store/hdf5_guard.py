@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from kdcache.errors import StoreError
-from kdcache.store.layout import DTYPES, FORMAT, damaged
+from kdcache.store.layout import DTYPES, FORMATS, damaged
 
 MALFORMED = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError)  # what h5py raises on broken files
 ZSTD = 32015  # registered number of the one filter that shards use
@@ -68,9 +68,10 @@ def _check_attributes(path: Path, file: Any) -> None:
     if "format" not in file.attrs:
         raise StoreError(f"{path}: not a kdcache shard (it has no format attribute); keep other HDF5 files elsewhere.")
     found = text_attribute(path, file, "format")
-    if found != FORMAT:
+    if found not in FORMATS:
+        known = " and ".join(map(repr, FORMATS))
         raise StoreError(
-            f"{path}: its format is {found!r} and this kdcache reads {FORMAT!r}; use the version that wrote it."
+            f"{path}: its format is {found!r} and this kdcache reads {known}; use the version that wrote it."
         )
     complete = file.attrs.get_id("complete") if "complete" in file.attrs else None
     if complete is None or complete.shape != () or complete.dtype.kind != "i" or file.attrs["complete"] != 1:

@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
+from kdcache.store.quantised import Quantised
 
 FORMAT = "kdcache/1"
+QUANTISED_FORMAT = "kdcache/2"  # of shards with quantised streams, which earlier versions would read as plain bytes
+FORMATS = (FORMAT, QUANTISED_FORMAT)
 LAYOUTS = ("fixed", "ragged", "jpeg")
 TABLES = ("clip", "row", "origin")  # one entry a clip
 PER_STREAM = ("key", "digest", "frames")  # groups with one entry a clip and stream
@@ -22,7 +25,7 @@ DTYPES = ("float16", "float32", "float64", "uint8", "int8", "uint16", "int16", "
 HEX = 32  # digits of a key or digest
 
 StrPath = str | os.PathLike[str]
-Payload = NDArray[Any] | list[bytes]  # one clip of one stream: an array, or JPEG files one a frame
+Payload = NDArray[Any] | list[bytes] | Quantised  # one clip of one stream: an array, JPEG files one a frame, or bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Record:
     frames: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     """stream → source frame indices used, int32 [T]."""
     arrays: dict[str, Payload] = field(default_factory=dict)
-    """stream → array ``[V, …]`` (fixed), array of any shape (ragged) or list of JPEG files (jpeg)."""
+    """stream → array ``[V, …]`` or ``Quantised`` (fixed), array of any shape (ragged), list of JPEG files (jpeg)."""
 
     @property
     def clip_id(self) -> str:
@@ -59,11 +62,19 @@ def row_digest(payload: Payload) -> str:
     """Digest of one clip of one stream: 32 hex digits of a SHA-256.
 
     Hashed is ``dtype|shape|`` in ASCII, for example ``<f2|1,480,8,14,14|``, then the little-endian bytes in C order;
-    for JPEG ``jpeg|`` and the length of each file, for example ``jpeg|5120,5098|``, then the files.
+    for JPEG ``jpeg|`` and the length of each file, for example ``jpeg|5120,5098|``, then the files; for bytes
+    ``quantised|``, shapes of codes and scales, for example ``quantised|1,480,8,14,14|1,480,1,1,1|``, then codes, scales
+    and offsets.
     """
     if isinstance(payload, list):
         head = f"jpeg|{','.join(str(len(b)) for b in payload)}|"
         return hash_parts([head.encode(), *payload])
+    if isinstance(payload, Quantised):
+        shapes = (",".join(map(str, part.shape)) for part in (payload.codes, payload.scale))
+        head = f"quantised|{'|'.join(shapes)}|"
+        return hash_parts(
+            [head.encode(), *(raw_bytes(part) for part in (payload.codes, payload.scale, payload.offset))]
+        )
     head = f"{payload.dtype.str}|{','.join(map(str, payload.shape))}|"
     return hash_parts([head.encode(), raw_bytes(payload)])
 

@@ -7,6 +7,7 @@ threads as it is. Opening a file costs microseconds against the hundreds that a 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from kdcache.errors import StoreError
 from kdcache.recipe import Recipe, digest
 from kdcache.store.hdf5_guard import ATTRIBUTES, MALFORMED, open_shard_file, text_attribute
 from kdcache.store.layout import LAYOUTS, PER_STREAM, TABLES, Payload, StrPath, damaged, tables_digest
+from kdcache.store.quantised import FIELD, SCALES, Packing, Quantised
 
 Int64 = NDArray[np.int64]
 
@@ -50,6 +52,12 @@ class Stored:
     """Ragged: shape of each clip, [n, ndim]."""
     frames: tuple[Int64, Int64] | None = None
     """jpeg: first frame of each clip [n + 1], first byte of each frame."""
+    packing: Packing | None = None
+    """Quantised: of one view."""
+    scales_at: tuple[int, int] = (0, 0)
+    """Quantised: byte offsets of scales and offsets in the file."""
+    errors: NDArray[np.float32] | None = None
+    """Quantised: relative error of each clip, [n]."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ def open_shard(path: StrPath) -> tuple[Shard, dict[str, NDArray[Any]]]:
             raise damaged(path, f"it lacks {', '.join(missing)}")
         clips, size = len(tables["clip"]), path.stat().st_size
         streams = {
-            s: _stored(path, s, recipes[s], digests[s], datasets[p], tables, clips, size) for p, s in data.items()
+            s: _stored(path, s, recipes[s], digests[s], datasets, p, tables, clips, size) for p, s in data.items()
         }
     return Shard(path, size, clips, recipes, libraries, streams), tables
 
@@ -124,12 +132,14 @@ def _stored(
     stream: str,
     recipe: Recipe,
     recipe_digest: str,
-    dataset: Any,
+    datasets: dict[str, Any],
+    data_path: str,
     tables: dict[str, NDArray[Any]],
     clips: int,
     size: int,
 ) -> Stored:
     """Check one stream's structure against its recipe, its tables and the size of the file."""
+    dataset = datasets[data_path]
     layout, dtype = recipe["layout"], np.dtype(recipe["dtype"]).newbyteorder("<")
     for name in (*TABLES, *(f"{t}/{stream}" for t in PER_STREAM)):
         rows = tables[name].shape[:1] if name in tables else (len(tables.get(f"{name}/offset", ())) - 1,)
@@ -145,6 +155,8 @@ def _stored(
     if layout == "fixed":
         where["shape"] = dataset.shape[1:]
         whole = dataset.ndim > 1 and len(dataset) == clips
+        if whole and FIELD in recipe:
+            where |= _scales(path, stream, dataset, datasets, tables)
     elif layout == "ragged":
         where["bounds"], where["shapes"] = tables[f"{stream}/offset"], tables[f"{stream}/shape"]
         sizes = np.prod(where["shapes"], axis=1)
@@ -160,6 +172,25 @@ def _stored(
     if not whole:
         raise damaged(path, f"stream {stream!r} has shape {dataset.shape}, which does not fit its tables")
     return Stored(layout, recipe_digest, dtype, dataset.name.lstrip("/"), start, taken, **where)
+
+
+def _scales(
+    path: Path, stream: str, dataset: Any, datasets: dict[str, Any], tables: dict[str, NDArray[Any]]
+) -> dict[str, Any]:
+    """Where scales and offsets of a quantised stream lie, checked against its codes."""
+    names = [f"{FIELD}/{stream}/{name}" for name in SCALES]
+    scale, offset, error = (tables.get(name) for name in names)
+    if scale is None or offset is None or error is None:
+        lacking = ", ".join(name for name in names if name not in tables)
+        raise damaged(path, f"stream {stream!r} is quantised, but lacks {lacking}")
+    fits = scale.ndim == dataset.ndim and scale.shape[:2] == dataset.shape[:2]
+    fits = fits and all(s in (1, c) for s, c in zip(scale.shape, dataset.shape, strict=True))
+    at = tuple(datasets[name].id.get_offset() for name in names[:2])
+    if not fits or offset.shape != scale.shape or error.shape != dataset.shape[:1] or None in at:
+        raise damaged(path, f"stream {stream!r} has scales {scale.shape}, which do not fit its codes {dataset.shape}")
+    if any(table.dtype != np.dtype("<f4") for table in (scale, offset, error)) or dataset.dtype != np.uint8:
+        raise damaged(path, f"stream {stream!r} is quantised, but its tables are not float32 or its codes not uint8")
+    return {"packing": Packing(dataset.shape[2:], scale.shape[2:]), "scales_at": at, "errors": error}
 
 
 def _rising(offsets: Int64) -> bool:
@@ -184,9 +215,9 @@ class StreamReader:
     def __enter__(self) -> Self:
         path = self.shard.path
         try:
-            if self.stored.start is not None:
+            if self.stored.start is not None or self.stored.packing is not None:
                 self._raw = FileIO(path)
-            else:
+            if self.stored.start is None:
                 import hdf5plugin  # noqa: F401  (registers the zstd filter)
 
                 self._file = h5py.File(path, "r", locking=False)
@@ -212,6 +243,11 @@ class StreamReader:
     def row(self, row: int) -> Payload:
         """One clip as it was handed in: an array, or for jpeg the list of files."""
         stored = self.stored
+        if stored.packing is not None and stored.errors is not None:
+            views = range(stored.shape[0])
+            each = [stored.packing.parts(self._packed(row, view)) for view in views]
+            scale, offset, codes = (np.stack(parts) for parts in zip(*each, strict=True))
+            return Quantised(codes, scale, offset, float(stored.errors[row]))
         if stored.bounds is None:
             out = np.empty((1, *stored.shape), stored.dtype)
             self.into([row], [0], out, None)
@@ -232,9 +268,19 @@ class StreamReader:
     def into(self, rows: Sequence[int], places: Sequence[int], out: NDArray[Any], view: int | None) -> None:
         """Read clips [V, …] of a fixed stream, or one view of each, into ``out[place]``; ``out`` is contiguous.
 
-        Rows in ascending order are read fastest.
+        Rows in ascending order are read fastest. Quantised streams are decoded.
         """
         start, views = self.stored.start, self.stored.shape[0]
+        if self.stored.packing is not None:
+            from kdcache.store.decoding import decode  # brings numba, which other streams do without
+
+            packing = self.stored.packing
+            packed, values = np.empty(packing.nbytes, np.uint8), np.empty(math.prod(packing.shape), np.float32)
+            for row, place in zip(rows, places, strict=True):
+                for number in range(views) if view is None else (view,):
+                    scale, offset, codes = packing.parts(self._packed(row, number, packed))
+                    decode(codes, scale, offset, out[place, number] if view is None else out[place], values)
+            return
         if start is None:
             for row, place in zip(rows, places, strict=True):
                 self._unpack(out, row if view is None else (row, view), np.s_[place])
@@ -244,6 +290,26 @@ class StreamReader:
         stride, skip = (size, 0) if view is None else (size * views, size * view)
         for row, place in zip(rows, places, strict=True):
             self._fill(start + row * stride + skip, buffer[place * size : (place + 1) * size])
+
+    def pack(self, rows: Sequence[int], places: Sequence[int], out: NDArray[np.uint8], view: int) -> None:
+        """Read one view of clips of a quantised stream as it is stored into ``out[place]``; see ``Packing``."""
+        for row, place in zip(rows, places, strict=True):
+            self._packed(row, view, out[place])
+
+    def _packed(self, row: int, view: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        stored = self.stored
+        assert stored.packing is not None
+        size, nbytes = stored.packing.scale_bytes, stored.packing.nbytes
+        packed = np.empty(nbytes, np.uint8) if out is None else out
+        number = row * stored.shape[0] + view
+        for place, at in enumerate(stored.scales_at):
+            self._fill(at + number * size, packed[place * size : (place + 1) * size].data)
+        codes = packed[2 * size :]
+        if stored.start is None:
+            self._unpack(codes.reshape(stored.packing.shape), (row, view), None)
+        else:
+            self._fill(stored.start + number * codes.nbytes, codes.data)
+        return packed
 
     def _fill(self, offset: int, buffer: memoryview) -> None:
         """Read the file's bytes from ``offset`` on until the buffer is full."""

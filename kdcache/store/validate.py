@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from kdcache.errors import StoreError
 from kdcache.recipe import Recipe
 from kdcache.store.layout import DTYPES, HEX, LAYOUTS, PER_STREAM, TABLES, Record
+from kdcache.store.quantised import FIELD, Quantised
 
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
 
@@ -32,12 +34,14 @@ def check_records(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> N
             raise StoreError(
                 f"Stream {stream!r}: layout {layout!r} with dtype {dtype!r} cannot be stored; correct its recipe."
             )
+        if FIELD in recipe and (layout, dtype) != ("fixed", "uint8"):
+            raise StoreError(f"Stream {stream!r}: only a fixed uint8 stream can be quantised; correct its recipe.")
         shapes = set()
         for record in records:
             problem = _problem(record, stream, recipe)
             if problem:
                 raise StoreError(f"Clip {record.clip_id!r}, stream {stream!r}: {problem}; this shard is not written.")
-            shapes.add(np.shape(record.arrays[stream]) if layout == "fixed" else ())
+            shapes.add(_shapes(record.arrays[stream]) if layout == "fixed" else ())
         if len(shapes) > 1:
             raise StoreError(
                 f"Stream {stream!r} is fixed, but its clips have shapes {sorted(shapes)}; use layout ragged."
@@ -62,11 +66,32 @@ def _problem(record: Record, stream: str, recipe: Recipe) -> str | None:
         )
     if isinstance(payload, list):
         return "a list was handed in where the recipe wants an array"
+    if isinstance(payload, Quantised) != (FIELD in recipe):
+        return "it is quantised and its recipe does not say so, or the other way round"
+    if isinstance(payload, Quantised):
+        return _quantised_problem(payload)
     if payload.dtype != np.dtype(recipe["dtype"]).newbyteorder("<"):
         return f"dtype is {payload.dtype}, its recipe says {recipe['dtype']}"
     if payload.ndim == 0 or (recipe["layout"] == "fixed" and payload.size == 0):
         return f"shape {payload.shape} cannot be stored"
     return None
+
+
+def _quantised_problem(payload: Quantised) -> str | None:
+    codes, scale, offset = payload.codes, payload.scale, payload.offset
+    if (codes.dtype, scale.dtype, offset.dtype) != (np.dtype("u1"), np.dtype("<f4"), np.dtype("<f4")):
+        return f"codes, scale and offset are {codes.dtype}, {scale.dtype} and {offset.dtype}, not uint8 and float32"
+    pairs = zip(scale.shape, codes.shape, strict=False)
+    fits = scale.ndim == codes.ndim and all(s in (1, c) for s, c in pairs)
+    if not codes.size or not fits or offset.shape != scale.shape or scale.shape[0] != codes.shape[0]:
+        return f"scale {scale.shape} and offset {offset.shape} do not fit codes {codes.shape}"
+    finite = bool(np.isfinite(scale).all() and np.isfinite(offset).all() and np.isfinite(payload.error))
+    return None if finite else "its scale, offset or error is not finite"
+
+
+def _shapes(payload: Any) -> tuple[Any, ...]:
+    """What all clips of a fixed stream share."""
+    return (payload.shape, payload.scale.shape) if isinstance(payload, Quantised) else np.shape(payload)
 
 
 def check_streams(names: Iterable[str]) -> None:
@@ -75,7 +100,7 @@ def check_streams(names: Iterable[str]) -> None:
     Raises:
         StoreError: a name with odd characters, one of the format's own, or one that is another's parent.
     """
-    taken = set(TABLES) | set(PER_STREAM)
+    taken = {*TABLES, *PER_STREAM, FIELD}
     names = list(names)
     for name in names:
         if not _STREAM.fullmatch(name):

@@ -21,12 +21,14 @@ from kdcache.recipe import Recipe, canonical, digest
 from kdcache.store.commit import Sink, partial_file, publish
 from kdcache.store.layout import (
     FORMAT,
+    QUANTISED_FORMAT,
     Entry,
     Record,
     StrPath,
     row_digest,
     tables_digest,
 )
+from kdcache.store.quantised import FIELD, SCALES, Quantised
 from kdcache.store.reader import Shard, StreamReader
 from kdcache.store.validate import check_records
 
@@ -128,7 +130,7 @@ def _write(
     for data in datas.values():
         tables |= data.tables
     attributes = {
-        "format": FORMAT,
+        "format": QUANTISED_FORMAT if any(FIELD in recipe for recipe in recipes.values()) else FORMAT,
         "recipes": canonical(dict(recipes)),
         "recipe_digests": canonical({s: digest(r) for s, r in recipes.items()}),
         "libraries": canonical(_libraries()),
@@ -172,7 +174,9 @@ def _write_data(file: Any, data: _Data, payloads: list[Any], sink: Sink) -> None
         data.path, shape=data.shape, dtype=data.dtype, fill_time="never", track_times=False, **options
     )
     for slot, payload in zip(data.slots, payloads, strict=True):
-        if isinstance(payload, list):
+        if isinstance(payload, Quantised):
+            dataset[slot] = payload.codes
+        elif isinstance(payload, list):
             dataset[slot] = np.frombuffer(b"".join(payload), np.uint8)
         else:
             dataset[slot] = payload if isinstance(slot, int) else payload.reshape(-1)
@@ -187,7 +191,8 @@ def _lay_out(stream: str, recipe: Recipe, records: Sequence[Record], codec: str 
     if recipe["layout"] == "fixed":
         shape = payloads[0].shape
         chunks = (1, 1, *shape[1:]) if codec else None
-        return _Data(stream, (len(records), *shape), dtype, chunks, list(range(len(records))), {})
+        beside = _scales(stream, payloads) if FIELD in recipe else {}
+        return _Data(stream, (len(records), *shape), dtype, chunks, list(range(len(records))), beside)
     path = f"{stream}/data"
     if recipe["layout"] == "jpeg":
         frame_offset = _offsets([len(b) for files in payloads for b in files])
@@ -206,6 +211,12 @@ def _lay_out(stream: str, recipe: Recipe, records: Sequence[Record], codec: str 
         chunks = (min(int(bounds[-1]), _CHUNK // dtype.itemsize),) if codec and bounds[-1] else None
     slots: list[int | slice] = [slice(a, b) for a, b in pairwise(bounds.tolist())]
     return _Data(path, (int(bounds[-1]),), dtype, chunks, slots, tables)
+
+
+def _scales(stream: str, payloads: Sequence[Quantised]) -> dict[str, NDArray[Any]]:
+    """The tables beside the codes of a quantised stream."""
+    values: dict[str, list[Any]] = {name: [getattr(p, name) for p in payloads] for name in SCALES}
+    return {f"{FIELD}/{stream}/{name}": np.asarray(each, "<f4") for name, each in values.items()}
 
 
 def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:

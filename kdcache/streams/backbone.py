@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from kdcache import backbones
 from kdcache.backbones.weights import Choice
 from kdcache.errors import OptionError
+from kdcache.recipe import Recipe
 from kdcache.streams.base import Array, ClipSpan, Stream, Strip
+from kdcache.streams.sharing import shared_axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,19 @@ class BackboneStream(Stream):
         identity = self.weights.identity()
         return {"name": self.backbone, "layer": layer, "precision": self.precision, "weights": identity}
 
+    def _with_dtype(self, recipe: Recipe) -> Recipe:
+        """A recipe that says along which axes bytes share a scale, where the stream is stored as bytes."""
+        if self.dtype != "uint8":
+            return recipe
+        assert self.shape is not None
+        return recipe | {"quantised": {"steps": 255, "shared": shared_axes(self.axes_in(recipe), self.shape)}}
+
+    @functools.cached_property
+    def shared(self) -> tuple[int, ...]:
+        """Of a stream that is stored as bytes: axes along which numbers share a scale."""
+        axes = self.axes_in(self.recipe) or ""
+        return tuple(axes.index(letter) for letter in self.recipe["quantised"]["shared"])
+
     @staticmethod
     def _common_in(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
         """The fields that all streams of networks take from a recipe, but the weights."""
@@ -82,7 +97,10 @@ class BackboneStream(Stream):
     @functools.cached_property
     def _clip_bytes(self) -> int:
         assert self.shape is not None
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        scales = 0
+        if self.dtype == "uint8":
+            scales = math.prod(n for axis, n in enumerate(self.shape) if axis not in self.shared)
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize + 8 * scales
 
     def assemble(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the network gave for the segments of some clips → [clips × V, …], with levels [clips × V, N, …]."""

@@ -151,7 +151,7 @@ class FeatureStream(VideoStream, BackboneStream):
             recipe["stack"] = self.stack
         if self.levels is not None:
             recipe["progress"] = self.levels.to_recipe()
-        return recipe
+        return self._with_dtype(recipe)
 
     def parts(self, times: NDArray[np.float64], whole: Part) -> list[Part]:
         """The whole clip, or what each level may look at; no level sees a frame after its end."""

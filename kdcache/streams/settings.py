@@ -34,8 +34,9 @@ class StreamSettings:
     ``None``: what is known of the network."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the backbone."""
-    dtype: Literal["float16", "float32"] = "float16"
-    """Stored type of features."""
+    dtype: Literal["float16", "float32", "uint8"] = "float16"
+    """Stored type of features; ``uint8`` has one scale and offset a channel (vectors: one a vector) and is read as
+    float16."""
     short_side: int | None = None
     """Short side in pixels of ``rgb``, ``flow`` and ``idt``; smaller sources are enlarged to a number that is given.
     ``None``: 256, and smaller sources keep their size."""

@@ -136,7 +136,9 @@ class SkeletonStream(BackboneStream):
             "skeleton": self.imaging.to_recipe(),
             "backbone": self._backbone_recipe(),
         }
-        return recipe if self.joint_layout is None else {**recipe, "joints": self.joint_layout.to_recipe()}
+        if self.joint_layout is not None:
+            recipe["joints"] = self.joint_layout.to_recipe()
+        return self._with_dtype(recipe)
 
     def frames(self, clip: ClipJoints) -> NDArray[np.int32]:
         """One frame a level: the last that it shows."""

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, unknown
+from kdcache.motion.frames import Clip, frames_of
+from kdcache.motion.tv_l1.opencv import solve_pairs_opencv
 from kdcache.motion.tv_l1.params import SMALLEST, TVL1Params
 
 ENGINES = ("cpu", "opencv", "torch")
@@ -19,16 +21,25 @@ _FARTHEST = 1e6  # pixels that an initial flow may point
 
 
 def tvl1(
-    gray: NDArray[np.uint8],
+    clip: Clip,
     engine: str = "cpu",
     params: TVL1Params | None = None,
     threads: int | None = None,
     device: str | None = None,
+    *,
+    start_s: float | None = None,
+    stop_s: float | None = None,
+    fps: float | None = None,
+    short_side: int | None = None,
 ) -> NDArray[np.float32]:
-    """Flow between consecutive frames of a clip: uint8 [T, H, W] to float32 [T − 1, H, W, 2], pixels (x, y).
+    """Flow between consecutive frames of a clip: float32 [T − 1, H, W, 2], pixels (x, y).
 
-    A clip of one frame gives [0, H, W, 2]. Options and errors as ``tvl1_pairs``.
+    ``clip`` is an array of grey frames, uint8 [T, H, W], or the path of a video, or of a folder or tar of frames, of
+    which ``start_s``, ``stop_s``, ``fps`` and ``short_side`` say what is read (see ``kdcache.motion.frames``). All of
+    it is held in memory: 8 bytes a pixel of each field. A clip of one frame gives [0, H, W, 2]. Other options and
+    errors as ``tvl1_pairs``.
     """
+    gray = frames_of(clip, start_s=start_s, stop_s=stop_s, fps=fps, short_side=short_side, gray=True)
     _check(gray, "a clip", "[T, H, W]")
     if len(gray) == 0:
         raise OptionError("TV-L1 got a clip without frames: give at least one.")
@@ -68,8 +79,6 @@ def tvl1_pairs(
 
         return solve_pairs(first, second, initial, params, threads)[0]
     if engine == "opencv":
-        from kdcache.motion.tv_l1.opencv import solve_pairs_opencv
-
         return solve_pairs_opencv(first, second, initial, params, threads)
     from kdcache.motion.tv_l1.torch_engine import solve_pairs_torch
 

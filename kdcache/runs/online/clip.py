@@ -22,6 +22,7 @@ from kdcache.runtime import cores
 from kdcache.sampling import clip_range
 from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.sources import Source, open_source
+from kdcache.store.quantised import Quantised, read_dtype
 from kdcache.store.reader import decode_jpeg
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Array, ClipSpan, Payload, Stream
@@ -99,7 +100,7 @@ class SourceClip:
 
     def dtype(self, stream: str) -> np.dtype[Any]:
         """See ``Cache``."""
-        return np.dtype(self.recipe(stream)["dtype"])
+        return read_dtype(self.recipe(stream))
 
     def indexed(self, stream: str) -> NDArray[np.bool_]:
         """The clip has every stream."""
@@ -154,6 +155,7 @@ class SourceClip:
         features = self._nets[stream.name].features([inputs], stream)[0]
         if isinstance(features, ClipError):
             raise features
+        features = features.decoded() if isinstance(features, Quantised) else features
         return features if view is None else np.asarray(features[0])
 
     def _dense(self, stream: str) -> DenseStream:

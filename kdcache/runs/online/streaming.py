@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kdcache.errors import ClipError
 from kdcache.extraction.features import Backbones
 from kdcache.runtime import cores
+from kdcache.store.quantised import Quantised
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import ClipSpan
 
@@ -44,4 +45,5 @@ def stream_features(stream: BackboneStream, clip: ClipSpan, nets: Backbones) -> 
         features = nets.features([inputs], one)[0]
         if isinstance(features, ClipError):
             raise features
+        features = features.decoded() if isinstance(features, Quantised) else features
         yield StreamingFeature(features[0, 0], seconds)
