@@ -476,7 +476,7 @@ def test_processes_get_the_same_numbers_tell_of_failures_and_keep_checkpoints_wh
     ],
 )
 def test_a_process_that_dies_is_named(shards, tmp_path, monkeypatch, threads, message):
-    monkeypatch.setattr(pool, "TrainingWork", lambda stages, _: FatalTraining(stages, threads))
+    monkeypatch.setattr(pool, "TrainingWork", lambda stages, *_: FatalTraining(stages, threads))
     common = {"method": "early", "shards": str(shards), "seed": 0}
     jobs = [Job(f"job {i}", tmp_path / str(i), common) for i in range(2)]
     with pytest.raises(KdcacheError, match=message):

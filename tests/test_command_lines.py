@@ -34,7 +34,9 @@ PLACEHOLDER = re.compile(r"…|\{.*|\[?[A-Z][A-Z_…]*\]?$")
 def lines_of(text: str, fenced: bool) -> Iterator[str]:
     """Command lines in prose (between backticks) and, where ``fenced``, at the start of a line."""
     for found in INLINE.finditer(text):
-        yield " ".join(found[1].split())
+        line = " ".join(found[1].split()).replace("\\|", "|")  # as tables have it
+        choices = re.search(r"[a-z0-9]+(?:\|[a-z0-9]+)+", line)  # kdcache import npy|hdf5
+        yield from [line.replace(choices[0], each) for each in choices[0].split("|")] if choices else [line]
     if fenced:
         for found in re.finditer(r"^ *(kdcache .*)$", text.replace("\\\n", " "), re.MULTILINE):
             yield found[1]
