@@ -109,7 +109,19 @@ def test_what_is_lost_is_at_most_half_a_step():
     np.testing.assert_array_equal(extremes.decoded(), [[[-65504, 65504]]])
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (4, 1, 1, 1), (1, 1, 1, 1), (4, 3, 5, 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 3, 1, 1),
+        (4, 1, 1, 1),
+        (1, 1, 1, 1),
+        (4, 3, 5, 1),
+        (4, 1, 1, 64),
+        (4, 1, 5, 64),
+        (1, 3, 1, 64),
+        (4, 3, 5, 64),
+    ],
+)
 def test_decoding_is_numpy_s_to_the_bit(shape):
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 256, (4, 3, 5, 64), dtype=np.uint8)

@@ -6,6 +6,7 @@ nearest half-precision number, ties to even.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,26 +28,37 @@ def _half_bits(value: Any, bits: Any) -> Any:
 
 
 @cached_njit(nogil=True)
-def decode_half(codes: Any, scale: Any, offset: Any, buffer: Any, out: Any) -> None:
-    """uint8 [n, m], float32 [n] twice → bits of float16, uint16 [n, m]; ``buffer`` is float32 [n × m]."""
-    width = codes.shape[1]
-    for i in range(codes.shape[0]):
-        a, b = scale[i], offset[i]
-        for j in range(width):
-            buffer[i * width + j] = np.float32(np.float32(codes[i, j]) * a) + b
-    bits, flat = buffer.view(np.uint32), out.reshape(-1)
-    for k in range(flat.size):
-        flat[k] = np.uint16(((bits[k] >> np.uint32(16)) & np.uint32(0x8000)) | _half_bits(buffer[k], bits[k]))
-
-
-@cached_njit(nogil=True)
-def decode_single(codes: Any, scale: Any, offset: Any, out: Any) -> None:
-    """uint8 [n, m], float32 [n] twice → float32 [n × m], rounded to what float16 holds."""
+def scaled_rows(codes: Any, scale: Any, offset: Any, out: Any) -> None:
+    """uint8 [n, m], float32 [n] twice → float32 [n × m]: channels first."""
     width = codes.shape[1]
     for i in range(codes.shape[0]):
         a, b = scale[i], offset[i]
         for j in range(width):
             out[i * width + j] = np.float32(np.float32(codes[i, j]) * a) + b
+
+
+@cached_njit(nogil=True)
+def scaled_columns(codes: Any, scale: Any, offset: Any, out: Any) -> None:
+    """uint8 [n, m, c], float32 [n, c] twice → float32 [n × m × c]: channels last."""
+    rows, width = codes.shape[1:]
+    for i in range(codes.shape[0]):
+        for k in range(rows):
+            start = (i * rows + k) * width
+            for j in range(width):
+                out[start + j] = np.float32(np.float32(codes[i, k, j]) * scale[i, j]) + offset[i, j]
+
+
+@cached_njit(nogil=True)
+def as_half(values: Any, out: Any) -> None:
+    """float32 [n] → bits of float16, uint16 [n]."""
+    bits = values.view(np.uint32)
+    for k in range(out.size):
+        out[k] = np.uint16(((bits[k] >> np.uint32(16)) & np.uint32(0x8000)) | _half_bits(values[k], bits[k]))
+
+
+@cached_njit(nogil=True)
+def round_to_half(out: Any) -> None:
+    """float32 [n], rounded in place to what float16 holds."""
     bits = out.view(np.uint32)
     for k in range(out.size):
         magnitude = bits[k] & np.uint32(0x7FFFFFFF)
@@ -69,15 +81,26 @@ def decode(
 
     ``buffer``, float32 of as many numbers, spares those who decode many arrays its allocation.
     """
-    inner = codes.ndim
+    half = out.dtype != np.float32
+    if half and buffer is None:
+        buffer = np.empty(codes.size, np.float32)
+    values = buffer if half else out.reshape(-1)
+    assert values is not None
+    last = codes.ndim  # what shares a scale lies before the axes from here on
+    while last and scale.shape[last - 1] > 1:
+        last -= 1
+    inner = last if 0 < last < codes.ndim else codes.ndim
     while inner and scale.shape[inner - 1] == 1:
         inner -= 1
-    outer = codes.shape[:inner]
-    each = (np.broadcast_to(part.reshape(scale.shape[:inner]), outer) for part in (scale, offset))
-    a, b = (np.array(part, np.float32).ravel() for part in each)  # copies: windows on packed bytes are not aligned
-    rows = codes.reshape(len(a), -1)
-    if out.dtype == np.float32:
-        decode_single(rows, a, b, out.reshape(-1))
+    outer, behind = codes.shape[:inner], codes.shape[last:] if last > inner else ()
+    each = (np.broadcast_to(part.reshape(scale.shape[:inner] + behind), outer + behind) for part in (scale, offset))
+    a, b = (np.array(part, np.float32) for part in each)  # copies: windows on packed bytes are not aligned
+    if behind:
+        count, width = math.prod(outer), math.prod(behind)
+        scaled_columns(codes.reshape(count, -1, width), a.reshape(count, width), b.reshape(count, width), values)
     else:
-        buffer = np.empty(rows.size, np.float32) if buffer is None else buffer
-        decode_half(rows, a, b, buffer, out.view(np.uint16).reshape(rows.shape))
+        scaled_rows(codes.reshape(a.size, -1), a.ravel(), b.ravel(), values)
+    if half:
+        as_half(values[: codes.size], out.view(np.uint16).reshape(-1))
+    else:
+        round_to_half(values)
