@@ -32,6 +32,19 @@ def test_classes_are_numbered_in_sorted_order_and_nothing_is_lost(tmp_path):
     assert rows.attrs["report"].extra == ("x.avi", "run/notes.txt")
 
 
+def test_a_share_of_each_class_is_held_out_where_nothing_says_what_belongs_together(tmp_path, caplog):
+    touch(tmp_path, *(f"walk/{i}.avi" for i in range(10)), *(f"run/{i}.avi" for i in range(3)), "jump/0.avi")
+    rows = manifest_for("folder", tmp_path, held_out_share=0.3)
+    assert "may lie on both sides" in caplog.text
+    test = rows[rows["split"] == "test"].groupby("class").size().to_dict()
+    assert test == {"walk": 3, "run": 1}  # a class of one clip trains
+    assert set(rows["split"]) == {"train", "test"}
+    again = manifest_for("folder", tmp_path, held_out_share=0.3)
+    assert again.equals(rows)
+    with pytest.raises(OptionError, match="held_out names subjects or groups: say who is in a clip"):
+        manifest_for("folder", tmp_path, held_out="ann")
+
+
 def test_split_folders(tmp_path):
     touch(tmp_path, "train/walk/1.avi", "train/run/2.avi", "Validation/walk/3.avi", "test/run/4.avi", "test/jump/5.avi")
     rows = manifest_for("folder", tmp_path).set_index("clip_id")

@@ -226,12 +226,24 @@ def _chosen(
     preferred = [s for s in usable if axes[s] == min(axes.values(), key=first.accepts.index)]
     if len(preferred) == 1 and len(usable) > 1:
         others = ", ".join(s for s in usable if s not in preferred)
-        logger.info("%s reads %s; it could also read %s: choose with %s=…", first.name, preferred[0], others, said)
+        logger.info(
+            "%s reads %s; it could also read %s: choose with %s",
+            first.name,
+            preferred[0],
+            others,
+            _choosing(first, "…", alone),
+        )
         return preferred
     if len(usable) > 1:
-        choices = f" or {said}=".join(usable)
-        raise OptionError(f"{cache.path} holds several streams for input {first.name}: choose with {said}={choices}.")
+        choices = " or ".join(_choosing(first, name, alone) for name in usable)
+        raise OptionError(f"{cache.path} holds several streams for input {first.name}: choose with {choices}.")
     return usable
+
+
+def _choosing(first: Input, name: str, alone: bool) -> str:
+    """The option that chooses a stream, as the command line and Python write it."""
+    value = name if alone else f"{first.name}={name}"
+    return f"--stream {value} (stream={value!r})"
 
 
 def _advice(first: Input) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 from kdcache.datasets.listing import PICTURE_SUFFIXES, VIDEO_SUFFIXES, DatasetReport, Folders
 from kdcache.datasets.pairs import ONE_FRAME, observed_until, part_pairs
 from kdcache.errors import ManifestError, OptionError, unknown
+from kdcache.log import logger
 
 LAYOUT = """
 walk/anna_walk.avi           <class>/<video>
@@ -50,7 +51,8 @@ def manifest(
             ``(?P<subject>[a-z]+)_`` for ``daria_bend.avi``.
         groups: CSV (below the root or not) with columns ``source`` and ``group``: clips that must stay together.
         held_out: subjects (or groups, where a CSV is given) whose clips test; all others train.
-        held_out_share: draw groups (or subjects) at random until this share of the clips tests.
+        held_out_share: draw groups (or subjects) at random until this share of the clips tests; where neither is known,
+            this share of each class, at least a clip and never all.
         seed: of that draw.
         observe: e.g. 0.4: the first 40 % of each clip's frames are ``observed``, the rest is the ``action``.
         fps: frame rate of folders of pictures, which count as clips only when it is given.
@@ -66,9 +68,19 @@ def manifest(
         clips["group"] = _groups(clips["source"], groups if groups.exists() else root / groups)
     key = "group" if groups is not None else "subject"
     if held_out or held_out_share:
+        if key not in clips and held_out:
+            raise OptionError(
+                "held_out names subjects or groups: say who is in a clip with subject='(?P<subject>[a-z]+)_' (a pattern "
+                "for the file's name), or which clips belong together with groups=CSV."
+            )
         if key not in clips:
-            raise OptionError("held_out needs subject=REGEX or groups=CSV, to know which clips belong together.")
-        chosen = set(held_out) or _draw(clips, key, held_out_share, seed)
+            key = "source"
+            logger.warning(
+                "clips are held out one by one: those of one person or scene may lie on both sides; see subject"
+            )
+            chosen = _draw_of_classes(clips, held_out_share, seed)
+        else:
+            chosen = set(held_out) or _draw(clips, key, held_out_share, seed)
         unlisted = sorted(chosen - set(clips[key]))
         if unlisted:
             raise unknown(key, unlisted[0], sorted(set(clips[key])))
@@ -149,6 +161,17 @@ def _groups(sources: pd.Series[str], path: Path) -> pd.Series[str]:
     if len(lost):
         raise ManifestError(str(path), [f"{source} has no group" for source in lost])
     return sources.map(group_of)
+
+
+def _draw_of_classes(clips: pd.DataFrame, share: float, seed: int) -> set[str]:
+    """Sources of a share of each class's clips, at least one and never all."""
+    if not 0 < share < 1:
+        raise OptionError(f"held_out_share is {share}: give the share of clips that test, between 0 and 1.")
+    rng, chosen = np.random.default_rng(seed), set[str]()
+    for _, sources in clips.groupby("class", sort=True)["source"]:
+        count = min(max(1, round(share * len(sources))), len(sources) - 1)
+        chosen.update(rng.permutation(sorted(sources))[:count].tolist())
+    return chosen
 
 
 def _draw(clips: pd.DataFrame, key: str, share: float, seed: int) -> set[str]:

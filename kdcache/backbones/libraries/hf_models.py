@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,10 @@ def external(name: str) -> External:
         import transformers
     except ImportError as error:
         raise OptionError(f"hf:{name} needs transformers: pip install 'kdcache[hf]'.") from error
+    transformers.utils.logging.disable_progress_bar()  # they would break lines of progress and logs
+    local = name.count("/") != 1 or Path(name).parent.is_dir()  # the hub has OWNER/NAME
+    if local and not Path(name).is_dir():
+        raise WeightsError(f"hf:{name}: there is no folder {name} here, and networks of the hub are called OWNER/NAME.")
     config = _had(name, "configuration", lambda: transformers.AutoConfig.from_pretrained(name))
 
     def make(origin: str) -> nn.Module:
@@ -96,6 +101,11 @@ def _had(name: str, what: str, get: Any) -> Any:
         return get()
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if what == "preprocessing" and Path(name).is_dir():
+            raise WeightsError(
+                f"hf:{name}: the folder holds no preprocessing (size, mean, std): save the network's processor there, "
+                f"too, AutoVideoProcessor.from_pretrained(…).save_pretrained({name!r})."
+            ) from error
         raise WeightsError(
             f"hf:{name}: its {what} cannot be had ({reason}); check the name and the network, or name a folder that "
             f"save_pretrained wrote, by its path from here: hf:FOLDER."
