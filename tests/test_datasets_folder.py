@@ -117,7 +117,7 @@ def test_fight_clips_split_by_source_video(shared):
         ({"subject": "([a-z]+)_"}, r"needs a group \(\?P<subject>"),
         ({"subject": "(?P<subject>"}, "not a regular expression"),
         ({"subject": r"(?P<subject>\d+)"}, "matches 2 files not at all, such as 'run/ann_run'"),
-        ({"held_out": "ann"}, "needs subject=REGEX or groups=CSV"),
+        ({"held_out": "ann"}, "held_out names subjects or groups"),
         ({"subject": SUBJECT, "held_out": "anm"}, "Unknown subject 'anm': did you mean 'ann'"),
         ({"subject": SUBJECT, "held_out": "ann", "held_out_share": 0.5}, "give one of the two"),
         ({"subject": SUBJECT, "held_out_share": 1.5}, "between 0 and 1"),

@@ -178,7 +178,7 @@ def test_transformers(tmp_path, monkeypatch) -> None:
     assert found.weights_id["spec"] == "pretrained"
     torch.testing.assert_close(backbones.frozen(found, "output")(clip), wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(backbones.frozen(found, "pool")(clip), wanted.mean(1), rtol=1e-4, atol=1e-5)
-    with pytest.raises(WeightsError, match=r"hf:nowhere: its configuration cannot be had"):
+    with pytest.raises(WeightsError, match=r"hf:nowhere: there is no folder nowhere here"):
         backbones.input_spec("hf:nowhere")
 
 

@@ -159,7 +159,7 @@ def test_each_input_finds_its_stream_or_is_told(tmp_path):
     found = bind(cache, swapped, "flow=i3d-rgb/pool,rgb=resnext101/pool")
     assert [b.names for b in found] == ["resnext101/pool", "i3d-rgb/pool"]
     with pytest.raises(
-        OptionError, match=r"several streams for input rgb: choose with stream=rgb=i3d.* or stream=rgb="
+        OptionError, match=r"several streams for input rgb: choose with --stream rgb=i3d.* or --stream rgb="
     ):
         bind(cache, swapped, None)
     with pytest.raises(OptionError, match="Unknown input 'flaw': did you mean 'flow'"):

@@ -108,7 +108,7 @@ def test_the_preferred_axes_are_read_and_told(tmp_path, caplog):
     both = Input(name="x", axes="CTHW", also=("TD",), ragged=True)
     (binding,) = bind(cache, [both], None)
     assert (binding.streams, binding.axes, binding.order, binding.ragged) == (("f/maps",), "CTHW", (1, 0, 2, 3), False)
-    assert "x reads f/maps; it could also read features/x: choose with stream=" in caplog.text
+    assert "x reads f/maps; it could also read features/x: choose with --stream " in caplog.text
     (binding,) = bind(cache, [both], "features/x")
     assert (binding.axes, binding.ragged) == ("TD", True)
 

@@ -95,7 +95,7 @@ def test_two_streams_join_side_by_side(tmp_path):
     got = stream.to_device(stream.fetch(rows, torch.tensor([1, 0]), rows)).numpy()
     want = [np.concatenate([first[i][v], second[i][v]], axis=-1) for i, v in ((3, 1), (0, 0))]
     assert np.array_equal(got, np.stack(want).astype(np.float32))
-    with pytest.raises(OptionError, match="choose with stream=tsm/clip or stream=vacnn/pool"):
+    with pytest.raises(OptionError, match=r"choose with --stream tsm/clip .* or --stream vacnn/pool"):
         bind(cache, [VECTORS], None)
     with pytest.raises(OptionError, match="does not hold feature maps"):
         bind(cache, [MAPS], None)

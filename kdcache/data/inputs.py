@@ -226,13 +226,8 @@ def _chosen(
     preferred = [s for s in usable if axes[s] == min(axes.values(), key=first.accepts.index)]
     if len(preferred) == 1 and len(usable) > 1:
         others = ", ".join(s for s in usable if s not in preferred)
-        logger.info(
-            "%s reads %s; it could also read %s: choose with %s",
-            first.name,
-            preferred[0],
-            others,
-            _choosing(first, "…", alone),
-        )
+        how = _choosing(first, "…", alone)
+        logger.info("%s reads %s; it could also read %s: choose with %s", first.name, preferred[0], others, how)
         return preferred
     if len(usable) > 1:
         choices = " or ".join(_choosing(first, name, alone) for name in usable)

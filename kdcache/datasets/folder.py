@@ -75,9 +75,7 @@ def manifest(
             )
         if key not in clips:
             key = "source"
-            logger.warning(
-                "clips are held out one by one: those of one person or scene may lie on both sides; see subject"
-            )
+            logger.warning("clips are held out one by one: those of one person or scene may lie on both sides")
             chosen = _draw_of_classes(clips, held_out_share, seed)
         else:
             chosen = set(held_out) or _draw(clips, key, held_out_share, seed)
