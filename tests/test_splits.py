@@ -15,7 +15,7 @@ import kdcache
 from kdcache.cli import main
 from kdcache.data.clips import clips
 from kdcache.data.pairs import pairs
-from kdcache.data.splits import split_by
+from kdcache.data.splits import assign_splits, split_by
 from kdcache.errors import OptionError
 from kdcache.methods.contract import HELD_OUT
 from kdcache.metrics.significance import mean_std, paired
@@ -372,3 +372,11 @@ def test_the_old_name_of_the_option_still_works(shards, tmp_path, caplog):
     assert "splits is now called split_columns" in caplog.text
     assert (tmp_path / "old" / "knn" / "split_1" / "seed-0" / "metrics.json").exists()
     assert "--splits" not in CliRunner().invoke(main, ["ablate", "--help"]).output
+
+
+def test_classes_without_a_training_clip_are_named(caplog):
+    table = pd.DataFrame({"label": ["0", "1", "2"], "subject": list("abc"), "split": ["train"] * 3}, index=list("xyz"))
+    split = assign_splits(table, 0.2, ("subject",))
+    lost = table["label"][split == "validation"].tolist()
+    assert len(lost) == 1
+    assert f"holding clips out leaves no training clip of label {lost[0]}" in caplog.text

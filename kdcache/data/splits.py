@@ -81,13 +81,27 @@ def assign_splits(table: pd.DataFrame, share: float, by: Sequence[str], quiet: b
     if split is None:
         split = pd.Series("train", index=table.index, dtype=str)
     if share and not (split == VALIDATION).any():
-        return split.mask(hold_out(table, split == "train", share, by, quiet), VALIDATION)
+        held = hold_out(table, split == "train", share, by, quiet)
+        if not quiet:
+            _warn_of_lost_classes(table, split == "train", held)
+        return split.mask(held, VALIDATION)
     if not split.isin(HELD_OUT).any():
         raise OptionError(
             "validation=0 leaves nothing to test on, as the manifest has no held-out clips: set validation=0.2 or mark "
             "some."
         )
     return split
+
+
+def _warn_of_lost_classes(table: pd.DataFrame, train: pd.Series[bool], held: pd.Series[bool]) -> None:
+    for target in (t for t in TARGETS if t in table):
+        labels = table[target].replace("", None)
+        lost = sorted(map(str, set(labels[train].dropna()) - set(labels[train & ~held].dropna())))
+        if lost:
+            shown = ", ".join(lost[:5]) + ("…" if len(lost) > 5 else "")
+            logger.warning(
+                "holding clips out leaves no training clip of %s %s; see validation, or a split column", target, shown
+            )
 
 
 def hold_out(

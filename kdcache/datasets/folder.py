@@ -70,8 +70,8 @@ def manifest(
     if held_out or held_out_share:
         if key not in clips and held_out:
             raise OptionError(
-                "held_out names subjects or groups: say who is in a clip with subject='(?P<subject>[a-z]+)_' (a pattern "
-                "for the file's name), or which clips belong together with groups=CSV."
+                "held_out names subjects or groups: say who is in a clip with subject='(?P<subject>[a-z]+)_' (a "
+                "pattern for the file's name), or which clips belong together with groups=CSV."
             )
         if key not in clips:
             key = "source"
