@@ -55,3 +55,57 @@ def images() -> Custom:
 def module() -> nn.Module:
     """Not what a builder must return."""
     return Video()
+
+
+class Early(nn.Module):
+    """What is registered last runs first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Conv3d(4, 4, 3)
+        self.stem = nn.Conv3d(3, 4, 3)
+
+    def forward(self, x):
+        return self.block(self.stem(x))
+
+
+def early() -> Custom:
+    torch.manual_seed(0)
+    return Custom(net=Early(), takes="CTHW", frames=6, size=32, axes={"*": "CTHW"})
+
+
+class TimeFirst(nn.Module):
+    """Its blocks give time first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=False, dropout=0)
+
+    def forward(self, x):
+        sequence = x.mean((1, 3, 4)).T[:, :, None].expand(-1, -1, 4)  # [T, B, 4]
+        return self.block(sequence).mean(0)
+
+
+def time_first() -> Custom:
+    torch.manual_seed(0)
+    return Custom(net=TimeFirst(), takes="CTHW", frames=2, size=32, axes={"block": "TD", "output": "D"})
+
+
+class Named(nn.Module):
+    """Its parts have the names that a fitted file uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.head = nn.Conv3d(3, 4, 3), nn.Conv3d(4, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.net(x))
+
+
+def named() -> Custom:
+    torch.manual_seed(0)
+    return Custom(net=Named(), takes="CTHW", frames=4, size=32, axes={"*": "CTHW"})
+
+
+def broken() -> Custom:
+    raise KeyError("no such file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import sys
 from pathlib import Path
 
@@ -340,7 +341,7 @@ def test_what_is_stated_wrongly_is_refused(videos, tmp_path) -> None:
         streams("no_such_package:net/first")
     with pytest.raises(OptionError, match=r"are not known: state them with --axes"):
         backbones.layer_axes("torchvision:mvit_v2_s", "blocks.0.attn.pool_q.pool")
-    with pytest.raises(WeightsError, match=r"nofile: no such weights file; give torchvision:s3d a file, one of KIN"):
+    with pytest.raises(WeightsError, match=r"nofile: no such weights file; give torchvision:s3d a file, or random:0"):
         backbones.build("torchvision:s3d", "nofile")
 
 
@@ -382,3 +383,112 @@ def test_fit_extract_train_predict(videos, tmp_path) -> None:
     assert kdcache.cost(run).multiply_adds > 1e6
     answers = list(kdcache.predict(run, videos / "v5.mp4", weights={name: fit.weights}))
     np.testing.assert_allclose(sum(answers[-1].probabilities), 1, rtol=1e-5)
+
+
+def test_a_checkpoint_without_what_a_layer_needs(tmp_path) -> None:
+    """What runs last may be missing, the classifier of a library's file; what runs before it may not."""
+    name = backbones.allow("own_networks:early")
+    state = own_networks.early().net.state_dict()
+    torch.save({k: v for k, v in state.items() if k.startswith("block")}, tmp_path / "nostem.pt")
+    with pytest.raises(WeightsError, match=r"net.stem.weight is missing"):
+        backbones.build(name, tmp_path / "nostem.pt")
+    torch.save({k: v for k, v in state.items() if k.startswith("stem")}, tmp_path / "noblock.pt")
+    net = backbones.build(name, tmp_path / "noblock.pt")
+    backbones.frozen(net, "stem")
+    for layer in ("block", "output", "pool"):
+        with pytest.raises(OptionError, match="which the checkpoint does not hold"):
+            backbones.frozen(net, layer)
+
+
+def test_a_module_whose_first_axis_is_not_that_of_clips() -> None:
+    """Two frames and two clips look alike; three clips do not."""
+    name = backbones.allow("own_networks:time_first")
+    assert "block" not in backbones.layer_names(name)
+
+
+def test_parts_named_as_in_a_fitted_file(tmp_path) -> None:
+    name = backbones.allow("own_networks:named")
+    state = {k: v + 1 for k, v in own_networks.named().net.state_dict().items()}
+    torch.save(state, tmp_path / "named.pt")
+    net = backbones.build(name, tmp_path / "named.pt")
+    assert all(torch.equal(v, state[k]) for k, v in net.net.state_dict().items())
+
+
+def test_what_a_builder_encloses_is_part_of_the_recipe() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.conv, self.factor = nn.Conv3d(3, 2, 1), factor
+
+        def forward(self, x):
+            return self.factor * self.conv(x)
+
+    def factory(factor: float):
+        def build() -> backbones.Custom:
+            torch.manual_seed(0)
+            return backbones.Custom(net=Scaled(factor), takes="CTHW", frames=2, size=32, axes={"*": "CTHW"})
+
+        return build
+
+    versions = []
+    for factor in (1.0, 10.0, 1.0):
+        backbones.register("scaled", factory(factor))
+        versions.append(custom.external("scaled").version)
+    assert versions[0] == versions[2] != versions[1]
+
+
+def test_a_user_s_code_that_fails_is_named(tmp_path, monkeypatch) -> None:
+    with pytest.raises(OptionError, match=r"its builder failed with KeyError in .*own_networks.py:\d+"):
+        backbones.input_spec(backbones.allow("own_networks:broken"))
+    (tmp_path / "half.py").write_text("def build(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(OptionError, match="half:build cannot be imported: SyntaxError"):
+        backbones.input_spec(backbones.allow("half:build"))
+
+
+def test_other_weights_of_torchvision_have_their_own_preprocessing() -> None:
+    """Sizes of torchvision's documentation: V1 resizes to 256, V2 to 232; SWAG's end-to-end weights see 384 pixels."""
+    assert backbones.input_spec("torchvision:resnet50").resize == 232
+    assert backbones.input_spec("torchvision:resnet50.IMAGENET1K_V1").resize == 256
+    name = "torchvision:vit_b_16.IMAGENET1K_SWAG_E2E_V1"
+    assert backbones.input_spec(name).size == 384
+    assert backbones.layer_shape(name, "encoder.ln") == ("encoder.ln", (8, 24 * 24 + 1, 768))
+    with pytest.raises(OptionError, match=r"Unknown weights of resnet50: 'IMAGENET1K_V3'"):
+        backbones.input_spec("torchvision:resnet50.IMAGENET1K_V3")
+
+
+def test_configuration_and_scaling_of_transformers(tmp_path, monkeypatch) -> None:
+    """ViViT's processor gives x / 127.5 - 1, then (v - mean) / std; another activation is another recipe."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    size = {"image_size": 32, "num_frames": 2, "tubelet_size": [2, 16, 16]}
+    width = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.VivitModel(transformers.VivitConfig(**size, **width)).save_pretrained("vivit")
+    processor = transformers.VivitImageProcessor(
+        size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}, image_mean=[0.4] * 3, image_std=[0.3] * 3
+    )
+    processor.save_pretrained("vivit")
+    clip = torch.randint(0, 256, (1, 2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    net = backbones.outline("hf:vivit")
+    wanted = ((clip.float() / 127.5 - 1) - 0.4) / 0.3
+    torch.testing.assert_close(net.prepare(clip), wanted.permute(0, 1, 4, 2, 3), rtol=1e-5, atol=1e-5)
+    first = custom.external("hf:vivit").to_recipe()
+    config = json.loads(Path("vivit/config.json").read_text())
+    Path("vivit/config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    custom._external.cache_clear()
+    assert custom.external("hf:vivit").to_recipe() != first
+
+
+def test_code_in_a_folder_of_the_hub_is_not_run(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    content = {"model_type": "evil", "auto_map": {"AutoConfig": "conf.Evil", "AutoModel": "conf.Net"}}
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "conf.py").write_text("open('PWNED', 'w').write('x')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(WeightsError, match="hf:evil: its configuration cannot be had"):
+        backbones.input_spec("hf:evil")
+    assert not (tmp_path / "PWNED").exists()

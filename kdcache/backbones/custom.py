@@ -17,12 +17,13 @@ import inspect
 import os
 import pickle
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import metadata
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from kdcache.backbones.spec import InputSpec
 from kdcache.errors import OptionError
@@ -180,6 +181,14 @@ def _imported(module: str, named: str) -> ModuleType:
         return importlib.import_module(module)
     except (ImportError, ValueError) as error:
         raise OptionError(f"{named} cannot be imported ({error}): check its name, and where you are.") from error
+    except Exception as error:  # whatever the user's code raises; named, and kept as the cause
+        raise OptionError(f"{named} cannot be imported: {_raised(error)}.") from error
+
+
+def _raised(error: Exception) -> str:
+    """An exception of the user's code in a few words, with its place."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {last.filename}:{last.lineno} ({error})"
 
 
 def _stated(name: str, build: Builder) -> External:
@@ -187,7 +196,10 @@ def _stated(name: str, build: Builder) -> External:
     from kdcache.backbones.external import BUILT, External
 
     def made() -> Custom:
-        found = build()
+        try:
+            found = build()
+        except Exception as error:  # whatever the user's code raises; named, and kept as the cause
+            raise OptionError(f"{name}: its builder failed with {_raised(error)}.") from error
         if not isinstance(found, Custom):
             raise OptionError(
                 f"{name} returned a {type(found).__name__}: it must return kdcache.backbones.Custom(net=…, takes=…, "
@@ -214,7 +226,7 @@ def _stated(name: str, build: Builder) -> External:
     return External(
         name=name,
         library=(build.__module__ or "").partition(".")[0],
-        version=_version(build, type(custom.net)),
+        version=_version(build, custom.net),
         takes=custom.takes,
         input=spec,
         mean=tuple(custom.mean),
@@ -227,15 +239,32 @@ def _stated(name: str, build: Builder) -> External:
     )
 
 
-def _version(build: Builder, network: type) -> str:
-    """Digest of the source of a builder and of its network's class, as far as Python knows it: a change counts."""
+def _version(build: Builder, net: nn.Module) -> str:
+    """Digest of the code of a builder and its network, as far as Python knows it, and of their plain settings.
+
+    These are the values that a builder encloses, and the numbers and texts that modules keep beside their parameters.
+    """
     total = hashlib.sha256()
-    for each in (build, network):
+    classes = {type(m) for m in net.modules() if not type(m).__module__.startswith("torch")}
+    code: list[Any] = [build, *sorted(classes, key=lambda c: (c.__module__, c.__qualname__))]
+    for each in code:
         try:
             total.update(inspect.getsource(each).encode())
         except (OSError, TypeError):  # typed into an interpreter
             continue
+    enclosed = [c.cell_contents for c in getattr(build, "__closure__", None) or ()]
+    enclosed += [*(getattr(build, "__defaults__", None) or ()), *(getattr(build, "args", ()))]
+    total.update(repr([value for value in enclosed if _is_plain(value)]).encode())
+    for name, module in net.named_modules():
+        plain = {k: v for k, v in sorted(vars(module).items()) if k != "training" and _is_plain(v)}
+        total.update(f"{name}|{type(module).__qualname__}|{plain!r}".encode())
     return f"source {total.hexdigest()[:12]}"
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _is_path(name: str) -> bool:

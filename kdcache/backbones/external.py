@@ -48,15 +48,15 @@ class External:
     std: tuple[float, ...]
     """Of each channel, for values from 0 to 1: the network sees (x / 255 − mean) / std."""
     make: Callable[[str], nn.Module]
-    """The module by where its weights come from: ``pretrained``, ``pretrained:TAG`` or ``built``, or ``random``."""
+    """The module by where its weights come from: ``pretrained``, ``built`` or ``random``."""
     axes: Callable[[str, int], str | None]
     """Layer and its number of axes for one input (or image, without that of frames) → axes; None: not known."""
     pooled: str = OUTPUT
     """The layer that ``pool`` averages."""
     origin: str = PRETRAINED
     """Where weights come from when none are named."""
-    tags: tuple[str, ...] = ()
-    """Names of further published weights."""
+    configuration: str = ""
+    """Digest of what else decides how the network computes, where its name and its library's version do not."""
     ignored: tuple[str, ...] = ()
     """Beginnings of names in checkpoints for which the module has no place: classifiers that are left out."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -72,7 +72,8 @@ class External:
     def to_recipe(self) -> dict[str, Any]:
         """What determines the features beside layer and weights."""
         shown = {"takes": self.takes, "mean": list(self.mean), "std": list(self.std), **dict(self.arguments)}
-        return {"library": self.library, "version": self.version, "input": shown, "pooled": self.pooled}
+        recipe = {"library": self.library, "version": self.version, "input": shown, "pooled": self.pooled}
+        return {**recipe, "configuration": self.configuration} if self.configuration else recipe
 
 
 class ExternalBackbone(Backbone):
@@ -128,15 +129,13 @@ class ExternalBackbone(Backbone):
     def truncate(self, layer: str) -> None:
         """Drop, in place, what ``layer`` does not need, as far as the network can be traced."""
         module = self.external.pooled if self.resolve(layer) == POOL else layer
-        missing = [name for name in self.unloaded if _needed(self.net, module, name)]
+        missing = [name for name in self.unloaded if not _before(self.external, module, name.rpartition(".")[0])]
         if missing:
             raise OptionError(f"{layer} needs {missing[0]}, which the checkpoint does not hold: choose another layer.")
         self.net = Tapped(self.net, module, self.external.arguments)
 
     def adapt(self, state: State) -> State:
-        """A library's checkpoint under our names; one that ``kdcache fit`` wrote stays as it is."""
-        if all(name.startswith(("net.", "head.")) for name in state):
-            return state
+        """A library's checkpoint under our names."""
         return {f"net.{name}": value for name, value in state.items() if not name.startswith(self.external.ignored)}
 
 
@@ -238,7 +237,21 @@ def _probed(external: External, frames: int, size: int) -> tuple[dict[str, Shape
     Also why those that are not among them cannot be reached with such an input; empty where all can.
     """
     net = outline(external)
-    clips = 2  # so that layers which mix clips or fold them into another axis show
+    shapes, failure = [], ""
+    for clips in (2, 3):  # so that layers which mix clips or fold them into another axis show
+        seen, failure = _run(external, net, clips, frames, size)
+        shapes.append({name: _shape(outputs, clips, name) for name, outputs in seen.items()})
+    first, second = shapes
+    return {
+        name: shape if isinstance(shape, str) else second.get(name, "is not always run")
+        for name, shape in first.items()
+    }, failure
+
+
+def _run(
+    external: External, net: ExternalBackbone, clips: int, frames: int, size: int
+) -> tuple[dict[str, list[Any]], str]:
+    """What each module gave for some clips, and what ended the forward early."""
     seen: dict[str, list[Any]] = {}
     handles = [
         module.register_forward_hook(lambda m, a, out, name=name: seen.setdefault(name, []).append(out))
@@ -257,7 +270,7 @@ def _probed(external: External, frames: int, size: int) -> tuple[dict[str, Shape
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _shape(outputs, clips, name) for name, outputs in seen.items()}, failure
+    return seen, failure
 
 
 @functools.lru_cache(maxsize=8)
@@ -278,7 +291,16 @@ def _shape(outputs: list[Any], clips: int, layer: str) -> Shape | str:
     return shape[1:]
 
 
-def _needed(net: nn.Module, layer: str, parameter: str) -> bool:
-    """Whether a parameter of the network's last module enters a layer: that module itself, what contains it, output."""
-    owner = parameter.rpartition(".")[0]
-    return layer == OUTPUT or owner == layer or owner.startswith(f"{layer}.")
+def last_module(external: External) -> str:
+    """The module with parameters of its own that ends last: the classifier, where there is one."""
+    net = outline(external).net
+    found, _ = _probed(external, 1 if external.images else external.input.frames, external.input.size)
+    own = [name for name in found if name != OUTPUT and list(net.get_submodule(name).parameters(recurse=False))]
+    return own[-1] if own else ""
+
+
+def _before(external: External, layer: str, module: str) -> bool:
+    """Whether a layer has its output before a module has run, so that it cannot depend on it."""
+    found, _ = _probed(external, 1 if external.images else external.input.frames, external.input.size)
+    order = list(found)
+    return layer in order and module in order and order.index(layer) < order.index(module)

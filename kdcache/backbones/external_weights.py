@@ -17,6 +17,7 @@ from kdcache.backbones.external import (
     RANDOM,
     External,
     ExternalBackbone,
+    last_module,
     state_digest,
 )
 from kdcache.backbones.metadata import read_metadata
@@ -36,8 +37,8 @@ def choose(name: str, weights: Weights | Choice = None) -> Choice:
     Args:
         name: of a network from elsewhere.
         weights: a file with its state dict, ``random:SEED`` (the network's own initialisation after
-            ``torch.manual_seed(SEED)``), ``pretrained`` or a ``TAG`` of the library's, ``built`` (a builder's own);
-            None: the library's, or the builder's.
+            ``torch.manual_seed(SEED)``), ``pretrained`` (the library's), ``built`` (a builder's own); None: whichever
+            of these it has.
 
     Raises:
         OptionError: a malformed text, or one that this network has not.
@@ -47,15 +48,12 @@ def choose(name: str, weights: Weights | Choice = None) -> Choice:
         return weights
     found = external(name)
     text = found.origin if weights is None else os.fspath(weights)
-    if text in found.tags:
-        text = f"{PRETRAINED}:{text}"
     seed = random_seed(text)
     path = None
     if seed is None and not _known(found, text):
         path = Path(text)
         if not path.is_file():
-            tags = f", one of {', '.join(found.tags)}" if found.tags else ""
-            raise WeightsError(f"{text}: no such weights file; give {name} a file{tags}, or random:0.")
+            raise WeightsError(f"{text}: no such weights file; give {name} a file, or random:0.")
     if seed is not None and (name, text) not in _announced:
         _announced.add((name, text))
         logger.warning("%s runs on RANDOM weights (%s): its features carry no learned meaning.", name, text)
@@ -97,11 +95,10 @@ def build(name: str, weights: Weights | Choice = None, num_classes: int | None =
 
 def _known(found: External, text: str) -> bool:
     """Whether a text means weights of the library or of the builder."""
-    source, _, tag = text.partition(":")
-    if source not in (PRETRAINED, BUILT) or (tag and tag not in found.tags):
+    if text not in (PRETRAINED, BUILT):
         return False
-    if source != found.origin:
-        raise OptionError(f"{found.name} has no {source} weights: give a file, or {found.origin}.")
+    if text != found.origin:
+        raise OptionError(f"{found.name} has no {text} weights: give a file, or {found.origin}.")
     return True
 
 
@@ -116,9 +113,10 @@ def _load(found: External, choice: Choice, num_classes: int | None) -> ExternalB
     metadata = read_metadata(choice.path)
     if metadata is not None and metadata.backbone != found.name:
         raise WeightsError(f"{choice.path} was fitted as {metadata.backbone}, not as {found.name}: give it to that.")
-    classes = int(raw[HEAD[0]].shape[0]) if num_classes is None and HEAD[0] in raw else num_classes
+    fitted = metadata is not None  # then names are ours
+    classes = int(raw[HEAD[0]].shape[0]) if fitted and num_classes is None else num_classes
     made = ExternalBackbone(found, net, classes)
-    state = made.adapt(raw)
+    state = dict(raw) if fitted else made.adapt(raw)
     last = _last_layer(made)
     for name, own in made.state_dict().items():
         if name in last and (name not in state or state[name].shape != own.shape):
@@ -147,6 +145,5 @@ def _made(found: External, origin: str) -> nn.Module:
 
 def _last_layer(net: ExternalBackbone) -> tuple[str, ...]:
     """Parameters of the network's last module that has any: its classifier, where it has one."""
-    names = [name for name, _ in net.net.named_parameters()]
-    owner = names[-1].rpartition(".")[0] if names else ""
-    return tuple(f"net.{name}" for name in names if name.rpartition(".")[0] == owner)
+    owner = last_module(net.external)
+    return tuple(f"net.{name}" for name, _ in net.net.named_parameters() if name.rpartition(".")[0] == owner)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache import backbones
-from kdcache.errors import ClipError
+from kdcache.errors import ClipError, OptionError
 from kdcache.log import logger
 from kdcache.store.quantised import READ_DTYPE, Quantised, quantise
 from kdcache.streams.backbone import BackboneStream
@@ -48,6 +48,11 @@ class Backbones:
         """
         out = stream.assemble(self._run(np.concatenate(inputs), self._compute[stream.name]))
         views = len(out) // len(inputs)
+        if stream.shape is not None and out.shape[1:] != stream.shape[1:]:
+            raise OptionError(
+                f"{stream.name} gave {list(out.shape[1:])} a view where {list(stream.shape[1:])} was expected, so its "
+                "layer does not keep clips apart: choose another."
+            )
         return [_checked(out[i * views : (i + 1) * views], stream) for i in range(len(inputs))]
 
     def _run(self, segments: NDArray[Any], compute: Compute) -> NDArray[np.float32]:

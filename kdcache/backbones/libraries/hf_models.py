@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from torch import nn
 from kdcache.backbones.external import PRETRAINED, External, Takes
 from kdcache.backbones.spec import InputSpec
 from kdcache.errors import OptionError, WeightsError
+from kdcache.recipe import digest
 
+_SAFE: dict[str, Any] = {"trust_remote_code": False}
+_NAMES = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")  # of a configuration, which compute nothing
 FRAMES = 8
 """Of networks that see images one by one. [reconstructed]"""
 
@@ -39,13 +43,13 @@ def external(name: str) -> External:
     local = name.count("/") != 1 or Path(name).parent.is_dir()  # the hub has OWNER/NAME
     if local and not Path(name).is_dir():
         raise WeightsError(f"hf:{name}: there is no folder {name} here, and networks of the hub are called OWNER/NAME.")
-    config = _had(name, "configuration", lambda: transformers.AutoConfig.from_pretrained(name))
+    config = _had(name, "configuration", lambda: transformers.AutoConfig.from_pretrained(name, **_SAFE))
 
     def make(origin: str) -> nn.Module:
         if not origin.startswith(PRETRAINED):
-            made: nn.Module = transformers.AutoModel.from_config(config)
+            made: nn.Module = transformers.AutoModel.from_config(config, **_SAFE)
         else:
-            made = _had(name, "weights", lambda: transformers.AutoModel.from_pretrained(name, dtype=torch.float32))
+            made = _had(name, "weights", lambda: _pretrained(name))
         return made.eval()
 
     with torch.device("meta"):
@@ -53,6 +57,7 @@ def external(name: str) -> External:
     takes, frames = _takes(net, name)
     shown = _had(name, "preprocessing", lambda: _processor(name))
     size = _side(shown.crop_size) or _side(shown.size) or int(getattr(config, "image_size", 224))
+    mean, std = _scaling(shown)
     arguments = {"skip_predictor": True} if "skip_predictor" in inspect.signature(net.forward).parameters else {}
     return External(
         name=f"hf:{name}",
@@ -60,12 +65,30 @@ def external(name: str) -> External:
         version=transformers.__version__,
         takes=takes,
         input=InputSpec("rgb", frames=frames, size=size, resize=max(size, _side(shown.size) or size)),
-        mean=tuple(shown.image_mean) if shown.do_normalize else (0.0, 0.0, 0.0),
-        std=tuple(shown.image_std) if shown.do_normalize else (1.0, 1.0, 1.0),
+        mean=mean,
+        std=std,
         make=make,
         axes=lambda layer, dimensions: {1: "D", 2: "PD"}.get(dimensions),
         arguments=arguments,
+        configuration=digest(
+            {k: v for k, v in json.loads(config.to_json_string(use_diff=False)).items() if k not in _NAMES}
+        ),
     )
+
+
+def _pretrained(name: str) -> Any:
+    import transformers
+
+    return transformers.AutoModel.from_pretrained(name, dtype=torch.float32, **_SAFE)
+
+
+def _scaling(shown: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation for values from 0 to 1 that do what a processor's rescaling, offset and normalisation do."""
+    factor = round(255 * float(shown.rescale_factor), 9) if shown.do_rescale else 255.0
+    offset = 1.0 if shown.do_rescale and getattr(shown, "offset", False) else 0.0  # ViViT's: x × factor − 1
+    mean = shown.image_mean if shown.do_normalize else (0.0, 0.0, 0.0)
+    std = shown.image_std if shown.do_normalize else (1.0, 1.0, 1.0)
+    return tuple((m + offset) / factor for m in mean), tuple(s / factor for s in std)
 
 
 def _takes(net: Any, name: str) -> tuple[Takes, int]:
@@ -82,9 +105,9 @@ def _processor(name: str) -> Any:
     import transformers
 
     try:
-        return transformers.AutoVideoProcessor.from_pretrained(name)
+        return transformers.AutoVideoProcessor.from_pretrained(name, **_SAFE)
     except (OSError, ValueError, TypeError, KeyError):
-        return transformers.AutoImageProcessor.from_pretrained(name)
+        return transformers.AutoImageProcessor.from_pretrained(name, **_SAFE)
 
 
 def _side(size: Any) -> int | None:

@@ -80,18 +80,25 @@ def _kind(name: str) -> str:
 
 
 def external(name: str) -> External:
-    """The network ``torchvision:name``; ``OptionError`` for one that is not here."""
-    if name not in names():
-        raise unknown("torchvision network", name, names())
-    weights = models.get_model_weights(name)
-    shown: Any = weights["DEFAULT"].transforms()
+    """The network ``torchvision:name``, with its default weights or ``name.TAG``, those of that name.
+
+    Raises:
+        OptionError: one that is not here.
+    """
+    network, dot, tag = name.partition(".")
+    if network not in names():
+        raise unknown("torchvision network", network, names())
+    weights = models.get_model_weights(network)
+    if dot and tag not in weights.__members__:
+        raise unknown(f"weights of {network}:", tag, list(weights.__members__))
+    chosen = weights[tag or "DEFAULT"]
+    shown: Any = chosen.transforms()
     size, resize = shown.crop_size[0], min(shown.resize_size)
-    video, kind = name in FRAMES, _kind(name)
+    video, kind = network in FRAMES, _kind(network)
+    sized = {"image_size": size} if kind == "VisionTransformer" else {}
 
     def make(origin: str) -> nn.Module:
-        source, _, tag = origin.partition(":")
-        chosen = weights[tag or "DEFAULT"] if source == PRETRAINED else None
-        net: nn.Module = models.get_model(name, weights=chosen)
+        net: nn.Module = models.get_model(network, weights=chosen if origin == PRETRAINED else None, **sized)
         return net.eval()
 
     return External(
@@ -99,13 +106,12 @@ def external(name: str) -> External:
         library="torchvision",
         version=torchvision.__version__.partition("+")[0],
         takes="CTHW" if video else "CHW",
-        input=InputSpec("rgb", frames=FRAMES.get(name, IMAGE_FRAMES), size=size, resize=max(resize, size)),
+        input=InputSpec("rgb", frames=FRAMES.get(network, IMAGE_FRAMES), size=size, resize=max(resize, size)),
         mean=tuple(shown.mean),
         std=tuple(shown.std),
         make=make,
         axes=functools.partial(_axes, kind, video),
         pooled=_POOLED[kind],
-        tags=tuple(weights.__members__),
     )
 
 
