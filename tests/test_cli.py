@@ -316,6 +316,18 @@ def test_every_option_of_every_dataset_is_explained():
         assert [one.name for one in datasets.description(name).options if not one.text] == [], name
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["extract", "--dataset", "folder"], ["train", "early"], ["export", "npy", ".", "--stream", "s"], ["demo"]],
+)
+def test_no_folder_is_standard_output(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = kd(*command, "-o", "-")
+    assert result.exit_code == 2
+    assert "- is standard output, and this is a folder" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_are_listed():
     result = kd("weights", "list")
     assert result.exit_code == 0
