@@ -367,3 +367,10 @@ def test_advice_is_right_for_the_command(tmp_path, monkeypatch):
     assert "--weights" not in message
     with pytest.raises(WeightsError, match=r"for vacnn: fit some with `kdcache fit vacnn`, name a checkpoint with"):
         find("vacnn")
+
+
+def test_blocks_of_a_network_from_elsewhere_are_listed():
+    text = said("backbones", "torchvision:vit_b_16")
+    assert "encoder.layers.encoder_layer_11 " in text
+    assert "published name" not in text
+    assert "published name" in said("backbones", "i3d-rgb")
