@@ -95,7 +95,7 @@ class BackboneDescription:
         lines[0] += f", short side {self.resize} px" if its.modality != "skeleton" else ""
         lines[0] += f", {self.stack} flow fields a frame" if self.stack > 1 else ""
         lines.append(f"weights: {its.weights}" + (f"; `kdcache fit {its.name}` trains it" if its.fitted else ""))
-        rows = [("layer", "published name", "stream", "axes", "shape", f"a clip ({self.dtype})")]
+        rows: list[tuple[str, ...]] = [("layer", "published name", "stream", "axes", "shape", f"a clip ({self.dtype})")]
         outer = self._outer()
         for one in outer:
             shape = " × ".join(map(str, one.shape))
