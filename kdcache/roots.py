@@ -57,6 +57,11 @@ def is_url(source: str) -> bool:
     return _URL.match(source) is not None
 
 
+def is_absolute(source: str) -> bool:
+    """Whether a source is an absolute path, of this system or another."""
+    return _ABSOLUTE.match(source) is not None
+
+
 def wrong_paths(sources: Iterable[str], roots: Roots) -> dict[str, str]:
     """Why sources may not be named: source → sentence, of those that are wrong; whether they exist is not asked.
 
@@ -78,7 +83,7 @@ def _lexical(source: str, allow_absolute: bool) -> str | None:
         return f"source {source!r} holds a NUL character; remove it"
     if is_url(source):
         return f"source {source!r} is an address, and only files are read; download it and give its path"
-    if _ABSOLUTE.match(source):
+    if is_absolute(source):
         if not allow_absolute:
             return (
                 f"source {source!r} is absolute; give it relative to the data root, or allow absolute paths with "

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import kdcache
+from kdcache import datasets
 from kdcache.cli import main
 from kdcache.demo.scene import make_dataset
 
@@ -298,9 +299,33 @@ def test_datasets_lists_explains_and_looks(tmp_path):
     assert listed.exit_code == 0
     assert {line.split()[0] for line in listed.stdout.splitlines()} >= {"epic", "ucf101", "folder"}
     explained = kd("datasets", "folder").stdout
-    assert "observe = 0.0  (a number)" in explained
+    assert "observe=0.0" in explained
+    assert "e.g. 0.4: the first 40 % of each clip's frames are observed" in " ".join(explained.split())
     assert "<class>/<video>" in explained
     assert kd("datasets", "--root", tmp_path).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["manifest", "folder"], ["extract", "--dataset", "folder"]])
+def test_help_says_what_each_option_of_a_dataset_does(command):
+    said = " ".join(kd(*command, "--help").stdout.split())
+    assert "frame rate of folders of pictures, which count as clips only when it is given. (a number)" in said
+
+
+def test_every_option_of_every_dataset_is_explained():
+    for name in datasets.names():
+        assert [one.name for one in datasets.description(name).options if not one.text] == [], name
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["extract", "--dataset", "folder"], ["train", "early"], ["export", "npy", ".", "--stream", "s"], ["demo"]],
+)
+def test_no_folder_is_standard_output(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = kd(*command, "-o", "-")
+    assert result.exit_code == 2
+    assert "- is standard output, and this is a folder" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_are_listed():

@@ -282,6 +282,17 @@ def test_train_help_has_paper_values_and_what_is_reconstructed():
     assert "(student | teacher | ts-lstm | rank-lstm | levels | knn)" in text
 
 
+def test_train_help_of_recognition_is_of_cached_features_first():
+    text = " ".join(said("train", "recognition", "--help").split())
+    for default in ("lr=0.001", "epochs=50", "batch_size=32", "dropout=0.5", "weight_decay=0.001", "optimizer=adam"):
+        assert f" {default} " in text
+    names = list(option_names("recognition") or ())
+    told = [one["name"] for one in json.loads(said("methods", "recognition", "--json"))["options"]]
+    assert sorted(told) == sorted(names)
+    assert told.index("epochs") < told.index("init")
+    assert told.index("dropout") < told.index("view_lr")
+
+
 def test_other_helps_list_what_is_named():
     assert "RankLSTM; KNN; TS-LSTM*" in " ".join(said("ablate", "early", "--help").split())
     fitted = " ".join(said("fit", "tsm", "--help").split())
@@ -356,3 +367,10 @@ def test_advice_is_right_for_the_command(tmp_path, monkeypatch):
     assert "--weights" not in message
     with pytest.raises(WeightsError, match=r"for vacnn: fit some with `kdcache fit vacnn`, name a checkpoint with"):
         find("vacnn")
+
+
+def test_blocks_of_a_network_from_elsewhere_are_listed():
+    text = said("backbones", "torchvision:vit_b_16")
+    assert "encoder.layers.encoder_layer_11 " in text
+    assert "published name" not in text
+    assert "published name" in said("backbones", "i3d-rgb")

@@ -151,4 +151,8 @@ def test_several_roots_on_the_command_line(root, tmp_path, monkeypatch):
     assert "2 clips: 2 cached already" in run(*call).output
     monkeypatch.delenv("KDCACHE_DATA")
     assert "Say where the sources are: --root FOLDER" in run(*call).output
+    (tmp_path / "absolute.csv").write_text(f"source,label\n{root / 'a' / '0.mp4'},x\n")
+    said = run("extract", "--manifest", tmp_path / "absolute.csv", "--stream", "rgb", "--out", tmp_path / "b").output
+    assert "0.mp4 in" in said
+    assert "is an absolute path, which --allow-absolute takes." in said
     assert math.isnan(kdcache.Cache(tmp_path / "out").clips["start_s"][0])

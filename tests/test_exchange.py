@@ -339,6 +339,28 @@ def test_lmdb_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
     assert "two different vectors for 'v.mp4_11'" in run(*call, "--key", "{source}_{frame}", status=1)
     assert "no column 'vid'" in run(*call, "--key", "{vid}_{frame}", status=1)
     assert "must hold {frame} once" in run(*call, "--key", "{clip_id}", status=1)
+    for refused in ("odd", "two"):
+        folder = tmp_path / ("l" if refused == "odd" else "l2")
+        assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def test_lmdb_numbers_vectors_whose_frames_are_not_known(tmp_path: Path) -> None:
+    (tmp_path / "npy").mkdir()
+    arrays = {name: np.arange(n * 2, dtype=np.float32).reshape(n, 2) for name, n in (("a", 3), ("b", 5))}
+    for name, array in arrays.items():
+        np.save(tmp_path / "npy" / f"{name}.npy", array)
+    rows = "clip_id,source,start_s,stop_s,label\na,a.mp4,0,1,0\nb,b.mp4,0,1,1\n"
+    (tmp_path / "clips.csv").write_text(rows)
+    options = ["--manifest", tmp_path / "clips.csv", "--stream", "s/v", "--origin", "x", "--axes", "TD"]
+    run("import npy", tmp_path / "npy", "-o", tmp_path / "out", *options)
+    said = run("export lmdb", tmp_path / "out", "-o", tmp_path / "l", "--stream", "s/v")
+    assert "8 vectors written" in said
+    assert "Of 2 clips the cache knows no frame numbers: their vectors are numbered from 0, plus --first 1." in said
+    assert pd.read_csv(tmp_path / "l" / "manifest.csv")["frames"].tolist() == ["0 1 2", "0 1 2 3 4"]
+    with lmdb.open(str(tmp_path / "l"), readonly=True, lock=False) as environment, environment.begin() as transaction:
+        found = {key.decode(): np.frombuffer(value, "<f4") for key, value in transaction.cursor()}
+    assert sorted(found)[:3] == [f"a_frame_{n:010d}.jpg" for n in (1, 2, 3)]
+    assert np.array_equal(found["b_frame_0000000005.jpg"], arrays["b"][4])
 
 
 def npy_folder(tmp_path: Path, **arrays: np.ndarray) -> list[Any]:

@@ -163,8 +163,9 @@ def root(tmp_path):
 
 def test_extraction_training_and_prediction(root, tmp_path):
     call = {"weights": {"vacnn": "random:0"}, "levels": 2, "bar": False, "device": "cpu"}
-    without = kdcache.extract(tmp_path / "clips.csv", root, tmp_path / "out", ["vacnn/pool"], **call)
-    assert len(without.failures) == 4
+    with pytest.raises(OptionError, match=r"0\.npy: an array says neither .* extract --centre-joint 1 --skeleton-fps"):
+        kdcache.extract(tmp_path / "clips.csv", root, tmp_path / "out", ["vacnn/pool"], **call)
+    assert not list(tmp_path.glob("out/*.h5")) + list(tmp_path.glob("out/failures.csv"))
     report = kdcache.extract(tmp_path / "clips.csv", root, tmp_path / "out", ["vacnn/pool"], **call, **STATED)
     assert (report.extracted, report.failures) == (4, [])
     run = kdcache.train("early", tmp_path / "out", out=tmp_path / "run", epochs=1, device="cpu", validation=0)

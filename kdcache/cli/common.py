@@ -106,9 +106,22 @@ def out_option(former: Sequence[str] = (), **settings: Any) -> Callable[[Command
     return click.option("-o", "--out", cls=RenamedOption, former=former, **settings)
 
 
+class FolderPath(click.Path):
+    """The path of a folder, which cannot be standard output."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(path_type=Path, **settings)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse ``-``, which elsewhere means standard output."""
+        if value == "-":
+            self.fail("- is standard output, and this is a folder; name one (./- if it is called that).", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def folder_option(**settings: Any) -> Callable[[Command], Command]:
     """``-o/--out`` of a folder."""
-    return out_option(type=click.Path(path_type=Path), **settings)
+    return out_option(type=FolderPath(), **settings)
 
 
 def pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:

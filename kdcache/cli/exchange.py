@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, Command
+from kdcache.cli.common import SOME_FAILED, Command, FolderPath
 from kdcache.cli.printing import json_option, report
 
 if TYPE_CHECKING:
     from kdcache.exchange import ImportReport
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FOLDER = FolderPath(file_okay=False)
 _FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
 
 

@@ -76,6 +76,6 @@ def of_dataset(given: Mapping[str, str]) -> Sequence[Section]:
 
     its = datasets.description(given["dataset"])
     return [
-        (f"Options of {its.name} (--set NAME=VALUE)", [(one.term, one.values) for one in its.options]),
+        (f"Options of {its.name} (--set NAME=VALUE)", [(one.term, one.explanation) for one in its.options]),
         (f"Layout of {its.name} below --root", [(line.strip(), "") for line in its.layout.splitlines()]),
     ]

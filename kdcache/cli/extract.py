@@ -28,6 +28,7 @@ from kdcache.cli.fields import field_options
 from kdcache.cli.printing import STDOUT, json_option, report
 from kdcache.errors import OptionError
 from kdcache.log import EachOnce, logger
+from kdcache.roots import is_absolute
 from kdcache.splits import without_splits
 from kdcache.streams.settings import StreamSettings
 
@@ -172,12 +173,23 @@ def clip_rows(
         if sets:
             raise OptionError("--set belongs to --dataset; a manifest has no options.")
         if root is None and not allow_absolute:
-            raise OptionError("Say where the sources are: --root FOLDER, or set KDCACHE_DATA.")
+            raise OptionError(f"Say where the sources are: {_where_sources_are(manifest)}.")
         return manifest, {}
     assert dataset is not None
     if allow_absolute:
         raise OptionError("--allow-absolute is for --manifest: a data set's sources are relative to its root.")
     return dataset_rows(dataset, root or (), sets), datasets.settings(dataset)
+
+
+def _where_sources_are(manifest: Path) -> str:
+    """The option that says so, by the first source of a manifest."""
+    import csv
+
+    with manifest.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        first = next(csv.DictReader(lines), {}).get("source") or ""
+    if is_absolute(first):
+        return f"{first} in {manifest} is an absolute path, which --allow-absolute takes"
+    return "--root FOLDER, or set KDCACHE_DATA"
 
 
 def dataset_rows(dataset: str, root: tuple[Path, ...], sets: tuple[str, ...]) -> Any:

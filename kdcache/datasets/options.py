@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Option:
     name: str
     type: Any
     default: Any
+    text: str = ""
+    """What it does: its entry in the docstring of the function."""
 
     @property
     def choices(self) -> str:
@@ -62,9 +65,17 @@ class Option:
 
 def options(function: Callable[..., Any]) -> dict[str, Option]:
     """Name → option, in the order of the signature."""
-    hints = get_type_hints(function)
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: Option(p.name, hints[p.name], p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    hints, texts = get_type_hints(function), argument_texts(function)
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return {p.name: Option(p.name, hints[p.name], p.default, texts.get(p.name, "")) for p in parameters}
+
+
+def argument_texts(function: Callable[..., Any]) -> dict[str, str]:
+    """Argument → its entry below ``Args:`` in the docstring, on one line; those without one are left out."""
+    _, _, below = (inspect.getdoc(function) or "").partition("\nArgs:\n")
+    section = re.split(r"^\S", below, maxsplit=1, flags=re.MULTILINE)[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()).replace("``", "") for name, text in entries}
 
 
 def coerce(function: Callable[..., Any], given: Mapping[str, Any], dataset: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from kdcache.datasets.options import coerce, options
 from kdcache.errors import KdcacheError, ManifestError, OptionError, unknown
 from kdcache.log import logger
 from kdcache.options import OptionDescription
+from kdcache.text import terms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,14 +61,14 @@ class DatasetDescription:
     """How its files lie below its root, one path a line."""
 
     def __str__(self) -> str:
-        lines = [f"  {one.name} = {one.default}  ({one.values})" for one in self.options]
-        return "\n".join([self.text, "", "Options:", *lines, "", "Layout:", self.layout])
+        found = terms([(one.term, one.explanation) for one in self.options])
+        return "\n".join([self.text, "", "Options:", found, "", "Layout:", self.layout])
 
 
 def description(name: str) -> DatasetDescription:
     """One dataset in full; ``OptionError`` for an unknown name."""
     module = dataset_module(name)
-    known = [OptionDescription(one.name, one.choices, one.shown, "") for one in options(module.manifest).values()]
+    known = [OptionDescription(one.name, one.choices, one.shown, one.text) for one in options(module.manifest).values()]
     return DatasetDescription(name, (module.__doc__ or "").strip(), known, layout(name))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.errors import OptionError, StoreError
+from kdcache.errors import KdcacheError, OptionError, StoreError
 from kdcache.exchange.exporting import Export, ExportReport
 from kdcache.exchange.frame_keys import FrameKeys
 from kdcache.exchange.importing import Row
@@ -44,15 +44,15 @@ def export_lmdb(
         shards: the cache.
         out: a new or empty folder, or one with part of the same export.
         stream: of vectors, [V, N, d], [V, d] or ragged [T, d]. A vector that was computed from several frames gets the
-            number of the last.
+            number of the last; where none are known (an import that does not say), vectors are numbered 0 … T−1.
         view: which of a fixed stream.
         first: number of a source's first frame.
         key: key of a frame: manifest columns in braces, and ``{frame}``.
         progress: show a bar, when standard error is a terminal.
 
     Raises:
-        OptionError: unknown stream or view, maps, vectors whose frames are not known, a folder that holds other files,
-            or the package ``lmdb`` is not installed.
+        OptionError: unknown stream or view, maps, vectors among which their frames do not divide, a folder that holds
+            other files, or the package ``lmdb`` is not installed.
         StoreError: a damaged cache, or two vectors with one key.
     """
     library()
@@ -60,60 +60,71 @@ def export_lmdb(
     if export.has_views(stream) or view:
         export.check_view(view)
     keys = FrameKeys(key, list(export.rows.columns), first)
-    count, size = _extent(export)
+    lengths, size = _extent(export)
+    known = export.frames(stream)
+    frames = {clip: _numbered(frames, lengths[clip], stream, clip) for clip, frames in known.items()}
+    begun = export.begun
     export.claim_stream(to="lmdb", view=view, key=key, first=first)
     page = -(-4 * size // _PAGE) * _PAGE + _PAGE  # of a vector and its key, at most
-    frames = export.frames(stream)
-    writer = LmdbWriter(export.folder, page * count)
+    writer = LmdbWriter(export.folder, page * sum(lengths.values()))
     try:
         for row, arrays in export.arrays(view if export.has_views(stream) else None, progress):
-            for name, value in _entries(row, arrays[stream], stream, frames[row["clip_id"]], keys):
+            for name, value in _entries(row, arrays[stream], frames[row["clip_id"]], keys):
                 writer.put(name, value)
         writer.commit()
+    except KdcacheError:
+        if not begun:
+            writer.remove()
+            export.unclaim()
+        raise
     finally:
         writer.close()
     report = ExportReport(export.folder, len(export.rows), writer.written, writer.there, "vectors")
+    if unknown := sum(not len(one) for one in known.values()):
+        report.notes.append(
+            f"Of {unknown} clips the cache knows no frame numbers: their vectors are numbered from 0, plus --first "
+            f"{first}"
+        )
     return export.finish(report, frames)
 
 
-def _extent(export: Export) -> tuple[int, int]:
-    """Vectors of one view of all clips, and their length d; ``OptionError`` if the stream holds anything else."""
+def _extent(export: Export) -> tuple[dict[str, int], int]:
+    """Vectors of one view of each clip, and their length d; ``OptionError`` if the stream holds anything else."""
     (stream,), cache = export.streams, export.cache
     clips = export.rows["clip_id"].tolist()
     if export.has_views(stream):
         _, *inner, size = cache.shape(stream)
         if len(inner) < 2:
-            return len(clips) * math.prod(inner), size
+            return dict.fromkeys(clips, math.prod(inner)), size
     elif axes_of(cache.recipe(stream)) == "TD":
-        return sum(cache.length(stream, clip) for clip in clips), cache.read(stream, clips[:1])[0].shape[1]
+        return {clip: cache.length(stream, clip) for clip in clips}, cache.read(stream, clips[:1])[0].shape[1]
     raise OptionError(
         f"Stream {stream!r} holds maps, not vectors [V, N, d], [V, d] or [T, d]; use `kdcache export npy`."
     )
 
 
-def _entries(row: Row, array: NDArray[Any], stream: str, frames: Frames, keys: FrameKeys) -> list[tuple[bytes, bytes]]:
-    try:
-        values, numbers = _vectors(array, frames)
-    except OptionError as error:
-        raise OptionError(f"Stream {stream!r}, clip {row['clip_id']!r}: {error}") from error
-    return [(keys.of(row, f), value.tobytes()) for f, value in zip(numbers.tolist(), values, strict=True)]
+def _numbered(frames: Frames, count: int, stream: str, clip: str) -> Frames:
+    """The source frames of a clip, which divide among its ``count`` vectors; 0 … where none are known."""
+    if not len(frames):
+        return np.arange(count, dtype=np.int32)
+    if len(frames) % count:
+        raise OptionError(
+            f"Stream {stream!r}, clip {clip!r}: it has {count} vectors but {len(frames)} frame numbers; use "
+            "`kdcache export npy`."
+        )
+    return frames
 
 
-def _vectors(array: NDArray[Any], frames: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """One view of a clip, [d] or [N, d], as N vectors, float32 [N, d], and the frame that each stands for.
+def _entries(row: Row, array: NDArray[Any], frames: Frames, keys: FrameKeys) -> list[tuple[bytes, bytes]]:
+    """Keys and vectors of one view of a clip, [d] or [N, d].
 
-    Where a vector is computed from several frames, that is the last of them: frames are taken to be N groups of equal
-    length, in order.
-
-    Raises:
-        OptionError: its frames are not known, or do not divide into N.
+    Where a vector is computed from several frames, its number is the last of them: frames are taken to be N groups of
+    equal length, in order.
     """
-    array = array.reshape(-1, array.shape[-1])
-    count = len(array)
-    if not len(frames) or len(frames) % count:
-        raise OptionError(f"it has {count} vectors but {len(frames)} frame numbers; use `kdcache export npy`.")
-    group = len(frames) // count
-    return array.astype("<f4"), frames[group - 1 :: group]
+    values = array.reshape(-1, array.shape[-1]).astype("<f4")
+    group = len(frames) // len(values)
+    numbers = frames[group - 1 :: group].tolist()
+    return [(keys.of(row, f), value.tobytes()) for f, value in zip(numbers, values, strict=True)]
 
 
 class LmdbWriter:
@@ -154,6 +165,12 @@ class LmdbWriter:
     def close(self) -> None:
         """Close the LMDB; what waits is dropped."""
         self._environment.close()
+
+    def remove(self) -> None:
+        """Close the LMDB and delete its files."""
+        self.close()
+        for name in ("data.mdb", "lock.mdb"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _clash(self, key: bytes) -> StoreError:
         return StoreError(

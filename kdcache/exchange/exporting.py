@@ -92,6 +92,15 @@ class Export:
             if not 0 <= view < views:
                 raise OptionError(f"--view {view}: stream {stream!r} has views 0 to {views - 1}.")
 
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds part of an export."""
+        return (self.folder / _MARKER).exists()
+
+    def unclaim(self) -> None:
+        """Give the folder back, after a refusal of an export that this call has begun."""
+        (self.folder / _MARKER).unlink(missing_ok=True)
+
     def claim(self, **facts: Any) -> None:
         """Take the folder: a new or empty one, or one that holds part of this very export.
 

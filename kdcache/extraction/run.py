@@ -223,6 +223,8 @@ def _plan(
     fingerprints, paths = fingerprint_sources(
         sources.unique().tolist(), roots, out / "sources.csv", remember=not dry_run
     )
+    for stream in streams:
+        stream.check_sources(list(paths.values()))
     failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}
 
     def plan(cached: Mapping[str, Mapping[str, tuple[str, int, str]]]) -> Plan:

@@ -40,7 +40,7 @@ class RecognitionOptions(LeakOptions):
     """Which epoch's weights are exported: the best one on the validation clips, or the last."""
 
     optimizer: Literal["adam", "sgd"] | None = None
-    """VA-CNN: Adam. Others: SGD."""
+    """Features and VA-CNN: Adam. Other backbones: SGD."""
     lr: float | None = None
     """Learning rate; from random weights more than the published recipes have, which fine-tune [reconstructed]."""
     view_lr: float | None = None
@@ -112,6 +112,10 @@ class RecognitionOptions(LeakOptions):
     def completed(self) -> RecognitionOptions:
         """The options with what they leave open, as far as the data does not decide it."""
         return with_recipe(self)
+
+    def unused(self) -> tuple[str, ...]:
+        """Options that mean nothing to what is trained: to features those of backbones, to a backbone the reverse."""
+        return FEATURES if self.backbone is not None else (*_TRAINED_BACKBONE, "keep", *_SKELETONS, *_VIDEOS)
 
 
 FEATURES = ("head", "pool", "width", "standardise", "allow_leak")

@@ -130,9 +130,25 @@ def describe_method(name: str) -> MethodDescription:
         inputs=inputs,
         tables=table_summaries(name),
         presets=presets.names(name),
-        options=described(module.Options),
+        options=_method_options(module.Options),
         settings=settings,
     )
+
+
+def _method_options(kind: type) -> list[OptionDescription]:
+    """The options of a method; where it completes them itself, with those defaults, and what is not used last."""
+    options, made = described(kind), kind()
+    if not hasattr(made, "completed"):
+        return options
+    its, unused = made.completed(), made.unused()
+    decided = {one.name for one in options if getattr(made, one.name) is None and getattr(its, one.name) is not None}
+    found = [
+        replace(one, default=shown(getattr(its, one.name)), text=f"{one.text} Of a backbone: what its recipe says.")
+        if one.name in decided
+        else one
+        for one in options
+    ]
+    return sorted(found, key=lambda one: one.name in unused)
 
 
 def table_summaries(method: str) -> list[TableSummary]:

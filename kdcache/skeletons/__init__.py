@@ -14,6 +14,6 @@ from __future__ import annotations
 
 from kdcache.skeletons.arrays import JointLayout
 from kdcache.skeletons.base import Joints, Skeleton
-from kdcache.skeletons.formats import check_skeleton, open_skeleton
+from kdcache.skeletons.formats import check_skeleton, first_array, open_skeleton
 
-__all__ = ["JointLayout", "Joints", "Skeleton", "check_skeleton", "open_skeleton"]
+__all__ = ["JointLayout", "Joints", "Skeleton", "check_skeleton", "first_array", "open_skeleton"]

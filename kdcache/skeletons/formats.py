@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdcache.errors import SourceError
@@ -48,6 +48,24 @@ def check_skeleton(path: str | os.PathLike[str]) -> None:
     """Refuse what is no skeleton file, as ``open_skeleton`` does; what only a layout tells of an array is not asked."""
     if not _is_array(path):
         open_skeleton(path)
+
+
+def first_array(paths: Sequence[str]) -> str | None:
+    """The first file with joints of any sensor in an array, or ``None``.
+
+    Of many archives only the first that can be opened is looked into: a set's are of one kind.
+    """
+    for path in paths:
+        if path.lower().endswith(".npy"):
+            return path
+    for path in paths:
+        if not path.lower().endswith(".npz"):
+            continue
+        try:
+            return path if _is_array(path) else None
+        except SourceError:
+            continue  # missing or damaged: the clips that need it say so
+    return None
 
 
 def _is_array(path: str | os.PathLike[str]) -> bool:

@@ -38,7 +38,7 @@ def open_source(path: str | os.PathLike[str], decoder: str = "auto", fps: float 
 
         return open_folder(name, fps)
     if not os.path.exists(name):
-        raise SourceError(f"{name}: no such file; put it there or take it out of the manifest.")
+        raise SourceError(f"{name}: no such file; check the path, or put it there.")
     if not os.access(name, os.R_OK):
         raise SourceError(f"{name}: may not be read by this user; change its permissions.")
     if not os.path.isfile(name):

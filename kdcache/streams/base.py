@@ -142,6 +142,10 @@ class Stream(CachedKind):
             WeightsError: a checkpoint that is missing.
         """
 
+    def check_sources(self, paths: Sequence[str]) -> None:
+        """Refuse, before any work, sources that the stream's settings do not suffice to read; ``OptionError``."""
+        return
+
     @classmethod
     @abstractmethod
     def from_recipe(cls, name: str, recipe: Recipe, choose: Choose) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ from kdcache.errors import OptionError
 from kdcache.streams.registry import KINDS
 from kdcache.streams.settings import StreamSettings
 from kdcache.text import aligned, size
+
+_BLOCK = re.compile(r"(^|\.)\d+$")  # a numbered module: encoder.layer.3
+_PAGE = 60  # layers listed at most, where further ones are left to --json
 
 
 @dataclass(frozen=True)
@@ -91,15 +95,29 @@ class BackboneDescription:
         lines[0] += f", short side {self.resize} px" if its.modality != "skeleton" else ""
         lines[0] += f", {self.stack} flow fields a frame" if self.stack > 1 else ""
         lines.append(f"weights: {its.weights}" + (f"; `kdcache fit {its.name}` trains it" if its.fitted else ""))
-        rows = [("layer", "published name", "stream", "axes", "shape", f"a clip ({self.dtype})")]
-        outer = [one for one in self.layers if one.name.count(".") < 2]
+        rows: list[tuple[str, ...]] = [("layer", "published name", "stream", "axes", "shape", f"a clip ({self.dtype})")]
+        outer = self._outer()
         for one in outer:
             shape = " × ".join(map(str, one.shape))
             other = "" if one.published == one.name else one.published
             rows.append((one.name, other, one.stream, one.axes, shape, one.problem or size(one.bytes)))
+        if not any(row[1] for row in rows[1:]):
+            rows = [(row[0], *row[2:]) for row in rows]
         hidden = len(self.layers) - len(outer)
         more = ["", f"{hidden} modules further inside are layers, too: --json lists them."] if hidden else []
         return "\n".join([*lines, "", *aligned(rows), *more])
+
+    def _outer(self) -> list[LayerDescription]:
+        """The layers to list: of networks from elsewhere also the blocks and what lies a level further inside, where
+        these are few enough for a page.
+        """
+        near = [one for one in self.layers if one.name.count(".") < 2]
+        if not is_external(self.summary.name):
+            return near
+        blocks = [one for one in self.layers if one in near or _BLOCK.search(one.name)]
+        further = [one for one in self.layers if one.name.count(".") < 3]
+        both = [one for one in self.layers if one in blocks or one in further]
+        return next((some for some in (both, blocks, further) if len(some) <= _PAGE), near)
 
 
 def describe_backbones() -> BackboneList:

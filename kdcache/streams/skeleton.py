@@ -15,7 +15,8 @@ from kdcache.backbones.metadata import read_metadata
 from kdcache.errors import ClipError, OptionError
 from kdcache.levels import LevelSpec
 from kdcache.recipe import Recipe, clip_key
-from kdcache.skeletons import JointLayout, Skeleton, open_skeleton
+from kdcache.skeletons import JointLayout, Skeleton, first_array, open_skeleton
+from kdcache.skeletons.arrays import STATE
 from kdcache.skeletons.image import NTU_LIMITS, SIDE, Imaging, level_image
 from kdcache.streams.backbone import BackboneStream, split_name
 from kdcache.streams.base import Array, Choose, ClipData, ClipSpan
@@ -85,6 +86,11 @@ class SkeletonStream(BackboneStream):
         imaging = Imaging.from_recipe(recipe["skeleton"])
         layout = JointLayout.from_recipe(recipe["joints"]) if "joints" in recipe else None
         return cls(**common, weights=choose(common["backbone"]), imaging=imaging, joint_layout=layout)
+
+    def check_sources(self, paths: Sequence[str]) -> None:
+        """See ``Stream``: arrays of joints need a layout."""
+        if self.joint_layout is None and (path := first_array(paths)) is not None:
+            raise OptionError(f"{path}: an array says neither its centre joint nor its frame rate; {STATE}.")
 
     @classmethod
     def views_in(cls, recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
