@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -167,8 +167,8 @@ class SkeletonStream(BackboneStream):
         return (1, self.levels.levels, SIDE, SIDE, 3)
 
     def first_view(self) -> Self:
-        """See ``BackboneStream``; levels are told apart by the network's input, not by the stream."""
-        return self
+        """See ``BackboneStream``."""
+        return replace(self, imaging=replace(self.imaging, progress=LevelSpec(1, self.levels.mode), rotations=0))
 
     def level_inputs(self, span: ClipSpan, threads: int) -> Iterator[tuple[float, Array]]:
         """See ``BackboneStream``; an image each time, from the frames up to the end of a part."""
