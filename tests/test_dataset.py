@@ -21,6 +21,8 @@ from kdcache.data.open import open_cache
 from kdcache.errors import KdcacheError, OptionError
 from kdcache.methods.contract import Input
 
+# On a machine of one core torch warns of each loader that has more workers than that.
+FEW_CORES = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 STREAM, MAPS = clips_cache.STREAM, "i3d-rgb/mixed4a"
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "own_training.py"
 
@@ -145,6 +147,7 @@ def test_whole_clips_are_lists_or_so_many_frames(whole):
     np.testing.assert_array_equal(batch["rgb"][3], stored[[1, 4]])  # the middle of each half
 
 
+@FEW_CORES
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_give_the_same_batches(whole, start):
     clips = whole.dataset([MAPS, "rgb"], view=1)
@@ -262,6 +265,7 @@ def test_the_package_shows_what_there_is_and_loads_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+@FEW_CORES
 def test_the_example_learns(tmp_path, capsys):
     """Vectors in which the class shows clearly."""
     spec = importlib.util.spec_from_file_location("own_training", EXAMPLE)
