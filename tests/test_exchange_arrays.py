@@ -195,6 +195,30 @@ def test_clips_are_cut_out_of_their_sources(tmp_path: Path) -> None:
     assert (again.cached, again.imported) == (4, 0)
 
 
+def test_a_clip_before_the_first_row_shows_nothing_later(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "npy", v=vectors(8))
+    rows = clips("early", "first").assign(start_s=[0.0, 0.5], stop_s=[0.5, 1.1])
+    report = importing(folder, rows, tmp_path / "out", per="source", fps=2, offset=1.0)
+    assert {f.clip_id: f.reason for f in report.failures} == {
+        "early": "s: it stops at 0.5 s but its source's array begins at 1 s; correct --offset or leave it out."
+    }
+    assert Cache(tmp_path / "out").frames("s", ["first"])[0].tolist() == [0]
+    for stop in (0.25, 1.0):  # half-open: a clip that stops at the first row has not seen it
+        with pytest.raises(ClipError, match="begins at 1 s"):
+            cut(0.0, stop, 8, 2.0, 1.0)
+    assert cut(1.6, 1.9, 8, 2.0, 1.0) == (1, 2)  # between two rows: the one before
+
+
+def test_classes_numbered_otherwise_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "npy", a=vectors(3), b=vectors(3), c=vectors(3))
+    importing(folder, clips("a", label="walk"), tmp_path / "out")
+    before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "out").rglob("*"))
+    with pytest.raises(OptionError, match="label 0 is class 'walk', and in this manifest, .* it is 'run'"):
+        importing(folder, clips("b", label="run"), tmp_path / "out")
+    assert sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "out").rglob("*")) == before
+    assert importing(folder, clips("c", label="walk"), tmp_path / "out").failures == []
+
+
 def test_a_column_names_the_sources(tmp_path: Path) -> None:
     folder = saved(tmp_path / "npy", video_1=vectors(8))
     rows = clips("x", "y", group="video_1").assign(start_s=[0.0, 1.0], stop_s=[1.0, 2.0])
