@@ -60,9 +60,11 @@ class ImportReport:
         return "\n".join([text, *self.notes])
 
 
-def manifest_rows(manifest: StrPath | pd.DataFrame) -> pd.DataFrame:
+def manifest_rows(manifest: StrPath | pd.DataFrame, allow_absolute: bool = False) -> pd.DataFrame:
     """A manifest's rows: read from its file, or a table held to the same contract; else ``ManifestError``."""
-    return validate(manifest) if isinstance(manifest, pd.DataFrame) else read_manifest(manifest)
+    if isinstance(manifest, pd.DataFrame):
+        return validate(manifest, allow_absolute=allow_absolute)
+    return read_manifest(manifest, allow_absolute=allow_absolute)
 
 
 def import_clips(
