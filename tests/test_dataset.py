@@ -12,6 +12,7 @@ import clips_cache
 import numpy as np
 import pairs_cache
 import pytest
+import ragged_cache
 import streams_cache
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, random_split
@@ -212,6 +213,23 @@ def test_a_loader_that_reads_in_a_thread_takes_no_workers(cache):
 def test_what_cannot_be_had_is_refused_in_a_sentence(cache, options, sentence):
     with pytest.raises(OptionError, match=sentence):
         cache.dataset(**({"streams": STREAM} | options))
+
+
+def test_features_of_differing_length_are_cast_and_have_no_views(tmp_path, whole):
+    folder, _, made = ragged_cache.clips(tmp_path)
+    cache = kdcache.Cache(folder)
+    clips = cache.dataset(ragged_cache.STREAM, dtype=torch.float16)
+    found = clips.__getitems__([0, 1]).columns[ragged_cache.STREAM]
+    assert [values.dtype for values in found] == [torch.float16] * 2
+    number = list(cache.clips["clip_id"]).index(clips.clip_ids[1])
+    np.testing.assert_array_equal(found[1], made[number].astype(np.float16))
+    assert "float16" in repr(clips)
+    few = cache.dataset(ragged_cache.STREAM, dtype=torch.float64, frames=3)
+    assert few.__getitems__([0, 1]).columns[ragged_cache.STREAM].dtype == torch.float64
+    assert whole.dataset("rgb", dtype=torch.float32)[0]["rgb"].dtype == torch.uint8  # pixels are no features
+    for view in (1, "centre", "random"):
+        with pytest.raises(OptionError, match=f"view={view}: features/x holds whole clips, without views"):
+            cache.dataset(ragged_cache.STREAM, view=view)
 
 
 def test_a_cache_without_labels_says_so(tmp_path):
