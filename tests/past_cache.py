@@ -17,8 +17,9 @@ PAIRS = [(0, 3), (0, 4), (2, 3), (5, 1)]
 """(verb, noun) of actions 0 … 3."""
 
 
-def recipe(stream: str, width: int, steps: int = STEPS, step: float = 0.25, lag: float = 0.25) -> dict[str, Any]:
-    sampling = {"frames": steps, "step": step, "lag": lag, "fps": 30.0}
+def recipe(stream: str, width: int, steps: int = STEPS, step: float = 0.25, lag: float | None = 0.25) -> dict[str, Any]:
+    """Without ``lag`` as of arrays that say nothing of time."""
+    sampling = {"frames": steps} if lag is None else {"frames": steps, "step": step, "lag": lag, "fps": 30.0}
     imported = {"from": "lmdb", "origin": "test", "sampling": sampling}
     shape = [1, steps, width]
     return {"stream": stream, "version": 1, "layout": "fixed", "dtype": "float32", "shape": shape, "imported": imported}

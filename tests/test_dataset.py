@@ -12,6 +12,7 @@ import clips_cache
 import numpy as np
 import pairs_cache
 import pytest
+import ragged_cache
 import streams_cache
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, random_split
@@ -21,6 +22,8 @@ from kdcache.data.open import open_cache
 from kdcache.errors import KdcacheError, OptionError
 from kdcache.methods.contract import Input
 
+# On a machine of one core torch warns of each loader that has more workers than that.
+FEW_CORES = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 STREAM, MAPS = clips_cache.STREAM, "i3d-rgb/mixed4a"
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "own_training.py"
 
@@ -145,6 +148,7 @@ def test_whole_clips_are_lists_or_so_many_frames(whole):
     np.testing.assert_array_equal(batch["rgb"][3], stored[[1, 4]])  # the middle of each half
 
 
+@FEW_CORES
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_give_the_same_batches(whole, start):
     clips = whole.dataset([MAPS, "rgb"], view=1)
@@ -211,6 +215,23 @@ def test_what_cannot_be_had_is_refused_in_a_sentence(cache, options, sentence):
         cache.dataset(**({"streams": STREAM} | options))
 
 
+def test_features_of_differing_length_are_cast_and_have_no_views(tmp_path, whole):
+    folder, _, made = ragged_cache.clips(tmp_path)
+    cache = kdcache.Cache(folder)
+    clips = cache.dataset(ragged_cache.STREAM, dtype=torch.float16)
+    found = clips.__getitems__([0, 1]).columns[ragged_cache.STREAM]
+    assert [values.dtype for values in found] == [torch.float16] * 2
+    number = list(cache.clips["clip_id"]).index(clips.clip_ids[1])
+    np.testing.assert_array_equal(found[1], made[number].astype(np.float16))
+    assert "float16" in repr(clips)
+    few = cache.dataset(ragged_cache.STREAM, dtype=torch.float64, frames=3)
+    assert few.__getitems__([0, 1]).columns[ragged_cache.STREAM].dtype == torch.float64
+    assert whole.dataset("rgb", dtype=torch.float32)[0]["rgb"].dtype == torch.uint8  # pixels are no features
+    for view in (1, "centre", "random"):
+        with pytest.raises(OptionError, match=f"view={view}: features/x holds whole clips, without views"):
+            cache.dataset(ragged_cache.STREAM, view=view)
+
+
 def test_a_cache_without_labels_says_so(tmp_path):
     table = clips_cache.rows(4, 0).drop(columns=["label", "split"])
     folder = clips_cache.write(tmp_path, table, {STREAM: [np.zeros((1, 5, 8), np.float16)] * 4})
@@ -262,6 +283,7 @@ def test_the_package_shows_what_there_is_and_loads_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+@FEW_CORES
 def test_the_example_learns(tmp_path, capsys):
     """Vectors in which the class shows clearly."""
     spec = importlib.util.spec_from_file_location("own_training", EXAMPLE)

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdcache import exchange
-from kdcache.errors import ClipError, OptionError, SourceError
+from kdcache.cli import main
+from kdcache.errors import ClipError, ManifestError, OptionError, SourceError
 from kdcache.exchange.import_arrays import cut
 from kdcache.exchange.npy_files import file_name
-from kdcache.manifest import validate
+from kdcache.manifest import read_manifest, validate
 from kdcache.sampling import clip_range
 from kdcache.store import Cache, verify
 from kdcache.store.failures import load_failures
@@ -193,6 +195,48 @@ def test_clips_are_cut_out_of_their_sources(tmp_path: Path) -> None:
     assert report.notes == []
     again = importing(folder, validate(pd.DataFrame(rows[:4])), tmp_path / "out", per="source", fps=2.0)
     assert (again.cached, again.imported) == (4, 0)
+
+
+def test_absolute_sources_come_in_and_go_out(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "npy", a=vectors(8))
+    rows = pd.DataFrame([{"clip_id": "x", "source": "/videos/a.mp4", "start_s": 0.0, "stop_s": 1.0}])
+    with pytest.raises(ManifestError, match="--allow-absolute"):
+        importing(folder, rows, tmp_path / "out", per="source", fps=4)
+    report = importing(folder, rows, tmp_path / "out", per="source", fps=4, allow_absolute=True)
+    assert (report.imported, report.notes) == (1, [])
+    exchange.export_npy(tmp_path / "out", tmp_path / "back", stream="s")
+    written = tmp_path / "back" / "manifest.csv"
+    assert read_manifest(written, allow_absolute=True)["source"].tolist() == ["/videos/a.mp4"]
+    call = ["import", "npy", tmp_path / "back", "--manifest", written, "-o", tmp_path / "two", "--stream", "s"]
+    call += ["--origin", "test", "--at", "frames", "--axes", "TD"]
+    assert CliRunner().invoke(main, [str(c) for c in call]).exit_code == 1
+    result = CliRunner().invoke(main, [str(c) for c in [*call, "--allow-absolute"]])
+    assert result.exit_code == 0, result.output
+    assert Cache(tmp_path / "two").read("s", ["x"])[0].tobytes() == vectors(8)[:4].tobytes()
+
+
+def test_a_clip_before_the_first_row_shows_nothing_later(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "npy", v=vectors(8))
+    rows = clips("early", "first").assign(start_s=[0.0, 0.5], stop_s=[0.5, 1.1])
+    report = importing(folder, rows, tmp_path / "out", per="source", fps=2, offset=1.0)
+    assert {f.clip_id: f.reason for f in report.failures} == {
+        "early": "s: it stops at 0.5 s but its source's array begins at 1 s; correct --offset or leave it out."
+    }
+    assert Cache(tmp_path / "out").frames("s", ["first"])[0].tolist() == [0]
+    for stop in (0.25, 1.0):  # half-open: a clip that stops at the first row has not seen it
+        with pytest.raises(ClipError, match="begins at 1 s"):
+            cut(0.0, stop, 8, 2.0, 1.0)
+    assert cut(1.6, 1.9, 8, 2.0, 1.0) == (1, 2)  # between two rows: the one before
+
+
+def test_classes_numbered_otherwise_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "npy", a=vectors(3), b=vectors(3), c=vectors(3))
+    importing(folder, clips("a", label="walk"), tmp_path / "out")
+    before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "out").rglob("*"))
+    with pytest.raises(OptionError, match=r"label 0 is class 'walk', and in this manifest, .* it is 'run'"):
+        importing(folder, clips("b", label="run"), tmp_path / "out")
+    assert sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "out").rglob("*")) == before
+    assert importing(folder, clips("c", label="walk"), tmp_path / "out").failures == []
 
 
 def test_a_column_names_the_sources(tmp_path: Path) -> None:

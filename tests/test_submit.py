@@ -253,6 +253,34 @@ def test_clips_that_show_the_action_are_refused(runs, table, tmp_path):
         submit(runs["label"], annotations=lists)
 
 
+@pytest.mark.parametrize(
+    ("sampled", "stated", "sentence"),
+    [
+        ({"lag": 0.0}, None, "later than 0.25 s before its action"),  # the last step lies where the action starts
+        (
+            {"lag": 0.25, "step": 0.125},
+            None,
+            "later than 0.375 s before",
+        ),  # three steps are left out: 0.375 s, not 0.75
+        ({"lag": 0.5}, None, None),
+        ({"lag": None}, None, "the last step of rulstm/rgb lies is not known.*state it with --lag"),
+        ({"lag": None}, 0.25, None),
+        ({"lag": None}, 0.0, "later than 0.25 s before"),
+        ({"lag": 0.5}, 0.25, "was imported with --lag 0.5; leave it out"),
+    ],
+)
+def test_features_nearer_to_the_action_than_their_answer_are_refused(
+    table, epic100, tmp_path, sampled, stated, sentence
+):
+    shards = past_cache.write(tmp_path / "cache", table, {"rulstm/rgb": 6}, **sampled)
+    run = kdcache.train("rulstm", shards, out=tmp_path / "run", **QUICK | {"epochs": 1}).path
+    if sentence is None:
+        assert submit(run, annotations=epic100, lag_s=stated).numbers
+    else:
+        with pytest.raises(OptionError, match=sentence):
+            submit(run, annotations=epic100, lag_s=stated)
+
+
 def test_class_numbers_of_another_edition_are_refused(runs, table, tmp_path):
     lists = epic_lists.epic100(tmp_path / "lists", table.assign(verb=table["verb"] + 1), [], [2], [1])
     with pytest.raises(OptionError, match=r"validation-0 has verb 0 in the cache and 1 in .*: the annotations and the"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, Command, FolderPath
+from kdcache.cli.common import SOME_FAILED, Command, FolderPath, allow_absolute_option
 from kdcache.cli.printing import json_option, report
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ into_cache = _all(
     click.option("-o", "--out", default="out", show_default=True, type=_FOLDER, help="The cache."),
     click.option("--stream", required=True, help="Name of the stream, such as r3d/pool."),
     click.option("--origin", required=True, help='What computed the features, such as "R3D-18, Kinetics"; it is kept.'),
+    allow_absolute_option,
 )
 dtype_option = click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), help="Of the cache.  [default: as in the files]"

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Cache that holds the segments.  [default: the runs']",
 )
+@click.option(
+    "--lag",
+    "lag_s",
+    type=click.FloatRange(0),
+    help="Seconds from the features' last step to the end of each clip, where their import does not say it.",
+)
 @click.option("--fill", is_flag=True, default=None, help="Scores of 0 for segments that the cache lacks.")
 @click.option(
     "--check",

@@ -178,7 +178,13 @@ class CacheDataset(Dataset[Item]):
     def _checked(self, view: int | str | None) -> int | str | None:
         """The view's number where its name was given; ``OptionError`` for one that is not there."""
         count = self._number_of_views
-        if view is None or view == RANDOM or not count:
+        if not count:
+            if view not in (None, 0):
+                raise OptionError(
+                    f"view={view}: {', '.join(self.streams)} holds whole clips, without views; leave it out."
+                )
+            return view
+        if view is None or view == RANDOM:
             return view
         if isinstance(view, str):
             if view not in self.views:
@@ -204,11 +210,11 @@ class CacheDataset(Dataset[Item]):
             rows = index.repeat_interleave(stream.views)
             read = stream.fetch(rows, every, rows)
             read = read.reshape(len(index), stream.views, *stream.shape)
-        return read if self.dtype is None else read.to(self.dtype)
+        return self._cast(read, stream.name)
 
     def _clips(self, name: str, clips: list[str]) -> list[Tensor] | Tensor:
         if self.frames is None:
-            return [torch.from_numpy(array) for array in self.cache.read(name, clips)]
+            return [self._cast(torch.from_numpy(array), name) for array in self.cache.read(name, clips)]
         shown = [self._spread(name, clip, self.frames) for clip in clips]
         shapes = {array.shape[1:]: clip for clip, array in zip(clips, shown, strict=True)}
         if len(shapes) > 1:
@@ -217,7 +223,15 @@ class CacheDataset(Dataset[Item]):
                 f"{name}: frames of clip {one!r} are {list(a)} and those of {other!r} {list(b)}, which make no batch; "
                 "leave frames out, or extract clips of one size."
             )
-        return torch.from_numpy(np.stack(shown))
+        return self._cast(torch.from_numpy(np.stack(shown)), name)
+
+    def _casts(self, name: str) -> bool:
+        """Whether ``dtype`` is for a stream: for features, whose whole clips are imported or floating-point."""
+        is_feature = name in self._fixed or "imported" in self.cache.recipe(name) or self.cache.dtype(name).kind == "f"
+        return self.dtype is not None and is_feature
+
+    def _cast(self, read: Tensor, name: str) -> Tensor:
+        return read.to(self.dtype) if self._casts(name) else read
 
     def _spread(self, name: str, clip: str, frames: int) -> NDArray[Any]:
         """The middle frame of each of so many equal parts of a clip."""
@@ -229,7 +243,7 @@ class CacheDataset(Dataset[Item]):
         return np.asarray(self.cache.read_frames(name, clip, wanted)[places])
 
     def _dtype(self, stream: str) -> str:
-        if self.dtype is not None and stream in self._fixed:
+        if self._casts(stream):
             return str(self.dtype).removeprefix("torch.")
         return str(self.cache.dtype(stream))
 

@@ -150,7 +150,7 @@ class Export:
         rows = self.rows
         if frames is not None:
             rows = rows.assign(**{FRAMES: [" ".join(map(str, frames[c].tolist())) for c in rows["clip_id"]]})
-        write_manifest(rows, self.folder / MANIFEST)
+        write_manifest(rows, self.folder / MANIFEST, allow_absolute=True)  # as the cache has them
         if lacking := len(self.cache.clips) - len(self.rows):
             report.notes.append(f"{lacking} clips of the cache have no {' and '.join(self.streams)}")
         return report

@@ -66,7 +66,7 @@ def cut(start_s: float | None, stop_s: float | None, rows: int, fps: float, offs
     """The rows of a clip in the array of its source: half-open ``(low, high)``, never empty.
 
     Row ``i`` stands for the time ``offset + i / fps``. A clip has the rows with ``start_s <= time < stop_s``, as
-    extraction takes frames; one that lies between two rows has the row before it, or the first. An array may end up to
+    extraction takes frames; one that lies between two rows has the row before it. An array may end up to
     0.5 s or one row before the clip does, whichever is longer, for windows that run beyond a source's end are often
     left out; the clip is then so much shorter.
 
@@ -77,7 +77,7 @@ def cut(start_s: float | None, stop_s: float | None, rows: int, fps: float, offs
         offset: time of the first row, s.
 
     Raises:
-        ClipError: the clip begins after the array's end, or ends more than that after it.
+        ClipError: the clip begins after the array's end, ends more than that after it, or ends before the first row.
     """
     end = offset + rows / fps
     if start_s is not None and start_s > end - _SLACK_S:
@@ -86,6 +86,10 @@ def cut(start_s: float | None, stop_s: float | None, rows: int, fps: float, offs
         raise ClipError(f"it stops at {stop_s:g} s but its source's array ends at {end:.3f} s; correct --fps or it.")
     low = 0 if start_s is None else max(0, math.ceil((start_s - offset - _SLACK_S) * fps))
     high = rows if stop_s is None else min(rows, math.ceil((stop_s - offset - _SLACK_S) * fps))
+    if high <= 0:
+        raise ClipError(
+            f"it stops at {stop_s:g} s but its source's array begins at {offset:g} s; correct --offset or leave it out."
+        )
     if high <= low:
         low = max(0, min(low, rows) - 1)
         high = low + 1

@@ -32,6 +32,7 @@ def import_hdf5(
     per: Per = "clip",
     fps: float | None = None,
     offset: float = 0.0,
+    allow_absolute: bool = False,
     progress: bool = True,
 ) -> ImportReport:
     """Import an HDF5 file as a stream: one data set a clip (``class/clip`` may be a group), or one array for all.
@@ -51,7 +52,7 @@ def import_hdf5(
     if data is not None and ids is None:
         raise OptionError(f"--data {data}: an array of all clips needs --ids, the data set that names its rows.")
     path = Path(path)
-    rows = manifest_rows(manifest)
+    rows = manifest_rows(manifest, allow_absolute)
     with open_hdf5(path) as file:
         if ids is None:
             return import_arrays(Hdf5Arrays(path, file), rows, Path(out), stream, origin, options, progress)

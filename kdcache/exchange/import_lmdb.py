@@ -127,6 +127,7 @@ def import_lmdb(
     first: int = 1,
     key: str = RULSTM_KEY,
     dtype: str = "float32",
+    allow_absolute: bool = False,
     progress: bool = True,
 ) -> ImportReport:
     """Import an LMDB of one float32 vector a frame as a stream of ``[1, T, d]``.
@@ -151,6 +152,7 @@ def import_lmdb(
         first: number of a source's first frame.
         key: key of a frame: manifest columns in braces, and ``{frame}``.
         dtype: ``float32`` or ``float16``.
+        allow_absolute: sources may be absolute paths; an import opens none of them.
         progress: show a bar, when standard error is a terminal.
 
     Raises:
@@ -163,7 +165,7 @@ def import_lmdb(
         raise OptionError(f"--dtype {dtype}: choose float16 or float32.")
     if not (math.isfinite(fps) and fps > 0):
         raise OptionError(f"--fps {fps}: give a positive number of frames a second.")
-    rows = manifest_rows(manifest)
+    rows = manifest_rows(manifest, allow_absolute)
     keys = FrameKeys(key, [c for c in rows.columns if c != at], first)
     path = Path(path)
     if not path.exists():

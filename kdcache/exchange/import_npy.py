@@ -30,6 +30,7 @@ def import_npy(
     per: Per = "clip",
     fps: float | None = None,
     offset: float = 0.0,
+    allow_absolute: bool = False,
     progress: bool = True,
 ) -> ImportReport:
     """Import ``FOLDER/<clip_id>.npy`` as a stream.
@@ -57,6 +58,7 @@ def import_npy(
         fps: with ``per="source"``, rows a second of the arrays.
         offset: with ``per="source"``, time of their first row, s. [reconstructed] Files do not say whether a row of a
             window of frames stands for the window's start, its centre or its end: 0 takes rows by the window's start.
+        allow_absolute: sources may be absolute paths; an import opens none of them.
         progress: show a bar, when standard error is a terminal.
 
     Returns:
@@ -74,4 +76,6 @@ def import_npy(
     folder = Path(folder)
     if not folder.is_dir():
         raise SourceError(f"{folder}: no such folder; name the one with the .npy files.")
-    return import_arrays(NpyFolder(folder), manifest_rows(manifest), Path(out), stream, origin, options, progress)
+    return import_arrays(
+        NpyFolder(folder), manifest_rows(manifest, allow_absolute), Path(out), stream, origin, options, progress
+    )

@@ -18,6 +18,7 @@ from kdcache.progress import counted
 from kdcache.recipe import Recipe, clip_key, digest
 from kdcache.store import Record, clean, commit_shard, scan, update_index
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
+from kdcache.store.index import refuse_other_classes
 from kdcache.store.layout import StrPath, row_digest
 
 STAGE = "import"  # in failures.csv
@@ -59,9 +60,11 @@ class ImportReport:
         return "\n".join([text, *self.notes])
 
 
-def manifest_rows(manifest: StrPath | pd.DataFrame) -> pd.DataFrame:
+def manifest_rows(manifest: StrPath | pd.DataFrame, allow_absolute: bool = False) -> pd.DataFrame:
     """A manifest's rows: read from its file, or a table held to the same contract; else ``ManifestError``."""
-    return validate(manifest) if isinstance(manifest, pd.DataFrame) else read_manifest(manifest)
+    if isinstance(manifest, pd.DataFrame):
+        return validate(manifest, allow_absolute=allow_absolute)
+    return read_manifest(manifest, allow_absolute=allow_absolute)
 
 
 def import_clips(
@@ -80,8 +83,10 @@ def import_clips(
         progress: show a bar, when standard error is a terminal.
 
     Raises:
+        OptionError: classes numbered by name, to which other clips of the cache give other numbers. Nothing is written.
         StoreError: the disk refuses, or the cache is damaged. What was committed until then is indexed.
     """
+    refuse_other_classes(out, rows)
     stream = str(recipe["stream"])
     out.mkdir(parents=True, exist_ok=True)
     clean(out)

@@ -67,7 +67,8 @@ class NpyFolder:
             ClipError: there is none inside the folder.
         """
         for name in names:
-            stems = dict.fromkeys((flat_name(name)[:-4], file_name(name)[:-4], name))
+            own = () if os.path.isabs(name) else (name,)  # an absolute source's file lies in the folder, too
+            stems = dict.fromkeys((flat_name(name)[:-4], file_name(name)[:-4], *own))
             for path in (self._inside(stem + suffix) for suffix in SUFFIXES for stem in stems):
                 if path.is_file():
                     return path

@@ -30,8 +30,10 @@ Probabilities = NDArray[np.floating]
 class SegmentAnswers:
     """What runs say of the segments of a challenge."""
 
-    def __init__(self, runs: Sequence[Run], challenge: Challenge, tau_s: float, which: str) -> None:
-        self.runs, self.challenge, self.tau_s, self.which = runs, challenge, tau_s, which
+    def __init__(
+        self, runs: Sequence[Run], challenge: Challenge, tau_s: float, which: str, lag_s: float | None = None
+    ) -> None:
+        self.runs, self.challenge, self.tau_s, self.which, self.lag_s = runs, challenge, tau_s, which, lag_s
         self._clips = [self._known(run) for run in runs]
 
     def held_out(self) -> set[str]:
@@ -164,7 +166,8 @@ class SegmentAnswers:
     def _check_times(self, run: Run, clips: pd.DataFrame, segments: pd.DataFrame) -> None:
         """``OptionError`` where a clip ends later than an answer ``tau_s`` ahead allows."""
         axis = run.predictor(self.which).axis
-        ahead = 0.0 if axis is not None else self.tau_s  # the method counts from the action's start itself
+        # A method that answers at several times takes the last step for the time nearest to the action.
+        ahead = self.tau_s if axis is None else max(0.0, min(axis.values) - self._lag(run))
         over = clips["stop_s"].to_numpy() - (segments["start_s"].to_numpy() - ahead)
         late = ~(over <= SLACK_S)  # NaN: up to the end of the video
         if "clamped" in clips:
@@ -176,6 +179,21 @@ class SegmentAnswers:
                 f"{clips['stop_s'].iloc[first]:g} s, later than {ahead:g} s before its action at "
                 f"{segments['start_s'].iloc[first]:g} s, as do {int(late.sum()) - 1} others: the challenge forbids it."
             )
+
+    def _lag(self, run: Run) -> float:
+        """Seconds from the last step of a run's features to the end of each clip; ``OptionError`` where not known."""
+        found = []
+        for stream, recipe in run.training_data.recipes.items():
+            lag = recipe.get("imported", {}).get("sampling", {}).get("lag", self.lag_s)
+            if lag is None:
+                raise OptionError(
+                    f"{run.path}: how long before the end of a clip the last step of {stream} lies is not known, so "
+                    "its answers may have seen too much: state it with --lag (lag_s=), or import with --step and --lag."
+                )
+            if self.lag_s not in (None, lag):
+                raise OptionError(f"--lag {self.lag_s:g}: {stream} was imported with --lag {lag:g}; leave it out.")
+            found.append(lag)
+        return min(found)
 
     def _answers(self, run: Run, clips: list[str]) -> pd.DataFrame:
         """Probabilities ``tau_s`` ahead, a row a clip and a column a class."""

@@ -7,6 +7,7 @@ says its own. Runs of one target are averaged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ def submit(
     which: str = "last",
     shards: StrPath | None = None,
     fill: bool = False,
+    lag_s: float | None = None,
 ) -> Submission:
     """Write a checked file for the action anticipation challenge, and measure the runs on held-out labels as it does.
 
@@ -66,6 +68,8 @@ def submit(
         shards: a cache with the segments, where it is not the runs' own.
         fill: segments that the cache does not have get scores of 0, as RULSTM writes them, instead of an error; in the
             numbers of EPIC-100 such segments count as misses.
+        lag_s: of runs that answer at several times before the action: seconds from the last step of the features to the
+            end of each clip, where their import does not say it (``import lmdb --step`` does).
 
     Raises:
         OptionError: runs that do not go together or do not answer ``tau_s`` ahead, clips that show what lies later,
@@ -77,12 +81,14 @@ def submit(
         raise OptionError(f"split={split}: choose test or validation.")
     if split == "validation" and challenge.edition == "epic55":
         raise OptionError("split=validation: EPIC-KITCHENS-55 has no official validation set; leave out or name none.")
+    if lag_s is not None and not (math.isfinite(lag_s) and lag_s >= 0):
+        raise OptionError(f"lag_s={lag_s}: give seconds, 0 or more.")
     levels = _levels(sls)
     if out is not None and challenge.edition == "epic100" and levels is None:
         raise OptionError(
             "EPIC-KITCHENS-100 wants the levels of supervision declared: give sls=PT-TL-TD, such as 1-3-3."
         )
-    said = SegmentAnswers(opened, challenge, tau_s, which)
+    said = SegmentAnswers(opened, challenge, tau_s, which, lag_s)
     made: dict[str, Any] = {}
     if out is not None:
         csvs = {"validation.json": challenge.labelled} if split == "validation" else challenge.tests

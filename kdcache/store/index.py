@@ -145,7 +145,7 @@ def refuse_other_classes(folder: StrPath, rows: pd.DataFrame) -> None:
         if here.get(name, label) != label or named.get(label, name) != name:
             raise OptionError(
                 f"{Path(folder) / INDEX}: label {label} is class {name!r}, and in this manifest, whose classes are "
-                f"numbered by name, {_clash(name, label, here, named)}: extract one manifest that names all classes, "
+                f"numbered by name, {_clash(name, label, here, named)}: take one manifest that names all classes, "
                 "or write numbers into label and the names into class."
             )
 
