@@ -257,11 +257,6 @@ def test_clips_that_show_the_action_are_refused(runs, table, tmp_path):
     ("sampled", "stated", "sentence"),
     [
         ({"lag": 0.0}, None, "later than 0.25 s before its action"),  # the last step lies where the action starts
-        (
-            {"lag": 0.25, "step": 0.125},
-            None,
-            "later than 0.375 s before",
-        ),  # three steps are left out: 0.375 s, not 0.75
         ({"lag": 0.5}, None, None),
         ({"lag": None}, None, "the last step of rulstm/rgb lies is not known.*state it with --lag"),
         ({"lag": None}, 0.25, None),

@@ -182,7 +182,7 @@ class SegmentAnswers:
 
     def _lag(self, run: Run) -> float:
         """Seconds from the last step of a run's features to the end of each clip; ``OptionError`` where not known."""
-        found = []
+        found: list[float] = []
         for stream, recipe in run.training_data.recipes.items():
             lag = recipe.get("imported", {}).get("sampling", {}).get("lag", self.lag_s)
             if lag is None:
