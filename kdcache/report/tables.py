@@ -120,7 +120,7 @@ def results_table(
             lines.append(f"| **{row.name}** (failed) | | | {' | '.join(UNKNOWN for _ in shown)} |")
             continue
         here = results[(results["row"] == row.name) & (results["weights"] == weights)]
-        epoch = here.drop_duplicates(["split_column", "seed"])["epoch"].mean()
+        epoch = here.drop_duplicates(["split_column", "draw", "seed"])["epoch"].mean()
         ours = {c: values(results, row.name, weights, split, m) if m else [] for c, m in shown.items()}
         cells = [
             f"{epoch:.0f}" if epoch else UNKNOWN,
@@ -141,7 +141,7 @@ def table_over_splits(
 ) -> list[str]:
     """Mean ± std over split columns of each row's mean over seeds."""
     by = ["row", "split_column", "weights", "split", "metric"]
-    means = results.groupby(by, sort=False)[["value", "epoch"]].mean().reset_index().assign(seed=0)
+    means = results.groupby(by, sort=False)[["value", "epoch"]].mean().reset_index().assign(draw=0, seed=0)
     ours = replace(comparison, rows=[replace(row, paper={}) for row in comparison.runnable])
     return results_table(ours, means, shown, weights, split, steps=results)
 
@@ -151,7 +151,7 @@ def steps_line(comparison: Comparison, results: pd.DataFrame) -> str:
     meaning = "Steps are those of the evaluated network's optimiser; a teacher's are not counted."
     of_row = {row.name: steps_of(results, row.name) for row in comparison.runnable}
     trained = results[results["steps"].notna() & (results["steps"] != 0)]
-    unequal = trained.groupby(["split_column", "seed"])["steps"].nunique().gt(1).any()
+    unequal = trained.groupby(["split_column", "draw", "seed"])["steps"].nunique().gt(1).any()
     if unequal:
         return (
             f"{meaning} **Warning:** rows took unequal numbers of steps (column steps; of several networks that answer "

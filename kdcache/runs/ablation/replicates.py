@@ -1,4 +1,8 @@
-"""With what each row is repeated: seeds and, where a protocol has several, columns that split the clips."""
+"""With what each row is repeated: seeds within draws, and, where a protocol has several, columns that split the clips.
+
+A *draw* is one choice of what a reported number should not depend on: the clips that keep their labels, the groups that
+validate, the fit of the backbone that made the features.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,8 @@ class Replicate(NamedTuple):
 
     split_column: str | None
     seed: int
+    draw: int | None = None
+    """None where a comparison has but one."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -35,7 +41,8 @@ class Replicate(NamedTuple):
         return split_option(self.split_column) | {"seed": self.seed}
 
     def __str__(self) -> str:
-        return f"{self.split_column}, seed {self.seed}" if self.split_column else f"seed {self.seed}"
+        parts = (self.split_column, None if self.draw is None else f"draw {self.draw}", f"seed {self.seed}")
+        return ", ".join(part for part in parts if part)
 
 
 def split_option(column: str | None) -> dict[str, Any]:
@@ -58,7 +65,10 @@ def row_folder(out: Path, slug: str, column: str | None) -> Path:
 
 def run_folder(out: Path, slug: str, replicate: Replicate) -> Path:
     """Folder of a final run."""
-    return row_folder(out, slug, replicate.split_column) / f"seed-{replicate.seed}"
+    folder = row_folder(out, slug, replicate.split_column)
+    if replicate.draw is not None:
+        folder /= f"draw-{replicate.draw}"
+    return folder / f"seed-{replicate.seed}"
 
 
 def choose_columns(wanted: Sequence[str], clips: pd.DataFrame) -> list[str]:

@@ -38,9 +38,9 @@ def collect(comparison: Comparison, out: Path, replicates: Sequence[Replicate]) 
     clips has no best, for an epoch chosen on test clips would be no result.
 
     Returns:
-        ``row``, ``split_column`` (the manifest column by which the run split its clips), ``seed``, ``weights``,
-        ``epoch`` of these, ``steps`` (optimiser steps that the evaluated network took in its whole training; NA in
-        runs that do not say), ``split`` (validation or test: the clips that were scored), ``metric``, ``value``.
+        ``row``, ``split_column`` (the manifest column by which the run split its clips), ``draw``, ``seed``,
+        ``weights``, ``epoch`` of these, ``steps`` (optimiser steps that the evaluated network took in its whole
+        training; NA in runs that do not say), ``split`` (validation or test: the clips that were scored), ``metric``, ``value``.
     """
     rows: list[dict[str, Any]] = []
     for row in comparison.runnable:
@@ -48,7 +48,8 @@ def collect(comparison: Comparison, out: Path, replicates: Sequence[Replicate]) 
             run = Run(run_folder(out, row.slug, replicate))
             metrics = run.metrics
             steps = metrics.get("steps", stage_summary(run).get("steps"))  # a run of 0.1 knows those of its last stage
-            of_run = {"row": row.name, "split_column": run.settings.split_column, "seed": replicate.seed}
+            of_run = {"row": row.name, "split_column": run.settings.split_column}
+            of_run |= {"draw": replicate.draw or 0, "seed": replicate.seed}
             for weights, key in (("last", "last"), ("best", "best@validation")):
                 for split, targets in metrics.get(key, {}).items():
                     known = {**of_run, "weights": weights, "epoch": metrics["epochs"][weights], "steps": steps}
@@ -65,7 +66,7 @@ def reported_on(results: pd.DataFrame) -> tuple[str, str]:
 
 def weights_of(results: pd.DataFrame) -> list[str]:
     """The kinds of weights that every run has, those that count first; without validation clips a run has no best."""
-    runs = ["row", "split_column", "seed"]
+    runs = ["row", "split_column", "draw", "seed"]
     having = {weights: len(part.drop_duplicates(runs)) for weights, part in results.groupby("weights")}
     return [weights for weights in WEIGHTS if having.get(weights) == len(results.drop_duplicates(runs))]
 
@@ -76,10 +77,10 @@ def steps_of(results: pd.DataFrame, row: str) -> list[int]:
 
 
 def values(results: pd.DataFrame, row: str, weights: str, split: str, metric: str) -> list[float]:
-    """A row's numbers in the order of split columns and seeds."""
+    """A row's numbers in the order of split columns, draws and seeds."""
     r = results
     here = r[(r["row"] == row) & (r["weights"] == weights) & (r["split"] == split) & (r["metric"] == metric)]
-    return here.sort_values(["split_column", "seed"])["value"].tolist()
+    return here.sort_values(["split_column", "draw", "seed"])["value"].tolist()
 
 
 def tests(comparison: Comparison, results: pd.DataFrame, against: str, metric: str, split: str) -> pd.DataFrame:
