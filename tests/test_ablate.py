@@ -279,6 +279,7 @@ def test_results_are_those_of_the_runs(compared):
     assert list(stored.columns) == [
         "row",
         "split_column",
+        "draw",
         "seed",
         "weights",
         "epoch",
@@ -322,7 +323,7 @@ def test_the_table_shows_ours_the_papers_and_the_difference():
     known = {"weights": "best", "split_column": "split", "split": "test", "steps": 12}
     found = pd.DataFrame(
         [
-            {"row": row, "seed": seed, "epoch": 4, "metric": metric, "value": value + seed, **known}
+            {"row": row, "draw": 0, "seed": seed, "epoch": 4, "metric": metric, "value": value + seed, **known}
             for row, metric, value in (("A", "acc40", 30), ("A", "auc", 51), ("C", "acc40", 33), ("C", "auc", 60))
             for seed in range(3)
         ]
@@ -369,7 +370,7 @@ def test_tables_say_how_many_steps_each_row_took(compared, tmp_path, steps, cell
 def test_steps_that_differ_between_splits_alone_are_no_cause_for_a_warning():
     wanted = Comparison("early", "", [], [TableRow("A", {}, {}), TableRow("B", {}, {})])
     found = pd.DataFrame(
-        [{"row": row, "split_column": f"s{s}", "seed": 0, "steps": 10 + s} for row in "AB" for s in (0, 1)]
+        [{"row": row, "split_column": f"s{s}", "draw": 0, "seed": 0, "steps": 10 + s} for row in "AB" for s in (0, 1)]
     )
     assert "Warning" not in steps_line(wanted, found)
     found.loc[0, "steps"] = 12

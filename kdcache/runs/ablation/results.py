@@ -40,7 +40,8 @@ def collect(comparison: Comparison, out: Path, replicates: Sequence[Replicate]) 
     Returns:
         ``row``, ``split_column`` (the manifest column by which the run split its clips), ``draw``, ``seed``,
         ``weights``, ``epoch`` of these, ``steps`` (optimiser steps that the evaluated network took in its whole
-        training; NA in runs that do not say), ``split`` (validation or test: the clips that were scored), ``metric``, ``value``.
+        training; NA in runs that do not say), ``split`` (validation or test: the clips that were scored), ``metric``,
+        ``value``.
     """
     rows: list[dict[str, Any]] = []
     for row in comparison.runnable:
