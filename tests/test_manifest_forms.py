@@ -107,9 +107,9 @@ def test_sources_are_looked_for_in_each_root(roots, tmp_path):
     names = ["a.mp4", "b.mp4", "same.mp4", "other.mp4", "none.mp4"]
     rows = validate(pd.DataFrame({"source": names}))
     report = kdcache.extract(rows, list(roots), tmp_path / "out", **CALL)
-    assert report.extracted == 3
     reasons = {f.clip_id: f.reason for f in report.failures}
-    assert reasons.keys() == {"other", "none"}
+    assert reasons.keys() == {"other", "none"}, reasons
+    assert report.extracted == 3
     assert f"{roots[0] / 'other.mp4'} and {roots[1] / 'other.mp4'} differ" in reasons["other"]
     assert reasons["none"].startswith(f"none.mp4: not below {roots[0]} or {roots[1]}")
     alone = kdcache.extract(rows.iloc[:1], roots[0], tmp_path / "out", **CALL)  # keys know nothing of roots

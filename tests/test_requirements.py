@@ -42,11 +42,11 @@ def test_what_cannot_be_extracted_is_refused():
 
 def test_the_command_fills_a_cache_that_the_method_trains_on(tmp_path, caplog):
     caplog.set_level("INFO", "kdcache")
-    for seed, name in enumerate("abcdef"):
+    for seed, name in enumerate("abcd"):
         write(tmp_path / f"{name}.mp4", pictures(30, seed=seed))
-    splits = ["train"] * 3 + ["validation"] * 3
-    rows = {"clip_id": list("abcdef"), "source": [f"{n}.mp4" for n in "abcdef"], "start_s": np.nan, "stop_s": np.nan}
-    pd.DataFrame(rows | {"label": [0, 1, 2] * 2, "split": splits}).to_csv(tmp_path / "clips.csv", index=False)
+    splits = ["train"] * 2 + ["validation"] * 2
+    rows = {"clip_id": list("abcd"), "source": [f"{n}.mp4" for n in "abcd"], "start_s": np.nan, "stop_s": np.nan}
+    pd.DataFrame(rows | {"label": [0, 1] * 2, "split": splits}).to_csv(tmp_path / "clips.csv", index=False)
     where = ["--manifest", str(tmp_path / "clips.csv"), "--root", str(tmp_path), "--out", str(tmp_path / "out")]
     small = ["--size", "32", "--weights", "random:0"]
     result = CliRunner().invoke(main, ["extract", *where, "--for", "early", *small])
