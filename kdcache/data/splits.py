@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,9 +43,9 @@ def split_by(rows: pd.DataFrame, column: str, validation_as: str = VALIDATION) -
             column ``split`` gives another name take no part, as those with an empty cell.)
     """
     if validation_as != VALIDATION:
-        found = split_by(rows, column)
-        names = named_splits(found)
-        return found if names is None else found.assign(**{SPLIT: names.replace(VALIDATION, validation_as)})
+        as_named = split_by(rows, column)
+        names = named_splits(as_named)
+        return as_named if names is None else as_named.assign(**{SPLIT: names.replace(VALIDATION, validation_as)})
     if column == SPLIT:
         return rows
     if is_fold(rows, column):
@@ -141,10 +142,12 @@ def hold_out(
             "The manifest names no validation split and its training clips come from one source, so none can be held "
             "out: add a split column, or set validation=0."
         )
-    prefix = f"{seed}/" if seed else ""  # the order of seed 0 is that of versions without one
 
     def place(group: Any) -> tuple[int, str]:
-        return zlib.crc32(f"{prefix}{group}".encode()), str(group)
+        if not seed:  # the order of versions without seeds
+            return zlib.crc32(str(group).encode()), str(group)
+        digest = hashlib.sha256(f"{seed}/{group}".encode()).digest()  # CRCs of two prefixes differ by a constant alone
+        return int.from_bytes(digest[:8], "big"), str(group)
 
     groups = sorted(table[column][labelled].replace("", None).dropna().unique(), key=place)
     sizes = np.cumsum([int((labelled & (table[column] == g)).sum()) for g in groups])

@@ -4,7 +4,7 @@ for all."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from kdcache.methods.search import Knob, TeacherRun, of_row
 from kdcache.options import shown
 from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.space import (
+    LENGTH,
     Base,
     Dimension,
     Rates,
@@ -22,7 +23,7 @@ from kdcache.runs.ablation.space import (
     rate_dimension,
 )
 from kdcache.runs.ablation.survey import RowFacts
-from kdcache.runs.ablation.trials import Searched, Trial, option_value, rates_of
+from kdcache.runs.ablation.trials import MILESTONES, ONE_STAGE, SearchedRow, Trial, option_value, rates_of
 from kdcache.runs.config import SETTABLE
 from kdcache.runs.presets import TableRow
 
@@ -31,12 +32,12 @@ Facts = Mapping[tuple[str, str | None], RowFacts]
 
 
 @dataclass
-class Group:
+class SearchGroup:
     """Rows of one method on one split column, or one teacher."""
 
     method: str
     split_column: str | None
-    members: list[Searched]
+    members: list[SearchedRow]
     dimensions: dict[Knob | str, Dimension] = field(default_factory=dict)
     is_teacher: bool = False
 
@@ -46,8 +47,9 @@ class Group:
 
     def widened(self, count: int, most: int) -> list[Trial]:
         """Further trials where a chosen value lies on an edge: as many of every row, at the next value of that
-        dimension where the row has it; none where all that may be widened has been."""
-        made: list[Trial] = []
+        dimension where the row has it, and at the common length as far as there are others; none where all that may be
+        widened has been."""
+        made, length = list[Trial](), self.length  # from before these trials
         on_edge = {(name, side) for s in self.members if (best := self.chosen(s)) for name, side in s.edges(best)}
         for name, side in sorted(on_edge):
             dimension = next(d for s in self.members for d in s.grid.dimensions if d.knob.option == name)
@@ -56,8 +58,10 @@ class Group:
             if value is None:
                 continue
             for s in self.members:
-                has = any(d is dimension for d in s.grid.dimensions)
-                made += s.more(each, **({name: value} if has else {}))
+                fixed = {name: value} if any(d is dimension for d in s.grid.dimensions) else {}
+                at_length = {LENGTH: length, **fixed} if s.facts.steps else fixed  # where it may be chosen
+                new = s.more(each, **at_length)
+                made += [*new, *s.more(each - len(new), **fixed)]
         return made
 
     @property
@@ -75,7 +79,7 @@ class Group:
             means[length] = (len(scores), sum(scores) / len(scores) if scores else -math.inf)
         return max(lengths, key=lambda length: (*means[length], -length), default=None)
 
-    def chosen(self, searched: Searched) -> Trial | None:
+    def chosen(self, searched: SearchedRow) -> Trial | None:
         """The trial of a row whose settings it takes; None where none succeeded at the common length."""
         return searched.best(self.length)
 
@@ -93,9 +97,9 @@ class Group:
 
 def groups_of_rows(
     calls: Calls, facts: Facts, min_steps: int, fixed: Mapping[tuple[str, str | None], Mapping[str, Any]]
-) -> list[Group]:
+) -> list[SearchGroup]:
     """The rows of each method on each split column; ``fixed`` has what was chosen for a row's teacher."""
-    found: list[Group] = []
+    found: list[SearchGroup] = []
     rows = calls.comparison.runnable
     for column in calls.columns:
         for method in dict.fromkeys(calls.comparison.method_of(row) for row in rows):
@@ -103,20 +107,19 @@ def groups_of_rows(
             usable = [row for row in mine if not facts[row.name, column].problem]
             if usable:
                 every = [facts[row.name, c] for row in usable for c in calls.columns]  # one length on all of them
-                lr = facts[usable[0].name, column]
-                group = _group(method, column, rates_of(method), lr, every, min_steps)
-                base, common = group
-                made = Group(method, column, [], dict(common))
+                first = facts[usable[0].name, column]
+                base, common = _common(rates_of(method), first, every, min_steps)
+                made = SearchGroup(method, column, [], dict(common))
                 for row in usable:
-                    known = {**fixed.get((row.name, column), {})}
-                    made.members.append(_searched(made, row, facts[row.name, column], base, known))
+                    of_teacher = dict(fixed.get((row.name, column), {}))
+                    made.members.append(_searched(made, row, facts[row.name, column], base, of_teacher))
                 found.append(made)
     return found
 
 
 def groups_of_teachers(
-    calls: Calls, facts: Facts, min_steps: int, survey_row: Any
-) -> tuple[list[Group], dict[tuple[str, str | None], Group]]:
+    calls: Calls, facts: Facts, min_steps: int, survey_row: Callable[[TableRow, str | None], RowFacts]
+) -> tuple[list[SearchGroup], dict[tuple[str, str | None], SearchGroup]]:
     """A group for each teacher that rows need and do not set themselves, and which row has which.
 
     Args:
@@ -138,18 +141,20 @@ def groups_of_teachers(
                 found.setdefault(key, (TableRow("", options, {}, method=method, own=tuple(options)), []))[1].append(
                     row.name
                 )
-    groups, of_row = list[Group](), dict[tuple[str, str | None], Group]()
+    groups, of_row = list[SearchGroup](), dict[tuple[str, str | None], SearchGroup]()
     for (method, column, _), (made, names) in found.items():
-        row = replace(made, name=f"teacher of {', '.join(names)}", slug=f"teacher-of-{_slug_of(calls, names[0])}")
+        row = replace(
+            made, name=f"teacher of {', '.join(names)}", slug=f"teacher-of-{calls.comparison.row(names[0]).slug}"
+        )
         known = survey_row(row, column)
         teacher = teacher_of(method)
         assert teacher is not None
         rates = Rates(teacher.lr, teacher.epochs, teacher.milestones)
         if known.problem:
             continue  # its rows fail for the same reason, and say so
-        base, common = _group(method, column, rates, known, [known], min_steps)
-        group = Group(method, column, [], dict(common), is_teacher=True)
-        group.members.append(Searched(row, column, known, RowGrid(base, list(common.values()))))
+        base, common = _common(rates, known, [known], min_steps)
+        group = SearchGroup(method, column, [], dict(common), is_teacher=True)
+        group.members.append(SearchedRow(row, column, known, RowGrid(base, list(common.values()))))
         groups.append(group)
         of_row |= {(name, column): group for name in names}
     return groups, of_row
@@ -159,32 +164,27 @@ def _options_of_teacher(teacher: TeacherRun, row: TableRow, resolved: Any) -> di
     alone = teacher.alone(resolved)
     if alone is None:
         return None
-    kept = {name: value for name, value in row.options.items() if name in (*teacher.depends, *SETTABLE)}
-    from_row = {name: row.options[name] for name in ("lr", "epochs", "milestones", "parts") if name in row.options}
-    return {**from_row, **kept, **alone, teacher.seed: None}
+    names = (*ONE_STAGE, MILESTONES, *teacher.depends, *SETTABLE)
+    kept = {name: value for name, value in row.options.items() if name in names}
+    return {**kept, **alone, teacher.seed: None}  # its trials have seeds of their own
 
 
-def _slug_of(calls: Calls, name: str) -> str:
-    return calls.comparison.row(name).slug
-
-
-def _group(
-    method: str, column: str | None, rates: Rates, first: RowFacts, every: Sequence[RowFacts], min_steps: int
+def _common(
+    rates: Rates, first: RowFacts, every: Sequence[RowFacts], min_steps: int
 ) -> tuple[Base, dict[Knob | str, Dimension]]:
     """The base of some rows, and the dimensions that all of them have."""
-    lengths = [(option_value(known.options, rates.length), known.steps) for known in every]
+    steps = [(option_value(known.options, rates.length), known.steps) for known in every]
     milestones = () if rates.milestones is None else option_value(first.options, rates.milestones)
     lr, length = (option_value(first.options, name) for name in (rates.lr, rates.length))
-    base, shorter = base_of(rates, lr, length, milestones, lengths, min_steps)
+    base, shorter = base_of(rates, lr, length, milestones, steps, min_steps)
     return base, {"lr": rate_dimension(lr), "length": length_dimension(shorter)}
 
 
-def _searched(group: Group, row: TableRow, facts: RowFacts, base: Base, fixed: dict[str, Any]) -> Searched:
-    tuned = {base.rates.lr, base.rates.length, base.rates.milestones}
-    knobs = of_row(knobs_of(group.method), facts.options, frozenset({*row.own, *tuned}))
+def _searched(group: SearchGroup, row: TableRow, facts: RowFacts, base: Base, fixed: dict[str, Any]) -> SearchedRow:
+    knobs = of_row(knobs_of(group.method), facts.options, frozenset(row.own))
     for knob in knobs:
         group.dimensions.setdefault(knob, Dimension(knob))
     common = [group.dimensions["lr"], group.dimensions["length"]] if facts.steps else []
-    return Searched(
+    return SearchedRow(
         row, group.split_column, facts, RowGrid(base, [*common, *(group.dimensions[k] for k in knobs)]), fixed
     )

@@ -157,7 +157,8 @@ class RowGrid:
     def _sequence(self) -> NDArray[np.float64]:
         """Points in [0, 1), ``[MAX_POINTS, dimensions]``."""
         size = len(self.dimensions)
-        return qmc.Sobol(size, scramble=False).random_base2(MAX_POINTS.bit_length() - 1)
+        points: NDArray[np.float64] = qmc.Sobol(size, scramble=False).random_base2(MAX_POINTS.bit_length() - 1)
+        return points
 
     def settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """The options that a point stands for."""
@@ -176,8 +177,10 @@ class RowGrid:
         found: list[dict[str, Any]] = []
         if not self.dimensions:
             return found
-        while len(found) < count and self._next < MAX_POINTS:
-            at = self._sequence[self._next]
+        for _ in range(MAX_POINTS):  # once round the sequence; a widened grid has new points at places passed before
+            if len(found) == count:
+                break
+            at = self._sequence[self._next % MAX_POINTS]
             self._next += 1
             point = {d.knob.option: d.values[int(u * len(d.values))] for d, u in zip(self.dimensions, at, strict=True)}
             point |= fixed

@@ -63,7 +63,7 @@ class Trial:
 
 
 @dataclass
-class Searched:
+class SearchedRow:
     """A row on a split column, its grid, and its trials as far as they have been drawn.
 
     ``fixed`` is set in every trial: what was chosen for its teacher.

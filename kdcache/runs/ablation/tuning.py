@@ -32,14 +32,14 @@ from kdcache.files import atomic
 from kdcache.log import logger
 from kdcache.methods.contract import VALIDATION
 from kdcache.runs.ablation.calls import TEST, Calls
-from kdcache.runs.ablation.groups import Facts, Group, groups_of_rows, groups_of_teachers
+from kdcache.runs.ablation.groups import Facts, SearchGroup, groups_of_rows, groups_of_teachers
 from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import Job
 from kdcache.runs.ablation.replicates import draw_numbers
 from kdcache.runs.ablation.results import monitor_of
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.survey import RowFacts, survey
-from kdcache.runs.ablation.trials import MILESTONES, ONE_STAGE, STAGES, Searched, Trial, column_of, option_value
+from kdcache.runs.ablation.trials import MILESTONES, ONE_STAGE, STAGES, SearchedRow, Trial, column_of, option_value
 from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
 
@@ -76,9 +76,9 @@ class Search:
     folder: Path
     settings: SearchSettings
     workers: int = 1
-    groups: list[Group] = field(default_factory=list)
+    groups: list[SearchGroup] = field(default_factory=list)
 
-    def run(self, groups: Sequence[Group]) -> None:
+    def run(self, groups: Sequence[SearchGroup]) -> None:
         """Train the trials of these groups, widen where a choice lies on an edge, and train again."""
         new = [(group, trial) for group in groups for trial in group.first(self.settings.count)]
         while new:
@@ -87,7 +87,7 @@ class Search:
             new = [(group, trial) for group in groups for trial in group.widened(s.count, s.widen)]
         self.groups += groups
 
-    def _train(self, trials: Sequence[tuple[Group, Trial]]) -> None:
+    def _train(self, trials: Sequence[tuple[SearchGroup, Trial]]) -> None:
         s, calls = self.settings, self.calls
         draws = draw_numbers(calls.draws)[: s.draws]
         of_trial = [trial.jobs(calls, self.folder, s.seeds, draws) for _, trial in trials]
@@ -105,7 +105,7 @@ class Search:
                 scores = [trained_score(Run(job.folder), self._at_last(group, job)) for job in jobs]
                 searched.scores[trial.number] = sum(scores) / len(scores)
 
-    def _at_last(self, group: Group, job: Job) -> bool:
+    def _at_last(self, group: SearchGroup, job: Job) -> bool:
         """Whether the last epoch counts: it is what a teacher hands on, and what runs without validation clips take."""
         of_teacher = group.is_teacher and not getattr(self.calls.settings(job.arguments)[1], "patience", 0)
         return of_teacher or self.calls.retrain is not None
@@ -122,7 +122,7 @@ class Tuned:
     problems: dict[str, str]
     """Name of each row of which, on some split column, nothing could be chosen → why."""
     space: list[dict[str, Any]]
-    """What was searched: ``Group.described``."""
+    """What was searched: ``SearchGroup.described``."""
 
 
 def choose(calls: Calls, folder: Path, facts: Facts, settings: SearchSettings, workers: int = 1) -> Tuned:
@@ -171,7 +171,7 @@ def choose(calls: Calls, folder: Path, facts: Facts, settings: SearchSettings, w
     return Tuned(table, chosen, problems, [group.described() for group in search.groups])
 
 
-def _why_none(searched: Searched) -> str:
+def _why_none(searched: SearchedRow) -> str:
     if searched.scores:
         return "no trial succeeded at the length that the rows have in common."
     return f"every trial failed, the first with: {searched.problems[0]}"
