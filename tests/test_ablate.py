@@ -29,6 +29,7 @@ from kdcache.metrics.significance import paired
 from kdcache.report import ablation as report
 from kdcache.report.tables import markdown, results_table, shown_metrics, steps_line
 from kdcache.runs.ablation import pool, tuning
+from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.conclusion import conclude
 from kdcache.runs.ablation.pool import Job, run_jobs
 from kdcache.runs.ablation.rows import Comparison, choose_rows, parse_grid, parse_row
@@ -38,6 +39,7 @@ from kdcache.runs.train import Run
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK = {"epochs": 3, "milestones": (2,), "batch_size": 8, "hidden": 8, "teacher_hidden": 4, "device": "cpu"}
+SHORT = {"min_steps": 1, "widen": 0}  # trials as short as the settings are, and no more of them
 ROWS: dict[str, dict[str, Any]] = {"neither": {"alpha": 0, "beta": 0}, "both": {}, "knn": {"model": "knn"}}
 NOISE = 4.0
 
@@ -52,7 +54,7 @@ def shards(tmp_path_factory):
 def compared(shards, tmp_path_factory):
     """Three rows, two seeds, two trials each."""
     out = tmp_path_factory.mktemp("ablations") / "early"
-    return kdcache.ablate("early", shards=shards, rows=ROWS, seeds=2, tune=2, out=out, **QUICK)
+    return kdcache.ablate("early", shards=shards, rows=ROWS, seeds=2, tune=2, out=out, **SHORT, **QUICK)
 
 
 # Which rows there are
@@ -124,43 +126,36 @@ def test_wrong_calls_are_refused_before_anything_is_trained(tmp_path, arguments,
 # Tuning
 
 
-def test_every_row_gets_the_same_trials_around_the_common_settings():
-    table = choose_rows("early", "table2", {}, {}, None, {"lr": 0.02})
-    found = tuning.trials(table, 40)
-    by_row = {row.name: [t.settings for t in found if t.row is row] for row in table.runnable}
-    first = by_row["RankLSTM"]
-    assert all(settings == first for settings in by_row.values())
-    assert first[0] == {}
-    lengths = [s["epochs"] for s in first[1:]]
-    assert {length: lengths.count(length) for length in set(lengths)} == {50: 13, 100: 13, 200: 13}
-    assert all(s["milestones"] == (s["epochs"] * 60 // 100, s["epochs"] * 80 // 100) for s in first[1:])
-    rates = np.sort(np.log10([s["lr"] / 0.02 for s in first[1:]]))
-    np.testing.assert_allclose(rates, np.linspace(-1, 1, 39), atol=0.1)  # evenly over two decades
-    fewer = [t.settings for t in tuning.trials(table, 5) if t.row.name == "Ours"]
-    assert fewer == first[:5]
-
-
-def test_the_best_trial_is_the_first_of_the_highest_and_never_a_failed_one():
-    assert tuning.best({0: 50.0, 1: 60.0, 2: 60.0}) == 1
-    assert tuning.best({0: float("nan"), 1: 3.0}) == 1
-    with pytest.raises(OptionError, match="failed"):
-        tuning.best({0: float("nan")})
-
-
 def test_final_runs_use_what_the_trials_chose_on_validation_clips(compared):
     tuned = compared.tuning
-    assert list(tuned["row"]) == ["neither"] * 2 + ["both"] * 2 + ["knn"] * 2
+    assert list(tuned["row"]) == ["teacher of both"] * 2 + ["neither"] * 2 + ["both"] * 2 + ["knn"] * 2
     assert tuned.groupby("row")["chosen"].sum().eq(1).all()
+    (teacher,) = (
+        json.loads(row["settings"]) for row in tuned.to_dict("records") if row["chosen"] and "of" in row["row"]
+    )
+    scores = {}
+    for path in compared.path.glob("*/tuning/*/seed-1000"):
+        run = Run(path)
+        which = "last" if run.options.model == "teacher" else "best@validation"  # what a teacher hands on
+        found = run.metrics[which]["validation"]["label"]["auc"]
+        scores.setdefault(path.parts[-4], []).append(found)
     for row in tuned.to_dict("records"):
-        trial = Run(compared.path / row["row"] / "tuning" / f"trial-{row['trial']}" / "seed-1000")
-        assert row["score"] == trial.metrics["best@validation"]["validation"]["label"]["auc"]
-        assert row["lr"] == trial.options.lr
-        if row["chosen"]:
-            assert row["score"] == tuned[tuned["row"] == row["row"]]["score"].max()
+        slug = row["row"].replace(" ", "-")
+        assert row["score"] in scores[slug]
+        assert len(scores[slug]) == 2
+        if row["chosen"] and row["row"] in ROWS:
+            settings = json.loads(row["settings"])
             for seed in (0, 1):
-                final = Run(compared.path / row["row"] / f"seed-{seed}")
-                assert final.options == trial.options
+                final = Run(compared.path / slug / f"seed-{seed}")
+                wanted = final.options
+                assert all(getattr(wanted, n) == (tuple(v) if isinstance(v, list) else v) for n, v in settings.items())
                 assert final.settings.seed == seed
+                assert wanted.teacher_seed == 0
+    both = Run(compared.path / "both" / "seed-0").options
+    assert teacher.get("teacher_epochs", 3) == both.teacher_epochs
+    lengths = {Run(compared.path / row / "seed-0").options.epochs for row in ("neither", "both")}
+    assert len(lengths) == 1
+    assert lengths <= {3, 6, 12}
 
 
 def test_labels_of_test_clips_cannot_change_what_is_chosen(compared, tmp_path):
@@ -171,7 +166,7 @@ def test_labels_of_test_clips_cannot_change_what_is_chosen(compared, tmp_path):
     turned.loc[test, "label"] = (turned.loc[test, "label"] + 10) % 30
     vectors = {clips_cache.STREAM: clips_cache.arrays(table, noise=NOISE)}
     folder = clips_cache.write(tmp_path / "cache", turned, vectors)
-    again = kdcache.ablate("early", shards=folder, rows=ROWS, seeds=2, tune=2, out=tmp_path / "out", **QUICK)
+    again = kdcache.ablate("early", shards=folder, rows=ROWS, seeds=2, tune=2, out=tmp_path / "out", **SHORT, **QUICK)
     pd.testing.assert_frame_equal(again.tuning, compared.tuning)
     mine, theirs = (a.results.set_index([*a.results.columns[:-1]])["value"] for a in (again, compared))
     on_validation = mine.index.get_level_values("split") == "validation"
@@ -182,7 +177,7 @@ def test_labels_of_test_clips_cannot_change_what_is_chosen(compared, tmp_path):
 def test_without_validation_clips_nothing_is_selected(tmp_path, monkeypatch):
     folder = clips_cache.cache(tmp_path / "cache", train=12, test=6, noise=NOISE)
     call = {"shards": folder, "rows": ROWS, "validation": 0.0, **QUICK, "epochs": 1, "milestones": ()}
-    with pytest.raises(OptionError, match="tune chooses on validation clips alone, and the cache has no validation"):
+    with pytest.raises(OptionError, match="that are not reported, and the cache has no validation clips"):
         kdcache.ablate("early", tune=2, out=tmp_path / "tuned", **call)
     assert not (tmp_path / "tuned").exists()  # before anything is trained
     result = kdcache.ablate("early", seeds=1, out=tmp_path / "plain", **call)  # tuned by default only where it can be
@@ -213,10 +208,11 @@ def test_rows_are_tuned_by_default_unless_they_differ_in_what_is_tuned(shards, c
     caplog.set_level("INFO", "kdcache")
     common = {"method": "early", "shards": str(shards), "device": "cpu", "precision": "auto", "stream": None}
     quick = {name: value for name, value in QUICK.items() if name != "device"}
-    rows = choose_rows("early", None, ROWS, {}, None, quick)
-    assert tuning.automatic(rows, common) == tuning.TRIALS == 8
-    assert caplog.messages == ["tune=8: each row gets 8 trials of learning rate and length; tune=0 keeps what it has"]
-    assert tuning.automatic(choose_rows("early", None, {}, {"lr": [0.1, 1.0]}, None, quick), common) == 0
+    calls = Calls(comparison=choose_rows("early", None, ROWS, {}, None, quick), common=common)
+    assert tuning.automatic(calls, tuning.facts_of_rows(calls)) == tuning.TRIALS == 16
+    assert "tune=16: each row gets 16 trials of learning rate, length and what its objective adds" in caplog.text
+    differing = choose_rows("early", None, {}, {"lr": [0.1, 1.0]}, None, quick)
+    assert tuning.automatic(Calls(comparison=differing, common=common), None) == 0
     assert caplog.messages[-1] == "not tuned: lr differs between rows"
 
 
@@ -229,11 +225,22 @@ def test_a_trial_that_diverges_is_not_chosen_and_all_of_them_are_an_error(shards
             raise OptionError("L_cls is nan: lower lr")
 
     monkeypatch.setattr(loop, "_still_finite", diverge)
-    call = {"shards": shards, "rows": {"neither": ROWS["neither"]}, "seeds": 1, "tune": 2, **QUICK, "epochs": 1}
+    call = {
+        "shards": shards,
+        "rows": {"neither": ROWS["neither"]},
+        "seeds": 1,
+        "tune": 5,
+        **SHORT,
+        **QUICK,
+        "epochs": 1,
+    }
     limit = 0.005
     result = kdcache.ablate("early", out=tmp_path / "one", **call)
-    assert list(result.tuning["score"].isna()) == [False, True]
-    assert "lower lr" in result.tuning["problem"][1]
+    failed = result.tuning["lr"] < limit
+    assert failed.any()
+    assert (result.tuning["score"].isna() == failed).all()
+    assert result.tuning["problem"].str.contains("lower lr").tolist() == failed.tolist()
+    assert not (result.tuning["chosen"] & failed).any()
     limit = 1.0
     with pytest.raises(OptionError, match="neither: every trial failed, the first with: L_cls is nan"):
         kdcache.ablate("early", out=tmp_path / "all", **call)
@@ -242,7 +249,7 @@ def test_a_trial_that_diverges_is_not_chosen_and_all_of_them_are_an_error(shards
 @pytest.mark.parametrize("tune", [0, 2])
 def test_a_row_that_fails_is_named_and_the_others_are_compared(shards, tmp_path, tune):
     rows = {"neither": ROWS["neither"], "late": {"tau": 50}, "both": {}}
-    call = {"shards": shards, "seeds": 2, "tune": tune, **QUICK, "epochs": 1, "milestones": ()}
+    call = {"shards": shards, "seeds": 2, "tune": tune, **SHORT, **QUICK, "epochs": 1, "milestones": ()}
     result = kdcache.ablate("early", rows=rows, out=tmp_path / "out", **call)
     assert list(result.failed) == ["late"]
     assert "tau=50: clips have 5 levels" in result.failed["late"]
@@ -396,7 +403,8 @@ def test_columns_find_their_metrics(paper, metrics, shown):
 def test_the_folder_holds_all_that_was_promised(compared):
     names = {p.name for p in compared.path.iterdir()}
     tables = {"table.md", "results.csv", "tests.csv", "cost.csv", "tuning.csv", "ablation.json"}
-    assert names == tables | {"curve.png", "training.png", "gain.png", "confusion.png", "stages", *ROWS}
+    plots = {"curve.png", "training.png", "gain.png", "confusion.png"}
+    assert names == tables | plots | {"stages", "teacher-of-both", *ROWS}
     assert (compared.path / "table.md").read_text() == compared.text
     assert str(compared).replace(" ", "").replace("-", "") == compared.text.replace(" ", "").replace("-", "")
     assert "Selected from 2 trials by auc" in compared.text
@@ -410,11 +418,11 @@ def test_the_folder_holds_all_that_was_promised(compared):
 
 def test_what_is_finished_is_not_trained_again_and_teachers_are_shared(compared, shards, monkeypatch):
     teachers = list((compared.path / "stages").iterdir())
-    assert len(teachers) == 2 + 2  # one a trial, one a seed
+    assert len(teachers) == 2 + 1  # one a trial of its own; one for the trials, rows and seeds that have it
     kept = {(p / "best.safetensors").read_bytes() for p in teachers}
     assert (compared.path / "both" / "seed-0" / "teacher" / "best.safetensors").read_bytes() in kept
     monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("trained again"))
-    again = kdcache.ablate("early", shards=shards, rows=ROWS, seeds=2, tune=2, out=compared.path, **QUICK)
+    again = kdcache.ablate("early", shards=shards, rows=ROWS, seeds=2, tune=2, out=compared.path, **SHORT, **QUICK)
     assert again.text == compared.text
     pd.testing.assert_frame_equal(again.tuning, compared.tuning)
     pd.testing.assert_frame_equal(again.results, compared.results)
@@ -494,6 +502,7 @@ def test_a_worker_imports_no_torch_before_it_has_its_process_group():
 def test_the_command_prints_the_table(shards, tmp_path):
     sets = [f"--set={k}={v[0] if isinstance(v, tuple) else v}" for k, v in QUICK.items() if k != "device"]
     call = ["ablate", "early", f"--shards={shards}", "--seeds=1", f"--out={tmp_path / 'out'}", "--device=cpu"]
+    call += ["--tune=2", "--min-steps=1", "--widen=0"]
     result = CliRunner().invoke(main, [*call, "--row=neither:alpha=0,beta=0", *sets])
     assert result.exit_code == 0, result.output
     assert "| **neither** |" in result.output

@@ -305,12 +305,12 @@ def test_rows_start_from_the_same_student_and_share_their_teacher():
         "teacher_hidden": 5, "teacher_lr": 0.5, "teacher_epochs": 3, "lr": 0.3, "dropout": 0.1, "label_fraction": 0.5,
         "label_seed": 1, "batch_size": 5, "patience": 2, "momentum": 0.1, "weight_decay": 0.0, "milestones": (2,),
         "gamma": 0.5, "grad_clip": 1.0, "cell": "lstm", "epochs": 4,
-        "parts": 2,
+        "parts": 2, "teacher_milestones": (3,),
     }  # fmt: skip
     for name, value in changed.items():
         made, _ = stages_of(options_for(**{name: value}), small_data())
         assert made["teacher"].share_key != identities[0], name
-    own = {f.name for f in dataclasses.fields(Options)} - set(changed) - {"target"}
+    own = {f.name for f in dataclasses.fields(Options)} - set(changed) - {"target", "teacher_seed"}
     assert own == {  # none of these moves the teacher
         "model", "alpha", "beta", "tau", "self_detach", "hidden", "w_cls", "lam_mse", "lam_mmd", "lam_rank", "rank",
         "k", "observed", "allow_leak",

@@ -140,7 +140,7 @@ def test_runs_are_fused_compared_and_told_from_fits(tmp_path):
     with pytest.raises(OptionError, match="is a run of recognition on features: name a folder of a fit"):
         Fit.open(runs[0].path)
     rows = {"linear": {}, "mlp": {"head": "mlp", "width": 4}}
-    common = {"epochs": 2, "device": "cpu", "batch_size": 8}
+    common = {"epochs": 2, "device": "cpu", "batch_size": 8, "min_steps": 1, "widen": 0}
     result = kdcache.ablate("recognition", shards=folder, rows=rows, seeds=1, tune=2, out=tmp_path / "abl", **common)
     assert "linear" in str(result)
     assert "mlp" in str(result)

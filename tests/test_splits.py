@@ -21,6 +21,7 @@ from kdcache.methods.contract import HELD_OUT
 from kdcache.metrics.significance import mean_std, paired
 from kdcache.report.tables import table_over_splits
 from kdcache.runs.ablation import tuning
+from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, row_folder
 from kdcache.runs.ablation.rows import Comparison, choose_rows
 from kdcache.runs.fit import parse_set
@@ -32,6 +33,7 @@ from kdcache.splits import split_columns
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK = {"epochs": 2, "milestones": (1,), "batch_size": 8, "hidden": 8, "device": "cpu", "beta": 0}
+SHORT = {"min_steps": 1, "widen": 0}
 ROWS = {"plain": {"alpha": 0}, "knn": {"model": "knn"}}
 COLUMNS = ["split_1", "split_2"]
 
@@ -57,7 +59,7 @@ def compared(shards, tmp_path_factory):
     """Two rows on two splits with two seeds, tuned."""
     out = tmp_path_factory.mktemp("ablations") / "early"
     return kdcache.ablate(
-        "early", shards=shards, rows=ROWS, seeds=2, tune=2, split_columns=["split_*"], out=out, **QUICK
+        "early", shards=shards, rows=ROWS, seeds=2, tune=2, split_columns=["split_*"], out=out, **SHORT, **QUICK
     )
 
 
@@ -177,7 +179,7 @@ def test_numbers_are_those_of_separate_caches(compared, tmp_path):
         vectors = {clips_cache.STREAM: clips_cache.arrays(rows, noise=4.0)}
         folder = clips_cache.write(tmp_path / column, rows, vectors)
         alone = kdcache.ablate(
-            "early", shards=folder, rows=ROWS, seeds=2, tune=2, out=tmp_path / f"{column}-out", **QUICK
+            "early", shards=folder, rows=ROWS, seeds=2, tune=2, out=tmp_path / f"{column}-out", **SHORT, **QUICK
         )
         for mine, theirs in ((compared.results, alone.results), (compared.tuning, alone.tuning)):
             mine = mine[mine["split_column"] == column].drop(columns="split_column").reset_index(drop=True)
@@ -195,11 +197,8 @@ def test_every_row_split_and_seed_is_a_run_of_its_own(compared, shards):
             tested = run.predictions()
             assert (run.settings.split_column, run.settings.seed) == (name, seed)
             assert set(column[name][tested["clip_id"][tested["split"] == "test"]]) == {"test"}
-        for trial in (0, 1):
-            assert (
-                Run(compared.path / "plain" / name / "tuning" / f"trial-{trial}" / "seed-1000").settings.split_column
-                == name
-            )
+        trials = [Run(p) for p in (compared.path / "plain" / name / "tuning").glob("trial-*/seed-1000")]
+        assert [trial.settings.split_column for trial in trials] == [name, name]
     stored = json.loads((compared.path / "ablation.json").read_text())
     assert stored["split_columns"] == COLUMNS
     call = stored["rows"][-1]
@@ -259,13 +258,6 @@ def test_without_splits_nothing_is_different(shards, tmp_path):
     assert "split_columns" not in json.loads((tmp_path / "ablation.json").read_text())
 
 
-def test_rows_are_tuned_by_themselves_on_each_split():
-    wanted = choose_rows("early", None, ROWS, {}, None, {"epochs": 4})
-    found = tuning.trials(wanted, 3, COLUMNS)
-    assert [t.split_column for t in found] == ["split_1"] * 6 + ["split_2"] * 6
-    assert [t.settings for t in found[:6]] == [t.settings for t in found[6:]]
-
-
 def test_a_split_without_validation_clips_leaves_all_untuned(tmp_path, caplog):
     rows = table()
     rows["split_2"] = rows["split_2"].replace("validation", "train")
@@ -273,11 +265,13 @@ def test_a_split_without_validation_clips_leaves_all_untuned(tmp_path, caplog):
     caplog.set_level("INFO", "kdcache")
     common = {"method": "early", "shards": str(folder), "device": "cpu", "precision": "auto", "stream": None}
     wanted = choose_rows("early", None, ROWS, {}, None, {"validation": 0.0})
-    assert tuning.automatic(wanted, common, COLUMNS) == 0
-    assert caplog.messages == ["not tuned: split_2 has no validation clips"]
-    assert tuning.automatic(wanted, common, ["split_1"]) == tuning.TRIALS
-    with pytest.raises(OptionError, match="on validation clips alone, and split_2 has no validation clips"):
-        tuning.refuse(wanted, common, COLUMNS)
+    both, one = (Calls(comparison=wanted, common=common, columns=columns) for columns in (COLUMNS, ["split_1"]))
+    facts = tuning.facts_of_rows(both)
+    assert tuning.automatic(both, facts) == 0
+    assert caplog.messages[-1] == "not tuned: split_2 has no validation clips"
+    assert tuning.automatic(one, tuning.facts_of_rows(one)) == tuning.TRIALS
+    with pytest.raises(OptionError, match="validation clips that are not reported, and split_2 has no validation"):
+        tuning.refuse(both, facts)
 
 
 def test_columns_are_named_or_matched():
@@ -321,7 +315,10 @@ def test_leaving_one_subject_out(shards, tmp_path):
     call = ["ablate", "early", f"--shards={shards}", "--row=plain:alpha=0", "--row=knn:model=knn", "--device=cpu"]
     call += [f"--set={k}={v[0] if isinstance(v, tuple) else v}" for k, v in QUICK.items() if k != "device"]
     out = tmp_path / "out"
-    told = CliRunner().invoke(main, [*call, "--split-columns=subject=*", "--seeds=1", "--tune=2", f"--out={out}"])
+    short = ["--min-steps=1", "--widen=0"]
+    told = CliRunner().invoke(
+        main, [*call, "--split-columns=subject=*", "--seeds=1", "--tune=2", *short, f"--out={out}"]
+    )
     assert told.exit_code == 0, told.output
     people = [f"subject=train{i}" for i in range(4)]
     assert "Test, best on validation, 1 seed × 4 splits (subject=train0 … subject=train3)" in told.output

@@ -20,12 +20,14 @@ from kdcache.metrics.early import confusion, per_class_gain, percent, ratio_metr
 from kdcache.metrics.significance import mean_std
 from kdcache.report import plots
 from kdcache.report.tables import markdown
+from kdcache.runs.ablation.calls import DRAW
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
 from kdcache.runs.ablation.jobs import workers_for
 from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, run_folder
 from kdcache.runs.ablation.results import stage_summary, values
 from kdcache.runs.ablation.rows import choose_rows
+from kdcache.runs.ablation.tuning import MIN_STEPS, WIDEN
 from kdcache.runs.latency import check_readable
 from kdcache.runs.online.answer import class_names
 from kdcache.runs.prepare import absolute
@@ -44,13 +46,13 @@ class Ablation:
 
     Attributes:
         path: folder with ``table.md``, ``results.csv``, ``tests.csv``, ``cost.csv``, the plots, ``ablation.json`` (the
-            call), with tuning ``tuning.csv``, and the runs: ``<row>/seed-<n>``, or with split columns
-            ``<row>/<column>/seed-<n>``.
-        results: ``row``, ``split_column``, ``seed``, ``weights`` (best, last), ``epoch``, ``steps``, ``split``,
-            ``metric``, ``value``.
+            call and what was searched), with tuning ``tuning.csv``, and the runs: ``<row>/seed-<n>``, with split
+            columns and draws ``<row>/<column>/draw-<n>/seed-<n>``.
+        results: ``row``, ``split_column``, ``draw``, ``seed``, ``weights`` (best, last), ``epoch``, ``steps``,
+            ``split``, ``metric``, ``value``.
         tests: each other row against one, paired over split columns and seeds, by the metric that selects epochs.
         tuning: ``row``, ``split_column``, ``trial``, what was varied, ``score`` on validation clips, ``chosen``,
-            ``problem``; or empty.
+            ``problem``, ``edge``; or empty. Teachers that are tuned by themselves have rows of their own.
         text: the tables in Markdown.
         failed: name of each row that could not be trained → why; it is not compared.
     """
@@ -87,8 +89,14 @@ def ablate(
     rows: Mapping[str, Mapping[str, Any]] | None = None,
     grid: Mapping[str, Sequence[Any]] | None = None,
     preset: str | None = None,
+    draws: int | None = None,
     tune: int | None = None,
     tune_seeds: int = 1,
+    tune_draws: int = 1,
+    min_steps: int = MIN_STEPS,
+    widen: int = WIDEN,
+    retrain: bool = False,
+    tune_validation: float = 0.2,
     against: str | None = None,
     split_columns: Sequence[str] | None = None,
     source: str | Path | None = None,
@@ -102,12 +110,14 @@ def ablate(
 
     Numbers that count are those of test clips (of validation clips where there are no others) at the epoch that was
     best on validation clips; those of the last epoch stand beside them. Without validation clips nothing is selected:
-    there is no best epoch and no tuning. Every table says how many optimiser steps each row took.
+    there is no best epoch and no tuning. Every table says how many optimiser steps each row took. How settings are
+    searched is said in ``kdcache.runs.ablation.tuning``, and all of it in ``docs/ablations.md``.
 
     Args:
         method: a name, or a method of one's own by its import path or file, see ``train``.
         table: one of the paper's tables in ``kdcache/presets/<method>.toml``.
-        shards: folder of the cache.
+        shards: folder of the cache; ``caches/draw-{draw}`` has one for each draw, such as that of a backbone fitted
+            anew.
         seeds: how many; 0, 1, 2 …
         only: names of the table's rows to run; none: all of them. A later call with others, or with all, trains what is
             missing.
@@ -116,10 +126,20 @@ def ablate(
         rows: instead of a table: name → options of ``train``.
         grid: option → values; every row is run with each combination.
         preset: the paper's settings for a dataset, below those of ``rows``.
-        tune: how many trials of learning rate and length each row gets on validation clips before its final runs: see
-            ``kdcache.runs.ablation.tuning``. 0: every row keeps its own. None: 8, where there is something to tune and
-            clips to tune it on.
-        tune_seeds: trainings a trial, of which the mean score counts.
+        draws: how many draws of what a number should not depend on; ``seeds`` runs are made in each. Draw d keeps other
+            labels where a row's ``label_fraction`` is below 1 (``label_seed=d``), holds other groups out for validation
+            where the manifest names none (``validation_seed=d``), and reads its own cache where ``shards`` says so.
+            None: no draws; all of it is that of draw 0.
+        tune: how many trials each row gets on validation clips before its final runs, of learning rate, length and what
+            its objective adds: see ``kdcache.runs.ablation.tuning``. 0: every row keeps its own. None: 16, where there
+            is something to tune and clips to tune it on that are not reported.
+        tune_seeds: trainings a trial on each draw, of which the mean score counts.
+        tune_draws: the first so many draws take part in the trials; what is chosen holds for all draws.
+        min_steps: rows that are tuned take at least so many optimiser steps; epochs and milestones are raised to that.
+        widen: how often a dimension of what is searched is widened on each side where a choice lies on its edge.
+        retrain: trials hold some of the training clips out, final runs train on all of them and take the last epoch.
+            Where the manifest has validation clips and no test clips, these are reported and select nothing.
+        tune_validation: share of the training clips that the trials then hold out, unless ``validation`` says another.
         against: the row that the others are tested against; default the first.
         split_columns: manifest columns that say which clips train, validate and test, or patterns (``split_*``) of
             their names; or ``subject=*``, which leaves the values of any other column out one at a time: clips of that
@@ -135,8 +155,8 @@ def ablate(
         options: for all rows, on top of theirs.
 
     Raises:
-        OptionError: unknown names or options, rows that ``tune`` would make alike, nothing to tune on, or a run that
-            failed.
+        OptionError: unknown names or options, rows that ``tune`` would make alike, nothing to tune on, draws that
+            cannot be made or would vary nothing, or a run that failed.
         KdcacheError: a worker process died.
         KeyboardInterrupt, SystemExit: interrupted; the same call goes on.
     """
@@ -152,6 +172,7 @@ def ablate(
         raise OptionError(f"source={source}: there is no such file to answer for.")
     if source is not None:
         check_readable(source)
+    first = absolute(shards).replace(DRAW, "0")
     protocol = AblationProtocol(
         comparison=comparison,
         folder=Path(out) if out is not None else Path("ablations") / "-".join([method, *([table] if table else [])]),
@@ -166,10 +187,16 @@ def ablate(
         table=table,
         preset=preset,
         seeds=seeds,
-        split_columns=[None] if split_columns is None else choose_columns(split_columns, Cache(absolute(shards)).clips),
+        split_columns=[None] if split_columns is None else choose_columns(split_columns, Cache(first).clips),
+        draws=draws,
         tune=tune,
         tune_seeds=tune_seeds,
-        workers=workers_for(workers, Path(absolute(shards)), device),
+        tune_draws=tune_draws,
+        min_steps=min_steps,
+        widen=widen,
+        retrain=retrain,
+        tune_validation=tune_validation,
+        workers=workers_for(workers, Path(first), device),
         options={**options, **(grid or {})},
     )
     train_rows(protocol)

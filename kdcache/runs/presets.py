@@ -29,6 +29,8 @@ class TableRow:
     """Name of its folder in a comparison; empty outside one."""
     method: str = ""
     """What trains it, where that is not the table's method."""
+    own: tuple[str, ...] = ()
+    """Options that the row itself sets, or the call for all rows; the others are the preset's."""
     failed: str = ""
     """Why it could not be trained; empty before, and where it was."""
 
@@ -86,6 +88,7 @@ def tables(method: str, check: bool = True) -> dict[str, Table]:
                     r["paper"],
                     quoted="options" not in r,
                     method=r.get("method", ""),
+                    own=tuple(r.get("options", {})),
                 )
             )
             if check:

@@ -15,7 +15,7 @@ from kdcache.files import atomic
 from kdcache.runs.ablation import results
 from kdcache.runs.ablation.costs import COSTS, costs_of_rows
 from kdcache.runs.ablation.protocol import DESCRIPTION
-from kdcache.runs.ablation.replicates import Replicate, run_folder
+from kdcache.runs.ablation.replicates import Replicate, all_replicates, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.tuning import read_tuning
 from kdcache.runs.presets import TableRow
@@ -73,7 +73,7 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
     comparison = Comparison(its["method"], its["caption"], its["columns"], [TableRow(**row) for row in its["rows"]])
     comparison = replace(comparison, note=its.get("note", ""))
     columns = description.get("split_columns", [None])
-    replicates = [Replicate(column, seed) for column in columns for seed in range(description["seeds"])]
+    replicates = all_replicates(columns, description["seeds"], description.get("draws"))
     against = description["against"]
     run = Run(run_folder(folder, comparison.row(against).slug, replicates[0]))
     monitor = results.monitor_of(run)

@@ -92,7 +92,8 @@ def choose_rows(
         caption, known = its.caption, its.rows
     else:
         base = presets.preset(method, preset) if preset else {}
-        known = [TableRow(name, own_names(method, options), {}) for name, options in rows.items()]
+        given = {name: own_names(method, options) for name, options in rows.items()}
+        known = [TableRow(name, options, {}, own=tuple(options)) for name, options in given.items()]
     if not known:
         known = [TableRow("", {}, {})]
     if only:
@@ -108,7 +109,8 @@ def choose_rows(
             options = {**base, **row.options, **common, **point}
             _check(method, row.method or method, name, options)
             slug = _slug(name, [r.slug for r in found])
-            found.append(TableRow(name, options, row.paper, slug=slug, method=row.method))
+            own = tuple(dict.fromkeys([*row.own, *common, *point]))
+            found.append(TableRow(name, options, row.paper, slug=slug, method=row.method, own=own))
     names = [row.name for row in found]
     for name in names:
         if names.count(name) > 1:
