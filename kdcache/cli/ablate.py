@@ -87,7 +87,7 @@ def ablate(
             options[name] = [column.strip() for column in text.split(",")]
     from kdcache.report.ablation import ablate as compare  # torch, after all that can be refused without it
 
-    result = compare(method, table, rows=named, grid=grid, **given(options), **common)
+    result = compare(method, table, rows=named, grid=grid, **given(options) | common)
     report(result, as_json)
     if not as_json:
         click.echo(f"{result.path}/")

@@ -19,7 +19,10 @@ from kdcache.methods.contract import HELD_OUT
 from kdcache.metrics.early import confusion, per_class_gain, percent, ratio_metrics
 from kdcache.metrics.significance import mean_std
 from kdcache.report import plots
+from kdcache.report.paper_columns import paper_columns
 from kdcache.report.tables import markdown
+from kdcache.runs import presets
+from kdcache.runs.ablation.columns import with_streams
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
 from kdcache.runs.ablation.jobs import workers_for
 from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
@@ -120,7 +123,8 @@ def ablate(
             ``kdcache.runs.ablation.tuning``. 0: every row keeps its own. None: 8, where there is something to tune and
             clips to tune it on.
         tune_seeds: trainings a trial, of which the mean score counts.
-        against: the row that the others are tested against; default the first.
+        against: the row that the others are tested against, each in its own column where a table has columns for
+            several streams; default the one that the paper compares with, else the first.
         split_columns: manifest columns that say which clips train, validate and test, or patterns (``split_*``) of
             their names; or ``subject=*``, which leaves the values of any other column out one at a time: clips of that
             value test, the others train, and validation clips are held out of these. Every row is run with every seed
@@ -146,6 +150,8 @@ def ablate(
         logger.warning("splits is now called split_columns; the old name will go in a later version.")
         split_columns = options.pop("splits") if split_columns is None else split_columns
     comparison = choose_rows(method, table, rows or {}, grid or {}, preset, options, only)
+    if table is not None:
+        comparison = with_streams(comparison, presets.table(method, table), shards, stream)
     if split_columns is not None and any("split_column" in row.options for row in comparison.runnable):
         raise OptionError("split_column and split_columns both say which clips train: give one of them.")
     if source is not None and not Path(source).exists():
@@ -162,7 +168,7 @@ def ablate(
             "precision": precision,
             "stream": stream,
         },
-        against=comparison.runnable[0].name if against is None else against,
+        against=comparison.against(against),
         table=table,
         preset=preset,
         seeds=seeds,
@@ -181,7 +187,7 @@ def ablate(
 
 def write_report(conclusion: Conclusion) -> str:
     """Write ``table.md`` and the plots of a comparison into its folder; the text of the tables."""
-    text = markdown(conclusion)
+    text = "\n".join(filter(None, (markdown(conclusion), paper_columns(conclusion))))
     with atomic(conclusion.path / "table.md") as temporary:
         temporary.write_text(text)
     draw(conclusion)
@@ -205,7 +211,8 @@ def draw(conclusion: Conclusion) -> None:
         plots.observed_curves(c.path / "curve.png", curves, f"{c.split}, {in_words(c.replicates)}")
     _draw_training(c)
 
-    shown, base = shown_row(c), c.comparison.row(c.against)
+    shown = shown_row(c)
+    base = c.comparison.reference_of(shown, c.against) or shown
     session = Session()
     scored, gains = list[Scored](), list[NDArray[np.float64]]()
     for replicate in c.replicates:

@@ -98,7 +98,17 @@ OF_SOURCES = ("manifest", "root", "more_roots", "allow_absolute", "decoder", "ce
 """Settings of runs on the sources of a manifest alone."""
 
 
-SETTABLE = ("recipe", "weights", "memory_fraction", "split_column", "validation", "tau_s", "save_every", "keep_stages")
+SETTABLE = (
+    "stream",
+    "recipe",
+    "weights",
+    "memory_fraction",
+    "split_column",
+    "validation",
+    "tau_s",
+    "save_every",
+    "keep_stages",
+)
 """Settings that ``train`` takes beside a method's options."""
 
 _RENAMED = {"hold": "memory_fraction", "split": "split_column"}

@@ -11,6 +11,7 @@ import pandas as pd
 from kdcache.engine.checkpoint import load_summary
 from kdcache.methods.contract import HELD_OUT
 from kdcache.metrics.significance import paired
+from kdcache.runs.ablation.fused import fused_metrics
 from kdcache.runs.ablation.replicates import Replicate, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.run import Run
@@ -44,16 +45,19 @@ def collect(comparison: Comparison, out: Path, replicates: Sequence[Replicate]) 
         ``value``.
     """
     rows: list[dict[str, Any]] = []
-    for row in comparison.runnable:
+    for row in comparison.compared:
         for replicate in replicates:
-            run = Run(run_folder(out, row.slug, replicate))
-            metrics = run.metrics
-            steps = metrics.get("steps", stage_summary(run).get("steps"))  # a run of 0.1 knows those of its last stage
+            run = Run(run_folder(out, comparison.row(row.fused[0]).slug if row.fused else row.slug, replicate))
+            if row.fused:  # of several runs, none of whose epochs and steps is that of all
+                metrics, steps = fused_metrics(comparison, row, out, replicate), None
+            else:
+                metrics = run.metrics  # a run of 0.1 knows the steps of its last stage
+                steps = metrics.get("steps", stage_summary(run).get("steps"))
             of_run = {"row": row.name, "split_column": run.settings.split_column}
             of_run |= {"draw": replicate.draw or 0, "seed": replicate.seed}
             for weights, key in (("last", "last"), ("best", "best@validation")):
                 for split, targets in metrics.get(key, {}).items():
-                    known = {**of_run, "weights": weights, "epoch": metrics["epochs"][weights], "steps": steps}
+                    known = {**of_run, "weights": weights, "epoch": metrics.get("epochs", {}).get(weights, 0), "steps": steps}
                     values = targets[run.target]
                     rows += [{**known, "split": split, "metric": m, "value": v} for m, v in values.items()]
     return pd.DataFrame(rows).astype({"steps": "Int64"})
@@ -85,7 +89,8 @@ def values(results: pd.DataFrame, row: str, weights: str, split: str, metric: st
 
 
 def tests(comparison: Comparison, results: pd.DataFrame, against: str, metric: str, split: str) -> pd.DataFrame:
-    """Every other row against one, paired over split columns and seeds.
+    """Every other row against one (in tables of several stream columns against that of its own column), paired over
+    split columns and seeds.
 
     Returns:
         A line for each row and kind of weights: ``row``, ``weights``, ``metric`` and the fields of
@@ -93,8 +98,11 @@ def tests(comparison: Comparison, results: pd.DataFrame, against: str, metric: s
     """
     found = []
     for weights in weights_of(results):
-        base = values(results, against, weights, split, metric)
-        for row in [r for r in comparison.runnable if r.name != against]:
+        for row in comparison.compared:
+            reference = comparison.reference_of(row, against)
+            if reference is None or reference.name == row.name:
+                continue
+            base = values(results, reference.name, weights, split, metric)
             result = paired(base, values(results, row.name, weights, split, metric))
             found.append({"row": row.name, "weights": weights, "metric": metric, **vars(result)})
     return pd.DataFrame(found)

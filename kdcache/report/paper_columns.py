@@ -1,0 +1,73 @@
+"""The columns of a paper's table that stand for streams, printed as the paper has them; and what its rows are not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdcache.metrics.significance import mean_std
+from kdcache.report.tables import signed, spread
+from kdcache.runs.ablation.conclusion import Conclusion
+from kdcache.runs.ablation.replicates import in_words
+from kdcache.runs.ablation.results import WEIGHTS, values, weights_of
+from kdcache.runs.presets import TableRow
+
+
+def paper_columns(conclusion: Conclusion) -> str:
+    """Markdown: for each kind of weights the rows by columns, ours, the paper's and the difference; notes on rows.
+
+    In a table of gains each cell is the mean ± std, over runs, of the difference to the reference row's run of the same
+    split, draw and seed. Empty where the table has neither stream columns nor notes.
+    """
+    c, lines = conclusion, list[str]()
+    if any(row.column for row in c.comparison.rows):
+        for weights in weights_of(c.results):
+            base = c.comparison.row(c.against).of
+            what = f"gain in {c.monitor} over {base}" if c.comparison.gains else c.monitor
+            lines += [f"By column, {what}: {c.split}, {WEIGHTS[weights]}, {in_words(c.replicates)}", ""]
+            lines += [*_pivot(c, weights), ""]
+        lines += ["The paper's numbers are of its own data, features and training.", ""]
+    notes = {row.of or row.name: row.note for row in c.comparison.rows if row.note}
+    if notes:
+        lines += ["Rows that are not the same thing as the paper's:", ""]
+        lines += [*(f"- {name}: {note}" for name, note in notes.items()), ""]
+    return "\n".join(lines)
+
+
+def _pivot(conclusion: Conclusion, weights: str) -> list[str]:
+    """A line for each row of the paper's table, and below it the paper's numbers and the differences to them."""
+    rows = conclusion.comparison.rows
+    columns = list(dict.fromkeys(row.column for row in rows if row.column))
+    lines = [f"| {' | '.join(['row', *columns])} |", "|" + " --- |" * (len(columns) + 1)]
+    for name in dict.fromkeys(row.of for row in rows if row.of):
+        cells = {row.column: row for row in rows if row.of == name}
+        paper = {column: _paper(conclusion, row) for column, row in cells.items()}
+        theirs = [f"{p:.1f}" if (p := paper.get(column)) is not None else "" for column in columns]
+        if all(row.quoted for row in cells.values()):
+            lines.append(f"| {name} (not run): paper | {' | '.join(theirs)} |")
+            continue
+        ours = {column: _ours(conclusion, row, weights) for column, row in cells.items()}
+        lines.append(f"| **{name}** | {' | '.join(spread(ours.get(c, [])) for c in columns)} |")
+        if any(theirs):
+            gaps = {c: mean_std(v)[0] - p for c, v in ours.items() if v and (p := paper[c]) is not None}
+            lines.append(f"| ↳ paper | {' | '.join(theirs)} |")
+            lines.append(f"| ↳ difference | {' | '.join(signed(gaps[c]) if c in gaps else '' for c in columns)} |")
+    return lines
+
+
+def _paper(conclusion: Conclusion, row: TableRow) -> float | None:
+    return row.paper_gain if conclusion.comparison.gains else row.paper.get(conclusion.monitor)
+
+
+def _ours(conclusion: Conclusion, row: TableRow, weights: str) -> list[float]:
+    """A row's numbers, or their differences to the reference; none where a run of either failed."""
+    c = conclusion
+    if row.failed or row.quoted:
+        return []
+    found = values(c.results, row.name, weights, c.split, c.monitor)
+    if not c.comparison.gains:
+        return found
+    base = c.comparison.reference_of(row, c.against)
+    if base is None:
+        return []
+    others = values(c.results, base.name, weights, c.split, c.monitor)
+    return [float(d) for d in np.subtract(found, others)]
