@@ -36,9 +36,10 @@ def paper_columns(conclusion: Conclusion) -> str:
 def _pivot(conclusion: Conclusion, weights: str) -> list[str]:
     """A line for each row of the paper's table, and below it the paper's numbers and the differences to them."""
     rows = conclusion.comparison.rows
-    columns = list(dict.fromkeys(row.column for row in rows if row.column))
+    names = list(dict.fromkeys(row.of for row in rows if row.of))
+    columns = max(([row.column for row in rows if row.of == name] for name in names), key=len)
     lines = [f"| {' | '.join(['row', *columns])} |", "|" + " --- |" * (len(columns) + 1)]
-    for name in dict.fromkeys(row.of for row in rows if row.of):
+    for name in names:
         cells = {row.column: row for row in rows if row.of == name}
         paper = {column: _paper(conclusion, row) for column, row in cells.items()}
         theirs = [f"{p:.1f}" if (p := paper.get(column)) is not None else "" for column in columns]

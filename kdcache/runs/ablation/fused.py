@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.files import atomic
+from kdcache.log import quiet
 from kdcache.runs.ablation.replicates import Replicate, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.fuse import fuse
@@ -35,7 +36,9 @@ def fused_metrics(comparison: Comparison, row: TableRow, out: Path, replicate: R
         kept: dict[str, Any] = json.loads(file.read_text())
         if kept["of"] == of:
             return dict(kept["metrics"])
-    made = {key: {s: {target: m} for s, m in fuse(parts, which=which).items()} for which, key in wanted.items()}
+    with quiet():
+        found = {key: fuse(parts, which=which) for which, key in wanted.items()}
+    made = {key: {split: {target: m} for split, m in its.items()} for key, its in found.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic(file) as temporary:
         temporary.write_text(json.dumps({"of": of, "metrics": made}, indent=1) + "\n")
