@@ -84,7 +84,8 @@ def test_soft_targets_replace_the_labels_of_s_and_need_the_teacher():
         soft = 4 * (p * (p.log() - torch.log_softmax(A(early)["logits"] / 2, -1))).sum()
     assert set(terms) == {"L_c"}
     torch.testing.assert_close(terms["L_c"], soft / 12)
-    assert [one.name for one in anticipation.inputs(Options(soft_targets=True, loss_d="none", data="S"))] == ["x", "x_t"]
+    options = Options(soft_targets=True, loss_d="none", data="S")
+    assert [one.name for one in anticipation.inputs(options)] == ["x", "x_t"]
     with pytest.raises(OptionError, match="set soft_targets=false too"):
         Options(data="S+now", loss_d="none", soft_targets=True)
 

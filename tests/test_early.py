@@ -373,7 +373,8 @@ def test_every_row_of_the_tables_can_run_or_is_quoted(table, row):
 
 def test_a_row_of_a_table_is_named_with_its_table():
     without = row("early", "table1-sysu/Without distillation")
-    assert (without.method, without.options) == ("early", {"validation": 0.0, "beta": 0.0, "batch_size": 32, "alpha": 0.0})
+    assert without.method == "early"
+    assert without.options == {"validation": 0.0, "beta": 0.0, "batch_size": 32, "alpha": 0.0}
     with pytest.raises(OptionError, match="did you mean 'table2/TS-LSTM"):
         row("early", "tabel2/TS-LSTM*")
     with pytest.raises(OptionError, match=r"row of table2 'TS-LSTM': did you mean 'TS-LSTM\*'"):

@@ -65,8 +65,8 @@ class AnticipationOptions(LeakOptions, TrainOptions):
     label_fraction: float = 1.0
     """Share of S that keeps its labels, the same for every class and at least one each; the rest joins U (§3.4)."""
     soft_targets: bool = False
-    """On S, too, R's prediction is the target of L_c instead of the label: of JHMDB the text says "using the class labels
-    or the predicted class probability" (§3.2). R has been trained on these labels. [reconstructed: the labels]"""
+    """On S, too, R's prediction is the target of L_c instead of the label: of JHMDB the text says "using the class
+    labels or the predicted class probability" (§3.2). R has been trained on these labels. [reconstructed]"""
     pseudo: bool = True
     """The second sum of (1), R's prediction as the label on U. Off: U takes part in (2) alone."""
     temperature: float = 1.0
@@ -74,17 +74,17 @@ class AnticipationOptions(LeakOptions, TrainOptions):
     loss_d: Literal["none", "direct", "RA", "AR", "both"] = "both"
     """L_d: none, L_direct, L̃_d(R, A), L̃_d(A, R) or their sum, equation (3)."""
     lam: float = 1.0
-    """λ, the weight of L_d. [reconstructed] On random maps of mixed4a and random weights the gradient of L_d has 0.02 (light
-    head) or 0.016 (i3d) times the norm of that of L_c, and with ``reduction=sum`` 1,000 or 3,200 times: they are equal near
-    λ = 50, and with ``sum`` near 0.001 or 0.0003."""
+    """λ, the weight of L_d. [reconstructed] On random maps of mixed4a and random weights the gradient of L_d has 0.02
+    (light head) or 0.016 (i3d) times the norm of that of L_c, and with ``reduction=sum`` 1,000 or 3,200 times: they are
+    equal near λ = 50, and with ``sum`` near 0.001 or 0.0003."""
     alpha: float | None = None
     """α of the attentional pooling; none: 1/√d, as in the paper."""
     distance: Literal["huber", "mse", "kl"] = "huber"
     """Distance inside L_d: Huber with δ = 1 (§3.2), the printed square, or KL over channels [reconstructed]."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Over positions and channels; ``sum`` is as printed, ``mean`` keeps λ independent of the map. [reconstructed] On maps
-    of one size ``sum`` is ``mean`` with λ times their positions and channels: 50,176 of the light head's of mixed4a,
-    200,704 of mixed5c."""
+    """Over positions and channels; ``sum`` is as printed, ``mean`` keeps λ independent of the map. [reconstructed] On
+    maps of one size ``sum`` is ``mean`` with λ times their positions and channels: 50,176 of the light head's of
+    mixed4a, 200,704 of mixed5c."""
     layer: str = "mixed5c"
     """I3D layer whose map enters L_d: mixed5c, mixed5b, MaxPool3d_5a_2x2, mixed4f … [reconstructed]"""
     stopgrad_query: bool = False

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from kdcache.metrics.significance import mean_std
-from kdcache.report.tables import signed, spread
+from kdcache.report.effects import signed
+from kdcache.report.tables import spread
 from kdcache.runs.ablation.conclusion import Conclusion
 from kdcache.runs.ablation.replicates import in_words
-from kdcache.runs.ablation.results import WEIGHTS, values, weights_of
+from kdcache.runs.ablation.results import UNIT, WEIGHTS, differences, unit_means, values, weights_of
 from kdcache.runs.presets import TableRow
 
 
 def paper_columns(conclusion: Conclusion) -> str:
     """Markdown: for each kind of weights the rows by columns, ours, the paper's and the difference; notes on rows.
 
-    In a table of gains each cell is the mean ± std, over runs, of the difference to the reference row's run of the same
-    split, draw and seed. Empty where the table has neither stream columns nor notes.
+    Ours are means ± std over units, each the mean over its seeds; over seeds where there is one unit. In a table of
+    gains they are of the differences to the reference row's run of the same split, draw and seed. Empty where the table
+    has neither stream columns nor notes.
     """
     c, lines = conclusion, list[str]()
     if any(row.column for row in c.comparison.rows):
+        lines += [
+            "## The paper's columns",
+            "",
+            "The paper's numbers are of its own data set, features and networks.",
+            "",
+        ]
         for weights in weights_of(c.results):
             base = c.comparison.row(c.against).of
             what = f"gain in {c.monitor} over {base}" if c.comparison.gains else c.monitor
-            lines += [f"By column, {what}: {c.split}, {WEIGHTS[weights]}, {in_words(c.replicates)}", ""]
+            lines += [f"{c.split.capitalize()}, {WEIGHTS[weights]}, {in_words(c.replicates)}: {what}", ""]
             lines += [*_pivot(c, weights), ""]
-        lines += ["The paper's numbers are of its own data, features and training.", ""]
     notes = {row.of or row.name: row.note for row in c.comparison.rows if row.note}
     if notes:
         lines += ["Rows that are not the same thing as the paper's:", ""]
@@ -51,7 +56,7 @@ def _pivot(conclusion: Conclusion, weights: str) -> list[str]:
         if any(theirs):
             gaps = {c: mean_std(v)[0] - p for c, v in ours.items() if v and (p := paper[c]) is not None}
             lines.append(f"| ↳ paper | {' | '.join(theirs)} |")
-            lines.append(f"| ↳ difference | {' | '.join(signed(gaps[c]) if c in gaps else '' for c in columns)} |")
+            lines.append(f"| ↳ ours − paper | {' | '.join(signed(gaps[c]) if c in gaps else '' for c in columns)} |")
     return lines
 
 
@@ -64,11 +69,12 @@ def _ours(conclusion: Conclusion, row: TableRow, weights: str) -> list[float]:
     c = conclusion
     if row.failed or row.quoted:
         return []
-    found = values(c.results, row.name, weights, c.split, c.monitor)
+    several = len(c.results.drop_duplicates(list(UNIT))) > 1
     if not c.comparison.gains:
-        return found
+        of = unit_means if several else values
+        return of(c.results, row.name, weights, c.split, c.monitor)
     base = c.comparison.reference_of(row, c.against)
     if base is None:
         return []
-    others = values(c.results, base.name, weights, c.split, c.monitor)
-    return [float(d) for d in np.subtract(found, others)]
+    units = differences(c.results, row.name, base.name, weights, c.split, c.monitor)
+    return [mean_std(seeds)[0] for seeds in units] if several else units[0]

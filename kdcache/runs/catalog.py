@@ -193,7 +193,9 @@ def _terms(options: Iterable[OptionDescription]) -> list[tuple[str, str]]:
     return [(one.term, one.explanation) for one in options]
 
 
-def _table_sections(tables: Sequence[TableSummary], named: Sequence[tuple[str, str]], rows: bool = True) -> list[Section]:
+def _table_sections(
+    tables: Sequence[TableSummary], named: Sequence[tuple[str, str]], rows: bool = True
+) -> list[Section]:
     found: list[Section] = []
     if tables:
         found.append(("Tables", [(t.name, _table_text(t) if rows else t.caption) for t in tables]))

@@ -16,9 +16,7 @@ from kdcache.runs.presets import StreamColumn, Table, TableRow
 from kdcache.store import Cache
 
 
-def with_streams(
-    comparison: Comparison, table: Table, shards: str | Path, stream: str | None = None
-) -> Comparison:
+def with_streams(comparison: Comparison, table: Table, shards: str | Path, stream: str | None = None) -> Comparison:
     """The rows of a table as they can be run on what a cache holds.
 
     Rows are repeated for each of the table's stream columns. A column whose stream the cache lacks is left out, as is

@@ -14,6 +14,7 @@ from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.runs.ablation import results
 from kdcache.runs.ablation.costs import COSTS, costs_of_rows
+from kdcache.runs.ablation.factors import Factors, factors
 from kdcache.runs.ablation.protocol import DESCRIPTION
 from kdcache.runs.ablation.replicates import Replicate, run_folder
 from kdcache.runs.ablation.rows import Comparison
@@ -44,6 +45,8 @@ class Conclusion:
     """See ``results.tests``."""
     tuning: pd.DataFrame
     """See ``tuning.choose``; empty where rows were not tuned."""
+    factors: Factors
+    """What the runs of a row differ in."""
     random: tuple[str, ...]
     """Streams that a backbone of random weights has computed."""
     same_examples: bool = True
@@ -90,6 +93,7 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
         found,
         tests,
         tuned,
+        factors(comparison, folder, replicates),
         _random(comparison, folder, replicates[0]),
         same,
         costs,
