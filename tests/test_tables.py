@@ -28,7 +28,7 @@ from kdcache.store import Record, commit_shard, update_index
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 RGB, FLOW, FRAMES = "i3d-rgb/mixed4a", "i3d-flow/mixed4a", "resnet34/pool"
-QUICK = {"head": "light", "width": 4, "epochs": 1, "milestones": (), "device": "cpu", "tune": 0}
+QUICK = {"head": "light", "width": 4, "epochs": 1, "milestones": (), "device": "cpu", "tune": 0, "retrain": False}
 LONGER = QUICK | {"epochs": 8, "lr": 0.05, "batch_size": 8}
 
 
@@ -124,7 +124,7 @@ def test_presets_train_on_the_papers_clips():
     assert presets.training("early", "ntu") == {"beta": 1.0, "validation": 0.05}
     assert presets.training("early", "ucf101") == {"beta": 0.5}  # its split has validation groups
     assert presets.preset("early", "sysu") == {"beta": 1.0, "batch_size": 32}  # options of the method alone
-    assert presets.retrains("anticipation", "epic")
+    assert presets.training("anticipation", "epic") == {"target": "verb", "validation": 0.0, "validation_as": "test"}
     assert not presets.retrains("early", "ntu")
     with pytest.raises(OptionError, match="did you mean 'sysu'"):
         presets.training("early", "sisu")
@@ -166,6 +166,47 @@ def test_help_says_what_a_preset_sets():
     text = " ".join(CliRunner().invoke(main, ["train", "early", "--help"]).output.split())
     assert "sysu beta=1 batch_size=32; trains on all training clips" in text
     assert "ntu beta=1 validation=0.05" in text
+
+
+# EPIC-KITCHENS: selection never looks at P26-P31
+
+
+def epic(folder, turned=False):
+    """Participants P01 to P06 train, P26 and P31 are the manifest's validation split; two unlabelled pairs of each."""
+    table = pairs_cache.rows(40, 8)
+    people = [f"P{n:02d}" for n in (1, 2, 3, 4, 5, 6, 26, 31)]
+    table["subject"] = [people[int(pair[1:]) % len(people)] for pair in table["pair"]]
+    reported = table["subject"].isin(["P26", "P31"])
+    table["split"] = np.where(reported & table["verb"].notna(), "validation", "train")
+    maps = pairs_cache.arrays(table)
+    if turned:
+        table.loc[reported, "verb"] = 1 - table.loc[reported, "verb"]
+    return pairs_cache.write(folder, table, maps)
+
+
+def test_epic_is_selected_on_participants_of_p01_to_p25_and_reported_on_the_others(tmp_path):
+    call = {"only": ["I3D + Knowledge distillation"], "seeds": 1, **LONGER, "tune": 2, "retrain": None}
+    call |= {"min_steps": 1, "widen": 0, "epochs": 2}
+    result, turned = (
+        kdcache.ablate("anticipation", "table3", shards=epic(tmp_path / name, flag), out=tmp_path / f"o{name}", **call)
+        for name, flag in (("a", False), ("b", True))
+    )
+    subject = dict(kdcache.Cache(tmp_path / "a").clips[["pair", "subject"]].to_numpy())
+    trials = list(result.path.glob("*/tuning/trial-*/seed-1000"))
+    assert trials
+    for folder in trials:
+        frame = Run(folder).predictions("last")
+        held = frame[frame["verb"].notna()].groupby("split")["pair"].agg(lambda pairs: {subject[p] for p in pairs})
+        assert held["test"] == {"P26", "P31"}
+        assert held["validation"] < {f"P{n:02d}" for n in range(1, 7)}
+    final = Run(result.path / "i3d-knowledge-distillation" / "seed-0")
+    assert set(final.predictions("last")["split"]) == {"test"}
+    assert len(final.training_data.data.splits["train"].names) == 30 + 8  # all labelled ones, and U
+    assert "best@validation" not in final.metrics
+    assert set(result.results["split"]) == {"test"}
+    same = ["row", "trial", "settings", "score", "chosen"]
+    assert result.tuning[same].equals(turned.tuning[same])  # whatever the labels of P26 and P31
+    assert not result.results["value"].equals(turned.results["value"])
 
 
 # Columns that are streams

@@ -8,7 +8,7 @@ fusion of others: ``both = { fuse = ["rgb", "flow"] }``.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any
@@ -39,6 +39,8 @@ class TableRow:
     """Name of its folder in a comparison; empty outside one."""
     method: str = ""
     """What trains it, where that is not the table's method."""
+    own: tuple[str, ...] = ()
+    """Options that the row itself sets, or the call for all rows; the others are the preset's."""
     failed: str = ""
     """Why it could not be trained; empty before, and where it was."""
     note: str = ""
@@ -46,7 +48,7 @@ class TableRow:
     of: str = ""
     """The row of the paper's table whose number in one ``column`` this is; empty in tables without stream columns."""
     column: str = ""
-    fused: Sequence[str] = ()
+    fused: tuple[str, ...] = ()
     """Names of the rows whose class probabilities are averaged, run by run; nothing is trained."""
     paper_gain: float | None = None
     """The paper's difference to the table's reference row, where it prints that alone."""
@@ -150,6 +152,7 @@ def tables(method: str, check: bool = True) -> dict[str, Table]:
                     quoted="options" not in r,
                     method=r.get("method", ""),
                     note=r.get("note", ""),
+                    own=tuple(r.get("options", {})),
                 )
             )
             if check:

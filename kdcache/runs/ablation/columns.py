@@ -90,6 +90,6 @@ def _in_columns(
         if not row.quoted:
             slug = slug_of(f"{row.slug}-{name}", [r.slug for r in (*before, *found)])
             options = row.options | ({"stream": column.stream} if column.stream else {})
-            made = replace(made, slug=slug, options=options, fused=[named[part] for part in column.fuse])
+            made = replace(made, slug=slug, options=options, fused=tuple(named[part] for part in column.fuse))
         found.append(made)
     return found

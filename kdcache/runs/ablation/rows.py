@@ -38,7 +38,10 @@ class Comparison:
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> Comparison:
         """From what ``dataclasses.asdict`` made of it, also in earlier versions."""
-        return cls(**{**content, "rows": [TableRow(**row) for row in content["rows"]]})
+        rows = [
+            TableRow(**row | {name: tuple(row.get(name, ())) for name in ("own", "fused")}) for row in content["rows"]
+        ]
+        return cls(**{**content, "rows": rows})
 
     @property
     def runnable(self) -> list[TableRow]:
@@ -140,7 +143,8 @@ def choose_rows(
         if preset:
             base = presets.settings(method, preset) | presets.preset(method, preset)
             its = replace(its, retrain=presets.retrains(method, preset))
-        known = [TableRow(name, own_names(method, options), {}) for name, options in rows.items()]
+        given = {name: own_names(method, options) for name, options in rows.items()}
+        known = [TableRow(name, options, {}, own=tuple(options)) for name, options in given.items()]
     if not known:
         known = [TableRow("", {}, {})]
     if only:
@@ -156,7 +160,8 @@ def choose_rows(
             options = {**base, **row.options, **common, **point}
             _check(method, row.method or method, name, options)
             slug = slug_of(name, [r.slug for r in found])
-            found.append(replace(row, name=name, options=options, slug=slug))
+            own = tuple(dict.fromkeys([*row.own, *common, *point]))
+            found.append(replace(row, name=name, options=options, slug=slug, own=own))
             if row.name and row.name == its.reference and point is points[0]:
                 its = replace(its, reference=name)
     names = [row.name for row in found]
