@@ -294,13 +294,23 @@ def test_columns_whose_stream_is_missing_are_left_out_with_a_sentence(shards, tm
     assert none.columns == ["rgb", "flow", "both"]
 
 
-def test_a_row_that_reads_a_missing_stream_is_quoted(shards):
+def test_a_row_that_reads_a_missing_stream_is_quoted(shards, tmp_path):
     chosen = choose_rows("anticipation", "table3", {}, {}, None, {})
     comparison = with_streams(chosen, presets.table("anticipation", "table3"), shards)
     by_name = {row.name: row for row in comparison.rows}
     assert by_name["TSM-RGB"].quoted
     assert "TSM-RGB is not run: it reads tsm/pool, which the cache lacks." in comparison.note
     assert by_name["TSN-RGB"].options["stream"] == FRAMES
+    assert by_name["I3D"].options["stream"] == RGB
+    asked = {row.name: row for row in with_streams(chosen, presets.table("anticipation", "table3"), shards, FLOW).rows}
+    assert "stream" not in asked["I3D"].options  # what the call asks for
+    bare = pairs_cache.cache(tmp_path / "bare", 8)
+    alone = {row.name: row for row in with_streams(chosen, presets.table("anticipation", "table3"), bare).rows}
+    assert "stream" not in alone["I3D"].options
+    assert alone["TSN-RGB"].quoted
+    frames = written(tmp_path / "frames", pairs_cache.rows(8), (FRAMES,))
+    other = {row.name: row for row in with_streams(chosen, presets.table("anticipation", "table3"), frames).rows}
+    assert other["I3D"].quoted  # it would read single frames' features and be called I3D
     assert comparison.against() == "I3D"
     assert comparison.paper_gain(by_name["I3D + Knowledge distillation"], by_name["I3D"], "verb") == pytest.approx(1.7)
 

@@ -75,8 +75,10 @@ class Table:
     """Name of the row that the paper compares the others with; empty: the first that can be run."""
     columns: Mapping[str, StreamColumn] = field(default_factory=dict)
     """Where every row is run once for each of several streams."""
+    stream: str = ""
+    """What rows read that name no stream, where others name one; empty: whichever stream of the cache will do."""
     metric: str = ""
-    """What such columns hold."""
+    """What stream columns hold."""
     gains: bool = False
     """Whether they hold differences to the reference row instead of the metric itself."""
     retrain: bool = False
@@ -168,6 +170,7 @@ def tables(method: str, check: bool = True) -> dict[str, Table]:
                 column: StreamColumn(its.get("stream", ""), tuple(its.get("fuse", ())))
                 for column, its in table.get("columns", {}).items()
             },
+            stream=table.get("stream", ""),
             metric=table.get("metric", ""),
             gains=table.get("gains", False),
             retrain=retrains(method, table["preset"]),

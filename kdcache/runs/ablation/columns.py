@@ -37,6 +37,8 @@ def with_streams(comparison: Comparison, table: Table, shards: str | Path, strea
     cached = Cache(str(shards).replace("{draw}", "0")).streams
     said: list[str] = []
     rows = [_readable(row, cached, said) for row in comparison.rows]
+    if stream is None and any("stream" in row.options for row in rows):  # else there may be but one that will do
+        rows = [_named(row, table.stream, cached, said) for row in rows]
     columns, why = _available(table.columns, cached, stream)
     said += why
     for sentence in said:
@@ -56,7 +58,17 @@ def _readable(row: TableRow, cached: Sequence[str], said: list[str]) -> TableRow
     if row.quoted or own is None or own in cached:
         return row
     said.append(f"{row.name} is not run: it reads {own}, which the cache lacks.")
-    return replace(row, quoted=True, options={})
+    return replace(row, quoted=True, options={}, note="")
+
+
+def _named(row: TableRow, stream: str, cached: Sequence[str], said: list[str]) -> TableRow:
+    """The row; where it names no stream, reading the table's."""
+    if row.quoted or "stream" in row.options:
+        return row
+    if stream not in cached:
+        said.append(f"{row.name} is not run: it reads {stream}, which the cache lacks; another can be named (--stream).")
+        return replace(row, quoted=True, options={}, note="")
+    return replace(row, options={**row.options, "stream": stream})
 
 
 def _available(
