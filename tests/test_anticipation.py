@@ -19,6 +19,7 @@ from kdcache.methods.heads import I3DHead, LightHead, cells, initialise
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.teacher import Teacher
 from kdcache.options import build
+from kdcache.runs.config import SETTABLE
 from kdcache.runs.presets import preset, tables
 
 CPU = torch.device("cpu")
@@ -141,7 +142,7 @@ def test_every_row_of_the_papers_tables_is_reachable(table, row):
     if row.quoted:
         assert not row.options
         return
-    own = {name: value for name, value in row.options.items() if name != "stream"}
+    own = {name: value for name, value in row.options.items() if name not in SETTABLE}
     options = build(Options, {**own, "head": "light", "width": 4})
     roles = {one.name: one.role for one in anticipation.inputs(options)}
     data = small_data(classes={"verb": [0, 1, 2]}, roles=roles)

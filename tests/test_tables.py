@@ -310,6 +310,8 @@ def test_a_row_that_reads_a_missing_stream_is_quoted(shards, tmp_path):
     assert alone["TSN-RGB"].quoted
     frames = written(tmp_path / "frames", pairs_cache.rows(8), (FRAMES,))
     other = {row.name: row for row in with_streams(chosen, presets.table("anticipation", "table3"), frames).rows}
+    with pytest.raises(OptionError, match=r"No row of table3 can be run on .*: TSM-RGB is not run: it reads tsm/pool"):
+        kdcache.ablate("anticipation", "table3", shards=frames, only=["TSM-RGB"], out=tmp_path / "no")
     assert other["I3D"].quoted  # it would read single frames' features and be called I3D
     assert comparison.against() == "I3D"
     assert comparison.paper_gain(by_name["I3D + Knowledge distillation"], by_name["I3D"], "verb") == pytest.approx(1.7)

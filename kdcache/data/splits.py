@@ -196,7 +196,7 @@ def label_classes(table: pd.DataFrame) -> dict[str, list[int]]:
     """The manifest's labels of each target that has any, ascending: class ``i`` is the i-th of them.
 
     These are the classes that occur in any split, held-out ones included: which classes there are is known, not which
-    clip has which, and a class that no clip has (6 of EPIC-KITCHENS-55's 125 verbs in its training labels) is no output.
+    clip has which. A class that no clip has is no output (6 of the 125 verbs of EPIC-KITCHENS-55's training labels).
     """
     return {
         t: sorted(int(v) for v in table[t].dropna().unique()) for t in TARGETS if t in table and table[t].notna().any()

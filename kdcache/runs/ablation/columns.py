@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.runs.ablation.rows import Comparison, slug_of
 from kdcache.runs.presets import StreamColumn, Table, TableRow
@@ -30,6 +31,7 @@ def with_streams(comparison: Comparison, table: Table, shards: str | Path, strea
         stream: the one that the call asks for: only columns of that stream remain.
 
     Raises:
+        OptionError: the cache lacks what every row reads.
         StoreError: a damaged cache.
     """
     if not table.columns and not any("stream" in row.options for row in table.rows):
@@ -39,6 +41,8 @@ def with_streams(comparison: Comparison, table: Table, shards: str | Path, strea
     rows = [_readable(row, cached, said) for row in comparison.rows]
     if stream is None and any("stream" in row.options for row in rows):  # else there may be but one that will do
         rows = [_named(row, table.stream, cached, said) for row in rows]
+    if all(row.quoted for row in rows):
+        raise OptionError(f"No row of {table.name} can be run on {shards}: {' '.join(said)}")
     columns, why = _available(table.columns, cached, stream)
     said += why
     for sentence in said:
@@ -66,7 +70,9 @@ def _named(row: TableRow, stream: str, cached: Sequence[str], said: list[str]) -
     if row.quoted or "stream" in row.options:
         return row
     if stream not in cached:
-        said.append(f"{row.name} is not run: it reads {stream}, which the cache lacks; another can be named (--stream).")
+        said.append(
+            f"{row.name} is not run: it reads {stream}, which the cache lacks; another can be named (--stream)."
+        )
         return replace(row, quoted=True, options={}, note="")
     return replace(row, options={**row.options, "stream": stream})
 

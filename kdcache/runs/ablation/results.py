@@ -57,7 +57,7 @@ def collect(comparison: Comparison, out: Path, replicates: Sequence[Replicate]) 
             else:
                 metrics = run.metrics  # a run of 0.1 knows the steps of its last stage
                 steps = metrics.get("steps", stage_summary(run).get("steps"))
-            of_run = {"row": row.name, "split_column": run.settings.split_column}
+            of_run: dict[str, Any] = {"row": row.name, "split_column": run.settings.split_column}
             of_run |= {"draw": replicate.draw or 0, "seed": replicate.seed}
             for weights, key in (("last", "last"), ("best", "best@validation")):
                 for split, targets in metrics.get(key, {}).items():
