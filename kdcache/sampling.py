@@ -25,7 +25,8 @@ class Sampling:
         lasts ``T / fps`` seconds.
     anchor: with ``fps``, where the segment lies in a clip that is longer or shorter than it: at its ``first`` frames,
         in its ``centre`` or at its ``last`` frames. Missing frames repeat the clip's edge frame. Without ``fps``,
-        which frame stands for each of the ``T`` equal parts of the clip.
+        which frame stands for each of the ``T`` equal parts of the clip. [reconstructed: the papers do not say which;
+        the centre is frame (i + 1/2) n / T, ``first`` is i n / T]
     """
 
     frames: int | None = 32

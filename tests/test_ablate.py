@@ -25,9 +25,9 @@ from kdcache.cli import main
 from kdcache.engine import loop
 from kdcache.errors import KdcacheError, OptionError
 from kdcache.metrics.early import measure_levels
-from kdcache.metrics.significance import paired
+from kdcache.metrics.significance import compare
 from kdcache.report import ablation as report
-from kdcache.report.tables import markdown, results_table, shown_metrics, steps_line
+from kdcache.report.tables import markdown, paper_section, results_table, shown_metrics, steps_line
 from kdcache.runs.ablation import pool, tuning
 from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.conclusion import conclude
@@ -310,9 +310,12 @@ def test_tests_are_paired_by_seed(compared):
     for (row, weights), test in found.iterrows():
         kept = r[(r["weights"] == weights) & (r["split"] == "test") & (r["metric"] == "auc")]
         a, b = (kept[kept["row"] == name].sort_values("seed")["value"].tolist() for name in ("neither", row))
-        expected = paired(a, b)
-        assert (test["mean"], test["wins"]) == (expected.mean, expected.wins)
-        assert test["p_permutation"] == expected.p_permutation
+        expected = compare([np.subtract(b, a)], 2)
+        assert (test["difference"], test["std_seeds"]) == (expected.difference, expected.std_seeds)
+        assert (test["units"], test["runs"], test["against"]) == (1, 2, "neither")
+        assert np.isnan([test["low"], test["high"], test["p"], test["p_sign_flips"]]).all()  # one draw: no test
+    assert "nothing about other draws: there is no interval and no test" in compared.text
+    assert "Mean ± std over 2 seeds of one draw:" in compared.text
 
 
 def test_scores_are_those_that_the_metrics_came_from(compared):
@@ -324,7 +327,7 @@ def test_scores_are_those_that_the_metrics_came_from(compared):
     assert measured == pytest.approx(run.metrics["best@validation"]["test"]["label"])
 
 
-def test_the_table_shows_ours_the_papers_and_the_difference():
+def test_the_papers_numbers_stand_apart_from_the_results():
     rows = [TableRow("A", {}, {"AUC": 50.0}), TableRow("B", {}, {"AUC": 40.0}, quoted=True), TableRow("C", {}, {})]
     wanted = Comparison("early", "", ["40", "AUC"], rows)
     known = {"weights": "best", "split_column": "split", "split": "test", "steps": 12}
@@ -341,10 +344,16 @@ def test_the_table_shows_ours_the_papers_and_the_difference():
         "| row | epoch | steps | 40 | AUC |",
         "| --- | --- | --- | --- | --- |",
         "| **A** | 4 | 12 | 31.0 ± 1.0 | 52.0 ± 1.0 |",
-        "| ↳ paper | | |  | 50.0 |",
-        "| ↳ difference | | |  | +2.0 |",
-        "| B (not run): paper | | |  | 40.0 |",
         "| **C** | 4 | 12 | 34.0 ± 1.0 | 61.0 ± 1.0 |",
+    ]
+    text = paper_section(wanted, found, shown, "best", "test")
+    assert "of the paper's own data set" in text[2]
+    assert text[4:] == [
+        "| row | 40 | AUC |",
+        "| --- | --- | --- |",
+        "| A |  | 50.0 |",
+        "| ↳ ours − paper |  | +2.0 |",
+        "| B (quoted, not run) |  | 40.0 |",
     ]
 
 
@@ -403,12 +412,14 @@ def test_columns_find_their_metrics(paper, metrics, shown):
 def test_the_folder_holds_all_that_was_promised(compared):
     names = {p.name for p in compared.path.iterdir()}
     tables = {"table.md", "results.csv", "tests.csv", "cost.csv", "tuning.csv", "ablation.json"}
-    plots = {"curve.png", "training.png", "gain.png", "confusion.png"}
+    plots = {"effects.png", "curve.png", "training.png", "gain.png", "confusion.png"}
     assert names == tables | plots | {"stages", "teacher-of-both", *ROWS}
     assert (compared.path / "table.md").read_text() == compared.text
     assert str(compared).replace(" ", "").replace("-", "") == compared.text.replace(" ", "").replace("-", "")
-    assert "Selected from 2 trials by auc" in compared.text
-    for name in ("curve", "training", "gain", "confusion"):
+    assert "Selected from 2 trials of lr and epochs by auc" in compared.text
+    assert "Set for all rows: batch_size=8, hidden=8, teacher_hidden=4." in compared.text
+    assert "Set as the first trial, then tuned for each row: epochs=3, milestones=2." in compared.text
+    for name in ("effects", "curve", "training", "gain", "confusion"):
         with Image.open(compared.path / f"{name}.png") as picture:
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20, name
     stored = json.loads((compared.path / "ablation.json").read_text())

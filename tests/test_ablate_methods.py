@@ -149,8 +149,9 @@ def test_a_mixed_table_is_trained_tuned_and_shown(mixed, shards):
     assert shown["| Baseline"][4:6] == ["", ""]
     assert shown["| Wide"][2:4] == ["", ""]
     assert "Rows that another method trains: Baseline by early." in mixed.text
-    assert "| Elsewhere (not run): paper | | | 50.0 |" in mixed.text
-    assert {p.name for p in mixed.path.glob("*.png")} == {"curve.png", "training.png", "gain.png", "confusion.png"}
+    assert "| Elsewhere (quoted, not run) | 50.0 |" in mixed.text
+    pictures = {"effects.png", "curve.png", "training.png", "gain.png", "confusion.png"}
+    assert {p.name for p in mixed.path.glob("*.png")} == pictures
     call = json.loads((mixed.path / "ablation.json").read_text())["rows"][-1]
     assert call["arguments"]["method"] == "early"
     assert kdcache.train(**call["arguments"], out=call["folder"]).metrics  # found finished, with equal settings

@@ -18,8 +18,8 @@ from kdcache.data.pairs import pairs
 from kdcache.data.splits import assign_splits, split_by
 from kdcache.errors import OptionError
 from kdcache.methods.contract import HELD_OUT
-from kdcache.metrics.significance import mean_std, paired
-from kdcache.report.tables import table_over_splits
+from kdcache.metrics.significance import compare, mean_std
+from kdcache.report.tables import over_what, results_table
 from kdcache.runs.ablation import tuning
 from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, row_folder
@@ -206,37 +206,31 @@ def test_every_row_split_and_seed_is_a_run_of_its_own(compared, shards):
     assert pd.read_csv(compared.path / "results.csv")["split_column"].value_counts().nunique() == 1
 
 
-def test_tables_are_over_all_runs_and_tests_pair_splits_and_seeds(compared):
+def test_tables_and_tests_are_over_splits_with_seeds_averaged_first(compared):
     r = compared.results
     r = r[(r["weights"] == "best") & (r["split"] == "test") & (r["metric"] == "auc")]
-    values = {
-        row: [
-            r[(r["row"] == row) & (r["split_column"] == column) & (r["seed"] == seed)]["value"].item()
-            for column in COLUMNS
-            for seed in (0, 1)
-        ]
-        for row in ROWS
-    }
+    values = {row: r[r["row"] == row].sort_values(["split_column", "seed"])["value"].to_numpy() for row in ROWS}
     test = compared.tests[compared.tests["weights"] == "best"].iloc[0]
-    expected = paired(values["plain"], values["knn"])
-    assert (test["pairs"], test["mean"], test["p_permutation"]) == (4, expected.mean, expected.p_permutation)
+    expected = compare(list((values["knn"] - values["plain"]).reshape(2, 2)))
+    assert {name: test[name] for name in vars(expected)} == vars(expected)
+    assert (test["units"], test["runs"]) == (2, 4)
+    assert np.isnan(test["low_draws"])  # there is one draw
     text = compared.text
-    assert "Test, best on validation, 2 seeds × 2 splits (split_1, split_2)" in text
-    assert "auc against plain, paired over splits and seeds, best on validation" in text
-    assert "Splits share clips" in text
-    lines = [line for line in text.splitlines() if line.startswith("| **plain**")]
-    over_all = "{:.1f} ± {:.1f}".format(*mean_std(values["plain"]))
-    means = np.array(values["plain"]).reshape(2, 2).mean(axis=1)
-    over_splits = "{:.1f} ± {:.1f}".format(*mean_std(means))
-    assert lines[0].endswith(f"{over_all} |")
-    assert lines[1].endswith(f"{over_splits} |")
+    assert "## Test, best on validation, 2 seeds × 2 splits (split_1, split_2)" in text
+    assert "AUC against plain, points: mean over 2 splits, with 95 % intervals; seeds are averaged first" in text
+    assert "Mean ± std over 2 splits, seeds averaged first:" in text
+    assert "Splits share training clips" in text
+    line = next(line for line in text.splitlines() if line.startswith("| **plain**"))
+    over_splits = "{:.1f} ± {:.1f}".format(*mean_std(values["plain"].reshape(2, 2).mean(axis=1)))
+    assert line.endswith(f"{over_splits} |")
+    assert "Varied: 2 splits of the clips and 2 seeds of the trained networks in each." in text
     assert "| plain | split_2 |" in text  # what was chosen on it
 
 
 def test_spread_over_splits_is_that_of_the_means_over_seeds():
     rows = [TableRow("A", {}, {"AUC": 1.0}), TableRow("B", {}, {"AUC": 2.0}, quoted=True)]
     wanted = Comparison("early", "", [], rows)
-    known = {"row": "A", "weights": "best", "split": "test", "metric": "auc", "epoch": 3, "steps": 6}
+    known = {"row": "A", "draw": 0, "weights": "best", "split": "test", "metric": "auc", "epoch": 3, "steps": 6}
     found = pd.DataFrame(
         [
             known | {"split_column": f"s{s}", "seed": seed, "value": v}
@@ -244,8 +238,9 @@ def test_spread_over_splits_is_that_of_the_means_over_seeds():
             for seed, v in enumerate(values)
         ]
     )
-    lines = table_over_splits(wanted, found, {"AUC": "auc"}, "best", "test")
+    lines = results_table(wanted, found, {"AUC": "auc"}, "best", "test")
     assert lines[2:] == ["| **A** | 3 | 6 | 27.5 ± 17.7 |"]
+    assert over_what(found) == "Mean ± std over 2 splits, seeds averaged first"
 
 
 def test_without_splits_nothing_is_different(shards, tmp_path):

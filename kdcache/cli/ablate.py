@@ -42,7 +42,11 @@ from kdcache.cli.printing import json_option, report
 @click.option("--tune-draws", default=1, show_default=True, help="Draws on which each trial is trained.")
 @click.option("--min-steps", default=500, show_default=True, help="Optimiser steps that tuned rows take at least.")
 @click.option("--widen", default=2, show_default=True, help="How often what is searched may be widened on each side.")
-@click.option("--retrain", is_flag=True, help="Trials hold training clips out; final runs train on all of them.")
+@click.option(
+    "--retrain/--no-retrain",
+    default=None,
+    help="Trials hold training clips out; final runs train on all of them.  [default: as the paper of the table]",
+)
 @click.option("--tune-validation", default=0.2, show_default=True, help="Share that --retrain holds out for trials.")
 @click.option("--against", help="Row that the others are tested against.  [default: the first]")
 @click.option(
@@ -103,7 +107,7 @@ def ablate(
             options[name] = [column.strip() for column in text.split(",")]
     from kdcache.report.ablation import ablate as compare  # torch, after all that can be refused without it
 
-    result = compare(method, table, rows=named, grid=grid, **given(options), **common)
+    result = compare(method, table, rows=named, grid=grid, **given(options) | common)
     report(result, as_json)
     if not as_json:
         click.echo(f"{result.path}/")

@@ -196,7 +196,11 @@ def held_out(splits: dict[str, Split]) -> str:
 
 
 def label_classes(table: pd.DataFrame) -> dict[str, list[int]]:
-    """The manifest's labels of each target that has any, ascending: class ``i`` is the i-th of them."""
+    """The manifest's labels of each target that has any, ascending: class ``i`` is the i-th of them.
+
+    These are the classes that occur in any split, held-out ones included: which classes there are is known, not which
+    clip has which. A class that no clip has is no output (6 of the 125 verbs of EPIC-KITCHENS-55's training labels).
+    """
     return {
         t: sorted(int(v) for v in table[t].dropna().unique()) for t in TARGETS if t in table and table[t].notna().any()
     }

@@ -65,20 +65,27 @@ class AnticipationOptions(LeakOptions, TrainOptions):
     unlabelled pairs. ``auto``: S+U where the cache has unlabelled pairs, else S."""
     label_fraction: float = 1.0
     """Share of S that keeps its labels, the same for every class and at least one each; the rest joins U (§3.4)."""
+    soft_targets: bool = False
+    """On S, too, R's prediction is the target of L_c instead of the label: of JHMDB the text says "using the class
+    labels or the predicted class probability" (§3.2). R has been trained on these labels. [reconstructed]"""
     pseudo: bool = True
     """The second sum of (1), R's prediction as the label on U. Off: U takes part in (2) alone."""
     temperature: float = 1.0
-    """Softens R's prediction and A's alike in that sum; the paper has none. [reconstructed]"""
+    """Softens R's prediction and A's alike where R's is the target; the paper has none. [reconstructed]"""
     loss_d: Literal["none", "direct", "RA", "AR", "both"] = "both"
     """L_d: none, L_direct, L̃_d(R, A), L̃_d(A, R) or their sum, equation (3)."""
     lam: float = 1.0
-    """λ, the weight of L_d. [reconstructed]"""
+    """λ, the weight of L_d. [reconstructed] On random maps of mixed4a and random weights the gradient of L_d has 0.02
+    (light head) or 0.016 (i3d) times the norm of that of L_c, and with ``reduction=sum`` 1,000 or 3,200 times: they are
+    equal near λ = 50, and with ``sum`` near 0.001 or 0.0003."""
     alpha: float | None = None
     """α of the attentional pooling; none: 1/√d, as in the paper."""
     distance: Literal["huber", "mse", "kl"] = "huber"
     """Distance inside L_d: Huber with δ = 1 (§3.2), the printed square, or KL over channels [reconstructed]."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Over positions and channels; ``sum`` is as printed, ``mean`` keeps λ independent of the map. [reconstructed]"""
+    """Over positions and channels; ``sum`` is as printed, ``mean`` keeps λ independent of the map. [reconstructed] On
+    maps of one size ``sum`` is ``mean`` with λ times their positions and channels: 50,176 of the light head's of
+    mixed4a, 200,704 of mixed5c."""
     layer: str = "mixed5c"
     """I3D layer whose map enters L_d: mixed5c, mixed5b, MaxPool3d_5a_2x2, mixed4f … [reconstructed]"""
     stopgrad_query: bool = False
@@ -87,7 +94,7 @@ class AnticipationOptions(LeakOptions, TrainOptions):
     """Network on the cached map: I3D from Mixed_4b on (the paper's), or a light head; ``auto``: i3d with a GPU, light
     on vectors."""
     width: int = 256
-    """Channels of the light head."""
+    """Channels of the light head, which the paper has not. [reconstructed]"""
     init: Literal["auto", "checkpoint", "teacher", "random"] = "auto"
     """Weights that A starts from: the backbone's checkpoint, R's, or random. R starts from the checkpoint unless this
     is random. ``auto``: checkpoint for i3d [reconstructed], random for the light head, which has no checkpoint."""
@@ -121,13 +128,16 @@ class AnticipationOptions(LeakOptions, TrainOptions):
             raise OptionError(f"layer={self.layer} is for head=i3d; the light head has one map: leave layer out.")
         if self.head == "light" and self.init == "checkpoint":
             raise OptionError("init=checkpoint is for head=i3d; the light head has none: set init=random or teacher.")
-        if self.data == "S+now" and self.loss_d != "none":
-            raise OptionError("data=S+now is the augmentation without distillation: set loss_d=none too.")
+        if self.data == "S+now" and (self.loss_d != "none" or self.soft_targets):
+            other = "loss_d=none" if self.loss_d != "none" else "soft_targets=false"
+            raise OptionError(f"data=S+now is the augmentation without distillation: set {other} too.")
 
     @property
     def may_distil(self) -> bool:
         """Whether the objective may contain R; ``data=auto`` decides once the pairs are known."""
-        return self.network == "anticipation" and (self.loss_d != "none" or self.data in ("auto", "S+U"))
+        return self.network == "anticipation" and (
+            self.loss_d != "none" or self.soft_targets or self.data in ("auto", "S+U")
+        )
 
 
 Options = AnticipationOptions
@@ -150,7 +160,8 @@ def _distils(options: AnticipationOptions) -> bool:
 
 
 def _pseudo(options: AnticipationOptions) -> bool:
-    return options.network == "anticipation" and options.data == "S+U" and options.pseudo
+    of_u = options.data == "S+U" and options.pseudo
+    return options.network == "anticipation" and (of_u or options.soft_targets)
 
 
 TEACHER = TeacherRun(alone=_teacher_alone, depends=("target", "layer", "init", *_OF_TEACHER))
@@ -214,7 +225,7 @@ def stages(options: AnticipationOptions, data: Data) -> Iterator[Stage]:
     """R on x_t of S where it is needed, then A on x_{t-τ} by (1) + (2); ``options`` are resolved."""
     train = data.splits["train"].rows
     S, U, y = _sets(options, data)
-    distil = options.loss_d != "none" or options.data == "S+U"  # does the objective contain R?
+    distil = options.loss_d != "none" or options.soft_targets or options.data == "S+U"  # does the objective contain R?
 
     reseed(data if options.teacher_seed is None else replace(data, seed=options.teacher_seed), "recognition")
     R = _network(options, data, _start_of_teacher(options))
@@ -281,7 +292,10 @@ class _AnticipationObjective:
         o, y = self.options, batch["y"]
         A, R = run_network(self.A, batch), self.R(batch)
         labelled = (y != UNLABELLED).float()
-        terms = {"L_c": (labelled * losses.l_c(A["logits"], y.clamp(min=0))).mean()}
+        if o.soft_targets:
+            terms = {"L_c": (labelled * losses.l_c(A["logits"], R["logits"], o.temperature)).mean()}
+        else:
+            terms = {"L_c": (labelled * losses.l_c(A["logits"], y.clamp(min=0))).mean()}
         if o.data == "S+U" and o.pseudo:
             terms["L_c_U"] = ((1 - labelled) * losses.l_c(A["logits"], R["logits"], o.temperature)).mean()
         if o.loss_d == "direct":

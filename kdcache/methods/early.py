@@ -84,7 +84,8 @@ class EarlyOptions(LeakOptions, TrainOptions):
     """Share of the labels to keep, the same for every class and at least one each; the rest is unlabelled (§3.4)."""
     w_cls: float | None = None
     """Weight of L_cls; none: the share of labelled clips among those that take part, so that a clip's terms weigh the
-    same whichever clip it is: 1 with all labels, 0.1 with 10 % (§3.4 lowers it, not saying how far). [reconstructed]"""
+    same whichever clip it is: 1 with all labels, 0.1 with 10 % (§3.4 lowers it, not saying how far). [reconstructed]
+    Under plain SGD it is a factor of the learning rate of L_cls, so a comparison has to search both."""
     lam_mse: float = 1.0
     """TS-LSTM*'s weight of the distance between the latents of S and T. [reconstructed]"""
     lam_mmd: float = 0.1

@@ -39,7 +39,8 @@ class TrainOptions:
     grad_clip: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     patience: int = 0
-    """Early stopping: epochs without a better one on validation clips after which a stage ends; 0 never."""
+    """Early stopping: epochs without a better one on validation clips after which a stage ends; 0 never.
+    [reconstructed: no paper mentions it]"""
 
     def __post_init__(self) -> None:
         refuse_unless_positive(self, "batch_size", "epochs", "lr")

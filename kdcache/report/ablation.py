@@ -15,17 +15,21 @@ from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.log import logger, show_log
 from kdcache.methods import load_method
-from kdcache.methods.contract import HELD_OUT
-from kdcache.metrics.early import confusion, per_class_gain, percent, ratio_metrics
+from kdcache.methods.contract import HELD_OUT, VALIDATION
+from kdcache.metrics.early import column_title, confusion, per_class_gain, percent, ratio_metrics
 from kdcache.metrics.significance import mean_std
 from kdcache.report import plots
-from kdcache.report.tables import markdown
+from kdcache.report.effects import units_in_words
+from kdcache.report.paper_columns import paper_columns
+from kdcache.report.tables import gains_of, markdown
+from kdcache.runs import presets
 from kdcache.runs.ablation.calls import DRAW
+from kdcache.runs.ablation.columns import with_streams
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
 from kdcache.runs.ablation.jobs import workers_for
 from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
-from kdcache.runs.ablation.replicates import Replicate, choose_columns, in_words, run_folder
-from kdcache.runs.ablation.results import stage_summary, values
+from kdcache.runs.ablation.replicates import Replicate, choose_columns, run_folder
+from kdcache.runs.ablation.results import UNIT, WEIGHTS, stage_summary, unit_means, values
 from kdcache.runs.ablation.rows import choose_rows
 from kdcache.runs.ablation.tuning import MIN_STEPS, WIDEN
 from kdcache.runs.latency import check_readable
@@ -50,7 +54,7 @@ class Ablation:
             columns and draws ``<row>/<column>/draw-<n>/seed-<n>``.
         results: ``row``, ``split_column``, ``draw``, ``seed``, ``weights`` (best, last), ``epoch``, ``steps``,
             ``split``, ``metric``, ``value``.
-        tests: each other row against one, paired over split columns and seeds, by the metric that selects epochs.
+        tests: each other row against one by the metric that selects epochs: see ``results.tests``.
         tuning: ``row``, ``split_column``, ``trial``, what was varied, ``score`` on validation clips, ``chosen``,
             ``problem``, ``edge``; or empty. Teachers that are tuned by themselves have rows of their own.
         text: the tables in Markdown.
@@ -95,7 +99,7 @@ def ablate(
     tune_draws: int = 1,
     min_steps: int = MIN_STEPS,
     widen: int = WIDEN,
-    retrain: bool = False,
+    retrain: bool | None = None,
     tune_validation: float = 0.2,
     against: str | None = None,
     split_columns: Sequence[str] | None = None,
@@ -138,9 +142,11 @@ def ablate(
         min_steps: rows that are tuned take at least so many optimiser steps; epochs and milestones are raised to that.
         widen: how often a dimension of what is searched is widened on each side where a choice lies on its edge.
         retrain: trials hold some of the training clips out, final runs train on all of them and take the last epoch.
-            Where the manifest has validation clips and no test clips, these are reported and select nothing.
+            Where the manifest has validation clips and no test clips, these are reported and select nothing. None:
+            where the paper does, as the preset of the table or of the call says.
         tune_validation: share of the training clips that the trials then hold out, unless ``validation`` says another.
-        against: the row that the others are tested against; default the first.
+        against: the row that the others are tested against, each in its own column where a table has columns for
+            several streams; default the one that the paper compares with, else the first.
         split_columns: manifest columns that say which clips train, validate and test, or patterns (``split_*``) of
             their names; or ``subject=*``, which leaves the values of any other column out one at a time: clips of that
             value test, the others train, and validation clips are held out of these. Every row is run with every seed
@@ -166,6 +172,8 @@ def ablate(
         logger.warning("splits is now called split_columns; the old name will go in a later version.")
         split_columns = options.pop("splits") if split_columns is None else split_columns
     comparison = choose_rows(method, table, rows or {}, grid or {}, preset, options, only)
+    if table is not None:
+        comparison = with_streams(comparison, presets.table(method, table), shards, stream)
     if split_columns is not None and any("split_column" in row.options for row in comparison.runnable):
         raise OptionError("split_column and split_columns both say which clips train: give one of them.")
     if source is not None and not Path(source).exists():
@@ -183,7 +191,7 @@ def ablate(
             "precision": precision,
             "stream": stream,
         },
-        against=comparison.runnable[0].name if against is None else against,
+        against=comparison.against(against),
         table=table,
         preset=preset,
         seeds=seeds,
@@ -194,7 +202,7 @@ def ablate(
         tune_draws=tune_draws,
         min_steps=min_steps,
         widen=widen,
-        retrain=retrain,
+        retrain=comparison.retrain if retrain is None else retrain,
         tune_validation=tune_validation,
         workers=workers_for(workers, Path(first), device),
         options={**options, **(grid or {})},
@@ -208,7 +216,7 @@ def ablate(
 
 def write_report(conclusion: Conclusion) -> str:
     """Write ``table.md`` and the plots of a comparison into its folder; the text of the tables."""
-    text = markdown(conclusion)
+    text = "\n".join(filter(None, (markdown(conclusion), paper_columns(conclusion))))
     with atomic(conclusion.path / "table.md") as temporary:
         temporary.write_text(text)
     draw(conclusion)
@@ -216,45 +224,73 @@ def write_report(conclusion: Conclusion) -> str:
 
 
 def draw(conclusion: Conclusion) -> None:
-    """Write ``curve.png``, ``training.png``, ``gain.png`` and ``confusion.png``.
+    """Write ``effects.png``, ``curve.png``, ``training.png``, ``gain.png`` and ``confusion.png``.
 
-    All runs of a row count alike, whatever their split column. There is no curve without several observation ratios,
-    and no gain without a second row. The row whose gain and confusion are shown is the best other one by its mean on
-    validation clips; where there are none, nothing may be selected, and it is the last other one.
+    Curves and gains are means over units with 95 % intervals, over seeds with a standard deviation where there is one
+    unit. There is no curve without several observation ratios, and neither effects nor gain without a second row. The
+    row whose gain and confusion are shown is the best other one by its mean on validation clips; where there are none,
+    or they are what is reported, nothing may be selected, and it is the last other one.
     """
     c = conclusion
+    several = len(c.results.drop_duplicates(list(UNIT))) > 1
+    over = f"95 % intervals over {units_in_words(c.results)}" if several else "± std over seeds of one draw"
     levels = list(ratio_metrics(dict.fromkeys(c.results["metric"])))
     if len(levels) > 1:
+        of = unit_means if several else values
         curves = {
-            row.name: np.array([values(c.results, row.name, c.weights, c.split, m) for m in levels]).T
+            row.name: np.array([of(c.results, row.name, c.weights, c.split, m) for m in levels]).T
             for row in c.comparison.runnable
         }
-        plots.observed_curves(c.path / "curve.png", curves, f"{c.split}, {in_words(c.replicates)}")
+        plots.observed_curves(c.path / "curve.png", curves, f"{c.split}, {over}", interval=several)
     _draw_training(c)
+    if len(c.tests):
+        _draw_effects(c, over if several else "no intervals: one draw")
 
-    shown, base = shown_row(c), c.comparison.row(c.against)
+    shown = shown_row(c)
+    base = c.comparison.reference_of(shown, c.against) or shown
     session = Session()
-    scored, gains = list[Scored](), list[NDArray[np.float64]]()
+    scored, gains = list[Scored](), dict[object, list[NDArray[np.float64]]]()
     for replicate in c.replicates:
         probs, y, classes = scores(_open(c.path, shown, replicate, session), c.weights, c.split)
         scored.append((probs, y, classes))
         if shown.name != base.name:
             others = scores(_open(c.path, base, replicate, session), c.weights, c.split)[0]
-            gains.append(per_class_gain(others, probs, y)[0])
+            unit = (replicate.split_column, replicate.draw) if several else replicate
+            gains.setdefault(unit, []).append(per_class_gain(others, probs, y)[0])
     names = class_names(_open(c.path, base, c.replicates[0], session), classes)
     if gains:
-        plots.class_gains(c.path / "gain.png", np.array(gains), names, f"{shown.name} over {base.name}, {c.split}")
+        of_units = np.array([np.mean(each, axis=0) for each in gains.values()])  # seeds share samples, and so NaN
+        title = f"{shown.name} over {base.name}, {c.split}, {over}"
+        plots.class_gains(c.path / "gain.png", of_units, names, title, interval=several)
     observed = percent(scored[0][0].shape[1])
-    several = sorted({0, len(observed) // 2 - 1 if len(observed) > 2 else 0, len(observed) - 1})
-    titles = {n: f"{observed[n]} % observed" * (len(observed) > 1) for n in several}
-    tables = {titles[n]: np.sum([confusion(probs, y, n + 1) for probs, y, _ in scored], axis=0) for n in several}
+    several_levels = sorted({0, len(observed) // 2 - 1 if len(observed) > 2 else 0, len(observed) - 1})
+    titles = {n: f"{observed[n]} % observed" * (len(observed) > 1) for n in several_levels}
+    tables = {titles[n]: np.sum([confusion(probs, y, n + 1) for probs, y, _ in scored], axis=0) for n in several_levels}
     plots.confusions(c.path / "confusion.png", tables, names, f"{shown.name}, {c.split}")
 
 
+def _draw_effects(conclusion: Conclusion, over: str) -> None:
+    c, gains = conclusion, gains_of(conclusion)
+    panels = {
+        f"{c.split}, {WEIGHTS[str(weights)]}": [
+            plots.EffectBar(e["row"], e["difference"], e["low"], e["high"], gains.get(e["row"]))
+            for e in part.to_dict("records")
+        ]
+        for weights, part in c.tests.groupby("weights", sort=False)
+    }
+    against = ", ".join(dict.fromkeys(c.tests["against"]))
+    plots.effects(c.path / "effects.png", panels, f"{column_title(c.monitor)} over {against}, points; {over}")
+
+
 def shown_row(conclusion: Conclusion) -> TableRow:
-    """The row whose classes are shown: the best on validation clips besides ``against``, which alone is its own."""
+    """The row whose classes are shown: the best on validation clips besides ``against``, which alone is its own.
+
+    The last other one where the clips that are reported would choose.
+    """
     c = conclusion
     others = [row for row in c.comparison.runnable if row.name != c.against] or [c.comparison.row(c.against)]
+    if c.split == VALIDATION:
+        return others[-1]
     found = [values(c.results, row.name, c.weights, "validation", c.monitor) for row in others]
     if not all(found):
         return others[-1]

@@ -1,22 +1,21 @@
-"""Tables of comparisons in Markdown: the numbers of the runs beside the paper's, paired tests, what tuning chose."""
+"""Tables of comparisons in Markdown: what each row gains, its numbers, the paper's, and what all of them rest on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from kdcache.metrics.early import at_ratio, column_title, ratio_metrics
 from kdcache.metrics.significance import mean_std
-from kdcache.options import shown as shown_value
 from kdcache.report.costs import UNKNOWN, cost_section
+from kdcache.report.effects import effects_section, paper_gains, signed, units_in_words
+from kdcache.report.setting import common_options, setting, tuning_section
 from kdcache.runs.ablation.conclusion import Conclusion
 from kdcache.runs.ablation.replicates import in_words
-from kdcache.runs.ablation.results import WEIGHTS, steps_of, values, weights_of
+from kdcache.runs.ablation.results import UNIT, WEIGHTS, steps_of, unit_means, values, weights_of
 from kdcache.runs.ablation.rows import Comparison
-from kdcache.runs.ablation.trials import ONE_STAGE, STAGES
 
 USUAL_RATIOS = (20, 40, 60, 80, 100)  # observation ratios in the tables of papers, in per cent
 
@@ -24,24 +23,21 @@ USUAL_RATIOS = (20, 40, 60, 80, 100)  # observation ratios in the tables of pape
 def markdown(conclusion: Conclusion) -> str:
     """All tables of a comparison, and what has to be known to read them."""
     c = conclusion
-    columns, seeds = ({getattr(r, name) for r in c.replicates} for name in ("split_column", "seed"))
     lines = [f"# {c.comparison.method}" + (f": {c.comparison.caption}" if c.comparison.caption else ""), ""]
     lines += [c.comparison.note, ""] * bool(c.comparison.note)
     if c.options:
-        lines += [f"Set for all rows: {', '.join(f'{n}={shown_value(v)}' for n, v in c.options.items())}.", ""]
+        lines += [common_options(c), ""]
     if c.random:
         lines += [f"Features of random weights, which have learned nothing: {', '.join(c.random)}.", ""]
     shown = shown_metrics(c.comparison, list(dict.fromkeys(c.results["metric"])), c.target, c.monitor)
     for weights in weights_of(c.results):
-        lines += [f"{c.split.capitalize()}, {WEIGHTS[weights]}, {in_words(c.replicates)}", ""]
-        lines += [*results_table(c.comparison, c.results, shown, weights, c.split), ""]
-        if len(columns) > 1 < len(seeds):
-            lines += [f"The same, means over seeds first: mean ± std over {len(columns)} splits", ""]
-            lines += [*table_over_splits(c.comparison, c.results, shown, weights, c.split), ""]
+        lines += [f"## {c.split.capitalize()}, {WEIGHTS[weights]}, {in_words(c.replicates)}", ""]
         if len(c.tests):
-            over = "splits and seeds" if len(columns) > 1 else "seeds"
-            lines += [f"{c.monitor} against {c.against}, paired over {over}, {WEIGHTS[weights]}", ""]
-            lines += [*tests_table(c.tests, weights), ""]
+            lines += [*effects_section(c.tests, c.results, weights, gains_of(c)), ""]
+        lines += [f"{over_what(c.results)}:", "", *results_table(c.comparison, c.results, shown, weights, c.split), ""]
+    if c.comparison.columns and not any(row.column for row in c.comparison.rows):  # else see ``paper_columns``
+        lines += [*paper_section(c.comparison, c.results, shown, c.weights, c.split), ""]
+    lines += ["## What the numbers rest on", "", *setting(c), ""]
     for name, problem in c.comparison.failed.items():
         lines += [f"**{name} failed** and is not compared: {problem}", ""]
     lines += [steps_line(c.comparison, c.results), ""]
@@ -50,8 +46,12 @@ def markdown(conclusion: Conclusion) -> str:
     if c.comparison.of_others:
         others = "; ".join(f"{', '.join(names)} by {method}" for method, names in c.comparison.of_others.items())
         lines += [f"Rows that another method trains: {others}.", ""]
-    if len(columns) > 1 and len(c.tests):
-        lines += ["Splits share clips, so their runs are not independent: p is smaller than it should be.", ""]
+    if c.results["split_column"].nunique() > 1 and len(c.tests):
+        lines += [
+            "Splits share training clips, so their differences are not independent: intervals over splits are narrower "
+            "and p is smaller than they should be.",
+            "",
+        ]
     if not c.same_examples:
         lines += [
             "Warning: the rows were not trained on the same examples (the cache or the rule that holds clips out has "
@@ -64,13 +64,21 @@ def markdown(conclusion: Conclusion) -> str:
         which = "Not every run has" if (c.results["weights"] == "best").any() else "The cache has no"
         lines += [f"{which} validation clips, so no epoch was selected: the tables show the last one.", ""]
     if len(c.tuning):
-        lines += [*tuning_table(c.tuning, c.monitor), ""]
+        lines += [*tuning_section(c.tuning, c.monitor), ""]
     elif len(c.comparison.runnable) > 1:
         lines += [
             "Not tuned: each row kept its own learning rate and length, which may suit one better than another.",
             "",
         ]
     return "\n".join(lines)
+
+
+def gains_of(conclusion: Conclusion) -> dict[str, float]:
+    """Row → the paper's gain over the row that it is compared with, by the metric of the tests."""
+    c = conclusion
+    shown = shown_metrics(c.comparison, list(dict.fromkeys(c.results["metric"])), c.target, c.monitor)
+    against = dict(zip(c.tests["row"], c.tests["against"], strict=True)) if len(c.tests) else {}
+    return paper_gains(c.comparison, shown, against, c.monitor)
 
 
 def shown_metrics(comparison: Comparison, known: Sequence[str], target: str, monitor: str) -> dict[str, str | None]:
@@ -97,53 +105,70 @@ def shown_metrics(comparison: Comparison, known: Sequence[str], target: str, mon
 
 
 def results_table(
-    comparison: Comparison,
-    results: pd.DataFrame,
-    shown: dict[str, str | None],
-    weights: str,
-    split: str,
-    steps: pd.DataFrame | None = None,
+    comparison: Comparison, results: pd.DataFrame, shown: Mapping[str, str | None], weights: str, split: str
 ) -> list[str]:
-    """For each row ours (mean ± std over all runs); where the paper has numbers, these and the difference.
+    """For each row mean ± std over units, each the mean over its seeds; over seeds where there is one unit.
 
-    ``epoch`` is the mean over runs; ``steps`` are optimiser steps of the whole training, a range where runs differ, and
-    are those in the results, or in the table ``steps``.
+    ``epoch`` is the mean over runs; ``steps`` are optimiser steps of the whole training, a range where runs differ.
     """
-    steps = results if steps is None else steps
-    lines = [f"| {' | '.join(['row', 'epoch', 'steps', *shown])} |", "|" + " --- |" * (len(shown) + 3)]
+    columns = {column: metric for column, metric in shown.items() if metric}
+    lines = [f"| {' | '.join(['row', 'epoch', 'steps', *columns])} |", "|" + " --- |" * (len(columns) + 3)]
+    several = len(results.drop_duplicates(list(UNIT))) > 1
     for row in comparison.rows:
         if row.quoted:
-            cells = [_number(row.paper.get(column)) for column in shown]
-            lines.append(f"| {row.name} (not run): paper | | | {' | '.join(cells)} |")
             continue
         if row.failed:
-            lines.append(f"| **{row.name}** (failed) | | | {' | '.join(UNKNOWN for _ in shown)} |")
+            lines.append(f"| **{row.name}** (failed) | | | {' | '.join(UNKNOWN for _ in columns)} |")
             continue
         here = results[(results["row"] == row.name) & (results["weights"] == weights)]
-        epoch = here.drop_duplicates(["split_column", "draw", "seed"])["epoch"].mean()
-        ours = {c: values(results, row.name, weights, split, m) if m else [] for c, m in shown.items()}
+        epoch = here.drop_duplicates([*UNIT, "seed"])["epoch"].mean()
+        of = unit_means if several else values
         cells = [
             f"{epoch:.0f}" if epoch else UNKNOWN,
-            _range(steps_of(steps, row.name)),
-            *(spread(v) for v in ours.values()),
+            _range(steps_of(results, row.name)),
+            *(spread(of(results, row.name, weights, split, metric)) for metric in columns.values()),
         ]
         lines.append(f"| **{row.name}** | {' | '.join(cells)} |")
-        if row.paper:
-            cells = [_number(row.paper.get(column)) for column in shown]
-            lines.append(f"| ↳ paper | | | {' | '.join(cells)} |")
-            gaps = [signed(mean_std(v)[0] - row.paper[c]) if v and c in row.paper else "" for c, v in ours.items()]
-            lines.append(f"| ↳ difference | | | {' | '.join(gaps)} |")
     return lines
 
 
-def table_over_splits(
-    comparison: Comparison, results: pd.DataFrame, shown: dict[str, str | None], weights: str, split: str
+def over_what(results: pd.DataFrame) -> str:
+    """What means and standard deviations of ``results_table`` are over."""
+    if len(results.drop_duplicates(list(UNIT))) > 1:
+        seeds = ", seeds averaged first" if results["seed"].nunique() > 1 else ""
+        return f"Mean ± std over {units_in_words(results)}{seeds}"
+    count = results["seed"].nunique()
+    return f"Mean ± std over {count} seeds of one draw" if count > 1 else "One seed of one draw"
+
+
+def paper_section(
+    comparison: Comparison, results: pd.DataFrame, shown: Mapping[str, str | None], weights: str, split: str
 ) -> list[str]:
-    """Mean ± std over split columns of each row's mean over seeds."""
-    by = ["row", "split_column", "weights", "split", "metric"]
-    means = results.groupby(by, sort=False)[["value", "epoch"]].mean().reset_index().assign(draw=0, seed=0)
-    ours = replace(comparison, rows=[replace(row, paper={}) for row in comparison.runnable])
-    return results_table(ours, means, shown, weights, split, steps=results)
+    """The paper's numbers, quoted rows included, and what ours are above them, apart from the results."""
+    columns = [column for column in shown if column in comparison.columns]
+    lines = [
+        "## The paper's numbers",
+        "",
+        "They are of the paper's own data set, features and networks. Ours − paper says something only where yours are "
+        f"the same ({split}, {WEIGHTS[weights]}).",
+        "",
+        f"| {' | '.join(['row', *columns])} |",
+        "|" + " --- |" * (len(columns) + 1),
+    ]
+    for row in comparison.rows:
+        if not row.paper:
+            continue
+        cells = [_number(row.paper.get(column)) for column in columns]
+        lines.append(f"| {row.name}{' (quoted, not run)' * row.quoted} | {' | '.join(cells)} |")
+        if row.quoted or row.failed:
+            continue
+        means = {c: unit_means(results, row.name, weights, split, m) for c in columns if (m := shown[c])}
+        gaps = [
+            signed(mean_std(means[c])[0] - row.paper[c]) if c in row.paper and means.get(c) else "" for c in columns
+        ]
+        if any(gaps):
+            lines.append(f"| ↳ ours − paper | {' | '.join(gaps)} |")
+    return lines
 
 
 def steps_line(comparison: Comparison, results: pd.DataFrame) -> str:
@@ -162,47 +187,12 @@ def steps_line(comparison: Comparison, results: pd.DataFrame) -> str:
     return meaning
 
 
-def tests_table(tests: pd.DataFrame, weights: str) -> list[str]:
-    """The paired tests."""
-    lines = ["| row | difference | higher in | p (t-test) | p (sign flips) |", "| --- | --- | --- | --- | --- |"]
-    for row in tests[tests["weights"] == weights].to_dict("records"):
-        gap = signed(row["mean"]) + (f" ± {row['std']:.1f}" if not math.isnan(row["std"]) else "")
-        ties = f", equal in {row['ties']}" if row["ties"] else ""
-        p_t = "" if math.isnan(row["p_t"]) else f"{row['p_t']:.3f}"
-        share = f"{row['wins']} of {row['pairs']}{ties}"
-        lines.append(f"| {row['row']} | {gap} | {share} | {p_t} | {row['p_permutation']:.3f} |")
-    return lines
-
-
-def tuning_table(tuned: pd.DataFrame, metric: str) -> list[str]:
-    """The settings that were selected for each row; above it a line that says how."""
-    count, by = tuned["trial"].nunique(), ["row"]
-    if len(tuned[["row", "split_column"]].drop_duplicates()) > tuned["row"].nunique():
-        by.append("split_column")
-    lines = [f"Selected from {count} trials by {metric} on validation clips" + " of each split" * (len(by) - 1), ""]
-    varied = [name for name in (*ONE_STAGE, *STAGES) if name in tuned]
-    header = [*by, "trial", *varied, "score", "score of its own settings"]
-    lines += [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
-    for names, part in tuned.groupby(by, sort=False):
-        if not part["chosen"].any():  # every trial failed
-            continue
-        best, own = part[part["chosen"]].iloc[0], part[part["trial"] == 0].iloc[0]
-        shown = " | ".join("" if pd.isna(best[name]) else str(best[name]) for name in ("trial", *varied))
-        lines.append(f"| {' | '.join(map(str, names))} | {shown} | {best['score']:.1f} | {own['score']:.1f} |")
-    return lines
-
-
 def spread(numbers: Sequence[float]) -> str:
     """``54.5 ± 0.4``; the mean alone where there is one number, a dash where there is none."""
     if not numbers:
         return UNKNOWN
     mean, std = mean_std(numbers)
     return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
-
-
-def signed(value: float) -> str:
-    """With its sign, one decimal."""
-    return f"{value:+.1f}".replace("-", "−")
 
 
 def _number(value: float | None) -> str:

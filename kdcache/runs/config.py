@@ -105,8 +105,8 @@ OF_SOURCES = ("manifest", "root", "more_roots", "allow_absolute", "decoder", "ce
 
 
 SETTABLE = (
-    "recipe", "weights", "memory_fraction", "split_column", "validation", "validation_seed", "validation_as", "tau_s",
-    "save_every", "keep_stages",
+    "stream", "recipe", "weights", "memory_fraction", "split_column", "validation", "validation_seed", "validation_as",
+    "tau_s", "save_every", "keep_stages",
 )  # fmt: skip
 """Settings that ``train`` takes beside a method's options."""
 

@@ -54,7 +54,8 @@ class StreamSettings:
     """Observation levels N: features are [V, N, …], level n from nothing after the n-th of N equal parts of the clip.
     ``None``: the whole clip at once for videos, the backbone's own number (10) for skeletons."""
     progress: Literal["segment", "prefix"] | None = None
-    """What a level shows: its part alone, or all up to its end. ``None``: segment for videos, prefix for skeletons."""
+    """What a level shows: its part alone, or all up to its end. ``None``: segment for videos, prefix for skeletons.
+    [reconstructed: the paper speaks of features of segments]"""
     rotations: int = 0
     """Turned views of skeletons that are cached beside the straight one."""
     skeleton: Literal["scipy_bytescale", "float_bilinear"] = "scipy_bytescale"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.runs.ablation import results
 from kdcache.runs.ablation.costs import COSTS, costs_of_rows
+from kdcache.runs.ablation.factors import Factors, factors
 from kdcache.runs.ablation.protocol import DESCRIPTION
 from kdcache.runs.ablation.replicates import Replicate, all_replicates, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.tuning import read_tuning
-from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
 
 
@@ -45,6 +45,8 @@ class Conclusion:
     """See ``results.tests``."""
     tuning: pd.DataFrame
     """See ``tuning.choose``; empty where rows were not tuned."""
+    factors: Factors
+    """What the runs of a row differ in."""
     random: tuple[str, ...]
     """Streams that a backbone of random weights has computed."""
     same_examples: bool = True
@@ -69,9 +71,7 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
             f"{folder} holds no finished comparison: it has no {DESCRIPTION}; run `kdcache ablate` first."
         )
     description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-    its = description["comparison"]
-    comparison = Comparison(its["method"], its["caption"], its["columns"], [TableRow(**row) for row in its["rows"]])
-    comparison = replace(comparison, note=its.get("note", ""))
+    comparison = Comparison.from_plain(description["comparison"])
     columns = description.get("split_columns", [None])
     replicates = all_replicates(columns, description["seeds"], description.get("draws"))
     against = description["against"]
@@ -93,6 +93,7 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
         found,
         tests,
         tuned,
+        factors(comparison, folder, replicates),
         _random(comparison, folder, replicates[0]),
         same,
         costs,
