@@ -23,22 +23,24 @@ def setting(conclusion: Conclusion) -> list[str]:
         (f.backbones, "the weights of the backbone"),
     ):
         if count > 1:
-            of_draws.append(what + f" ({count} different)" * (count != f.draws))
+            of_draws.append(what + f", {count} different" * (count != f.draws))
         elif count:
             fixed.append(what)
     if f.draws > 1:
-        varied.append(f"{f.draws} draws" + f" of {listed(of_draws)}" * bool(of_draws))
+        varied.append(f"{f.draws} draws" + f" ({'; '.join(of_draws)})" * bool(of_draws))
     if len(f.splits) > 1:
         varied.append(f"{len(f.splits)} splits of the clips")
     else:
-        fixed.insert(0, "the split of the clips")
+        fixed.insert(0, "the clips that test")
     within = " in each" * bool(varied)
     varied.append(f"{f.seeds} seed{'s' * (f.seeds > 1)} of the trained networks{within}")
     if f.teachers:
         fixed.append("the teacher that rows and seeds share" + " within a draw" * (f.draws > 1))
     if len(conclusion.tuning):
         fixed.append("what tuning chose")
-    return [f"Varied: {listed(varied)}.", "", f"Held fixed: {listed(fixed)}."]
+    where = " within a split" * (len(f.splits) > 1)
+    lines = [f"Varied: {listed(varied)}."]
+    return [*lines, "", f"Held fixed{where}: {listed(fixed)}."] if fixed else lines
 
 
 def common_options(conclusion: Conclusion) -> str:
