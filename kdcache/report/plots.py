@@ -35,7 +35,7 @@ def effects(path: Path, panels: Mapping[str, Sequence[EffectBar]], title: str) -
 
     Args:
         path: PNG to write.
-        panels: title → the rows, from top to bottom.
+        panels: title → the rows, from top to bottom, the same ones in each.
         title: of the whole.
     """
     most = max(map(len, panels.values()))

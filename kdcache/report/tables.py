@@ -17,6 +17,7 @@ from kdcache.runs.ablation.replicates import in_words
 from kdcache.runs.ablation.results import UNIT, WEIGHTS, steps_of, unit_means, values, weights_of
 from kdcache.runs.ablation.rows import Comparison
 
+FEW_STEPS = 500  # below which rows differ by how fast they fit, more than by where they end [reconstructed]
 USUAL_RATIOS = (20, 40, 60, 80, 100)  # observation ratios in the tables of papers, in per cent
 
 
@@ -172,10 +173,12 @@ def paper_section(
 
 
 def steps_line(comparison: Comparison, results: pd.DataFrame) -> str:
-    """What the column ``steps`` holds; a warning where rows that were trained differ in it."""
+    """What the column ``steps`` holds; a warning where they are few, or rows that were trained differ in it."""
     meaning = "Steps are those of the evaluated network's optimiser; a teacher's are not counted."
     of_row = {row.name: steps_of(results, row.name) for row in comparison.runnable}
     trained = results[results["steps"].notna() & (results["steps"] != 0)]
+    if len(trained) and trained["steps"].min() < FEW_STEPS:
+        meaning += f" Fewer than {FEW_STEPS} can make a row that fits more slowly look worse than it is."
     unequal = trained.groupby(["split_column", "draw", "seed"])["steps"].nunique().gt(1).any()
     if unequal:
         return (

@@ -53,7 +53,7 @@ def collect(comparison: Comparison, out: Path, replicates: Sequence[Replicate]) 
             run = Run(run_folder(out, row.slug, replicate))
             metrics = run.metrics
             steps = metrics.get("steps", stage_summary(run).get("steps"))  # a run of 0.1 knows those of its last stage
-            of_run = {"row": row.name, "split_column": run.settings.split_column}
+            of_run: dict[str, Any] = {"row": row.name, "split_column": run.settings.split_column}
             of_run |= {"draw": replicate.draw or 0, "seed": replicate.seed}
             for weights, key in (("last", "last"), ("best", "best@validation")):
                 for split, targets in metrics.get(key, {}).items():
