@@ -16,8 +16,15 @@ from kdcache.cli.printing import json_option, report
 @click.command(cls=ExplainedCommand, explain=of_tables)
 @click.argument("method")
 @click.argument("table", required=False)
-@click.option("--shards", default="out", show_default=True, type=click.Path(path_type=Path), help="The cache.")
-@click.option("--seeds", default=5, show_default=True, help="How many runs of each row.")
+@click.option(
+    "--shards",
+    default="out",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The cache; caches/draw-{draw}: one for each draw.",
+)
+@click.option("--seeds", default=5, show_default=True, help="How many runs of each row, in each draw.")
+@click.option("--draws", type=int, help="How many draws of labels, validation groups or caches.  [default: none]")
 @folder_option(help="Folder for runs and tables.  [default: ablations/…]")
 @click.option("--only", multiple=True, metavar="ROW", help="This row of the table alone; repeatable.")
 @click.option("--row", "rows", multiple=True, metavar="NAME:KEY=VALUE,…", help="A row of your own; repeatable.")
@@ -26,9 +33,21 @@ from kdcache.cli.printing import json_option, report
 )
 @click.option("--preset", help="The paper's settings for a dataset, below those of the rows.")
 @click.option(
-    "--tune", type=int, help="Trials of learning rate and length that each row gets; 0: none.  [default: 8 if possible]"
+    "--tune",
+    type=int,
+    help="Trials of learning rate, length and what its objective adds that each row gets; 0: none.  "
+    "[default: 16 if possible]",
 )
 @click.option("--tune-seeds", default=1, show_default=True, help="Trainings a trial.")
+@click.option("--tune-draws", default=1, show_default=True, help="Draws on which each trial is trained.")
+@click.option("--min-steps", default=500, show_default=True, help="Optimiser steps that tuned rows take at least.")
+@click.option("--widen", default=2, show_default=True, help="How often what is searched may be widened on each side.")
+@click.option(
+    "--retrain/--no-retrain",
+    default=None,
+    help="Trials hold training clips out; final runs train on all of them.  [default: as the paper of the table]",
+)
+@click.option("--tune-validation", default=0.2, show_default=True, help="Share that --retrain holds out for trials.")
 @click.option("--against", help="Row that the others are tested against.  [default: the first]")
 @click.option(
     "--split-columns",
@@ -58,16 +77,17 @@ def ablate(
 
     `kdcache ablate METHOD --help` lists the method's tables and rows, `kdcache train METHOD --help` its options.
 
-    Learning rate, length and epoch are selected on validation clips alone; without any, the last epoch is shown. The
-    tables also say how many optimiser steps each row took. What has been trained before is not trained again. A row
-    that fails is named and left out; the exit status is then 3.
+    Settings and epoch are selected on validation clips alone; without any, the last epoch is shown. The tables also say
+    how many optimiser steps each row took. What has been trained before is not trained again. A row that fails is named
+    and left out; the exit status is then 3. docs/ablations.md has the protocol.
 
     \b
     Example:
       kdcache ablate anticipation table3 --shards out/ --seeds 5
       kdcache ablate early table2 --only KNN --only 'TS-LSTM*' --seeds 3
       kdcache ablate early --shards out/ --set alpha=0,0.5 --set beta=0,1 --tune 8 --workers 2
-      kdcache ablate early --row "neither:alpha=0,beta=0" --row "both:alpha=0.5,beta=1" --seeds 10
+      kdcache ablate early --row "neither:alpha=0,beta=0" --row "both:" --set label_fraction=0.1 --draws 5 --seeds 3
+      kdcache ablate early table2 --shards 'caches/draw-{draw}' --draws 5 --seeds 3 --retrain
       kdcache ablate early table1-sysu --seeds 3 --split-columns 'split_*'
       kdcache ablate early --set alpha=0,0.5 --seeds 3 --split-columns 'subject=*'
     """
@@ -87,7 +107,7 @@ def ablate(
             options[name] = [column.strip() for column in text.split(",")]
     from kdcache.report.ablation import ablate as compare  # torch, after all that can be refused without it
 
-    result = compare(method, table, rows=named, grid=grid, **given(options), **common)
+    result = compare(method, table, rows=named, grid=grid, **given(options) | common)
     report(result, as_json)
     if not as_json:
         click.echo(f"{result.path}/")

@@ -63,7 +63,7 @@ def train(
     chosen: dict[str, Any] = load_config(config) if config else {"shards": "out"}
     if method is not None:
         chosen["method"] = load_method(method)
-    chosen |= presets.preset(chosen["method"], preset) if preset else {}
+    chosen |= presets.training(chosen["method"], preset) if preset else {}
     if row:
         found = presets.row(chosen["method"], row)
         if found.method != chosen["method"] and (config or preset):

@@ -14,7 +14,7 @@ ROLE = "clip"
 GROUP_COLUMNS = ("group", "subject", "source", "clip_id")  # what clips may have in common; held out whole
 
 
-def clips(rows: pd.DataFrame, usable: NDArray[np.bool_], share: float, quiet: bool = False) -> Examples:
+def clips(rows: pd.DataFrame, usable: NDArray[np.bool_], share: float, quiet: bool = False, seed: int = 0) -> Examples:
     """Each clip is an example, named by its id; the same manifest always gives the same splits and order.
 
     Splits are those of the manifest (``train``; ``validation`` or ``val``; ``test``; others take no part). Where it
@@ -27,12 +27,13 @@ def clips(rows: pd.DataFrame, usable: NDArray[np.bool_], share: float, quiet: bo
         usable: for each row whether it can be read; the others are counted, reported and left out.
         share: 0 to 1; 0 holds nothing out.
         quiet: log nothing.
+        seed: of the order in which groups are held out.
 
     Raises:
         OptionError: nothing labelled to train or to test on.
     """
     table = clip_table(rows)
-    table["split"] = split = assign_splits(table, share, GROUP_COLUMNS, quiet)
+    table["split"] = split = assign_splits(table, share, GROUP_COLUMNS, quiet, seed)
     there = table[ROLE].isin(set(rows["clip_id"][usable]))
     lost = table.index[~there & split.isin(["train", *HELD_OUT])]
     if len(lost) and not quiet:

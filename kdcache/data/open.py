@@ -28,7 +28,7 @@ from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget, Part, 
 from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError, WeightsError
 from kdcache.log import logger
-from kdcache.methods.contract import Data, Input, InputStream, Segment, SkeletonSegment
+from kdcache.methods.contract import VALIDATION, Data, Input, InputStream, Segment, SkeletonSegment
 from kdcache.recipe import Recipe, digest
 from kdcache.store import Cache
 from kdcache.store.fitted import fitted_clips
@@ -57,6 +57,8 @@ def open_cache(
     recipe: str | None = None,
     split_column: str = "split",
     validation: float = 0.2,
+    validation_seed: int = 0,
+    validation_as: str = VALIDATION,
     tau_s: float | None = None,
     memory_fraction: float = 0.6,
     weights: str | None = None,
@@ -77,6 +79,8 @@ def open_cache(
         split_column: column of the manifest that says which clips train, validate and test, or ``column=value``; see
             ``split_by``.
         validation: share of the labelled training examples to hold out where the manifest has none.
+        validation_seed: of the order in which groups are held out; see ``hold_out``.
+        validation_as: what clips of split ``validation`` count as; see ``split_by``.
         tau_s: anticipation time in seconds, where the pairs of a manifest have several.
         memory_fraction: share of the free memory that streams may fill; 0 reads every batch from the shards.
         weights: checkpoint of the backbone that made the streams, where it is not found by the recipe.
@@ -102,9 +106,9 @@ def open_cache(
     if not training:
         stream = stream_of(read, stream)  # what the other inputs read is not looked at
     bindings = bind(cache, read, stream)
-    rows = split_by(cache.clips, split_column)
+    rows = split_by(cache.clips, split_column, validation_as)
     there = _there(cache, inputs, bindings, str(before.get("stream", stream or "")))
-    examples = find_examples(cache, rows, there, tau_s, validation)
+    examples = find_examples(cache, rows, there, tau_s, validation, validation_seed)
     if training:
         check_first_view(cache, bindings)
     free = int(memory_fraction * runtime.free_bytes(on))
@@ -194,6 +198,7 @@ def find_examples(
     there: Mapping[Input, NDArray[np.bool_]],
     tau_s: float | None,
     validation: float,
+    validation_seed: int = 0,
 ) -> Examples:
     """The examples of each split: those whose inputs are cached; privileged ones are asked of training examples alone.
 
@@ -203,6 +208,7 @@ def find_examples(
         there: of each input which rows' clips are cached.
         tau_s: see ``open_cache``.
         validation: see ``open_cache``.
+        validation_seed: see ``open_cache``.
     """
     roles = {one.role for one in there}
     in_pairs = roles <= set(ROLES)
@@ -217,8 +223,8 @@ def find_examples(
             needs &= rows["role"].isin([one.role, *(set(ROLES) - roles)]).to_numpy(bool)
         usable &= ~needs | has
     if in_pairs:
-        return pairs(rows, usable, tau_s, validation)
-    return clips(rows, usable, validation)
+        return pairs(rows, usable, tau_s, validation, validation_seed)
+    return clips(rows, usable, validation, seed=validation_seed)
 
 
 def _there(

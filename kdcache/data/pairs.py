@@ -18,7 +18,7 @@ PAIRS_HELP = (
 )
 
 
-def pairs(clips: pd.DataFrame, cached: NDArray[np.bool_], tau_s: float | None, share: float) -> Examples:
+def pairs(clips: pd.DataFrame, cached: NDArray[np.bool_], tau_s: float | None, share: float, seed: int = 0) -> Examples:
     """Join the rows of each pair.
 
     A pair takes part in training if both its clips are cached, in testing if the observed one is; the others are
@@ -31,6 +31,7 @@ def pairs(clips: pd.DataFrame, cached: NDArray[np.bool_], tau_s: float | None, s
         cached: for each row whether its arrays are there.
         tau_s: which anticipation time to use where the manifest has several (column ``tau``).
         share: 0 to 1.
+        seed: of the order in which groups are held out.
 
     Raises:
         OptionError: there are no pairs, or none to train or to test on, or several τ and none was chosen.
@@ -39,7 +40,7 @@ def pairs(clips: pd.DataFrame, cached: NDArray[np.bool_], tau_s: float | None, s
     table = _join(_of_tau(_with_roles(clips, cached), tau_s))
     if "split" in table and (table["split"].notna() & (table["split"] != "train")).all() and len(table):
         raise OptionError("No pair has split train: mark the ones to train on in the manifest's split column.")
-    table["split"] = assign_splits(table, share, GROUP_COLUMNS)
+    table["split"] = assign_splits(table, share, GROUP_COLUMNS, seed=seed)
     both = table["observed"].notna() & table["action"].notna()
     usable = both | (table["observed"].notna() & (table["split"] != "train"))
     if not usable.all():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,18 +28,23 @@ class Examples:
     classes: dict[str, list[int]]
 
 
-def split_by(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+def split_by(rows: pd.DataFrame, column: str, validation_as: str = VALIDATION) -> pd.DataFrame:
     """The rows with ``column`` as their ``split``: one cache can serve several protocols, a column each.
 
     Args:
         rows: of a manifest.
         column: names a column of train, validation and test; or leaves one value of any other column out,
             ``subject=S2``: clips with that value test, the others train.
+        validation_as: what clips of split ``validation`` count as: that, ``train`` or ``test``.
 
     Raises:
         OptionError: there is no such column or value, or its cells are not names of splits. (Examples to which the
             column ``split`` gives another name take no part, as those with an empty cell.)
     """
+    if validation_as != VALIDATION:
+        found = split_by(rows, column)
+        names = named_splits(found)
+        return found if names is None else found.assign(**{SPLIT: names.replace(VALIDATION, validation_as)})
     if column == SPLIT:
         return rows
     if is_fold(rows, column):
@@ -65,7 +71,9 @@ def named_splits(table: pd.DataFrame) -> pd.Series[str] | None:
     return pd.Series([split_name(s) for s in table["split"].fillna("")], index=table.index, dtype=str)
 
 
-def assign_splits(table: pd.DataFrame, share: float, by: Sequence[str], quiet: bool = False) -> pd.Series[str]:
+def assign_splits(
+    table: pd.DataFrame, share: float, by: Sequence[str], quiet: bool = False, seed: int = 0
+) -> pd.Series[str]:
     """The split of each example: that of the manifest, with validation examples held out where it names none.
 
     Args:
@@ -73,6 +81,7 @@ def assign_splits(table: pd.DataFrame, share: float, by: Sequence[str], quiet: b
         share: of the labelled training examples to hold out; 0 holds nothing out.
         by: see ``hold_out``.
         quiet: log nothing.
+        seed: see ``hold_out``.
 
     Raises:
         OptionError: nothing is held out and there are no test examples either.
@@ -81,7 +90,7 @@ def assign_splits(table: pd.DataFrame, share: float, by: Sequence[str], quiet: b
     if split is None:
         split = pd.Series("train", index=table.index, dtype=str)
     if share and not (split == VALIDATION).any():
-        held = hold_out(table, split == "train", share, by, quiet)
+        held = hold_out(table, split == "train", share, by, quiet, seed)
         if not quiet:
             _warn_of_lost_classes(table, split == "train", held)
         return split.mask(held, VALIDATION)
@@ -105,9 +114,14 @@ def _warn_of_lost_classes(table: pd.DataFrame, train: pd.Series[bool], held: pd.
 
 
 def hold_out(
-    table: pd.DataFrame, among: pd.Series[bool], share: float, by: Sequence[str], quiet: bool = False
+    table: pd.DataFrame,
+    among: pd.Series[bool],
+    share: float,
+    by: Sequence[str],
+    quiet: bool = False,
+    seed: int = 0,
 ) -> pd.Series[bool]:
-    """Which rows to hold out for validation: whole groups, in an order that depends on their names alone.
+    """Which rows to hold out for validation: whole groups, in an order that depends on their names and ``seed`` alone.
 
     Args:
         table: one row an example, with labels and the columns of ``by`` that there are.
@@ -115,6 +129,7 @@ def hold_out(
         share: of their labelled rows, at least so many are taken, and never all groups.
         by: columns by which examples may belong together; the first with more than one value decides.
         quiet: log nothing.
+        seed: another one puts the groups in another order.
 
     Raises:
         OptionError: no column of ``by`` tells the rows apart.
@@ -126,9 +141,12 @@ def hold_out(
             "The manifest names no validation split and its training clips come from one source, so none can be held "
             "out: add a split column, or set validation=0."
         )
-    groups = sorted(
-        table[column][labelled].replace("", None).dropna().unique(), key=lambda g: (zlib.crc32(str(g).encode()), str(g))
-    )
+    prefix = f"{seed}/" if seed else ""  # the order of seed 0 is that of versions without one
+
+    def place(group: Any) -> tuple[int, str]:
+        return zlib.crc32(f"{prefix}{group}".encode()), str(group)
+
+    groups = sorted(table[column][labelled].replace("", None).dropna().unique(), key=place)
     sizes = np.cumsum([int((labelled & (table[column] == g)).sum()) for g in groups])
     count = min(int(np.searchsorted(sizes, share * sizes[-1])) + 1, len(groups) - 1)
     out: pd.Series[bool] = among & table[column].isin(groups[:count])

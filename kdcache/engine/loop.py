@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ def fit_stage(
     """Train a stage, or go on with it, and return its summary; one that is finished is only loaded.
 
     After an interruption at any moment the same call continues and ends with the same numbers (bit for bit on a CPU):
-    order and views are functions of (seed, stage, epoch), torch's random numbers are part of the checkpoint.
-    ``scale`` scales the loss, as fp16 needs it.
+    order and views are functions of (seed, stage, epoch), torch's random numbers are part of the checkpoint; the seed
+    is that of the run, unless the stage has its own. ``scale`` scales the loss, as fp16 needs it.
 
     Raises:
         OptionError: the loss is no longer finite, early stopping without validation clips, or a damaged checkpoint.
@@ -62,6 +62,8 @@ def fit_stage(
     if summary is not None:
         checkpoint.load_weights(folder / checkpoint.handed_on(stage), stage.module)
         return summary
+    if stage.seed is not None:
+        data = replace(data, seed=stage.seed)
     if stage.patience and VALIDATION not in stage.eval_sets:
         raise OptionError(
             f"{stage.name}: patience={stage.patience} needs validation clips, which alone may select: set "

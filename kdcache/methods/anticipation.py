@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,8 @@ from kdcache.methods.contract import (
 )
 from kdcache.methods.heads import I3DHead, LightHead, cells, initialise
 from kdcache.methods.labels import check_leak, held_out_sets, keep_fraction, labelled_sets
-from kdcache.methods.options import LeakOptions, TrainOptions, refuse_unless_positive
+from kdcache.methods.options import LeakOptions, TrainOptions, refuse_negative, refuse_unless_positive
+from kdcache.methods.search import Knob, TeacherRun
 from kdcache.methods.teacher import Teacher
 from kdcache.methods.vector_heads import VectorHead
 
@@ -64,20 +65,27 @@ class AnticipationOptions(LeakOptions, TrainOptions):
     unlabelled pairs. ``auto``: S+U where the cache has unlabelled pairs, else S."""
     label_fraction: float = 1.0
     """Share of S that keeps its labels, the same for every class and at least one each; the rest joins U (§3.4)."""
+    soft_targets: bool = False
+    """On S, too, R's prediction is the target of L_c instead of the label: of JHMDB the text says "using the class
+    labels or the predicted class probability" (§3.2). R has been trained on these labels. [reconstructed]"""
     pseudo: bool = True
     """The second sum of (1), R's prediction as the label on U. Off: U takes part in (2) alone."""
     temperature: float = 1.0
-    """Softens R's prediction and A's alike in that sum; the paper has none. [reconstructed]"""
+    """Softens R's prediction and A's alike where R's is the target; the paper has none. [reconstructed]"""
     loss_d: Literal["none", "direct", "RA", "AR", "both"] = "both"
     """L_d: none, L_direct, L̃_d(R, A), L̃_d(A, R) or their sum, equation (3)."""
     lam: float = 1.0
-    """λ, the weight of L_d. [reconstructed]"""
+    """λ, the weight of L_d. [reconstructed] On random maps of mixed4a and random weights the gradient of L_d has 0.02
+    (light head) or 0.016 (i3d) times the norm of that of L_c, and with ``reduction=sum`` 1,000 or 3,200 times: they are
+    equal near λ = 50, and with ``sum`` near 0.001 or 0.0003."""
     alpha: float | None = None
     """α of the attentional pooling; none: 1/√d, as in the paper."""
     distance: Literal["huber", "mse", "kl"] = "huber"
     """Distance inside L_d: Huber with δ = 1 (§3.2), the printed square, or KL over channels [reconstructed]."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Over positions and channels; ``sum`` is as printed, ``mean`` keeps λ independent of the map. [reconstructed]"""
+    """Over positions and channels; ``sum`` is as printed, ``mean`` keeps λ independent of the map. [reconstructed] On
+    maps of one size ``sum`` is ``mean`` with λ times their positions and channels: 50,176 of the light head's of
+    mixed4a, 200,704 of mixed5c."""
     layer: str = "mixed5c"
     """I3D layer whose map enters L_d: mixed5c, mixed5b, MaxPool3d_5a_2x2, mixed4f … [reconstructed]"""
     stopgrad_query: bool = False
@@ -86,7 +94,7 @@ class AnticipationOptions(LeakOptions, TrainOptions):
     """Network on the cached map: I3D from Mixed_4b on (the paper's), or a light head; ``auto``: i3d with a GPU, light
     on vectors."""
     width: int = 256
-    """Channels of the light head."""
+    """Channels of the light head, which the paper has not. [reconstructed]"""
     init: Literal["auto", "checkpoint", "teacher", "random"] = "auto"
     """Weights that A starts from: the backbone's checkpoint, R's, or random. R starts from the checkpoint unless this
     is random. ``auto``: checkpoint for i3d [reconstructed], random for the light head, which has no checkpoint."""
@@ -100,27 +108,71 @@ class AnticipationOptions(LeakOptions, TrainOptions):
     """Of as many steps as a pass over all labelled pairs takes, in either stage. [reconstructed; 60 on JHMDB]"""
     milestones: tuple[int, ...] = (15, 25)
     """Epochs after which the learning rate is multiplied by ``gamma``. [reconstructed]"""
+    teacher_lr: float | None = None
+    """Learning rate of R; none: ``lr``."""
+    teacher_epochs: int | None = None
+    """Epochs of R; none: ``epochs``."""
+    teacher_milestones: tuple[int, ...] | None = None
+    """Epochs after which R's learning rate is multiplied by ``gamma``; none: ``milestones``."""
+    teacher_seed: int | None = None
+    """Seed of R, so that runs of several seeds share one; none: the run's."""
 
     def __post_init__(self) -> None:
         LeakOptions.__post_init__(self)
         TrainOptions.__post_init__(self)
-        refuse_unless_positive(self, "temperature", "width")
+        refuse_unless_positive(self, "temperature", "width", "teacher_lr", "teacher_epochs")
+        refuse_negative(self, "teacher_seed")
         if not 0 <= self.dropout < 1:
             raise OptionError(f"dropout={self.dropout}: give a share below 1.")
         if self.head == "light" and self.layer != AnticipationOptions.layer:
             raise OptionError(f"layer={self.layer} is for head=i3d; the light head has one map: leave layer out.")
         if self.head == "light" and self.init == "checkpoint":
             raise OptionError("init=checkpoint is for head=i3d; the light head has none: set init=random or teacher.")
-        if self.data == "S+now" and self.loss_d != "none":
-            raise OptionError("data=S+now is the augmentation without distillation: set loss_d=none too.")
+        if self.data == "S+now" and (self.loss_d != "none" or self.soft_targets):
+            other = "loss_d=none" if self.loss_d != "none" else "soft_targets=false"
+            raise OptionError(f"data=S+now is the augmentation without distillation: set {other} too.")
 
     @property
     def may_distil(self) -> bool:
         """Whether the objective may contain R; ``data=auto`` decides once the pairs are known."""
-        return self.network == "anticipation" and (self.loss_d != "none" or self.data in ("auto", "S+U"))
+        return self.network == "anticipation" and (
+            self.loss_d != "none" or self.soft_targets or self.data in ("auto", "S+U")
+        )
 
 
 Options = AnticipationOptions
+
+_OF_TEACHER = (
+    "label_fraction", "label_seed", "head", "width", "dropout", "batch_size", "patience", "momentum", "weight_decay",
+    "gamma", "grad_clip",
+)  # fmt: skip
+
+
+def _teacher_alone(options: AnticipationOptions) -> dict[str, Any] | None:
+    """R as the network that is evaluated, on x_t."""
+    if not options.may_distil and not (options.network == "anticipation" and options.init == "teacher"):
+        return None
+    return {"network": "recognition", "loss_d": "none", "data": "S"}
+
+
+def _distils(options: AnticipationOptions) -> bool:
+    return options.network == "anticipation" and options.loss_d != "none"
+
+
+def _pseudo(options: AnticipationOptions) -> bool:
+    of_u = options.data == "S+U" and options.pseudo
+    return options.network == "anticipation" and (of_u or options.soft_targets)
+
+
+TEACHER = TeacherRun(alone=_teacher_alone, depends=("target", "layer", "init", *_OF_TEACHER))
+KNOBS = (
+    Knob("lam", (0.1, 1.0, 10.0, 100.0), (0.01, 0.001), (1e3, 1e4), lambda o: _distils(o) and o.reduction == "mean"),
+    Knob("lam", (1e-6, 1e-5, 1e-4, 1e-3), (1e-7, 1e-8), (1e-2, 0.1), lambda o: _distils(o) and o.reduction == "sum"),
+    Knob("temperature", (1.0, 2.0, 4.0), (0.5, 0.25), (8.0, 16.0), _pseudo),
+    Knob("dropout", (0.0, 0.25, 0.5, 0.75), (), (0.9,), of_objective=False),
+    Knob("weight_decay", (1e-5, 1e-4, 1e-3), (1e-6, 0.0), (1e-2, 1e-1), of_objective=False),
+)
+"""What is searched of each row; sums over positions and channels are 10⁴ to 10⁵ times their means. [reconstructed]"""
 
 VECTORS = "TD"
 """Axes of a sequence of vectors, in the place of a map."""
@@ -173,15 +225,15 @@ def stages(options: AnticipationOptions, data: Data) -> Iterator[Stage]:
     """R on x_t of S where it is needed, then A on x_{t-τ} by (1) + (2); ``options`` are resolved."""
     train = data.splits["train"].rows
     S, U, y = _sets(options, data)
-    distil = options.loss_d != "none" or options.data == "S+U"  # does the objective contain R?
+    distil = options.loss_d != "none" or options.soft_targets or options.data == "S+U"  # does the objective contain R?
 
-    reseed(data, "recognition")
-    R = _network(options, data, "checkpoint" if options.head == "i3d" and options.init != "random" else "random")
+    reseed(data if options.teacher_seed is None else replace(data, seed=options.teacher_seed), "recognition")
+    R = _network(options, data, _start_of_teacher(options))
     if distil or options.init == "teacher" or options.network != "anticipation":
         now = "x" if options.network == "recognition" else "x_t"
         source = _source(options, data, {"x": (_maps(options, data, now), train["action"][S])}, {"y": y[S]})
         role = "observed" if options.network == "recognition-early" else "action"
-        yield _stage(options, data, "recognition", R, source, _cross_entropy(R), role)
+        yield _teacher_stage(options, data, R, source, role)
     if options.network != "anticipation":
         return
 
@@ -240,7 +292,10 @@ class _AnticipationObjective:
         o, y = self.options, batch["y"]
         A, R = run_network(self.A, batch), self.R(batch)
         labelled = (y != UNLABELLED).float()
-        terms = {"L_c": (labelled * losses.l_c(A["logits"], y.clamp(min=0))).mean()}
+        if o.soft_targets:
+            terms = {"L_c": (labelled * losses.l_c(A["logits"], R["logits"], o.temperature)).mean()}
+        else:
+            terms = {"L_c": (labelled * losses.l_c(A["logits"], y.clamp(min=0))).mean()}
         if o.data == "S+U" and o.pseudo:
             terms["L_c_U"] = ((1 - labelled) * losses.l_c(A["logits"], R["logits"], o.temperature)).mean()
         if o.loss_d == "direct":
@@ -303,6 +358,26 @@ def _network(options: AnticipationOptions, data: Data, start: str) -> nn.Module:
     else:
         network = LightHead(data.inputs["x"].shape[0], classes, options.width, options.dropout)
     return network.to(data.device)
+
+
+def _start_of_teacher(options: AnticipationOptions) -> str:
+    """What R starts from."""
+    return "checkpoint" if options.head == "i3d" and options.init != "random" else "random"
+
+
+def _teacher_stage(options: AnticipationOptions, data: Data, R: nn.Module, train: BatchSource, role: str) -> Stage:
+    """R learns L_c; other runs with the same of these options may take it over."""
+    lr, epochs, falls = options.teacher_lr, options.teacher_epochs, options.teacher_milestones
+    own = replace(
+        options,
+        lr=options.lr if lr is None else lr,
+        epochs=options.epochs if epochs is None else epochs,
+        milestones=options.milestones if falls is None else falls,
+    )
+    stage = _stage(own, data, "recognition", R, train, _cross_entropy(R), role)
+    key = {name: getattr(own, name) for name in ("target", "layer", "lr", "epochs", "milestones", *_OF_TEACHER)}
+    key |= {"start": _start_of_teacher(options), "role": role}  # the best epoch is that of the clips in this role
+    return replace(stage, share_key=key, seed=options.teacher_seed)
 
 
 def _stage(

@@ -229,6 +229,9 @@ class Stage:
     share_key: Mapping[str, Any] | None = None
     """All options that this stage's result depends on, as plain values, when other runs on the same data and seed may
     take it over instead of training it again; None: they may not."""
+    seed: int | None = None
+    """Of the order of its batches and of random numbers while it trains, where it is not the run's, so that runs of
+    several seeds share it."""
     share_inputs: tuple[str, ...] = ()
     """Inputs beside those of ``train`` on which its result depends, such as those of earlier stages."""
 

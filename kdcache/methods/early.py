@@ -44,9 +44,10 @@ from kdcache.methods.contract import (
 )
 from kdcache.methods.early_baselines import Levels, Neighbours
 from kdcache.methods.labels import check_leak, held_out_sets, keep_fraction, labelled_sets
-from kdcache.methods.options import LeakOptions, TrainOptions, refuse_unless_positive
+from kdcache.methods.options import LeakOptions, TrainOptions, refuse_negative, refuse_unless_positive
 from kdcache.methods.parts import means_of_parts
 from kdcache.methods.recurrent import Cell, Recurrent
+from kdcache.methods.search import Knob, TeacherRun
 from kdcache.methods.teacher import Teacher
 from kdcache.metrics.early import measure_levels
 
@@ -110,7 +111,11 @@ class EarlyOptions(LeakOptions, TrainOptions):
     teacher_lr: float | None = None
     """Learning rate of T; none: ``lr``."""
     teacher_epochs: int | None = None
-    """Epochs of T; none: ``epochs``. Milestones are the same."""
+    """Epochs of T; none: ``epochs``."""
+    teacher_milestones: tuple[int, ...] | None = None
+    """Epochs after which T's learning rate is multiplied by ``gamma``; none: ``milestones``."""
+    teacher_seed: int | None = None
+    """Seed of T, so that runs of several seeds share one; none: the run's."""
 
     def __post_init__(self) -> None:
         LeakOptions.__post_init__(self)
@@ -118,6 +123,7 @@ class EarlyOptions(LeakOptions, TrainOptions):
         if min(self.alpha, self.beta, self.lam_mse, self.lam_mmd, self.lam_rank, self.w_cls or 0) < 0:
             raise OptionError("alpha, beta, w_cls, lam_mse, lam_mmd and lam_rank are weights: none can be negative.")
         refuse_unless_positive(self, "hidden", "teacher_hidden", "k", "tau", "teacher_lr", "teacher_epochs", "parts")
+        refuse_negative(self, "teacher_seed")
         if not 0 <= self.dropout < 1:
             raise OptionError(f"dropout={self.dropout}: give a share below 1.")
         if self.model == "ts-lstm" and self.hidden != 2 * self.teacher_hidden:
@@ -137,6 +143,39 @@ class EarlyOptions(LeakOptions, TrainOptions):
 
 
 Options = EarlyOptions
+
+_OF_TEACHER = (
+    "teacher_hidden", "dropout", "label_fraction", "label_seed", "batch_size", "patience", "momentum", "weight_decay",
+    "gamma", "grad_clip", "parts",
+)  # fmt: skip
+
+
+def _teacher_alone(options: EarlyOptions) -> dict[str, Any] | None:
+    """T as the model that is evaluated, with the cell that it has beside S."""
+    if options.model == "teacher" or not options.needs_teacher:
+        return None
+    return {"model": "teacher", "cell": options.cell}
+
+
+def _baseline(options: EarlyOptions) -> bool:
+    return options.model in ("levels", "teacher") or (options.model == "student" and not options.distils)
+
+
+TEACHER = TeacherRun(alone=_teacher_alone, depends=("target", "cell", *_OF_TEACHER))
+KNOBS = (
+    Knob("alpha", (0.2, 0.5, 1.0, 2.0), (0.1, 0.05), (5.0, 10.0), lambda o: o.model == "student" and o.alpha > 0),
+    Knob("beta", (0.2, 0.5, 1.0, 2.0), (0.1, 0.05), (5.0, 10.0), lambda o: o.model == "student" and o.beta > 0),
+    Knob("tau", (1, 2, 4), applies=lambda o: o.model == "student" and o.beta > 0),
+    Knob("w_cls", (None, 0.1, 0.3, 1.0), (0.03, 0.01), applies=lambda o: o.distils),
+    Knob("lam_mse", (0.1, 0.3, 1.0, 3.0), (0.03, 0.01), (10.0, 30.0), lambda o: o.model == "ts-lstm"),
+    Knob("lam_mmd", (0.01, 0.1, 1.0), (0.001, 0.0001), (10.0, 100.0), lambda o: o.model == "ts-lstm"),
+    Knob("lam_rank", (0.1, 0.3, 1.0, 3.0), (0.03, 0.01), (10.0, 30.0), lambda o: o.model == "rank-lstm"),
+    Knob("dropout", (0.0, 0.25, 0.5), (), (0.75, 0.9), _baseline, of_objective=False),
+    Knob("weight_decay", (1e-5, 1e-4, 1e-3), (1e-6, 0.0), (1e-2, 1e-1), _baseline, of_objective=False),
+    Knob("k", (1, 3, 5, 9), (), (15, 25), lambda o: o.model == "knn", of_objective=False),
+    Knob("observed", ("mean", "concat"), applies=lambda o: o.model == "knn", of_objective=False),
+)
+"""What is searched of each row. [reconstructed]"""
 
 
 def inputs(options: EarlyOptions) -> tuple[Input, ...]:
@@ -183,7 +222,7 @@ def stages(options: EarlyOptions, data: Data) -> Iterator[Stage]:
 
     T: Recurrent | None = None
     if options.needs_teacher:
-        reseed(data, "teacher")
+        reseed(data if options.teacher_seed is None else replace(data, seed=options.teacher_seed), "teacher")
         T = _teacher(options, data)
         yield _teacher_stage(options, data, T, BatchSource({"x": (stream, x[S])}, {"y": y[S]}, steps=steps))
     if options.model == "teacher":
@@ -286,12 +325,12 @@ def _teacher_stage(options: EarlyOptions, data: Data, T: nn.Module, train: Batch
     def objective(batch: Batch) -> dict[str, Tensor]:
         return {"L_cls": losses.l_cls(T(batch["x"])["logits"], batch["y"]).mean()}
 
-    stage = _stage(options, data, "teacher", T, train, objective, options.teacher_lr, options.teacher_epochs)
-    own = ("teacher_hidden", "teacher_lr", "teacher_epochs")
-    shared = ("target", "cell", "dropout", "label_fraction", "label_seed", "batch_size", "patience")
-    sgd = ("momentum", "weight_decay", "milestones", "gamma", "grad_clip")
-    named = (*own, *shared, *sgd, *(("parts",) if options.parts is not None else ()))
-    return replace(stage, share_key={name: getattr(options, name) for name in named})
+    falls = options.milestones if options.teacher_milestones is None else options.teacher_milestones
+    own = replace(options, milestones=falls)
+    stage = _stage(own, data, "teacher", T, train, objective, options.teacher_lr, options.teacher_epochs)
+    named = ("teacher_lr", "teacher_epochs", "target", "cell", "milestones", *_OF_TEACHER)
+    key = {name: getattr(own, name) for name in named if name != "parts" or options.parts is not None}
+    return replace(stage, share_key=key, seed=options.teacher_seed)
 
 
 def _stage(

@@ -36,6 +36,7 @@ from kdcache.methods.egocentric import (
 from kdcache.methods.egornn_options import EgoRNNOptions, RGBStreamOptions
 from kdcache.methods.labels import Clips
 from kdcache.methods.pictures import Picture, StageLoader
+from kdcache.methods.search import Knob
 
 STACK = 5  # flow fields that the flow network sees at once
 
@@ -82,6 +83,8 @@ BEFORE: dict[str, tuple[str, ...]] = {
 """Stages that trained the weights of what answers, before its own."""
 
 Options = EgoRNNOptions
+KNOBS = (Knob("dropout", (0.0, 0.25, 0.5, 0.75), (), (0.9,), of_objective=False),)
+"""What is searched of each row. [reconstructed]"""
 
 
 def inputs(options: EgoRNNOptions) -> tuple[Input, ...]:

@@ -38,6 +38,7 @@ from kdcache.methods.imprint_networks import MAPS, Feedback, Imprint, MotionSegm
 from kdcache.methods.labels import Clips
 from kdcache.methods.options import refuse_meaningless, refuse_unless_positive
 from kdcache.methods.pictures import Picture, StageLoader
+from kdcache.methods.search import Knob
 
 DRAWN = 2  # channels whose β and γ are shown
 SHARED: dict[str, tuple[str, ...]] = {"stage1": ("attention", "stage1")}
@@ -116,6 +117,12 @@ class ImprintOptions(EgocentricOptions):
 
 
 Options = ImprintOptions
+KNOBS = (
+    Knob("alpha", (0.1, 0.3, 1.0, 3.0), (0.03, 0.01), (10.0, 30.0), lambda o: o.ms != "none"),
+    Knob("tau", (0.1, 0.2, 0.4), (0.05, 0.0), (0.6,), lambda o: o.ms == "cls"),
+    Knob("dropout", (0.0, 0.25, 0.5, 0.75), (), (0.9,), of_objective=False),
+)
+"""What is searched of each row. [reconstructed]"""
 
 
 def inputs(options: ImprintOptions) -> tuple[Input, ...]:

@@ -37,6 +37,7 @@ from kdcache.methods.pictures import Picture, StageLoader
 from kdcache.methods.pmrd_networks import Hallucination, Signals, TwoBranch, embeddings, recorded
 from kdcache.methods.pmrd_options import PMRDOptions
 from kdcache.methods.pmrd_steps import Steps, alone, with_signals
+from kdcache.methods.search import Knob
 
 FIELDS = 3  # consecutive flow fields around each frame, 6 channels (Section III-B); centred on it [reconstructed]
 BEFORE: dict[str, tuple[str, ...]] = {
@@ -49,6 +50,20 @@ BEFORE: dict[str, tuple[str, ...]] = {
 """Stages that trained the weights of what answers, before its own."""
 
 Options = PMRDOptions
+
+
+def _step_3(options: PMRDOptions) -> bool:
+    return options.network in ("hallucination", "pmrd")
+
+
+KNOBS = (
+    Knob("lam", (0.3, 0.6, 0.9), (0.1, 0.0), (1.0,), lambda o: _step_3(o) and o.loss != "metric"),
+    Knob("gamma", (0.25, 0.5, 0.75), (0.1, 0.0), (0.9, 1.0), lambda o: _step_3(o) and o.loss == "both"),
+    Knob("delta", (1.0, 2.0, 4.0), (0.5,), (8.0, 16.0), lambda o: _step_3(o) and o.loss != "metric"),
+    Knob("alpha_norm", ("mean1", "none"), applies=lambda o: _step_3(o) and o.loss == "metric" and o.temporal_attention),
+    Knob("dropout", (0.0, 0.25, 0.5, 0.75), (), (0.9,), of_objective=False),
+)
+"""What is searched of each row. [reconstructed]"""
 
 
 def resolve(options: PMRDOptions, data: Data) -> PMRDOptions:

@@ -44,12 +44,18 @@ from kdcache.methods.contract import (
 from kdcache.methods.labels import held_out_sets, keep_fraction, labelled_sets
 from kdcache.methods.options import build_optimizer
 from kdcache.methods.recognition_options import FEATURES, RecognitionOptions, with_recipe
+from kdcache.methods.search import Knob
 
 STAGE = "fit"
 _PUBLISHED = "published"
 
 
 Options = RecognitionOptions
+KNOBS = (
+    Knob("dropout", (0.0, 0.25, 0.5, 0.75), (), (0.9,), of_objective=False),
+    Knob("weight_decay", (1e-5, 1e-4, 1e-3), (1e-6, 0.0), (1e-2, 1e-1), of_objective=False),
+)
+"""What is searched of each row. [reconstructed]"""
 
 
 def inputs(options: RecognitionOptions) -> tuple[Input, ...]:

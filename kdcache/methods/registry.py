@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kdcache.methods import anticipation, early, egornn, imprint, pmrd, recognition, relation, rulstm
     from kdcache.methods.contract import Method
     from kdcache.methods.pictures import Explained
+    from kdcache.methods.search import Knob, Searched, Taught, TeacherRun
 
     # A type checker holds each to the contract; one by one, so that it names what does not fit.
     _ANTICIPATION: Method = anticipation
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     _PMRD: Method = pmrd
     _RULSTM: Method = rulstm
     _EXPLAINED: list[Explained] = [egornn, imprint, pmrd, relation]
+    _SEARCHED: list[Searched] = [anticipation, early, egornn, imprint, pmrd, recognition, relation, rulstm]
+    _TAUGHT: list[Taught] = [anticipation, early]
 
 METHODS = {
     "anticipation": "kdcache.methods.anticipation",
@@ -158,6 +161,18 @@ def explained(name: str) -> Explained | None:
     """The module of a method that draws pictures of clips, None for one that does not."""
     module = method(name)
     return cast("Explained", module) if hasattr(module, "explain") else None
+
+
+def knobs_of(name: str) -> tuple[Knob, ...]:
+    """What a comparison may search of a method; empty where it declares nothing."""
+    found: tuple[Knob, ...] = getattr(method(name), "KNOBS", ())
+    return found
+
+
+def teacher_of(name: str) -> TeacherRun | None:
+    """How a method's teacher is trained alone; None where it does not say."""
+    found: TeacherRun | None = getattr(method(name), "TEACHER", None)
+    return found
 
 
 def _not_here(name: str) -> OptionError:

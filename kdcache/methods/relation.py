@@ -37,11 +37,18 @@ from kdcache.methods.relation_branches import READS, branch, check_shapes, choos
 from kdcache.methods.relation_networks import Average, Branch, Fused, Fusion
 from kdcache.methods.relation_options import RelationOptions
 from kdcache.methods.relation_pictures import explain
+from kdcache.methods.search import Knob
 from kdcache.methods.teacher import Teacher
 
-__all__ = ["Options", "explain", "inputs", "predictor", "resolve", "stages"]
+__all__ = ["KNOBS", "Options", "explain", "inputs", "predictor", "resolve", "stages"]
 
 Options = RelationOptions
+KNOBS = (
+    Knob("rep", (5.0, 15.0, 50.0, 150.0), (1.5, 0.5), (500.0, 1500.0), lambda o: o.has_student and o.rep > 0),
+    Knob("mu", (0.1, 0.3, 1.0, 3.0), (0.03, 0.01), (10.0, 30.0), lambda o: o.has_student and o.ir != "none"),
+    Knob("dropout", (0.0, 0.25, 0.5, 0.75), (), (0.9,), of_objective=False),
+)
+"""What is searched of each row. [reconstructed]"""
 SYMBOL = {"teacher": "F", "appearance": "A", "student": "S"}
 
 

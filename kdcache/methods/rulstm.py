@@ -31,6 +31,7 @@ from kdcache.methods.contract import AnswerAxis, Batch, Data, Input, Predictor, 
 from kdcache.methods.labels import Clips, check_leak
 from kdcache.methods.options import LeakOptions, TrainOptions, refuse_unless_positive
 from kdcache.methods.rulstm_networks import ModalityAttention, RollingUnrolling
+from kdcache.methods.search import Knob
 from kdcache.metrics.anticipation import at_time, measure_times
 
 FUSION = "fusion"
@@ -118,6 +119,11 @@ class RulstmOptions(LeakOptions, TrainOptions):
 
 
 Options = RulstmOptions
+KNOBS = (
+    Knob("dropout", (0.0, 0.25, 0.5, 0.75), (), (0.9,), of_objective=False),
+    Knob("weight_decay", (1e-5, 1e-4, 1e-3), (1e-6, 0.0), (1e-2, 1e-1), of_objective=False),
+)
+"""What is searched of each row. [reconstructed]"""
 
 
 def inputs(options: RulstmOptions) -> tuple[Input, ...]:

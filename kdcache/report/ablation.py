@@ -20,13 +20,18 @@ from kdcache.metrics.early import column_title, confusion, per_class_gain, perce
 from kdcache.metrics.significance import mean_std
 from kdcache.report import plots
 from kdcache.report.effects import units_in_words
+from kdcache.report.paper_columns import paper_columns
 from kdcache.report.tables import gains_of, markdown
+from kdcache.runs import presets
+from kdcache.runs.ablation.calls import DRAW
+from kdcache.runs.ablation.columns import with_streams
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
 from kdcache.runs.ablation.jobs import workers_for
 from kdcache.runs.ablation.protocol import DESCRIPTION, AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, run_folder
 from kdcache.runs.ablation.results import UNIT, WEIGHTS, stage_summary, unit_means, values
 from kdcache.runs.ablation.rows import choose_rows
+from kdcache.runs.ablation.tuning import MIN_STEPS, WIDEN
 from kdcache.runs.latency import check_readable
 from kdcache.runs.online.answer import class_names
 from kdcache.runs.prepare import absolute
@@ -48,13 +53,13 @@ class Ablation:
 
     Attributes:
         path: folder with ``table.md``, ``results.csv``, ``tests.csv``, ``cost.csv``, the plots, ``ablation.json`` (the
-            call), with tuning ``tuning.csv``, and the runs: ``<row>/seed-<n>``, or with split columns
-            ``<row>/<column>/seed-<n>``.
-        results: ``row``, ``split_column``, ``seed``, ``weights`` (best, last), ``epoch``, ``steps``, ``split``,
-            ``metric``, ``value``.
+            call and what was searched), with tuning ``tuning.csv``, and the runs: ``<row>/seed-<n>``, with split
+            columns and draws ``<row>/<column>/draw-<n>/seed-<n>``.
+        results: ``row``, ``split_column``, ``draw``, ``seed``, ``weights`` (best, last), ``epoch``, ``steps``,
+            ``split``, ``metric``, ``value``.
         tests: each other row against one by the metric that selects epochs: see ``results.tests``.
         tuning: ``row``, ``split_column``, ``trial``, what was varied, ``score`` on validation clips, ``chosen``,
-            ``problem``; or empty.
+            ``problem``, ``edge``; or empty. Teachers that are tuned by themselves have rows of their own.
         text: the tables in Markdown.
         failed: name of each row that could not be trained → why; it is not compared.
     """
@@ -91,8 +96,14 @@ def ablate(
     rows: Mapping[str, Mapping[str, Any]] | None = None,
     grid: Mapping[str, Sequence[Any]] | None = None,
     preset: str | None = None,
+    draws: int | None = None,
     tune: int | None = None,
     tune_seeds: int = 1,
+    tune_draws: int = 1,
+    min_steps: int = MIN_STEPS,
+    widen: int = WIDEN,
+    retrain: bool | None = None,
+    tune_validation: float = 0.2,
     against: str | None = None,
     split_columns: Sequence[str] | None = None,
     source: str | Path | None = None,
@@ -106,12 +117,14 @@ def ablate(
 
     Numbers that count are those of test clips (of validation clips where there are no others) at the epoch that was
     best on validation clips; those of the last epoch stand beside them. Without validation clips nothing is selected:
-    there is no best epoch and no tuning. Every table says how many optimiser steps each row took.
+    there is no best epoch and no tuning. Every table says how many optimiser steps each row took. How settings are
+    searched is said in ``kdcache.runs.ablation.tuning``, and all of it in ``docs/ablations.md``.
 
     Args:
         method: a name, or a method of one's own by its import path or file, see ``train``.
         table: one of the paper's tables in ``kdcache/presets/<method>.toml``.
-        shards: folder of the cache.
+        shards: folder of the cache; ``caches/draw-{draw}`` has one for each draw, such as that of a backbone fitted
+            anew.
         seeds: how many; 0, 1, 2 …
         only: names of the table's rows to run; none: all of them. A later call with others, or with all, trains what is
             missing.
@@ -120,11 +133,23 @@ def ablate(
         rows: instead of a table: name → options of ``train``.
         grid: option → values; every row is run with each combination.
         preset: the paper's settings for a dataset, below those of ``rows``.
-        tune: how many trials of learning rate and length each row gets on validation clips before its final runs: see
-            ``kdcache.runs.ablation.tuning``. 0: every row keeps its own. None: 8, where there is something to tune and
-            clips to tune it on.
-        tune_seeds: trainings a trial, of which the mean score counts.
-        against: the row that the others are tested against; default the first.
+        draws: how many draws of what a number should not depend on; ``seeds`` runs are made in each. Draw d keeps other
+            labels where a row's ``label_fraction`` is below 1 (``label_seed=d``), holds other groups out for validation
+            where the manifest names none (``validation_seed=d``), and reads its own cache where ``shards`` says so.
+            None: no draws; all of it is that of draw 0.
+        tune: how many trials each row gets on validation clips before its final runs, of learning rate, length and what
+            its objective adds: see ``kdcache.runs.ablation.tuning``. 0: every row keeps its own. None: 16, where there
+            is something to tune and clips to tune it on that are not reported.
+        tune_seeds: trainings a trial on each draw, of which the mean score counts.
+        tune_draws: the first so many draws take part in the trials; what is chosen holds for all draws.
+        min_steps: rows that are tuned take at least so many optimiser steps; epochs and milestones are raised to that.
+        widen: how often a dimension of what is searched is widened on each side where a choice lies on its edge.
+        retrain: trials hold some of the training clips out, final runs train on all of them and take the last epoch.
+            Where the manifest has validation clips and no test clips, these are reported and select nothing. None:
+            where the paper does, as the preset of the table or of the call says.
+        tune_validation: share of the training clips that the trials then hold out, unless ``validation`` says another.
+        against: the row that the others are tested against, each in its own column where a table has columns for
+            several streams; default the one that the paper compares with, else the first.
         split_columns: manifest columns that say which clips train, validate and test, or patterns (``split_*``) of
             their names; or ``subject=*``, which leaves the values of any other column out one at a time: clips of that
             value test, the others train, and validation clips are held out of these. Every row is run with every seed
@@ -139,8 +164,8 @@ def ablate(
         options: for all rows, on top of theirs.
 
     Raises:
-        OptionError: unknown names or options, rows that ``tune`` would make alike, nothing to tune on, or a run that
-            failed.
+        OptionError: unknown names or options, rows that ``tune`` would make alike, nothing to tune on, draws that
+            cannot be made or would vary nothing, or a run that failed.
         KdcacheError: a worker process died.
         KeyboardInterrupt, SystemExit: interrupted; the same call goes on.
     """
@@ -150,12 +175,15 @@ def ablate(
         logger.warning("splits is now called split_columns; the old name will go in a later version.")
         split_columns = options.pop("splits") if split_columns is None else split_columns
     comparison = choose_rows(method, table, rows or {}, grid or {}, preset, options, only)
+    if table is not None:
+        comparison = with_streams(comparison, presets.table(method, table), shards, stream)
     if split_columns is not None and any("split_column" in row.options for row in comparison.runnable):
         raise OptionError("split_column and split_columns both say which clips train: give one of them.")
     if source is not None and not Path(source).exists():
         raise OptionError(f"source={source}: there is no such file to answer for.")
     if source is not None:
         check_readable(source)
+    first = absolute(shards).replace(DRAW, "0")
     protocol = AblationProtocol(
         comparison=comparison,
         folder=Path(out) if out is not None else Path("ablations") / "-".join([method, *([table] if table else [])]),
@@ -166,14 +194,20 @@ def ablate(
             "precision": precision,
             "stream": stream,
         },
-        against=comparison.runnable[0].name if against is None else against,
+        against=comparison.against(against),
         table=table,
         preset=preset,
         seeds=seeds,
-        split_columns=[None] if split_columns is None else choose_columns(split_columns, Cache(absolute(shards)).clips),
+        split_columns=[None] if split_columns is None else choose_columns(split_columns, Cache(first).clips),
+        draws=draws,
         tune=tune,
         tune_seeds=tune_seeds,
-        workers=workers_for(workers, Path(absolute(shards)), device),
+        tune_draws=tune_draws,
+        min_steps=min_steps,
+        widen=widen,
+        retrain=comparison.retrain if retrain is None else retrain,
+        tune_validation=tune_validation,
+        workers=workers_for(workers, Path(first), device),
         options={**options, **(grid or {})},
     )
     try:
@@ -190,7 +224,7 @@ def ablate(
 
 def write_report(conclusion: Conclusion) -> str:
     """Write ``table.md`` and the plots of a comparison, in the place of earlier ones; the text of the tables."""
-    text = markdown(conclusion)
+    text = "\n".join(filter(None, (markdown(conclusion), paper_columns(conclusion))))
     for name in PICTURES:
         (conclusion.path / name).unlink(missing_ok=True)
     with atomic(conclusion.path / "table.md") as temporary:
@@ -222,7 +256,8 @@ def draw(conclusion: Conclusion) -> None:
     if len(c.tests):
         _draw_effects(c, f"simultaneous {over}" if several else "one draw, no intervals")
 
-    shown, base = shown_row(c), c.comparison.row(c.against)
+    shown = shown_row(c)
+    base = c.comparison.reference_of(shown, c.against) or shown
     session = Session()
     scored, gains = list[Scored](), dict[object, list[NDArray[np.float64]]]()
     for replicate in c.replicates:

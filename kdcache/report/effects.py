@@ -28,7 +28,7 @@ def effects_section(tests: pd.DataFrame, results: pd.DataFrame, weights: str, ga
     """
     lines = tests[tests["weights"] == weights].to_dict("records")
     first = lines[0]
-    title, against = column_title(first["metric"]), ", ".join(dict.fromkeys(line["against"] for line in lines))
+    title, against = column_title(first["metric"]), "; ".join(dict.fromkeys(line["against"] for line in lines))
     if first["units"] == 1:
         count = f"{first['runs']} seed{'s' * (first['runs'] > 1)}"
         head = f"{title} against {against}, points: mean and standard deviation over {count} of one draw"
@@ -68,13 +68,10 @@ def paper_gains(
         against: row → its reference row.
         metric: by which rows are compared.
     """
-    column = next((c for c, its in shown.items() if its == metric and c in comparison.columns), None)
-    paper = {row.name: row.paper for row in comparison.runnable}
-    return {
-        row: paper[row][column] - paper[base][column]
-        for row, base in against.items()
-        if column is not None and column in paper[row] and column in paper[base]
-    }
+    column = next((c for c, its in shown.items() if its == metric and c in comparison.columns), "")
+    rows = {row.name: row for row in comparison.compared}
+    found = {row: comparison.paper_gain(rows[row], rows[base], column) for row, base in against.items()}
+    return {row: gain for row, gain in found.items() if gain is not None}
 
 
 def sentence(line: Line, gain: float | None) -> str:

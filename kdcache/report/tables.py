@@ -36,7 +36,7 @@ def markdown(conclusion: Conclusion) -> str:
         if len(c.tests):
             lines += [*effects_section(c.tests, c.results, weights, gains_of(c)), ""]
         lines += [f"{over_what(c.results)}:", "", *results_table(c.comparison, c.results, shown, weights, c.split), ""]
-    if c.comparison.columns:
+    if c.comparison.columns and not any(row.column for row in c.comparison.rows):  # else see ``paper_columns``
         lines += [*paper_section(c.comparison, c.results, shown, c.weights, c.split), ""]
     lines += ["## What the numbers rest on", "", *setting(c), ""]
     for name, problem in c.comparison.failed.items():

@@ -102,7 +102,7 @@ class MethodDescription:
 
     def table_sections(self, rows: bool = True) -> list[Section]:
         """Tables, with their rows unless they are not wanted, and presets."""
-        return _table_sections(self.tables, self.presets, rows)
+        return _table_sections(self.tables, _preset_terms(self.name), rows)
 
 
 def methods() -> MethodList:
@@ -166,7 +166,7 @@ def table_summaries(method: str) -> list[TableSummary]:
 
 def table_sections(method: str) -> list[Section]:
     """The tables of a method's paper with their rows, and its presets; torch is not imported."""
-    return _table_sections(table_summaries(method), presets.names(method))
+    return _table_sections(table_summaries(method), _preset_terms(method))
 
 
 def fit_options(backbone: str | None = None) -> list[OptionDescription]:
@@ -193,12 +193,25 @@ def _terms(options: Iterable[OptionDescription]) -> list[tuple[str, str]]:
     return [(one.term, one.explanation) for one in options]
 
 
-def _table_sections(tables: Sequence[TableSummary], named: Sequence[str], rows: bool = True) -> list[Section]:
+def _table_sections(
+    tables: Sequence[TableSummary], named: Sequence[tuple[str, str]], rows: bool = True
+) -> list[Section]:
     found: list[Section] = []
     if tables:
         found.append(("Tables", [(t.name, _table_text(t) if rows else t.caption) for t in tables]))
     if named:
-        found.append(("Presets (--preset NAME)", [(", ".join(named), "")]))
+        found.append(("Presets (--preset NAME)", list(named)))
+    return found
+
+
+def _preset_terms(method: str) -> list[tuple[str, str]]:
+    """Each preset with what it sets."""
+    found = []
+    for name in presets.names(method):
+        values = presets.preset(method, name) | presets.settings(method, name)
+        said = [" ".join(f"{key}={shown(value)}" for key, value in values.items())]
+        said += ["trains on all training clips"] * presets.retrains(method, name)
+        found.append((name, "; ".join(filter(None, said)) or "the defaults"))
     return found
 
 

@@ -63,6 +63,11 @@ class RunSettings:
     validation: float = 0.2
     """Share of the labelled training clips to hold out where the manifest has no validation split; 0 holds nothing
     out."""
+    validation_seed: int = 0
+    """Of the order in which groups, subjects or sources are held out; 0 is the order of versions without it."""
+    validation_as: Literal["validation", "train", "test"] = "validation"
+    """What clips of split ``validation`` count as. ``test``: they are scored and select nothing; a share of the
+    training clips is held out in their place. ``train``: they train."""
     tau_s: float | None = None
     """Anticipation time in seconds, needed only where the pairs of a manifest have several."""
     save_every: float = 30.0
@@ -74,8 +79,9 @@ class RunSettings:
     def __post_init__(self) -> None:
         if (self.shards is None) == (self.manifest is None):
             raise OptionError("A run trains on shards or on a manifest's sources: give one of them.")
-        if self.seed < 0:
-            raise OptionError(f"seed={self.seed}: give a whole number from 0 on.")
+        for name in ("seed", "validation_seed"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name}={getattr(self, name)}: give a whole number from 0 on.")
         if not 0 <= self.memory_fraction <= 1:
             raise OptionError(f"memory_fraction={self.memory_fraction}: give a share of the free memory, 0 to 1.")
         if not 0 <= self.validation < 1:
@@ -98,7 +104,10 @@ OF_SOURCES = ("manifest", "root", "more_roots", "allow_absolute", "decoder", "ce
 """Settings of runs on the sources of a manifest alone."""
 
 
-SETTABLE = ("recipe", "weights", "memory_fraction", "split_column", "validation", "tau_s", "save_every", "keep_stages")
+SETTABLE = (
+    "stream", "recipe", "weights", "memory_fraction", "split_column", "validation", "validation_seed", "validation_as",
+    "tau_s", "save_every", "keep_stages",
+)  # fmt: skip
 """Settings that ``train`` takes beside a method's options."""
 
 _RENAMED = {"hold": "memory_fraction", "split": "split_column"}

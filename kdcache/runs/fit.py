@@ -32,7 +32,8 @@ from kdcache.store.failures import FILE, Failure, load_failures
 MANIFEST = "manifest.csv"
 METHOD = "recognition"
 SETTABLE = (
-    "validation", "decoder", "memory_fraction", "save_every", "hold", "centre_joint", "skeleton_fps", "array",
+    "validation", "validation_seed", "decoder", "memory_fraction", "save_every", "hold", "centre_joint", "skeleton_fps",
+    "array",
 )  # fmt: skip
 """Settings that ``parse_set`` takes beside the options; without a dataset, ``split_column`` too."""
 _DEFAULTS = {"memory_fraction": 0.5, "save_every": 120.0}  # decoded frames are large, and so are checkpoints

@@ -41,6 +41,8 @@ def prepare(
     common: dict[str, Any] = {
         "split_column": settings.split_column,
         "validation": settings.validation,
+        "validation_seed": settings.validation_seed,
+        "validation_as": settings.validation_as,
         "memory_fraction": settings.memory_fraction,
         "device": settings.device,
         "precision": settings.precision,

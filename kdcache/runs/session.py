@@ -40,12 +40,13 @@ class Session:
         """As ``prepare``, but a cache that an earlier run of the session has opened is not read again."""
         if before:  # continued under the conditions that it began under
             return prepare(settings, options, before)
-        cache = json.dumps({k: v for k, v in asdict(settings).items() if k not in RUN_ONLY_SETTINGS}, sort_keys=True)
+        other = (*RUN_ONLY_SETTINGS, "validation_seed")  # whatever is held out, the same streams are read
+        cache = json.dumps({k: v for k, v in asdict(settings).items() if k not in other}, sort_keys=True)
         if cache != self._cache:  # two caches may not fit into memory side by side
             self._cache, self._pool, self._opened = cache, StreamPool(), {}
         inputs = method_module(settings.method).inputs(options)
         frames = any(one.segment is not None for one in inputs)  # their augmentation depends on the seed
-        key = repr((inputs, settings.seed if frames else None))
+        key = repr((inputs, settings.validation_seed, settings.seed if frames else None))
         if key not in self._opened:
             self._opened[key] = prepare(settings, options, pool=self._pool)
         known = self._opened[key]
@@ -82,5 +83,6 @@ class Session:
         other = ("budget", "options", "stream", "recipe")  # the last two are of all inputs of a run
         resolved = {name: value for name, value in opened.resolved.items() if name not in other}
         resolved["inputs"] = {name: opened.input_recipes.get(name, "") for name in read}
-        content = json.dumps([stage.name, stage.share_key, resolved, opened.data.seed], sort_keys=True)
+        seed = opened.data.seed if stage.seed is None else stage.seed
+        content = json.dumps([stage.name, stage.share_key, resolved, seed], sort_keys=True)
         return self.stages / f"{stage.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"

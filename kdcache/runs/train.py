@@ -66,7 +66,8 @@ def train(
             where a method reads several.
         session: shared by several calls, keeps what they have in common.
         options: fields of the method's ``Options``, and of ``RunSettings``: ``weights``, ``recipe``,
-            ``memory_fraction``, ``split_column``, ``validation``, ``tau_s``, ``save_every``, ``keep_stages``.
+            ``memory_fraction``, ``split_column``, ``validation``, ``validation_seed``, ``validation_as``, ``tau_s``,
+            ``save_every``, ``keep_stages``.
 
     Returns:
         The finished run: ``.metrics``, ``.predict(...)``, ``.history``, ``.path``, ``.config``.

@@ -19,7 +19,17 @@ from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.manifest import skeletons_of
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, Data, Input, InputStream, Segment, SkeletonSegment, Split
+from kdcache.methods.contract import (
+    HELD_OUT,
+    UNLABELLED,
+    VALIDATION,
+    Data,
+    Input,
+    InputStream,
+    Segment,
+    SkeletonSegment,
+    Split,
+)
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.options import LabelOptions
 from kdcache.roots import Roots
@@ -36,6 +46,8 @@ def open_sources(
     *,
     split_column: str = "split",
     validation: float = 0.2,
+    validation_seed: int = 0,
+    validation_as: str = VALIDATION,
     decoder: str = "auto",
     joint_layout: JointLayout | None = None,
     memory_fraction: float = 0.5,
@@ -56,6 +68,8 @@ def open_sources(
         labels: which labels are used.
         split_column: column that says which clips train, validate and test, or ``column=value``; see ``split_by``.
         validation: share of the labelled training clips to hold out where the manifest has none.
+        validation_seed: of the order in which groups are held out; see ``hold_out``.
+        validation_as: what clips of split ``validation`` count as; see ``split_by``.
         decoder: which decoder reads videos.
         joint_layout: of skeleton files that are arrays.
         memory_fraction: share of the free memory that decoded frames may fill.
@@ -74,7 +88,8 @@ def open_sources(
     precision = runtime.resolve_precision(before.get("precision", precision), on)
     free = memory_fraction * runtime.free_bytes(torch.device("cpu"))
     shown = one.segment if isinstance(one.segment, SkeletonSegment) else _shown(one, decoder)
-    examples, loaded = _read(split_by(rows, split_column), roots, shown, joint_layout, labels, validation, free)
+    rows = split_by(rows, split_column, validation_as)
+    examples, loaded = _read(rows, roots, shown, joint_layout, labels, validation, validation_seed, free)
     row_of = {name: row for row, name in enumerate(examples.clip_ids)}
     here = {row_of[name]: clip for name, clip in loaded.clips.items() if name in row_of}
     available = torch.tensor([row in here for row in range(len(examples.clip_ids))], dtype=torch.bool)
@@ -117,6 +132,8 @@ def open_one(
     *,
     split_column: str,
     validation: float,
+    validation_seed: int,
+    validation_as: str,
     decoder: str,
     joint_layout: JointLayout | None,
     device: str,
@@ -133,12 +150,14 @@ def open_one(
         roots: what its sources are relative to.
         inputs: the method's one input, with a segment.
         failed: ids of the manifest's clips that could not be read when the run was trained.
-        split_column, validation, decoder, joint_layout, device, precision, seed: see ``open_sources``.
+        split_column, validation, validation_seed, validation_as, decoder, joint_layout, device, precision, seed: see
+            ``open_sources``.
     """
     (one,) = inputs
     on = runtime.resolve_device(device)
-    rows = split_by(rows, split_column)
-    examples = clips(rows, ~rows["clip_id"].isin(failed).to_numpy(bool), validation, quiet=True)
+    rows = split_by(rows, split_column, validation_as)
+    readable = ~rows["clip_id"].isin(failed).to_numpy(bool)
+    examples = clips(rows, readable, validation, quiet=True, seed=validation_seed)
     shown = one.segment if isinstance(one.segment, SkeletonSegment) else _shown(one, decoder)
     limits = None
     if isinstance(shown, SkeletonSegment):
@@ -199,6 +218,7 @@ def _read(
     joint_layout: JointLayout | None,
     labels: LabelOptions,
     validation: float,
+    validation_seed: int,
     budget: float,
 ) -> tuple[Examples, Loaded[Any]]:
     """Read clips until all that take part have been read or have failed."""
@@ -217,7 +237,8 @@ def _read(
 
     while True:
         failed = {f.clip_id for f in loaded.failures}
-        examples = clips(rows, ~rows["clip_id"].isin(failed).to_numpy(bool), validation, quiet=True)
+        readable = ~rows["clip_id"].isin(failed).to_numpy(bool)
+        examples = clips(rows, readable, validation, quiet=True, seed=validation_seed)
         target = _target(labels, examples)
         used = {s: _used(split, s, target, labels) for s, split in examples.splits.items() if s in ("train", *HELD_OUT)}
         ids = [
@@ -229,7 +250,7 @@ def _read(
         if not missing:
             break
         load(missing)
-    clips(rows, ~rows["clip_id"].isin(failed).to_numpy(bool), validation)  # once more, to log what is held out
+    clips(rows, readable, validation, seed=validation_seed)  # once more, to log what is held out
     logger.info("clips with labels in use: %s", ", ".join(f"{split} {len(index)}" for split, index in used.items()))
     return examples, loaded
 

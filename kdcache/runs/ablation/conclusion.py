@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ from kdcache.runs.ablation import results
 from kdcache.runs.ablation.costs import COSTS, costs_of_rows
 from kdcache.runs.ablation.factors import Factors, factors
 from kdcache.runs.ablation.protocol import DESCRIPTION
-from kdcache.runs.ablation.replicates import Replicate, run_folder
+from kdcache.runs.ablation.replicates import Replicate, all_replicates, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.tuning import read_tuning
-from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
 
 
@@ -72,11 +71,9 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
             f"{folder} holds no finished comparison: it has no {DESCRIPTION}; run `kdcache ablate` first."
         )
     description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-    its = description["comparison"]
-    comparison = Comparison(its["method"], its["caption"], its["columns"], [TableRow(**row) for row in its["rows"]])
-    comparison = replace(comparison, note=its.get("note", ""))
+    comparison = Comparison.from_plain(description["comparison"])
     columns = description.get("split_columns", [None])
-    replicates = [Replicate(column, seed) for column in columns for seed in range(description["seeds"])]
+    replicates = all_replicates(columns, description["seeds"], description.get("draws"))
     against = description["against"]
     run = Run(run_folder(folder, comparison.row(against).slug, replicates[0]))
     monitor = results.monitor_of(run)

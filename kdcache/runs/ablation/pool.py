@@ -23,6 +23,8 @@ class Job:
     label: str
     folder: Path
     arguments: dict[str, Any]
+    shared: str = ""
+    """Subfolder of the shared stages, where runs on other data must not share them."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class TrainingWork:
 
         def run(job: Job, emit: Callable[[JobEnded], None], stop: StopFlag) -> None:
             with once:
+                session.stages = self.stages / job.shared
                 emit(JobEnded(job, _train(job, session)))
 
         return run

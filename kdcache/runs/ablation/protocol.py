@@ -1,21 +1,35 @@
-"""What a comparison trains: rows × split columns × seeds, before them the trials of each row."""
+"""What a comparison trains: rows × draws × split columns × seeds, before them the trials of each row."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kdcache.errors import OptionError, ReferenceRowError
 from kdcache.files import atomic
+from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import Job
-from kdcache.runs.ablation.replicates import TRIAL_SEED, Replicate, SplitColumns, run_folder
+from kdcache.runs.ablation.replicates import TRIAL_SEED, Replicate, SplitColumns, all_replicates, run_folder
 from kdcache.runs.ablation.rows import Comparison
-from kdcache.runs.ablation.trials import column_of
-from kdcache.runs.ablation.tuning import automatic, choose, refuse, untuned
+from kdcache.runs.ablation.tuning import (
+    MIN_STEPS,
+    TRIALS,
+    WIDEN,
+    SearchSettings,
+    Tuned,
+    automatic,
+    choose,
+    differing_option,
+    facts_of_rows,
+    refuse,
+    refuse_differing,
+)
+from kdcache.runs.presets import TableRow
 
 DESCRIPTION = "ablation.json"
 
@@ -42,26 +56,55 @@ class AblationProtocol:
     seeds: int = 5
     """How many: 0, 1, 2 …"""
     split_columns: SplitColumns = (None,)
+    draws: int | None = None
+    """How many: 0, 1, 2 …, each with labels, validation groups or a cache of its own; None: none are named, and
+    everything is that of draw 0."""
     tune: int | None = None
     """Trials that each row gets; None: as ``tuning.automatic`` decides."""
     tune_seeds: int = 1
+    tune_draws: int = 1
+    min_steps: int = MIN_STEPS
+    """Optimiser steps that every row takes at least where it is tuned."""
+    widen: int = WIDEN
+    """How often a dimension of what is searched may be widened on each side."""
+    retrain: bool = False
+    """Trials hold some training clips out; final runs train on all and take their last epoch."""
+    tune_validation: float = 0.2
+    """Share of the training clips that the trials hold out with ``retrain``."""
     workers: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the call sets for all rows, with several values where it makes a grid; the rows have them already."""
 
     def __post_init__(self) -> None:
-        for name, least in (("seeds", 1), ("tune", 0), ("tune_seeds", 1), ("workers", 1)):
+        least = {"seeds": 1, "draws": 1, "tune": 0, "tune_seeds": 1, "tune_draws": 1, "min_steps": 1, "widen": 0}
+        for name, smallest in {**least, "workers": 1}.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise OptionError(f"{name}={value}: give {least} or more.")
+            if value is not None and value < smallest:
+                raise OptionError(f"{name}={value}: give {smallest} or more.")
         if self.seeds > TRIAL_SEED:
             raise OptionError(f"seeds={self.seeds}: give up to {TRIAL_SEED}.")
+        if self.tune_draws > (self.draws or 1):
+            raise OptionError(f"tune_draws={self.tune_draws}: give no more than there are draws ({self.draws or 1}).")
+        if not 0 < self.tune_validation < 1:
+            raise OptionError(f"tune_validation={self.tune_validation}: give a share of the training clips.")
         self.comparison.row(self.against)
 
     @property
     def replicates(self) -> list[Replicate]:
         """With what each row is run."""
-        return [Replicate(column, seed) for column in self.split_columns for seed in range(self.seeds)]
+        return all_replicates(self.split_columns, self.seeds, self.draws)
+
+    def calls(self, tuned: bool) -> Calls:
+        """What its runs are called with. Teachers have a seed of their own where there are draws or trials: comparisons
+        of versions without either then go on as they were."""
+        return Calls(
+            comparison=self.comparison,
+            common=self.common,
+            columns=self.split_columns,
+            draws=self.draws,
+            one_teacher=tuned or self.draws is not None,
+            retrain=self.tune_validation if self.retrain else None,
+        )
 
 
 def train_rows(protocol: AblationProtocol) -> None:
@@ -71,38 +114,32 @@ def train_rows(protocol: AblationProtocol) -> None:
     row that failed is marked so, and left out of what is compared.
 
     Raises:
-        OptionError: nothing to tune on, rows that tuning would make alike, or the row failed that others are tested
-            against.
+        OptionError: nothing to tune on, rows that tuning would make alike, draws that cannot be made or vary nothing,
+            or the row failed that others are tested against.
         KdcacheError: a worker process died.
         KeyboardInterrupt, SystemExit: interrupted; the same call goes on.
     """
     p = protocol
-    if p.tune:
-        refuse(p.comparison, p.common, p.split_columns, of_paper=p.table is not None)
-    tune = automatic(p.comparison, p.common, p.split_columns) if p.tune is None else p.tune
-    chosen: dict[tuple[str, str], dict[str, Any]] = {}
-    problems: dict[str, str] = {}
-    if tune:
-        tuned = choose(p.comparison, tune, p.folder, p.common, p.tune_seeds, p.workers, p.split_columns)
-        best = tuned[tuned["chosen"]].to_dict("records")
-        chosen = {(row["row"], row["split_column"]): json.loads(row["settings"]) for row in best}
-        problems = untuned(tuned)
-        _refuse_without_reference(p, problems)
+    if p.tune and p.table is None:
+        refuse_differing(p.comparison)
+    calls = p.calls(tuned=p.tune != 0)
+    calls.check()
+    tuned = _tune(p, calls)
+    if tuned is None:
+        calls = p.calls(tuned=False)
+    problems = {} if tuned is None else dict(tuned.problems)
+    _refuse_without_reference(p, problems)
     trainable = p.comparison.without(problems).runnable
-    final = [  # one split column after the other: what is in memory is of one
-        (row, Replicate(column, seed)) for column in p.split_columns for row in trainable for seed in range(p.seeds)
-    ]
+    final = [(row, each) for of_data in _by_data(p.replicates) for row in trainable for each in of_data]
     jobs = [
         Job(
             f"{row.name}, {replicate}",
             run_folder(p.folder, row.slug, replicate),
             {
-                **p.common,
-                "method": p.comparison.method_of(row),
-                **row.options,
-                **chosen.get((row.name, column_of(row, replicate.split_column)), {}),
-                **replicate.options,
+                **calls(row, replicate.split_column, replicate.draw, "final", _chosen(tuned, row, replicate)),
+                "seed": replicate.seed,
             },
+            calls.shared(replicate.draw),
         )
         for row, replicate in final
     ]
@@ -114,7 +151,45 @@ def train_rows(protocol: AblationProtocol) -> None:
     compared = p.comparison.without(problems)
     named = {row.name for row in compared.runnable}
     kept = [job for (row, _), job in zip(final, jobs, strict=True) if row.name in named]
-    _describe(replace(p, comparison=compared), tune, kept)
+    _describe(replace(p, comparison=compared), tuned, kept)
+
+
+def _tune(p: AblationProtocol, calls: Calls) -> Tuned | None:
+    """Tune as the protocol says; None where nothing is."""
+    if p.tune == 0 or (p.tune is None and p.table is None and differing_option(p.comparison)):
+        if p.tune is None:
+            automatic(calls, None)
+        return None
+    facts = facts_of_rows(calls)
+    _refuse_without_reference(p, {name: known.problem for (name, _), known in facts.items() if known.problem})
+    if p.tune:
+        refuse(calls, facts)
+    count = automatic(calls, facts) if p.tune is None else p.tune
+    if not count:
+        return None
+    _refuse_other_protocol(p)
+    how = SearchSettings(count=count, seeds=p.tune_seeds, draws=p.tune_draws, min_steps=p.min_steps, widen=p.widen)
+    return choose(calls, p.folder, facts, how, p.workers)
+
+
+def _refuse_other_protocol(p: AblationProtocol) -> None:
+    """``OptionError`` where the folder holds a comparison that a version with other trials has tuned."""
+    path = p.folder / DESCRIPTION
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before.get("tune") and "space" not in before:
+            raise OptionError(
+                f"{p.folder} was tuned by an earlier version, whose trials were others: choose another folder for out."
+            )
+
+
+def _by_data(replicates: Sequence[Replicate]) -> list[list[Replicate]]:
+    """Replicates on the same data together: what is in memory is of one draw and split column."""
+    return [list(same) for _, same in itertools.groupby(replicates, key=lambda r: (r.draw, r.split_column))]
+
+
+def _chosen(tuned: Tuned | None, row: TableRow, replicate: Replicate) -> dict[str, Any]:
+    return {} if tuned is None else tuned.chosen[row.name, replicate.split_column]
 
 
 def _refuse_without_reference(protocol: AblationProtocol, problems: Mapping[str, str]) -> None:
@@ -127,22 +202,31 @@ def _refuse_without_reference(protocol: AblationProtocol, problems: Mapping[str,
         )
 
 
-def _describe(protocol: AblationProtocol, tune: int, jobs: list[Job]) -> None:
+def _describe(protocol: AblationProtocol, tuned: Tuned | None, jobs: list[Job]) -> None:
     """Write ``ablation.json``."""
+    p = protocol
     content: dict[str, Any] = {
-        **protocol.common,
-        "table": protocol.table,
-        "preset": protocol.preset,
-        "seeds": protocol.seeds,
-        "tune": tune,
-        "tune_seeds": protocol.tune_seeds,
-        "against": protocol.against,
+        **p.common,
+        "table": p.table,
+        "preset": p.preset,
+        "seeds": p.seeds,
+        "tune": 0 if tuned is None else int(p.tune or TRIALS),
+        "tune_seeds": p.tune_seeds,
+        "against": p.against,
     }
-    if list(protocol.split_columns) != [None]:
-        content["split_columns"] = list(protocol.split_columns)
-    if protocol.options:
-        content["options"] = dict(protocol.options)
-    content["comparison"] = asdict(protocol.comparison)
+    if p.draws is not None:
+        content["draws"] = p.draws
+    if p.retrain:
+        content["retrain"] = True
+    if tuned is not None:
+        content |= {"tune_draws": p.tune_draws, "min_steps": p.min_steps, "widen": p.widen, "space": tuned.space}
+        if p.retrain:
+            content["tune_validation"] = p.tune_validation
+    if list(p.split_columns) != [None]:
+        content["split_columns"] = list(p.split_columns)
+    if p.options:
+        content["options"] = dict(p.options)
+    content["comparison"] = asdict(p.comparison)
     content["rows"] = [{"label": j.label, "folder": str(j.folder), "arguments": j.arguments} for j in jobs]
-    with atomic(protocol.folder / DESCRIPTION) as temporary:
+    with atomic(p.folder / DESCRIPTION) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -45,6 +45,16 @@ class Replicate(NamedTuple):
         return ", ".join(part for part in parts if part)
 
 
+def draw_numbers(draws: int | None) -> list[int | None]:
+    """0, 1, 2 …; ``[None]`` for a comparison without draws."""
+    return [None] if draws is None else list(range(draws))
+
+
+def all_replicates(columns: SplitColumns, seeds: int, draws: int | None = None) -> list[Replicate]:
+    """One draw after the other, in it one split column after the other: what is in memory is of one."""
+    return [Replicate(c, seed, draw) for draw in draw_numbers(draws) for c in columns for seed in range(seeds)]
+
+
 def split_option(column: str | None) -> dict[str, Any]:
     """A split column as an option of ``train``."""
     return {} if column is None else {"split_column": column}
@@ -112,8 +122,10 @@ def _choose_folds(name: str, clips: pd.DataFrame) -> list[str]:
 
 
 def in_words(replicates: Sequence[Replicate]) -> str:
-    """``5 seeds × 30 splits``."""
+    """``5 draws × 3 seeds × 30 splits``."""
     seeds = _count(len({r.seed for r in replicates}), "seed")
+    if draws := {r.draw for r in replicates} - {None}:
+        seeds = f"{_count(len(draws), 'draw')} × {seeds}"
     columns = list(dict.fromkeys(r.split_column for r in replicates if r.split_column))
     return f"{seeds} × {_count(len(columns), 'split')} ({_some(columns)})" if columns else seeds
 

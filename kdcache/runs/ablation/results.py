@@ -12,6 +12,7 @@ import pandas as pd
 from kdcache.engine.checkpoint import load_summary
 from kdcache.methods.contract import HELD_OUT
 from kdcache.metrics.significance import compare
+from kdcache.runs.ablation.fused import fused_metrics
 from kdcache.runs.ablation.replicates import Replicate, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.run import Run
@@ -48,16 +49,20 @@ def collect(comparison: Comparison, out: Path, replicates: Sequence[Replicate]) 
         ``value``.
     """
     rows: list[dict[str, Any]] = []
-    for row in comparison.runnable:
+    for row in comparison.compared:
         for replicate in replicates:
-            run = Run(run_folder(out, row.slug, replicate))
-            metrics = run.metrics
-            steps = metrics.get("steps", stage_summary(run).get("steps"))  # a run of 0.1 knows those of its last stage
+            run = Run(run_folder(out, comparison.row(row.fused[0]).slug if row.fused else row.slug, replicate))
+            if row.fused:  # no epoch and no number of steps is that of all parts
+                metrics, steps = fused_metrics(comparison, row, out, replicate), None
+            else:
+                metrics = run.metrics  # a run of 0.1 knows the steps of its last stage
+                steps = metrics.get("steps", stage_summary(run).get("steps"))
             of_run: dict[str, Any] = {"row": row.name, "split_column": run.settings.split_column}
             of_run |= {"draw": replicate.draw or 0, "seed": replicate.seed}
             for weights, key in (("last", "last"), ("best", "best@validation")):
                 for split, targets in metrics.get(key, {}).items():
-                    known = {**of_run, "weights": weights, "epoch": metrics["epochs"][weights], "steps": steps}
+                    epoch = metrics.get("epochs", {}).get(weights, 0)
+                    known = {**of_run, "weights": weights, "epoch": epoch, "steps": steps}
                     values = targets[run.target]
                     rows += [{**known, "split": split, "metric": m, "value": v} for m, v in values.items()]
     return pd.DataFrame(rows).astype({"steps": "Int64"})
@@ -108,6 +113,7 @@ def differences(
 def tests(comparison: Comparison, results: pd.DataFrame, against: str, metric: str, split: str) -> pd.DataFrame:
     """Every other row against one, paired within units (split column, draw) and seeds.
 
+    In tables of several stream columns a row is compared with the one of its own column.
     Intervals of one kind of weights hold at once for all rows. They take units for independent, though those of one
     split column, and of one draw, have clips in common. Where there are several of both, ``low_draws`` and
     ``high_draws`` are the interval over draws alone, of each draw's mean over split columns [reconstructed].
@@ -116,7 +122,8 @@ def tests(comparison: Comparison, results: pd.DataFrame, against: str, metric: s
         A line for each row and kind of weights: ``row``, ``against``, ``weights``, ``metric``, the fields of
         ``kdcache.metrics.significance.Effect``, ``low_draws``, ``high_draws``.
     """
-    pairs = [(row.name, against) for row in comparison.runnable if row.name != against]
+    bases = [(row, comparison.reference_of(row, against)) for row in comparison.compared]
+    pairs = [(row.name, base.name) for row, base in bases if base is not None and base.name != row.name]
     crossed = all(results[name].nunique() > 1 for name in UNIT)
     found = []
     for weights in weights_of(results):

@@ -27,17 +27,65 @@ class Comparison:
     """Of the paper's table, in its order."""
     rows: list[TableRow]
     note: str = ""
-    """What has to be known of every table of the method."""
+    """What has to be known of every table of the method, and of this one."""
+    reference: str = ""
+    """Name of the row that the paper compares the others with; empty: the first that can be run."""
+    gains: bool = False
+    """Whether the paper prints differences to that row instead of numbers."""
+    retrain: bool = False
+    """Whether the paper trains on all training clips, see ``presets.retrains``."""
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> Comparison:
+        """From what ``dataclasses.asdict`` made of it, also in earlier versions."""
+        rows = [
+            TableRow(**row | {name: tuple(row.get(name, ())) for name in ("own", "fused")}) for row in content["rows"]
+        ]
+        return cls(**{**content, "rows": rows})
 
     @property
     def runnable(self) -> list[TableRow]:
-        """Rows that can be run, in the order of the table; after training those that did not fail."""
+        """Rows that are trained, in the order of the table; after training those that did not fail."""
+        return [row for row in self.compared if not row.fused]
+
+    @property
+    def compared(self) -> list[TableRow]:
+        """Rows that have numbers: those that are trained, and those that fuse them."""
         return [row for row in self.rows if not row.quoted and not row.failed]
 
     def without(self, problems: Mapping[str, str]) -> Comparison:
-        """The same with the rows marked as failed whose names have a problem."""
-        marked = [replace(row, failed=problems[row.name]) if row.name in problems else row for row in self.rows]
+        """The same with the rows marked as failed whose names have a problem, or which fuse one of them."""
+        known = dict(problems)
+        for row in self.rows:
+            if lost := [name for name in row.fused if name in problems]:
+                known.setdefault(row.name, f"{lost[0]} failed, which it fuses.")
+        marked = [replace(row, failed=known[row.name]) if row.name in known else row for row in self.rows]
         return replace(self, rows=marked)
+
+    def against(self, asked: str | None = None) -> str:
+        """Name of the trained row that others are compared with: the one asked for, the paper's, or the first.
+
+        A row of the paper's table that stands for one of each stream column is named by the first of these; see
+        ``reference_of``.
+        """
+        name = asked or self.reference
+        found = next((row.name for row in self.runnable if name and name in (row.name, row.of)), None)
+        return found or asked or self.runnable[0].name
+
+    def reference_of(self, row: TableRow, against: str) -> TableRow | None:
+        """What a row is compared with: the row ``against``, in the row's own column; None where there is none."""
+        base = self.row(against)
+        if row.column == base.column:
+            return base
+        return next((r for r in self.compared if (r.of, r.column) == (base.of, row.column)), None)
+
+    def paper_gain(self, row: TableRow, base: TableRow, column: str) -> float | None:
+        """By how much a row is above another in a column of the paper's table; None where the paper does not say."""
+        if row.paper_gain is not None and base.paper_gain is not None:
+            return row.paper_gain - base.paper_gain
+        if column not in row.paper or column not in base.paper:
+            return None
+        return row.paper[column] - base.paper[column]
 
     @property
     def failed(self) -> dict[str, str]:
@@ -84,15 +132,19 @@ def choose_rows(
     """
     grid, common = (own_names(method, given) for given in (grid, common))
     known: list[TableRow]
-    caption, base, note = "", {}, presets.note(method)
+    base: dict[str, Any] = {}
+    its = presets.Table("", "", [])
     if table is not None:
         if rows or preset:
             raise OptionError("A table has its own rows and preset: give either TABLE, or --row and --preset.")
         its = presets.table(method, table)
-        caption, known = its.caption, its.rows
+        known = its.rows
     else:
-        base = presets.preset(method, preset) if preset else {}
-        known = [TableRow(name, own_names(method, options), {}) for name, options in rows.items()]
+        if preset:
+            base = presets.settings(method, preset) | presets.preset(method, preset)
+            its = replace(its, retrain=presets.retrains(method, preset))
+        given = {name: own_names(method, options) for name, options in rows.items()}
+        known = [TableRow(name, options, {}, own=tuple(options)) for name, options in given.items()]
     if not known:
         known = [TableRow("", {}, {})]
     if only:
@@ -107,14 +159,18 @@ def choose_rows(
             name = ", ".join([row.name] * bool(row.name) + [f"{k}={shown(v)}" for k, v in point.items()]) or method
             options = {**base, **row.options, **common, **point}
             _check(method, row.method or method, name, options)
-            slug = _slug(name, [r.slug for r in found])
-            found.append(TableRow(name, options, row.paper, slug=slug, method=row.method))
+            slug = slug_of(name, [r.slug for r in found])
+            own = tuple(dict.fromkeys([*row.own, *common, *point]))
+            found.append(replace(row, name=name, options=options, slug=slug, own=own))
+            if row.name and row.name == its.reference and point is points[0]:
+                its = replace(its, reference=name)
     names = [row.name for row in found]
     for name in names:
         if names.count(name) > 1:
             raise OptionError(f"Two rows are called {name!r}: give each its own name.")
     columns = list(dict.fromkeys(column for row in known for column in row.paper))
-    return Comparison(method, caption, columns, found, note)
+    note = " ".join(filter(None, (presets.note(method), its.note)))
+    return Comparison(method, its.caption, columns, found, note, its.reference, its.gains, its.retrain)
 
 
 def _picked(rows: Sequence[TableRow], only: Sequence[str], table: str | None) -> list[TableRow]:
@@ -175,7 +231,7 @@ def _check(table: str, method: str, name: str, options: dict[str, Any]) -> None:
         raise OptionError(f"Row {name!r}{of}: {error}") from error
 
 
-def _slug(name: str, taken: Sequence[str]) -> str:
+def slug_of(name: str, taken: Sequence[str]) -> str:
     """A folder name for a row, unlike those taken."""
     plain = re.sub(r"[^a-z0-9.=]+", "-", name.lower()).strip("-.") or "row"
     return next(s for n in itertools.count(1) if (s := plain if n == 1 else f"{plain}-{n}") not in taken)

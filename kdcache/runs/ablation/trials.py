@@ -1,32 +1,24 @@
-"""The trials of a comparison: the same N settings of learning rate and length for every row of a method.
-
-- ``lr`` log-uniform between a tenth and ten times the first row's;
-- ``epochs`` a half, once or twice the first row's, with ``milestones`` in proportion;
-- for a method of several stages, which has a schedule for each, ``lr_factor`` and ``length`` instead: what multiplies
-  every stage's learning rate, and every stage's epochs and milestones.
-
-They are points of a Halton sequence, which covers both evenly for any N (Bergstra & Bengio 2012, Section 5).
-"""
+"""The trials of a comparison: which there are, and the trainings of each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kdcache.errors import OptionError
 from kdcache.methods import method as method_module
-from kdcache.options import build
+from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.pool import Job
-from kdcache.runs.ablation.replicates import TRIAL_SEED, SplitColumns, row_folder, split_option
-from kdcache.runs.ablation.rows import Comparison
-from kdcache.runs.config import SETTABLE, RunSettings
+from kdcache.runs.ablation.replicates import TRIAL_SEED, row_folder
+from kdcache.runs.ablation.space import LENGTH, LR, OF_ONE_STAGE, OF_STAGES, Rates, RowGrid
+from kdcache.runs.ablation.survey import RowFacts
+from kdcache.runs.config import RunSettings
 from kdcache.runs.presets import TableRow
 
-LR_SPAN = 10.0
-LENGTHS = (0.5, 1.0, 2.0)
-FIRST = 2  # point of the sequence that is trial 1; before it lie the rows' own settings
 ONE_STAGE = ("lr", "epochs")
 STAGES = ("lr_factor", "length")
 MILESTONES = "milestones"
@@ -36,102 +28,111 @@ MILESTONES = "milestones"
 class Trial:
     """One trial of one row on one split column."""
 
-    method: str
-    """That trains the row."""
     row: TableRow
     number: int
+    point: dict[str, Any]
+    """Dimension → value; of trial 0, the row's own settings, those that these amount to."""
     settings: dict[str, Any]
     """On top of the row's options."""
     split_column: str | None = None
 
     @property
-    def options(self) -> Any:
-        """The method's options of the trial, as far as they are known before the data."""
-        given = {**self.row.options, **self.settings}
-        made = build(method_module(self.method).Options, {k: v for k, v in given.items() if k not in SETTABLE})
-        return made.completed() if hasattr(made, "completed") else made
+    def length(self) -> float | None:
+        """Factor of the base length; None of a row that does not train."""
+        return self.point.get(LENGTH)
 
-    def jobs(self, out: Path, common: Mapping[str, Any], seeds: int) -> list[Job]:
-        """Its trainings."""
+    def jobs(self, calls: Calls, out: Path, seeds: int, draws: Sequence[int | None]) -> list[Job]:
+        """Its trainings: with each seed on each of these draws."""
+        made = []
         name = ", ".join(filter(None, [self.row.name, self.split_column]))
-        folder = row_folder(out, self.row.slug, self.split_column) / "tuning" / f"trial-{self.number}"
-        call = {**common, "method": self.method, **self.row.options, **split_option(self.split_column)}
-        return [
-            Job(
-                f"{name}, trial {self.number}, seed {seed}",
-                folder / f"seed-{seed}",
-                {**call, **self.settings, "seed": seed, "keep_stages": False},
-            )
-            for seed in range(TRIAL_SEED, TRIAL_SEED + seeds)
-        ]
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+        folder = row_folder(out, self.row.slug, self.split_column) / "tuning" / f"trial-{digest}"
+        for draw in draws:
+            call = calls(self.row, self.split_column, draw, "trial", self.settings)
+            of_draw = "" if draw is None else f"draw {draw}, "
+            for seed in range(TRIAL_SEED, TRIAL_SEED + seeds):
+                made.append(
+                    Job(
+                        f"{name}, trial {self.number}, {of_draw}seed {seed}",
+                        (folder if draw is None else folder / f"draw-{draw}") / f"seed-{seed}",
+                        {**call, "seed": seed, "keep_stages": False},
+                        calls.shared(draw),
+                    )
+                )
+        return made
 
 
-def column_of(row: TableRow, column: str | None) -> str:
-    """The manifest column by which a row's clips are split."""
-    return column or str(row.options.get("split_column", RunSettings.split_column))
+@dataclass
+class Searched:
+    """A row on a split column, its grid, and its trials as far as they have been drawn.
+
+    ``fixed`` is set in every trial: what was chosen for its teacher.
+    """
+
+    row: TableRow
+    split_column: str | None
+    facts: RowFacts
+    grid: RowGrid
+    fixed: dict[str, Any] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+    scores: dict[int, float] = field(default_factory=dict)
+    problems: dict[int, str] = field(default_factory=dict)
+
+    def own(self) -> Trial:
+        """Trial 0: the row as it is, with the common base length."""
+        base, options = self.grid.base, self.facts.options
+        point: dict[str, Any] = {d.knob.option: getattr(options, d.knob.option, None) for d in self.grid.dimensions}
+        settings: dict[str, Any] = {}
+        if LENGTH in point:
+            point |= {LR: option_value(options, base.rates.lr), LENGTH: 1.0}
+            wanted = base.settings({LENGTH: 1.0})
+            if any(option_value(options, name) != value for name, value in wanted.items()):
+                settings = wanted
+        self.grid.reserve(self.grid.settings(point))
+        return self._add(point, settings)
+
+    def more(self, count: int, **fixed: Any) -> list[Trial]:
+        """``count`` further trials, or as many as the grid still has."""
+        return [self._add(point, self.grid.settings(point)) for point in self.grid.draw(count, **fixed)]
+
+    def _add(self, point: dict[str, Any], settings: dict[str, Any]) -> Trial:
+        made = Trial(self.row, len(self.trials), point, {**self.fixed, **settings}, self.split_column)
+        self.trials.append(made)
+        return made
+
+    def best(self, length: float | None) -> Trial | None:
+        """The trial with the highest score at a length, the earliest of equals; None where all have failed."""
+        usable = [t for t in self.trials if t.number in self.scores and (t.length is None or t.length == length)]
+        return max(usable, key=lambda t: (self.scores[t.number], -t.number), default=None)
+
+    def edges(self, trial: Trial) -> list[tuple[str, str]]:
+        """Dimension and side of each value of a trial that lies on the edge of the grid."""
+        found = ((d.knob.option, d.edge(trial.point[d.knob.option])) for d in self.grid.dimensions)
+        return [(name, side) for name, side in found if side]
 
 
-def tuned_options(method: str) -> tuple[str, ...]:
+def option_value(options: Any, name: str) -> Any:
+    """An option; of a teacher, where it is left open, the student's of that name."""
+    value = getattr(options, name)
+    return getattr(options, name.removeprefix("teacher_")) if value is None else value
+
+
+def rates_of(method: str) -> Rates:
     """The options of learning rate and length that a method has.
 
     Raises:
         OptionError: it has none.
     """
-    names = {field.name for field in fields(method_module(method).Options)}
-    for options in (ONE_STAGE, STAGES):
-        if names.issuperset(options):
-            return options
+    names = set(method_module(method).Options.__dataclass_fields__)
+    if names.issuperset(ONE_STAGE):
+        return replace(OF_ONE_STAGE, milestones=MILESTONES if MILESTONES in names else None)
+    if names.issuperset(STAGES):
+        return OF_STAGES
     raise OptionError(
         f"tune: {method} has no lr and epochs to tune, nor lr_factor and length of several stages; leave tune out."
     )
 
 
-def trials(comparison: Comparison, count: int, columns: SplitColumns = (None,)) -> list[Trial]:
-    """The same ``count`` trials for each row on each split column; trial 0 leaves the row as it is.
-
-    Raises:
-        OptionError: a row's method has neither learning rate and number of epochs nor factors of these.
-    """
-    drawn: dict[str, list[dict[str, Any]]] = {}
-    for row in comparison.runnable:
-        method = comparison.method_of(row)
-        if method not in drawn:  # its first row
-            drawn[method] = _draw(Trial(method, row, 0, {}), count)
-    return [
-        Trial(comparison.method_of(row), row, number, settings, column)
-        for column in columns
-        for row in comparison.runnable
-        for number, settings in enumerate(drawn[comparison.method_of(row)])
-    ]
-
-
-def _draw(first: Trial, count: int) -> list[dict[str, Any]]:
-    """The settings of every trial of a method's rows, around those of its first row; none for trial 0."""
-    options, varied = first.options, tuned_options(first.method)
-    drawn: list[dict[str, Any]] = [{}]
-    for k in range(FIRST, FIRST + count - 1):
-        length = LENGTHS[int(radical_inverse(k, 3) * len(LENGTHS))]
-        factor = LR_SPAN ** (2 * radical_inverse(k, 2) - 1)
-        if varied == STAGES:
-            drawn.append({"lr_factor": _rounded(options.lr_factor * factor), "length": options.length * length})
-            continue
-        settings = {"lr": _rounded(options.lr * factor), "epochs": max(1, round(options.epochs * length))}
-        if hasattr(options, MILESTONES):
-            settings[MILESTONES] = tuple(max(1, round(m * length)) for m in options.milestones)
-        drawn.append(settings)
-    return drawn
-
-
-def _rounded(rate: float) -> float:
-    """To three digits."""
-    return float(f"{rate:.3g}")
-
-
-def radical_inverse(k: int, base: int) -> float:
-    """The digits of k mirrored at the point: 1, 2, 3, 4 … → 0.5, 0.25, 0.75, 0.125 … in base 2."""
-    value, scale = 0.0, 1.0
-    while k:
-        scale /= base
-        value += scale * (k % base)
-        k //= base
-    return value
+def column_of(row: TableRow, column: str | None) -> str:
+    """The manifest column by which a row's clips are split."""
+    return column or str(row.options.get("split_column", RunSettings.split_column))

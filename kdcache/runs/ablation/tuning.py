@@ -1,21 +1,27 @@
-"""The same number of trials for every row: learning rate and length, chosen on validation clips alone.
+"""The same number of trials for every row, chosen on validation clips alone.
 
 A comparison at one fixed learning rate favours whichever row that rate happens to suit. With ``tune=N`` every row gets
-the same N trials: the first with its own settings, the others with settings that are the same for all rows of a method
-(``trials``).
+N trials: the first with its own settings, the others at points of a grid of learning rates, lengths, and what the
+row's objective adds (for a row that adds nothing the baseline's own knobs); see ``space``.
 
-Trials are trained with seeds that no final run has, and scored by the metric that selects epochs, at the best epoch on
-the validation clips. Nothing here reads a number of other clips: without a split named ``validation`` nothing is tuned.
-Where a protocol has several split columns, each row is tuned on each of them by itself: what is a test clip in one may
-be a validation clip in another.
+Teachers come first: each is searched as a run of its own, by its own metric at the epoch that is handed on, and what is
+chosen holds for all rows that have it. Then all rows of a method take one length, so that all take the same number of
+optimiser steps. Where a chosen value lies on the edge of a grid, the grid gets one more value beyond it, and every row
+the same number of further trials.
+
+Trials are trained with seeds that no final run has, on the first draw unless more are asked for, and scored by the
+metric that selects epochs, at the best epoch on the validation clips; where final runs train on all clips, and so take
+their last epoch, at the last. Nothing here reads a number of other clips, and nothing is tuned on clips that are
+reported. Where a protocol has several split columns, each row is tuned on each of them by itself: what is a test clip
+in one may be a validation clip in another.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,90 +29,181 @@ import pandas as pd
 
 from kdcache.errors import OptionError
 from kdcache.files import atomic
-from kdcache.log import logger, quiet
+from kdcache.log import logger
 from kdcache.methods.contract import VALIDATION
-from kdcache.options import build
+from kdcache.runs.ablation.calls import TEST, Calls
+from kdcache.runs.ablation.groups import Facts, Group, groups_of_rows, groups_of_teachers
 from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import Job
-from kdcache.runs.ablation.replicates import SplitColumns, split_option
+from kdcache.runs.ablation.replicates import draw_numbers
 from kdcache.runs.ablation.results import monitor_of
 from kdcache.runs.ablation.rows import Comparison
-from kdcache.runs.ablation.trials import MILESTONES, ONE_STAGE, STAGES, Trial, column_of, trials, tuned_options
-from kdcache.runs.config import RunSettings
-from kdcache.runs.prepare import prepare
+from kdcache.runs.ablation.survey import RowFacts, survey
+from kdcache.runs.ablation.trials import MILESTONES, ONE_STAGE, STAGES, Searched, Trial, column_of, option_value
+from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
 
-TRIALS = 8  # for each row, where nobody says how many
+TRIALS = 16
+"""For each row, where nobody says how many: a whole net of Sobol's sequence, with three trials at each of five learning
+rates and five at each of three lengths. [reconstructed]"""
+MIN_STEPS = 500
+WIDEN = 2
 TUNED = (*ONE_STAGE, MILESTONES, *STAGES)
 TABLE = "tuning.csv"
 
 
-def choose(
-    comparison: Comparison,
-    count: int,
-    folder: Path,
-    common: Mapping[str, Any],
-    seeds: int = 1,
-    workers: int = 1,
-    columns: SplitColumns = (None,),
-) -> pd.DataFrame:
-    """Train all trials, mark the best of each row on each split column, and write ``tuning.csv``.
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How much is searched."""
 
-    Args:
-        comparison: the rows.
-        count: trials of each.
-        folder: of the comparison.
-        common: what ``train`` is called with in every run.
-        seeds: trainings a trial, of which the mean score counts.
-        workers: processes.
-        columns: split columns.
+    count: int
+    """Trials of each row before any dimension is widened."""
+    seeds: int = 1
+    """Trainings a trial on each draw, of which the mean score counts."""
+    draws: int = 1
+    """The first so many draws take part, where there are any."""
+    min_steps: int = MIN_STEPS
+    """The base length is raised to so many optimiser steps where a row would take fewer."""
+    widen: int = WIDEN
+    """How often a dimension may be widened on each side."""
 
-    Returns:
-        ``row``, ``split_column``, ``trial``, ``lr``, ``epochs`` (of methods of several stages ``lr_factor``,
-        ``length``; both pairs where rows are of both kinds, NA in those that a row has not), ``settings`` (JSON),
-        ``score`` (NaN where a training failed), ``problem``, ``chosen``: none of a row whose trials all failed.
+
+@dataclass
+class Search:
+    """The trials of a comparison while they are made."""
+
+    calls: Calls
+    folder: Path
+    settings: SearchSettings
+    workers: int = 1
+    groups: list[Group] = field(default_factory=list)
+
+    def run(self, groups: Sequence[Group]) -> None:
+        """Train the trials of these groups, widen where a choice lies on an edge, and train again."""
+        new = [(group, trial) for group in groups for trial in group.first(self.settings.count)]
+        while new:
+            self._train(new)
+            s = self.settings
+            new = [(group, trial) for group in groups for trial in group.widened(s.count, s.widen)]
+        self.groups += groups
+
+    def _train(self, trials: Sequence[tuple[Group, Trial]]) -> None:
+        s, calls = self.settings, self.calls
+        draws = draw_numbers(calls.draws)[: s.draws]
+        of_trial = [trial.jobs(calls, self.folder, s.seeds, draws) for _, trial in trials]
+
+        def place(job: Job) -> str:
+            return str(job.arguments["shards"])
+
+        every = sorted((job for jobs in of_trial for job in jobs), key=place)  # one cache after the other
+        problems = run_with_bar(every, self.workers, self.folder, "trials", lambda job: None)
+        for (group, trial), jobs in zip(trials, of_trial, strict=True):
+            searched = next(m for m in group.members if m.row is trial.row)
+            failed = [problems[job.label] for job in jobs if job.label in problems]
+            searched.problems[trial.number] = "; ".join(failed)
+            if not failed:
+                scores = [trained_score(Run(job.folder), self._at_last(group, job)) for job in jobs]
+                searched.scores[trial.number] = sum(scores) / len(scores)
+
+    def _at_last(self, group: Group, job: Job) -> bool:
+        """Whether the last epoch counts: it is what a teacher hands on, and what runs without validation clips take."""
+        of_teacher = group.is_teacher and not getattr(self.calls.settings(job.arguments)[1], "patience", 0)
+        return of_teacher or self.calls.retrain is not None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning came to."""
+
+    table: pd.DataFrame
+    """See ``choose``."""
+    chosen: dict[tuple[str, str | None], dict[str, Any]]
+    """Settings of each row, by its name and split column, on top of its options."""
+    problems: dict[str, str]
+    """Name of each row of which, on some split column, nothing could be chosen → why."""
+    space: list[dict[str, Any]]
+    """What was searched: ``Group.described``."""
+
+
+def choose(calls: Calls, folder: Path, facts: Facts, settings: SearchSettings, workers: int = 1) -> Tuned:
+    """Train all trials, of teachers first, mark the best of each row on each split column, and write ``tuning.csv``.
+
+    Its columns are ``row``, ``split_column``, ``trial``, ``lr``, ``epochs`` (of methods of several stages
+    ``lr_factor``, ``length``; both pairs where rows are of both kinds, NA in those that a row has not), ``settings``
+    (JSON: on top of the row's options), ``score`` (NaN where a training failed), ``problem``, ``chosen``, and ``edge``:
+    which chosen values still lie on the edge of what was searched, such as ``lr high``.
 
     Raises:
-        OptionError: the method has nothing to tune.
+        OptionError: a method has nothing to tune.
     """
-    of_trials = [(trial, trial.jobs(folder, common, seeds)) for trial in trials(comparison, count, columns)]
-    every = [job for _, jobs in of_trials for job in jobs]
-    problems = run_with_bar(every, workers, folder, "trials", _trained_score)
-    found: list[dict[str, Any]] = []
-    for trial, jobs in of_trials:
-        failed = [problems[job.label] for job in jobs if job.label in problems]
-        found.append(
-            {
-                "row": trial.row.name,
-                "split_column": column_of(trial.row, trial.split_column),
-                "trial": trial.number,
-                **{name: getattr(trial.options, name) for name in tuned_options(trial.method)},
-                "settings": json.dumps(trial.settings),
-                "score": math.nan if failed else sum(_trained_score(job) for job in jobs) / seeds,
-                "problem": "; ".join(failed),
-            }
-        )
-    varied = [name for name in (*ONE_STAGE, *STAGES) if any(name in trial for trial in found)]
-    order = ["row", "split_column", "trial", *varied, "settings", "score", "problem"]
-    table = _with_types(pd.DataFrame(found)[order])
-    table["chosen"] = False
-    for _, part in table.groupby(["row", "split_column"], sort=False):
-        if part["score"].notna().any():
-            number = best(dict(zip(part["trial"], part["score"], strict=True)))
-            table.loc[part.index[part["trial"] == number], "chosen"] = True
+    problems = {name: known.problem for (name, _), known in facts.items() if known.problem}
+    search = Search(calls, folder, settings, workers)
+
+    def survey_row(row: TableRow, column: str | None) -> RowFacts:
+        return survey(calls, calls(row, column, draw_numbers(calls.draws)[0], "trial", {}))
+
+    teachers, of_row = groups_of_teachers(calls, facts, settings.min_steps, survey_row)
+    search.run(teachers)
+    fixed: dict[tuple[str, str | None], Mapping[str, Any]] = {}
+    for key, group in of_row.items():
+        (teacher,) = group.members
+        best = group.chosen(teacher)
+        if best is None:
+            problems.setdefault(key[0], f"every trial of its teacher failed, the first with: {teacher.problems[0]}")
+        else:
+            fixed[key] = teacher.grid.base.settings(best.point)
+    rows = groups_of_rows(calls, facts, settings.min_steps, fixed)
+    for group in rows:
+        group.members = [m for m in group.members if m.row.name not in problems]
+    search.run([group for group in rows if group.members])
+    chosen: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for group in search.groups:
+        for m in group.members:
+            best = group.chosen(m)
+            if best is not None:
+                chosen[m.row.name, m.split_column] = best.settings
+            elif not group.is_teacher:
+                on = f"on {m.split_column} " if len(calls.columns) > 1 else ""
+                problems.setdefault(m.row.name, on + _why_none(m))
+    table = _table(search)
     with atomic(folder / TABLE) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
-    return table
+    return Tuned(table, chosen, problems, [group.described() for group in search.groups])
 
 
-def untuned(table: pd.DataFrame) -> dict[str, str]:
-    """Name of each row of which, on some split column, every trial failed → the first problem, in words."""
-    found: dict[str, str] = {}
-    for (row, column), part in table.groupby(["row", "split_column"], sort=False):
-        if not part["chosen"].any():
-            on = f"on {column} " if table["split_column"].nunique() > 1 else ""
-            found.setdefault(str(row), f"{on}every trial failed, the first with: {part['problem'].iloc[0]}")
-    return found
+def _why_none(searched: Searched) -> str:
+    if searched.scores:
+        return "no trial succeeded at the length that the rows have in common."
+    return f"every trial failed, the first with: {searched.problems[0]}"
+
+
+def _table(search: Search) -> pd.DataFrame:
+    found: list[dict[str, Any]] = []
+    for group in search.groups:
+        for m in group.members:
+            best, rates = group.chosen(m), m.grid.base.rates
+            names = ONE_STAGE if rates.whole else STAGES
+            for trial in m.trials:
+                call = search.calls(m.row, m.split_column, None, "trial", trial.settings)
+                options = search.calls.settings(call)[1]
+                values = (option_value(options, name) for name in (rates.lr, rates.length))
+                edges = m.edges(trial) if trial is best else []
+                found.append(
+                    {
+                        "row": m.row.name,
+                        "split_column": column_of(m.row, m.split_column),
+                        "trial": trial.number,
+                        **dict(zip(names, values, strict=True)),
+                        "settings": json.dumps(trial.settings),
+                        "score": m.scores.get(trial.number, math.nan),
+                        "problem": m.problems[trial.number],
+                        "chosen": trial is best,
+                        "edge": ", ".join(f"{name} {side}" for name, side in edges),
+                    }
+                )
+    varied = [name for name in (*ONE_STAGE, *STAGES) if any(name in trial for trial in found)]
+    order = ["row", "split_column", "trial", *varied, "settings", "score", "problem", "chosen", "edge"]
+    return _with_types(pd.DataFrame(found, columns=order))
 
 
 def read_tuning(folder: Path) -> pd.DataFrame:
@@ -124,32 +221,38 @@ def _with_types(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"epochs": "Int64" if table["epochs"].isna().any() else int})
 
 
-def automatic(comparison: Comparison, common: Mapping[str, Any], columns: SplitColumns = (None,)) -> int:
-    """How many trials each row gets where nobody says: ``TRIALS``, or none where tuning would be refused; is logged."""
-    differing = _differing(comparison)
-    why = f"{differing} differs between rows" if differing else _unvalidated(comparison, common, columns)
-    if why:
-        logger.info(f"not tuned: {why}")
-        return 0
-    logger.info(f"tune={TRIALS}: each row gets {TRIALS} trials of learning rate and length; tune=0 keeps what it has")
-    return TRIALS
+def facts_of_rows(calls: Calls) -> Facts:
+    """What is known of each row on each split column before it trains, of the first draw."""
+    draw = draw_numbers(calls.draws)[0]
+    return {
+        (row.name, column): survey(calls, calls(row, column, draw, "trial", {}))
+        for column in calls.columns
+        for row in calls.comparison.runnable
+    }
 
 
-def refuse(
-    comparison: Comparison, common: Mapping[str, Any], columns: SplitColumns = (None,), of_paper: bool = False
-) -> None:
-    """``OptionError`` where rows cannot be tuned; the settings of a paper's rows may differ, tuning replaces them."""
-    differing = _differing(comparison)
-    if differing and not of_paper:
+def refuse_differing(comparison: Comparison) -> None:
+    """``OptionError`` where rows of one method differ in what is tuned."""
+    differing = differing_option(comparison)
+    if differing:
         raise OptionError(f"{differing} differs between rows, but tune chooses it for each: drop one of the two.")
-    why = _unvalidated(comparison, common, columns)
-    if why:
-        raise OptionError(
-            f"tune chooses on validation clips alone, and {why}: mark some, drop validation=0, or set tune=0."
-        )
 
 
-def _differing(comparison: Comparison) -> str:
+def why_not(calls: Calls, facts: Facts) -> str:
+    """Why nothing may be tuned on these clips, in words; empty where it may."""
+    first = calls.comparison.runnable[0].name
+    for (name, column), known in facts.items():
+        if known.problem:
+            continue
+        of_all = "the cache" if name == first else f"row {name!r}"
+        if VALIDATION not in known.splits:
+            return f"{column or of_all} has no validation clips"
+        if TEST not in known.splits:
+            return f"{column or of_all} has no test clips, so its validation clips are those that are reported"
+    return ""
+
+
+def differing_option(comparison: Comparison) -> str:
     """The first option that is tuned and that rows of one method set unequally; empty: none."""
     for name in TUNED:
         values: dict[str, set[Any]] = {}
@@ -162,51 +265,39 @@ def _differing(comparison: Comparison) -> str:
     return ""
 
 
-def _unvalidated(comparison: Comparison, common: Mapping[str, Any], columns: SplitColumns) -> str:
-    """Where validation clips are missing, in words; empty: nowhere."""
-    known = {field.name for field in fields(RunSettings)}
-    seen: set[RunSettings] = set()
-    for row in comparison.runnable:
-        method = comparison.method_of(row)
-        given = {k: v for k, v in {**common, "method": method, **row.options}.items() if k in known}
-        own = Trial(method, row, 0, {}).options
-        for column in columns:
-            settings = replace(build(RunSettings, given), **split_option(column))
-            if settings in seen:
-                continue
-            seen.add(settings)
-            with quiet():
-                splits = prepare(settings, own, {"budget": 0}, training=False).data.splits
-            if VALIDATION not in splits:
-                of_all = "the cache" if row is comparison.runnable[0] else f"row {row.name!r}"
-                return f"{column or of_all} has no validation clips"
-    return ""
+def automatic(calls: Calls, facts: Facts | None) -> int:
+    """How many trials each row gets where nobody says: ``TRIALS``, or none where tuning would be refused; is logged.
+
+    ``facts`` may be left out where rows differ in what is tuned."""
+    differing = differing_option(calls.comparison)
+    why = f"{differing} differs between rows" if differing or facts is None else why_not(calls, facts)
+    if why:
+        logger.info(f"not tuned: {why}")
+        return 0
+    logger.info(
+        f"tune={TRIALS}: each row gets {TRIALS} trials of learning rate, length and what its objective adds; tune=0 "
+        "keeps what it has"
+    )
+    return TRIALS
 
 
-def score(metrics: Mapping[str, Any], target: str, metric: str) -> float:
-    """A trained trial's score: the metric on validation clips, at the epoch that was best on them.
+def refuse(calls: Calls, facts: Facts) -> None:
+    """``OptionError`` where there are no clips on which anything may be tuned."""
+    why = why_not(calls, facts)
+    if why:
+        raise OptionError(
+            f"tune chooses on validation clips that are not reported, and {why}: mark some, drop validation=0, set "
+            "retrain, which holds some of the training clips out for the trials alone, or set tune=0."
+        )
+
+
+def trained_score(run: Run, at_last: bool) -> float:
+    """A trained trial's score: the metric that selects epochs on validation clips, at the best epoch or the last.
 
     Raises:
         OptionError: the run has no validation clips.
     """
-    if metrics["selected_by"] != "validation":
+    metrics = run.metrics
+    if metrics["selected_by"] != VALIDATION:
         raise OptionError("tune chooses on validation clips alone, and this run has none: set tune=0.")
-    return float(metrics["best@validation"]["validation"][target][metric])
-
-
-def _trained_score(job: Job) -> float:
-    """The score of a job that has been trained."""
-    run = Run(job.folder)
-    return score(run.metrics, run.target, monitor_of(run))
-
-
-def best(scores: Mapping[int, float]) -> int:
-    """The trial with the highest score, the earliest of equals; NaN is a trial that failed.
-
-    Raises:
-        OptionError: all have failed.
-    """
-    usable = {number: value for number, value in sorted(scores.items()) if not math.isnan(value)}
-    if not usable:
-        raise OptionError("Every trial has failed.")
-    return max(usable, key=lambda number: usable[number])
+    return float(metrics["last" if at_last else f"best@{VALIDATION}"][VALIDATION][run.target][monitor_of(run)])

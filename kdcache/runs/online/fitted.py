@@ -68,6 +68,8 @@ def open_for(run: Run) -> OneClip:
         {failure.clip_id for failure in load_failures(run.path)},
         split_column=settings.split_column,
         validation=settings.validation,
+        validation_seed=settings.validation_seed,
+        validation_as=settings.validation_as,
         decoder=settings.decoder,
         joint_layout=settings.joint_layout,
         device=settings.device,

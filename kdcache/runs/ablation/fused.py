@@ -1,0 +1,45 @@
+"""Numbers of rows that fuse others: the mean of their class probabilities, run by run of equal seed, draw and split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kdcache.files import atomic
+from kdcache.log import quiet
+from kdcache.runs.ablation.replicates import Replicate, run_folder
+from kdcache.runs.ablation.rows import Comparison
+from kdcache.runs.fuse import fuse
+from kdcache.runs.presets import TableRow
+from kdcache.runs.run import METRICS, Run
+
+FUSED = "fused.json"  # in the folder that a run of the row would have: its numbers, and those that they come from
+
+
+def fused_metrics(comparison: Comparison, row: TableRow, out: Path, replicate: Replicate) -> dict[str, Any]:
+    """The metrics of one replicate of a row that fuses others, under the names of a run's ``metrics.json``.
+
+    ``last`` and, where every part has a best epoch, ``best@validation``: split → target → metric in per cent. They are
+    kept beside the runs and computed again where a part has changed.
+
+    Raises:
+        OptionError: the parts answer different questions, see ``fuse``.
+    """
+    parts = [Run(run_folder(out, comparison.row(name).slug, replicate)) for name in row.fused]
+    target = parts[0].target
+    keys = {"last": "last", "best": "best@validation"}
+    wanted = {which: key for which, key in keys.items() if all(key in part.metrics for part in parts)}
+    of = {name: json.loads((part.path / METRICS).read_text()) for name, part in zip(row.fused, parts, strict=True)}
+    file = run_folder(out, row.slug, replicate) / FUSED
+    if file.exists():
+        kept: dict[str, Any] = json.loads(file.read_text())
+        if kept["of"] == of:
+            return dict(kept["metrics"])
+    with quiet():
+        found = {key: fuse(parts, which=which) for which, key in wanted.items()}
+    made = {key: {split: {target: m} for split, m in its.items()} for key, its in found.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as temporary:
+        temporary.write_text(json.dumps({"of": of, "metrics": made}, indent=1) + "\n")
+    return made

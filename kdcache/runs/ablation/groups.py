@@ -1,0 +1,190 @@
+"""Rows that are searched together: one learning-rate scale and one length for all of them, one space that is widened
+for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kdcache.methods.registry import knobs_of, teacher_of
+from kdcache.methods.search import Knob, TeacherRun, of_row
+from kdcache.options import shown
+from kdcache.runs.ablation.calls import Calls
+from kdcache.runs.ablation.space import (
+    Base,
+    Dimension,
+    Rates,
+    RowGrid,
+    base_of,
+    length_dimension,
+    rate_dimension,
+)
+from kdcache.runs.ablation.survey import RowFacts
+from kdcache.runs.ablation.trials import Searched, Trial, option_value, rates_of
+from kdcache.runs.config import SETTABLE
+from kdcache.runs.presets import TableRow
+
+Facts = Mapping[tuple[str, str | None], RowFacts]
+"""Of each row's name and split column."""
+
+
+@dataclass
+class Group:
+    """Rows of one method on one split column, or one teacher."""
+
+    method: str
+    split_column: str | None
+    members: list[Searched]
+    dimensions: dict[Knob | str, Dimension] = field(default_factory=dict)
+    is_teacher: bool = False
+
+    def first(self, count: int) -> list[Trial]:
+        """The row's own settings and ``count`` − 1 points of each."""
+        return [trial for s in self.members for trial in (s.own(), *s.more(count - 1))]
+
+    def widened(self, count: int, most: int) -> list[Trial]:
+        """Further trials where a chosen value lies on an edge: as many of every row, at the next value of that
+        dimension where the row has it; none where all that may be widened has been."""
+        made: list[Trial] = []
+        on_edge = {(name, side) for s in self.members if (best := self.chosen(s)) for name, side in s.edges(best)}
+        for name, side in sorted(on_edge):
+            dimension = next(d for s in self.members for d in s.grid.dimensions if d.knob.option == name)
+            each = math.ceil(count / len(dimension.values))
+            value = dimension.widen(side, most)
+            if value is None:
+                continue
+            for s in self.members:
+                has = any(d is dimension for d in s.grid.dimensions)
+                made += s.more(each, **({name: value} if has else {}))
+        return made
+
+    @property
+    def length(self) -> float | None:
+        """The factor of the base length that all rows take: that of the best mean over rows of each row's best score.
+
+        Lengths count at which the most rows have a trial that succeeded; the shortest of equals. None where no row
+        trains.
+        """
+        lengths = sorted({t.length for s in self.members for t in s.trials if t.length is not None})
+        means: dict[float, tuple[int, float]] = {}
+        for length in lengths:
+            best = [(s, s.best(length)) for s in self.members]
+            scores = [s.scores[t.number] for s, t in best if t is not None and t.length is not None]
+            means[length] = (len(scores), sum(scores) / len(scores) if scores else -math.inf)
+        return max(lengths, key=lambda length: (*means[length], -length), default=None)
+
+    def chosen(self, searched: Searched) -> Trial | None:
+        """The trial of a row whose settings it takes; None where none succeeded at the common length."""
+        return searched.best(self.length)
+
+    def described(self) -> dict[str, Any]:
+        """What was searched, as plain data."""
+        return {
+            "method": self.method,
+            "split_column": self.split_column,
+            "rows": [s.row.name for s in self.members],
+            "length": self.length,
+            "values": {d.knob.option: d.values for d in self.dimensions.values()},
+            "widened": {d.knob.option: d.widened for d in self.dimensions.values() if any(d.widened.values())},
+        }
+
+
+def groups_of_rows(
+    calls: Calls, facts: Facts, min_steps: int, fixed: Mapping[tuple[str, str | None], Mapping[str, Any]]
+) -> list[Group]:
+    """The rows of each method on each split column; ``fixed`` has what was chosen for a row's teacher."""
+    found: list[Group] = []
+    rows = calls.comparison.runnable
+    for column in calls.columns:
+        for method in dict.fromkeys(calls.comparison.method_of(row) for row in rows):
+            mine = [row for row in rows if calls.comparison.method_of(row) == method]
+            usable = [row for row in mine if not facts[row.name, column].problem]
+            if usable:
+                every = [facts[row.name, c] for row in usable for c in calls.columns]  # one length on all of them
+                lr = facts[usable[0].name, column]
+                group = _group(method, column, rates_of(method), lr, every, min_steps)
+                base, common = group
+                made = Group(method, column, [], dict(common))
+                for row in usable:
+                    known = {**fixed.get((row.name, column), {})}
+                    made.members.append(_searched(made, row, facts[row.name, column], base, known))
+                found.append(made)
+    return found
+
+
+def groups_of_teachers(
+    calls: Calls, facts: Facts, min_steps: int, survey_row: Any
+) -> tuple[list[Group], dict[tuple[str, str | None], Group]]:
+    """A group for each teacher that rows need and do not set themselves, and which row has which.
+
+    Args:
+        calls: of the comparison.
+        facts: of its rows.
+        min_steps: as for rows.
+        survey_row: ``(row, split column)`` → its facts.
+    """
+    found: dict[tuple[str, str | None, str], tuple[TableRow, list[str]]] = {}
+    for column in calls.columns:
+        for row in calls.comparison.runnable:
+            method = calls.comparison.method_of(row)
+            teacher, known = teacher_of(method), facts[row.name, column]
+            if teacher is None or known.problem or {teacher.lr, teacher.epochs, teacher.milestones} & {*row.options}:
+                continue
+            options = _options_of_teacher(teacher, row, known.options)
+            if options is not None:
+                key = (method, column, ", ".join(f"{k}={shown(v)}" for k, v in sorted(options.items())))
+                found.setdefault(key, (TableRow("", options, {}, method=method, own=tuple(options)), []))[1].append(
+                    row.name
+                )
+    groups, of_row = list[Group](), dict[tuple[str, str | None], Group]()
+    for (method, column, _), (made, names) in found.items():
+        row = replace(made, name=f"teacher of {', '.join(names)}", slug=f"teacher-of-{_slug_of(calls, names[0])}")
+        known = survey_row(row, column)
+        teacher = teacher_of(method)
+        assert teacher is not None
+        rates = Rates(teacher.lr, teacher.epochs, teacher.milestones)
+        if known.problem:
+            continue  # its rows fail for the same reason, and say so
+        base, common = _group(method, column, rates, known, [known], min_steps)
+        group = Group(method, column, [], dict(common), is_teacher=True)
+        group.members.append(Searched(row, column, known, RowGrid(base, list(common.values()))))
+        groups.append(group)
+        of_row |= {(name, column): group for name in names}
+    return groups, of_row
+
+
+def _options_of_teacher(teacher: TeacherRun, row: TableRow, resolved: Any) -> dict[str, Any] | None:
+    alone = teacher.alone(resolved)
+    if alone is None:
+        return None
+    kept = {name: value for name, value in row.options.items() if name in (*teacher.depends, *SETTABLE)}
+    from_row = {name: row.options[name] for name in ("lr", "epochs", "milestones", "parts") if name in row.options}
+    return {**from_row, **kept, **alone, teacher.seed: None}
+
+
+def _slug_of(calls: Calls, name: str) -> str:
+    return calls.comparison.row(name).slug
+
+
+def _group(
+    method: str, column: str | None, rates: Rates, first: RowFacts, every: Sequence[RowFacts], min_steps: int
+) -> tuple[Base, dict[Knob | str, Dimension]]:
+    """The base of some rows, and the dimensions that all of them have."""
+    lengths = [(option_value(known.options, rates.length), known.steps) for known in every]
+    milestones = () if rates.milestones is None else option_value(first.options, rates.milestones)
+    lr, length = (option_value(first.options, name) for name in (rates.lr, rates.length))
+    base, shorter = base_of(rates, lr, length, milestones, lengths, min_steps)
+    return base, {"lr": rate_dimension(lr), "length": length_dimension(shorter)}
+
+
+def _searched(group: Group, row: TableRow, facts: RowFacts, base: Base, fixed: dict[str, Any]) -> Searched:
+    tuned = {base.rates.lr, base.rates.length, base.rates.milestones}
+    knobs = of_row(knobs_of(group.method), facts.options, frozenset({*row.own, *tuned}))
+    for knob in knobs:
+        group.dimensions.setdefault(knob, Dimension(knob))
+    common = [group.dimensions["lr"], group.dimensions["length"]] if facts.steps else []
+    return Searched(
+        row, group.split_column, facts, RowGrid(base, [*common, *(group.dimensions[k] for k in knobs)]), fixed
+    )
