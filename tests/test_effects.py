@@ -21,8 +21,9 @@ from kdcache.metrics.significance import compare
 from kdcache.report import ablation as report
 from kdcache.report import plots
 from kdcache.report.effects import ONE_UNIT, effects_section, paper_gains, sentence
-from kdcache.report.setting import setting, tuning_section
+from kdcache.report.setting import setting
 from kdcache.report.tables import markdown, over_what, results_table
+from kdcache.report.tuning import tuning_section
 from kdcache.runs.ablation import results
 from kdcache.runs.ablation.conclusion import conclude
 from kdcache.runs.ablation.factors import Factors, factors
@@ -204,24 +205,58 @@ def test_what_varied_and_what_was_held_fixed_in_words(compared, counted, said):
     assert [line for line in setting(conclusion) if line] == said
 
 
-def test_tuning_names_what_was_searched_and_what_lies_on_an_edge():
-    """Settings as JSON with whatever a row's objective adds, and a column ``edge``."""
+def test_tuning_says_what_was_searched_widened_chosen_and_on_an_edge(compared):
     known = {"split_column": "split", "problem": ""}
+    added = '{"lr": 0.1, "w_cls": 0.3, "milestones": [2]}'
     tuned = pd.DataFrame(
         [
             {"row": "a", "trial": 0, "lr": 0.01, "settings": "{}", "score": 40.0, "chosen": False, "edge": ""},
-            {"row": "a", "trial": 1, "lr": 0.1, "settings": '{"lr": 0.1, "w_cls": 0.3}', "score": 44.0, "chosen": True}
-            | {"edge": "lr"},
+            {"row": "a", "trial": 1, "lr": 0.1, "settings": added, "score": 44.0, "chosen": True, "edge": "lr high"},
             {"row": "b", "trial": 0, "lr": 0.01, "settings": "{}", "score": 50.0, "chosen": True, "edge": np.nan},
             {"row": "b", "trial": 1, "lr": 0.1, "settings": '{"lr": 0.1}', "score": 49.0, "chosen": False, "edge": ""},
         ]
     ).assign(**known)
     tuned = tuned[["row", "split_column", "trial", "lr", "settings", "score", "problem", "chosen", "edge"]]
-    lines = tuning_section(tuned, "auc")
-    assert lines[0] == "Selected from 2 trials of lr and w_cls by auc on validation clips"
-    assert lines[2] == "| row | trial | lr | w_cls | score | score of its own settings |"
-    assert lines[4:6] == ["| a | 1 | 0.1 | 0.3 | 44.0 | 40.0 |", "| b | 0 | 0.01 |  | 50.0 | 50.0 |"]
-    assert lines[-1] == "On the edge of the space, beyond which something better may lie: a (lr)."
+    group = {"rows": ["a", "b"], "length": 2.0, "values": {"lr": [0.01, 0.1], "w_cls": [None, 0.3]}}
+    group["widened"] = {"lr": {"low": 0, "high": 1}}
+    search = {"tune_draws": 1, "tune_seeds": 2, "space": [group]}
+    conclusion = replace(conclude(compared.path), tuning=tuned, search=search)
+    assert tuning_section(conclusion) == [
+        "Selected from 2 trials by auc on validation clips",
+        "",
+        "| row | trial | lr | also | score | score of its own settings |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| a | 1 | 0.1 | w_cls=0.3 | 44.0 | 40.0 |",
+        "| b | 0 | 0.01 |  | 50.0 | 50.0 |",
+        "",
+        "Searched, the same values for all rows that have the option (trials on draw 0 with 2 seeds each):",
+        "",
+        "- a, b: lr 0.01, 0.1; w_cls own, 0.3. Length × 2 was chosen for all of them; widened for all of them: "
+        "lr (high).",
+        "",
+        "On the edge of the space, beyond which something better may lie: a (lr high).",
+    ]
+    old = replace(conclusion, search={"tune": 2}, tuning=tuned.drop(columns="edge"))  # of version 0.1
+    assert tuning_section(old)[-1] == "| b | 0 | 0.01 |  | 50.0 | 50.0 |"
+
+
+def test_draws_are_counted_and_named_in_the_report(shards, tmp_path):
+    """From the call to the table: labels vary over draws, seeds are averaged within."""
+    rows = {"base": {"k": 3}, "near": {"k": 1}}
+    call = {"rows": rows, "draws": 3, "seeds": 1, "label_fraction": 0.5, "tune": 0, **KNN}
+    result = kdcache.ablate("early", shards=shards, out=tmp_path / "out", **call)
+    line = result.tests[result.tests["weights"] == "last"].iloc[0]
+    assert (line["units"], line["runs"]) == (3, 3)
+    numbers = result.results[(result.results["split"] == "test") & (result.results["metric"] == "auc")]
+    numbers = numbers[numbers["weights"] == "last"].pivot(index="draw", columns="row", values="value")
+    expected = compare([[gap] for gap in numbers["near"] - numbers["base"]])
+    assert (line["difference"], line["low"]) == pytest.approx((expected.difference, expected.low), nan_ok=True)
+    assert "AUC against base, points: mean over 3 draws, with 95 % intervals" in result.text
+    assert (
+        "Varied: 3 draws (the clips that keep their labels) and 1 seed of the trained networks in each." in result.text
+    )
+    assert "Held fixed: the clips that test, the clips that validate and the weights of the backbone." in result.text
+    assert (tmp_path / "out" / "effects.png").exists()
 
 
 # Pictures and files
