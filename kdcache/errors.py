@@ -15,6 +15,10 @@ class OptionError(KdcacheError, ValueError):
     """An option, name or setting that kdcache does not know or cannot honour."""
 
 
+class ReferenceRowError(OptionError):
+    """The row of a comparison failed against which the others are tested."""
+
+
 class ManifestError(KdcacheError, ValueError):
     """A manifest that breaks the contract; ``problems`` lists every bad row, each with its line number."""
 

@@ -386,9 +386,10 @@ def test_tables_say_how_many_steps_each_row_took(compared, tmp_path, steps, cell
 def test_steps_that_differ_between_splits_alone_are_no_cause_for_a_warning():
     wanted = Comparison("early", "", [], [TableRow("A", {}, {}), TableRow("B", {}, {})])
     found = pd.DataFrame(
-        [{"row": row, "split_column": f"s{s}", "draw": 0, "seed": 0, "steps": 10 + s} for row in "AB" for s in (0, 1)]
+        [{"row": row, "split_column": f"s{s}", "draw": 0, "seed": 0, "steps": 500 + s} for row in "AB" for s in (0, 1)]
     )
-    assert "Warning" not in steps_line(wanted, found)
+    assert steps_line(wanted, found).endswith("a teacher's are not counted.")
+    assert "Fewer than 500 can make a row" in steps_line(wanted, found.assign(steps=found["steps"] - 1))
     found.loc[0, "steps"] = 12
     assert "Warning" in steps_line(wanted, found)
 
@@ -418,7 +419,7 @@ def test_the_folder_holds_all_that_was_promised(compared):
     assert str(compared).replace(" ", "").replace("-", "") == compared.text.replace(" ", "").replace("-", "")
     assert "Selected from 2 trials of lr and epochs by auc" in compared.text
     assert "Set for all rows: batch_size=8, hidden=8, teacher_hidden=4." in compared.text
-    assert "Set as the first trial, then tuned for each row: epochs=3, milestones=2." in compared.text
+    assert "Where tuning started: epochs=3, milestones=2." in compared.text
     for name in ("effects", "curve", "training", "gain", "confusion"):
         with Image.open(compared.path / f"{name}.png") as picture:
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20, name

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kdcache.errors import OptionError
+from kdcache.errors import OptionError, ReferenceRowError
 from kdcache.files import atomic
 from kdcache.log import logger, show_log
 from kdcache.methods import load_method
@@ -27,7 +27,7 @@ from kdcache.runs.ablation.calls import DRAW
 from kdcache.runs.ablation.columns import with_streams
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
 from kdcache.runs.ablation.jobs import workers_for
-from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
+from kdcache.runs.ablation.protocol import DESCRIPTION, AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, run_folder
 from kdcache.runs.ablation.results import UNIT, WEIGHTS, stage_summary, unit_means, values
 from kdcache.runs.ablation.rows import choose_rows
@@ -40,6 +40,9 @@ from kdcache.runs.run import Run
 from kdcache.runs.session import Session
 from kdcache.store import Cache
 from kdcache.text import aligned_markdown
+
+CONCLUDED = ("table.md", "results.csv", "tests.csv", DESCRIPTION)
+PICTURES = ("effects.png", "curve.png", "training.png", "gain.png", "confusion.png")
 
 Scored = tuple[NDArray[np.float64], NDArray[np.int64], list[int]]
 
@@ -207,7 +210,12 @@ def ablate(
         workers=workers_for(workers, Path(first), device),
         options={**options, **(grid or {})},
     )
-    train_rows(protocol)
+    try:
+        train_rows(protocol)
+    except ReferenceRowError:
+        for name in (*CONCLUDED, *PICTURES):  # of an earlier call, whose reference row has now been trained anew
+            (protocol.folder / name).unlink(missing_ok=True)
+        raise
     conclusion = conclude(protocol.folder, source)
     text = write_report(conclusion)
     c = conclusion
@@ -215,8 +223,10 @@ def ablate(
 
 
 def write_report(conclusion: Conclusion) -> str:
-    """Write ``table.md`` and the plots of a comparison into its folder; the text of the tables."""
+    """Write ``table.md`` and the plots of a comparison, in the place of earlier ones; the text of the tables."""
     text = "\n".join(filter(None, (markdown(conclusion), paper_columns(conclusion))))
+    for name in PICTURES:
+        (conclusion.path / name).unlink(missing_ok=True)
     with atomic(conclusion.path / "table.md") as temporary:
         temporary.write_text(text)
     draw(conclusion)
@@ -244,7 +254,7 @@ def draw(conclusion: Conclusion) -> None:
         plots.observed_curves(c.path / "curve.png", curves, f"{c.split}, {over}", interval=several)
     _draw_training(c)
     if len(c.tests):
-        _draw_effects(c, over if several else "no intervals: one draw")
+        _draw_effects(c, f"simultaneous {over}" if several else "one draw, no intervals")
 
     shown = shown_row(c)
     base = c.comparison.reference_of(shown, c.against) or shown
@@ -279,7 +289,8 @@ def _draw_effects(conclusion: Conclusion, over: str) -> None:
         for weights, part in c.tests.groupby("weights", sort=False)
     }
     against = ", ".join(dict.fromkeys(c.tests["against"]))
-    plots.effects(c.path / "effects.png", panels, f"{column_title(c.monitor)} over {against}, points; {over}")
+    title = f"{column_title(c.monitor)} over {against}; {over}"
+    plots.effects(c.path / "effects.png", panels, title)
 
 
 def shown_row(conclusion: Conclusion) -> TableRow:

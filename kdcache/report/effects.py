@@ -28,17 +28,18 @@ def effects_section(tests: pd.DataFrame, results: pd.DataFrame, weights: str, ga
     """
     lines = tests[tests["weights"] == weights].to_dict("records")
     first = lines[0]
-    title, against = column_title(first["metric"]), ", ".join(dict.fromkeys(line["against"] for line in lines))
-    said = [sentence(line, gains.get(line["row"])) for line in lines]
+    title, against = column_title(first["metric"]), "; ".join(dict.fromkeys(line["against"] for line in lines))
     if first["units"] == 1:
-        head = f"{title} against {against}, points: mean and standard deviation over {first['runs']} {_seeds(first)}"
-        return [head, "", *_without_interval(lines, gains), "", ONE_UNIT, "", *said]
+        count = f"{first['runs']} seed{'s' * (first['runs'] > 1)}"
+        head = f"{title} against {against}, points: mean and standard deviation over {count} of one draw"
+        return [head, "", *_without_interval(lines, gains), "", ONE_UNIT]
     interval = f"{100 * first['level']:g} % intervals"
     if len(lines) > 1:
         interval += f" that hold for all {len(lines)} rows at once (Bonferroni)"
     over = units_in_words(results)
     seeds = "; seeds are averaged first" if first["runs"] > first["units"] else ""
     head = f"{title} against {against}, points: mean over {over}, with {interval}{seeds}"
+    said = [f"- {sentence(line, gains.get(line['row']))}" for line in lines]
     return [head, "", *_with_interval(lines, gains), "", *said]
 
 
@@ -77,13 +78,10 @@ def sentence(line: Line, gain: float | None) -> str:
     """What a row's numbers say, in words.
 
     Args:
-        line: of ``results.tests``.
+        line: of ``results.tests``, over several units.
         gain: the paper's.
     """
-    row, low, high = f"- **{line['row']}**", line["low"], line["high"]
-    if line["units"] == 1:
-        spread = "" if math.isnan(line["std_seeds"]) else f" ± {line['std_seeds']:.1f}"
-        return f"{row}: {signed(line['difference'])}{spread} points in this draw; what it is in others is not known."
+    row, low, high = line["row"], line["low"], line["high"]
     if math.isnan(low):
         return f"{row}: {signed(line['difference'])} points in every unit alike, so there is no interval."
     if low > 0:
@@ -115,7 +113,7 @@ def _beside_paper(line: Line, gain: float | None) -> str:
 
 
 def _with_interval(lines: list[dict[Hashable, Any]], gains: Mapping[str, float]) -> list[str]:
-    header = ["row", "difference", f"{100 * lines[0]['level']:g} % interval", "smallest that 80 % of studies see"]
+    header = ["row", "difference", f"{100 * lines[0]['level']:g} % interval", "detectable (80 % power)"]
     header += ["paper's gain"] * bool(gains) + ["higher in", "p, adjusted"]
     table = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     for line in lines:
@@ -150,7 +148,3 @@ def _p(value: float) -> str:
     if math.isnan(value):
         return UNKNOWN
     return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
-
-
-def _seeds(line: Line) -> str:
-    return "seed" + "s" * (line["runs"] > 1)

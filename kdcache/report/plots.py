@@ -30,31 +30,32 @@ class EffectBar:
 _WIDTH, _HEIGHT = 6.4, 4.2  # inches of one panel
 
 
-def effects(path: Path, panels: Mapping[str, Sequence[EffectBar]], label: str) -> None:
+def effects(path: Path, panels: Mapping[str, Sequence[EffectBar]], title: str) -> None:
     """Differences to a reference row with their intervals, a line a row, a panel for each kind of weights.
 
     Args:
         path: PNG to write.
-        panels: title → the rows, from top to bottom.
-        label: of the horizontal axis.
+        panels: title → the rows, from top to bottom, the same ones in each.
+        title: of the whole.
     """
     most = max(map(len, panels.values()))
-    figure, all_axes = _panels(len(panels), height=1.2 + 0.45 * most)
-    for axes, (title, bars) in zip(all_axes, panels.items(), strict=True):
+    figure, all_axes = _panels(len(panels), height=1.8 + 0.35 * most, alike=True)
+    paper: list[Any] = []
+    for axes, (caption, bars) in zip(all_axes, panels.items(), strict=True):
         for place, bar in enumerate(bars):
             if not np.isnan(bar.low):
                 axes.plot([bar.low, bar.high], [place, place], color="tab:blue", lw=2)
-            axes.plot(bar.difference, place, "o", color="tab:blue", label="measured" if not place else None)
-        quoted = [(place, bar.paper) for place, bar in enumerate(bars) if bar.paper is not None]
+            axes.plot(bar.difference, place, "o", color="tab:blue")
+        quoted = [(bar.paper, place) for place, bar in enumerate(bars) if bar.paper is not None]
         if quoted:
-            axes.plot(
-                [x for _, x in quoted], [y for y, _ in quoted], "D", color="tab:orange", mfc="none", label="paper"
-            )
-            axes.legend()
+            paper = axes.plot(*zip(*quoted, strict=True), "D", color="tab:orange", mfc="none", label="the paper's")
         axes.axvline(0, color="0.2", lw=0.8)
         axes.set_yticks(range(len(bars)), [bar.row for bar in bars])
-        axes.set(ylim=(most - 0.5, -0.5), xlabel=label, title=title)
+        axes.set(ylim=(most - 0.5, -0.5), xlabel="difference, points", title=caption)
         axes.grid(visible=True, axis="x", color="0.9")
+    if paper:
+        figure.legend(handles=paper, loc="outside lower center")
+    figure.suptitle(title)
     _save(figure, path)
 
 
@@ -157,14 +158,14 @@ def _legend(figure: Any, all_axes: Sequence[Any]) -> None:
         figure.legend(handles, names, loc="outside right upper", fontsize="small")
 
 
-def _panels(count: int, width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Any, list[Any]]:
-    """A figure that no global state knows, and its axes."""
+def _panels(count: int, width: float = _WIDTH, height: float = _HEIGHT, alike: bool = False) -> tuple[Any, list[Any]]:
+    """A figure that no global state knows, and its axes, ``alike`` in their scales."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * count, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(np.ravel(figure.subplots(1, count)))
+    return figure, list(np.ravel(figure.subplots(1, count, sharex=alike, sharey=alike)))
 
 
 def _line(axes: Any, x: Array, values: Array, name: str, number: int, interval: bool = False) -> None:

@@ -11,11 +11,13 @@ from kdcache.metrics.early import at_ratio, column_title, ratio_metrics
 from kdcache.metrics.significance import mean_std
 from kdcache.report.costs import UNKNOWN, cost_section
 from kdcache.report.effects import effects_section, paper_gains, signed, units_in_words
-from kdcache.report.setting import common_options, setting, tuning_section
+from kdcache.report.setting import common_options, setting
+from kdcache.report.tuning import tuning_section
 from kdcache.runs.ablation.conclusion import Conclusion
 from kdcache.runs.ablation.replicates import in_words
 from kdcache.runs.ablation.results import UNIT, WEIGHTS, steps_of, unit_means, values, weights_of
 from kdcache.runs.ablation.rows import Comparison
+from kdcache.runs.ablation.tuning import MIN_STEPS
 
 USUAL_RATIOS = (20, 40, 60, 80, 100)  # observation ratios in the tables of papers, in per cent
 
@@ -58,13 +60,19 @@ def markdown(conclusion: Conclusion) -> str:
             "changed between them): they cannot be compared; train them again in a new folder.",
             "",
         ]
-    if c.split == "validation":
+    if c.search.get("retrain"):
+        lines += [
+            "Settings were chosen on clips held out of the training clips; the runs of these tables trained on all of "
+            "them and selected no epoch: the tables show the last one.",
+            "",
+        ]
+    elif c.split == "validation":
         lines += ["The cache has no test clips: the tables show the validation clips, which selected the epochs.", ""]
     elif c.weights == "last":
         which = "Not every run has" if (c.results["weights"] == "best").any() else "The cache has no"
         lines += [f"{which} validation clips, so no epoch was selected: the tables show the last one.", ""]
     if len(c.tuning):
-        lines += [*tuning_section(c.tuning, c.monitor), ""]
+        lines += [*tuning_section(c), ""]
     elif len(c.comparison.runnable) > 1:
         lines += [
             "Not tuned: each row kept its own learning rate and length, which may suit one better than another.",
@@ -172,10 +180,12 @@ def paper_section(
 
 
 def steps_line(comparison: Comparison, results: pd.DataFrame) -> str:
-    """What the column ``steps`` holds; a warning where rows that were trained differ in it."""
+    """What the column ``steps`` holds; a warning where they are few, or rows that were trained differ in it."""
     meaning = "Steps are those of the evaluated network's optimiser; a teacher's are not counted."
     of_row = {row.name: steps_of(results, row.name) for row in comparison.runnable}
     trained = results[results["steps"].notna() & (results["steps"] != 0)]
+    if len(trained) and trained["steps"].min() < MIN_STEPS:
+        meaning += f" Fewer than {MIN_STEPS} can make a row that fits more slowly look worse than it is."
     unequal = trained.groupby(["split_column", "draw", "seed"])["steps"].nunique().gt(1).any()
     if unequal:
         return (

@@ -21,6 +21,8 @@ from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.tuning import read_tuning
 from kdcache.runs.run import Run
 
+SEARCH = ("tune", "tune_seeds", "tune_draws", "min_steps", "retrain", "space")
+
 
 @dataclass(frozen=True)
 class Conclusion:
@@ -55,6 +57,8 @@ class Conclusion:
     """See ``costs.costs_of_rows``."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the call set for all rows; several values made a grid."""
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """How tuning searched: those of ``SEARCH`` that ``ablation.json`` has; of earlier versions it has few."""
 
 
 def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion:
@@ -98,6 +102,7 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
         same,
         costs,
         description.get("options", {}),
+        {name: description[name] for name in SEARCH if name in description},
     )
     return Conclusion(folder, comparison, replicates, against, run.target, monitor, split, weights, *read)
 

@@ -57,7 +57,7 @@ def factors(comparison: Comparison, folder: Path, replicates: Sequence[Replicate
         divisions=most(lambda run: run.resolved.get("samples")),
         backbones=most(_backbone),
         caches=most(lambda run: run.settings.shards),
-        teachers=most(lambda run: getattr(run.options, "teacher_seed", getattr(run.settings, "teacher_seed", None))),
+        teachers=most(_teacher),
     )
 
 
@@ -68,6 +68,11 @@ def _distinct(values: Iterable[str]) -> list[str]:
 def _label_draw(run: Run) -> int | None:
     """The seed by which labelled clips are drawn, where not all keep their labels."""
     return run.options.label_seed if getattr(run.options, "label_fraction", 1) < 1 else None
+
+
+def _teacher(run: Run) -> int | None:
+    """The seed of a teacher that runs share, where the run has more than the stage that answers."""
+    return getattr(run.options, "teacher_seed", None) if len(run.metrics["stages"]) > 1 else None
 
 
 def _backbone(run: Run) -> str | None:

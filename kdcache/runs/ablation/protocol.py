@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import OptionError
+from kdcache.errors import OptionError, ReferenceRowError
 from kdcache.files import atomic
 from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.jobs import run_with_bar
@@ -193,10 +193,10 @@ def _chosen(tuned: Tuned | None, row: TableRow, replicate: Replicate) -> dict[st
 
 
 def _refuse_without_reference(protocol: AblationProtocol, problems: Mapping[str, str]) -> None:
-    """``OptionError`` where the row is among those that failed against which the others are tested."""
+    """``ReferenceRowError`` where the row is among those that failed against which the others are tested."""
     name = protocol.against
     if name in problems:
-        raise OptionError(
+        raise ReferenceRowError(
             f"{name}: {problems[name]} The other rows are tested against it, so nothing is compared yet: mend it, or "
             "name another with --against."
         )
