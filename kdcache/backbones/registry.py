@@ -33,6 +33,7 @@ REGISTRY = {
     "tsm-resnet50": BackboneEntry("tsm", InputSpec("rgb", frames=8, default_layer="clip")),
     "tsm-resnet50-online": BackboneEntry("tsm", InputSpec("rgb", frames=8, default_layer="clip"), {"online": True}),
     "vacnn": BackboneEntry("vacnn", InputSpec("skeleton", frames=10, resize=224)),
+    "vacnn-small": BackboneEntry("vacnn_small", InputSpec("skeleton", frames=10, resize=224)),
     "resnet34": BackboneEntry("resnet", InputSpec("rgb", frames=20, default_layer="layer4")),
     "resnet34-flow": BackboneEntry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=3)),
     "resnet34-flow5": BackboneEntry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=5)),

@@ -97,7 +97,7 @@ def folders() -> list[Path]:
     return [Path(own).expanduser(), cache] if own else [cache]
 
 
-FITTED = ("vacnn", "tsm-resnet50", "tsm-resnet50-online", "resnet34", "i3d-rgb", "resnext101")
+FITTED = ("vacnn", "vacnn-small", "tsm-resnet50", "tsm-resnet50-online", "resnet34", "i3d-rgb", "resnext101")
 """Backbones that ``kdcache fit`` trains."""
 
 
