@@ -218,7 +218,7 @@ def _read(
     while True:
         failed = {f.clip_id for f in loaded.failures}
         examples = clips(rows, ~rows["clip_id"].isin(failed).to_numpy(bool), validation, quiet=True)
-        target = _target(labels, examples)
+        target = target_of(labels, examples)
         used = {s: _used(split, s, target, labels) for s, split in examples.splits.items() if s in ("train", *HELD_OUT)}
         ids = [
             name
@@ -242,7 +242,7 @@ def _used(split: Split, name: str, target: str, labels: LabelOptions) -> Tensor:
     return (y != UNLABELLED).nonzero()[:, 0]
 
 
-def _target(labels: LabelOptions, examples: Examples) -> str:
+def target_of(labels: LabelOptions, examples: Examples) -> str:
     """The column that holds the classes."""
     target = labels.target
     if target == "auto":
