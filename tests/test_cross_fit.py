@@ -20,7 +20,7 @@ import kdcache
 from kdcache import backbones
 from kdcache.backbones import InputSpec, crossfit
 from kdcache.backbones.framewise import Framewise
-from kdcache.backbones.metadata import read_metadata
+from kdcache.backbones.metadata import FitMetadata, read_metadata, write
 from kdcache.backbones.weights import of_folder, weights_digest
 from kdcache.cli import main
 from kdcache.data.parts import draw_parts
@@ -364,3 +364,62 @@ def test_the_lists_of_clips_stand_beside_the_shards(cache, fitted, tmp_path):
     lists.unlink()
     with pytest.raises(StoreError, match=r"parts-.*\.json is missing, which says what network computed a clip"):
         kdcache.train("recognition", copy, out=tmp_path / "run", **TRAIN)
+
+
+# ---- skeletons, and networks from elsewhere
+
+
+def test_skeletons_and_the_class_scores_of_a_fit(tmp_path):
+    """Networks that differ in their last layer alone, whose scores are two and three times those of the one of all."""
+    name, parts, root = "vacnn-small", {"a": 0, "b": 1}, tmp_path / "fit"
+    rng = np.random.default_rng(0)
+    for clip in "abc":
+        lines = [" ".join(f"{v:.6g}" for v in joint) + " 1" for joint in rng.normal(0, 1, (12 * 20, 3))]
+        (tmp_path / f"{clip}.txt").write_text("\n".join(lines) + "\n")
+    net, shas = backbones.build(name, "random:0", num_classes=5), []
+    for number, folder in enumerate(("all", "part-0", "part-1")):
+        (root / folder).mkdir(parents=True)
+        last = {key: (1 + number) * net.state_dict()[key] for key in net.classifier}
+        facts = FitMetadata(backbone=name, num_classes=5, classes=(0, 1, 2, 3, 4), limits=(-3.0, 3.0))
+        write(root / folder / f"{name}.safetensors", net.state_dict() | last, facts)
+        shas.append(weights_digest(root / folder / f"{name}.safetensors"))
+    crossfit.save(root, name, shas[0], shas[1:], parts, random_start=True)
+    rows = manifest(source=["a.txt", "b.txt", "c.txt"]).assign(clip_id=list("abc"), start_s=np.nan, stop_s=np.nan)
+    found = {}
+    for out, weights in (("cross", root), ("alone", root / "all" / f"{name}.safetensors")):
+        call = {"weights": {name: weights}, "levels": 2, "bar": False, "device": "cpu", "dtype": "float32"}
+        kdcache.extract(rows, tmp_path, tmp_path / out, [f"{name}/logits"], **call)
+        found[out] = kdcache.Cache(tmp_path / out)
+    assert found["cross"].recipe(f"{name}/logits")["skeleton"]["limits"] == [-3.0, 3.0]
+    cross, alone = (cache.read(f"{name}/logits", list("abc")) for cache in found.values())
+    assert cross.shape == (3, 1, 2, 5)
+    np.testing.assert_allclose(cross, alone * np.reshape([2, 3, 1], (3, 1, 1, 1)), rtol=1e-3)
+
+
+def test_class_scores_behind_a_network_of_ones_own(clips, tmp_path):
+    """The classifier that the fit puts on the pooled features, by hand; cross-fitted; a run on its scores."""
+    name, shown = backbones.allow("own_networks:video"), {"frames": 4, "size": 16, "device": "cpu"}
+    made = kdcache.fit(
+        name, clips / "clips.csv", clips, tmp_path / "fit", cross_fit=2, init="random:0", epochs=1, **shown
+    )
+    scores, call = f"{name}/logits", (clips / "clips.csv", clips)
+    more = {**shown, "levels": 2, "bar": False}
+    kdcache.extract(*call, tmp_path / "out", [scores], {name: made.weights}, **more)
+    found = kdcache.Cache(tmp_path / "out")
+    assert found.recipe(scores)["backbone"]["axes"] == "D"
+    clip, part = next(iter(parts_of(made).items()))
+    weights = made.parts[part].weights
+    kdcache.extract(*call, tmp_path / "alone", [scores, f"{name}/pool"], {name: weights}, **more)
+    alone, array = kdcache.Cache(tmp_path / "alone"), found.read(scores, [clip])
+    assert array.shape == (1, 1, 2, 3)
+    assert np.array_equal(array, alone.read(scores, [clip]))
+    pooled = torch.from_numpy(alone.read(f"{name}/pool", [clip]).astype(np.float32))
+    with torch.no_grad():
+        by_hand = backbones.build(name, weights).head(pooled).numpy()
+    np.testing.assert_allclose(array, by_hand, atol=5e-3)
+    run = kdcache.train(
+        "early", tmp_path / "out", out=tmp_path / "run", epochs=1, hidden=4, teacher_hidden=2, device="cpu"
+    )
+    assert run.training_data.data.cross_fitted == set(parts_of(made))
+    with pytest.raises(OptionError, match=r"are the scores of the classifier that `kdcache fit` puts on pool"):
+        kdcache.extract(*call, tmp_path / "none", [scores], {name: "built"}, **more)
