@@ -7,7 +7,8 @@ batch norms' momentum of 0.99 (hardly any running average) among them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +50,12 @@ class VACNN(Framewise):
 
     side: int = plan.SIDE
     """Of the images that the network sees, in pixels."""
-    shape = staticmethod(plan.shape)
+    shape: ClassVar[Callable[..., Shape]] = staticmethod(plan.shape)
     """Of a layer."""
     view_channels: int = 128
     """Of the network that chooses the view."""
-    resnet_name, make_resnet = "ResNet-50", staticmethod(resnet50)
+    resnet_name: str = "ResNet-50"
+    make_resnet: ClassVar[Callable[..., nn.Module]] = staticmethod(resnet50)
     norm_momentum: float = 0.99
     """Of the view network's batch norms."""
 

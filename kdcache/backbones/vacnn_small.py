@@ -27,7 +27,8 @@ class SmallVACNN(VACNN):
     shape = staticmethod(plan.shape)
     view_channels = 32
     norm_momentum = 0.1  # PyTorch's: with 0.99 test images are normalised by the last batch of a short fit
-    resnet_name, make_resnet = "ResNet-18", staticmethod(resnet18)
+    resnet_name = "ResNet-18"
+    make_resnet = staticmethod(resnet18)
     last_norm = "bn2"
 
     def init_constant(self, name: str) -> float | None:
@@ -38,7 +39,7 @@ class SmallVACNN(VACNN):
         """Skeleton images ``uint8`` or ``float32 [B, N, 224, 224, 3]`` → ``float32 [B, N, 3, 96, 96]``, less 110."""
         images = super().prepare(x)
         small = F.interpolate(images.flatten(0, 1), size=(self.side, self.side), mode="area")
-        return small.unflatten(0, images.shape[:2])
+        return small.reshape(*images.shape[:3], self.side, self.side)
 
 
 def make(spec: InputSpec, num_classes: int | None = None) -> SmallVACNN:
