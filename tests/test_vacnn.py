@@ -11,7 +11,7 @@ import torch
 from backbone_cases import batch_norms, check_batch, check_misuse, check_stops, images, relative
 from golden_weights import WEIGHTS, golden_state
 from PIL import Image
-from torchvision.models import resnet50
+from torchvision.models import resnet18, resnet50
 
 from kdcache import backbones
 from kdcache.backbones import vacnn_layers
@@ -59,6 +59,36 @@ def moving(rng, frames, joints, bodies=1):
     """A smooth walk of ``bodies`` × ``joints`` joints, float32 [frames, bodies × joints, 3], away from zero."""
     steps = rng.normal(0, 0.05, (frames, bodies * joints, 3)).cumsum(axis=0)
     return (steps + rng.normal(0, 0.4, (1, bodies * joints, 3)) + [0.3, 0.2, 3]).astype(np.float32)
+
+
+# ---- the small network
+
+
+def test_the_small_network_sees_the_same_images_averaged_down():
+    net = backbones.build("vacnn-small", "random:0", num_classes=5)
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.integers(0, 256, (1, 2, 224, 224, 3)).astype(np.uint8))
+    prepared = net.prepare(x)
+    assert prepared.shape == (1, 2, 3, 96, 96)
+    corner = x[0, 0, :3, :3].float().mean((0, 1)) - 110  # the first of 96 pixels lies on 2 ⅓, 3 with its rest
+    assert torch.allclose(prepared[0, 0, :, 0, 0], corner, atol=1e-4)
+    for name, shape in net.layers.items():
+        with torch.no_grad():
+            assert net.features(prepared, name).shape == (1, 2, *shape[1:]), name
+    assert backbones.layer_shape("vacnn-small", "logits", 3, classes=5) == ("logits", (3, 5))
+    assert backbones.layer_axes("vacnn-small", "pool") == "ND"
+    with pytest.raises(OptionError, match="SmallVACNN takes images of 96 × 96 pixels"):
+        net.features(torch.zeros(1, 1, 3, 224, 224), "pool")
+
+
+def test_the_small_network_starts_from_a_resnet18():
+    net = backbones.build("vacnn-small", "random:0", num_classes=5)
+    state = random_init(resnet18(weights=None), 1)
+    start(net, 0, state)
+    assert torch.equal(net.resnet.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    assert net.fc.weight.abs().max() == 0
+    with pytest.raises(WeightsError, match="These are not a ResNet-18's weights"):
+        start(net, 0, random_init(resnet50(weights=None), 1))
 
 
 # ---- the network

@@ -188,6 +188,8 @@ def looks_like(state: Mapping[str, Tensor]) -> str:
         return "a TSM ResNet (tsm-resnet50)"
     if "classifier.layer4.2.conv3.weight" in shapes:
         return "a VA-CNN (vacnn)"
+    if "classifier.layer4.1.conv2.weight" in shapes:
+        return "a small VA-CNN (vacnn-small)"
     if len(first) == 5:
         return "a 3-D ResNet or ResNeXt (resnext101)"
     if "layer4.2.conv3.weight" in shapes:

@@ -23,10 +23,10 @@ from kdcache.backbones.tap import OUTPUT, Tapped, first_tensor, tap
 from kdcache.errors import OptionError, unknown
 
 Takes = Literal["CTHW", "TCHW", "CHW"]
-POOL = "pool"
+POOL, LOGITS = "pool", "logits"
 PRETRAINED, BUILT, RANDOM = "pretrained", "built", "random"
 HEAD = ("head.weight", "head.bias")
-"""The classifier that ``kdcache fit`` puts on the pooled features."""
+"""The classifier that ``kdcache fit`` puts on the pooled features; its scores are the layer ``logits``."""
 
 _LETTERS = set("TCHWPD")
 _CHANNELS = "CD"  # the axis that pooling keeps
@@ -86,6 +86,7 @@ class ExternalBackbone(Backbone):
         super().__init__()
         self.external, self.input, self.net = external, external.input, net
         self.unloaded: tuple[str, ...] = ()
+        self._names = frozenset(name for name, _ in net.named_modules())
         if num_classes is not None:
             self.head = nn.Linear(layer_shape(external, POOL)[-1], num_classes)
 
@@ -98,20 +99,23 @@ class ExternalBackbone(Backbone):
         """``layer`` itself; ``OptionError`` for an unknown one."""
         if isinstance(self.net, Tapped):
             return layer
-        if layer not in (POOL, OUTPUT) and layer not in dict(self.net.named_modules()):
+        if layer not in (POOL, OUTPUT) and layer not in self._names and not self._is_head(layer):
             raise unknown("layer", layer, layer_names(self.external))
         return layer
 
     def features(self, x: Tensor, layer: str) -> Tensor:
         """Output of ``layer`` for what ``prepare`` gives, ``[B, …]``, of images ``[B, T, …]``."""
-        module = self.external.pooled if self.resolve(layer) == POOL else layer
+        pooled = self.resolve(layer) == POOL or self._is_head(layer)
+        module = self.external.pooled if pooled else layer
         shown = x.flatten(0, 1) if self.external.images else x
         if isinstance(self.net, Tapped):
             out: Tensor = self.net(shown)
         else:
             out = tap(self.net, module, shown, self.external.arguments)
-        if layer == POOL:
+        if pooled:
             out = _averaged(out, pooled_axes(self.external, out.ndim - 1))
+        if self._is_head(layer):
+            out = self.head(out)
         return out.reshape(len(x), -1, *out.shape[1:]) if self.external.images else out
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -128,24 +132,40 @@ class ExternalBackbone(Backbone):
 
     def truncate(self, layer: str) -> None:
         """Drop, in place, what ``layer`` does not need, as far as the network can be traced."""
-        module = self.external.pooled if self.resolve(layer) == POOL else layer
+        pooled = self.resolve(layer) == POOL or self._is_head(layer)
+        module = self.external.pooled if pooled else layer
         missing = [name for name in self.unloaded if not _before(self.external, module, name.rpartition(".")[0])]
         if missing:
             raise OptionError(f"{layer} needs {missing[0]}, which the checkpoint does not hold: choose another layer.")
         self.net = Tapped(self.net, module, self.external.arguments)
+
+    def _is_head(self, layer: str) -> bool:
+        """Whether a layer is the scores of the classifier that ``kdcache fit`` trained."""
+        return layer == LOGITS and LOGITS not in self._names and "head" in self._modules
 
     def adapt(self, state: State) -> State:
         """A library's checkpoint under our names."""
         return {f"net.{name}": value for name, value in state.items() if not name.startswith(self.external.ignored)}
 
 
-def layer_shape(external: External, layer: str, frames: int | None = None, size: int | None = None) -> Shape:
+def layer_shape(
+    external: External, layer: str, frames: int | None = None, size: int | None = None, classes: int | None = None
+) -> Shape:
     """Shape of a layer for one segment of ``frames`` × ``size`` × ``size``, of images with T in front.
+
+    ``logits`` is of fitted weights alone: the scores of their ``classes``.
 
     Raises:
         OptionError: no such layer, one that cannot be cached, or an input that the network does not take.
     """
     frames, size = frames or external.input.frames, size or external.input.size
+    if layer == LOGITS and LOGITS not in _modules(external):
+        if classes is None:
+            raise OptionError(
+                f"{external.name}/{LOGITS} are the scores of the classifier that `kdcache fit` puts on {POOL}: give "
+                f"the weights of a fit, or take another layer of {', '.join(layer_names(external)[-3:])} …"
+            )
+        return (*layer_shape(external, POOL, frames, size)[:-1], classes)
     found, failure = _probed(external, 1 if external.images else frames, size)
     module = external.pooled if layer == POOL else layer
     if module not in found and failure and module in (OUTPUT, *_modules(external)):
@@ -172,10 +192,11 @@ def layer_axes(
     Raises:
         OptionError: they are not known and not stated, or do not fit the layer.
     """
-    shape = layer_shape(external, layer, frames, size)
-    if layer == POOL:
+    own = layer == LOGITS and LOGITS not in _modules(external)
+    shape = layer_shape(external, layer, frames, size, classes=1)
+    if layer == POOL or own:
         if stated is not None:
-            raise OptionError(f"axes={stated}: those of {POOL} are known; leave axes out.")
+            raise OptionError(f"axes={stated}: those of {layer} are known; leave axes out.")
         return "TD" if external.images else "D"
     known = external.axes(layer, len(shape) - external.images)
     axes = stated or (None if known is None else "T" * external.images + known)

@@ -22,7 +22,7 @@ from kdcache.backbones.external import (
 )
 from kdcache.backbones.metadata import read_metadata
 from kdcache.backbones.spec import Weights
-from kdcache.backbones.weights import Choice, random_seed
+from kdcache.backbones.weights import Choice, of_folder, random_seed
 from kdcache.errors import OptionError, WeightsError
 from kdcache.log import logger
 
@@ -36,9 +36,9 @@ def choose(name: str, weights: Weights | Choice = None) -> Choice:
 
     Args:
         name: of a network from elsewhere.
-        weights: a file with its state dict, ``random:SEED`` (the network's own initialisation after
-            ``torch.manual_seed(SEED)``), ``pretrained`` (the library's), ``built`` (a builder's own); None: whichever
-            of these it has.
+        weights: a file with its state dict, a folder of ``kdcache fit --cross-fit``, ``random:SEED`` (the network's
+            own initialisation after ``torch.manual_seed(SEED)``), ``pretrained`` (the library's), ``built`` (a
+            builder's own); None: whichever of these it has.
 
     Raises:
         OptionError: a malformed text, or one that this network has not.
@@ -49,17 +49,20 @@ def choose(name: str, weights: Weights | Choice = None) -> Choice:
     found = external(name)
     text = found.origin if weights is None else os.fspath(weights)
     seed = random_seed(text)
-    path = None
+    path = cross = None
     if seed is None and not _known(found, text):
         path = Path(text)
-        if not path.is_file():
+        if path.is_dir():
+            whole = of_folder(path)
+            path, cross = whole.path, whole.cross_fit
+        elif not path.is_file():
             raise WeightsError(f"{text}: no such weights file; give {name} a file, or random:0.")
     if seed is not None and (name, text) not in _announced:
         _announced.add((name, text))
         logger.warning("%s runs on RANDOM weights (%s): its features carry no learned meaning.", name, text)
     choice = Choice(path=path, seed=seed, spec=None if path or seed is not None else text)
     net = _load(found, choice, None)
-    known = Choice(path=path, seed=seed, spec=choice.spec, state=state_digest(net))
+    known = Choice(path=path, seed=seed, spec=choice.spec, state=state_digest(net), cross_fit=cross)
     _last.clear()
     _last[name, known] = net
     return known

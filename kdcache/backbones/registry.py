@@ -33,6 +33,7 @@ REGISTRY = {
     "tsm-resnet50": BackboneEntry("tsm", InputSpec("rgb", frames=8, default_layer="clip")),
     "tsm-resnet50-online": BackboneEntry("tsm", InputSpec("rgb", frames=8, default_layer="clip"), {"online": True}),
     "vacnn": BackboneEntry("vacnn", InputSpec("skeleton", frames=10, resize=224)),
+    "vacnn-small": BackboneEntry("vacnn_small", InputSpec("skeleton", frames=10, resize=224)),
     "resnet34": BackboneEntry("resnet", InputSpec("rgb", frames=20, default_layer="layer4")),
     "resnet34-flow": BackboneEntry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=3)),
     "resnet34-flow5": BackboneEntry("resnet", InputSpec("flow", frames=20, default_layer="layer4", stack=5)),
@@ -89,20 +90,25 @@ def input_spec(name: str) -> InputSpec:
     return external(name).input if is_external(name) else entry(name).input
 
 
-def layer_shape(name: str, layer: str, frames: int | None = None, size: int | None = None) -> tuple[str, Shape]:
+def layer_shape(
+    name: str, layer: str, frames: int | None = None, size: int | None = None, classes: int | None = None
+) -> tuple[str, Shape]:
     """Published name of ``layer`` (or of its alias) and its shape for one ``frames`` × ``size`` × ``size`` input.
+
+    ``classes`` is the number of class scores; None: that of the published network.
 
     Raises ``OptionError`` for an unknown backbone or layer, and for an input too short for the layer.
     """
     if is_external(name):
         from kdcache.backbones.external import layer_shape as shape_of
 
-        return layer, shape_of(external(name), layer, frames, size)
+        return layer, shape_of(external(name), layer, frames, size, classes)
     found = entry(name)
     spec = found.input
     layers = importlib.import_module(f"kdcache.backbones.{found.module}_layers")
     published: str = layers.resolve(layer)
-    shape: Shape = layers.shape(published, spec.channels, frames=frames or spec.frames, size=size or spec.size)
+    given = {} if classes is None else {"num_classes": classes}
+    shape: Shape = layers.shape(published, spec.channels, frames or spec.frames, size or spec.size, **given)
     return published, shape
 
 

@@ -7,7 +7,8 @@ batch norms' momentum of 0.99 (hardly any running average) among them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,17 +48,30 @@ class VACNN(Framewise):
         "logits": "classifier.fc",
     }
 
+    side: int = plan.SIDE
+    """Of the images that the network sees, in pixels."""
+    shape: ClassVar[Callable[..., Shape]] = staticmethod(plan.shape)
+    """Of a layer."""
+    view_channels: int = 128
+    """Of the network that chooses the view."""
+    resnet_name: str = "ResNet-50"
+    make_resnet: ClassVar[Callable[..., nn.Module]] = staticmethod(resnet50)
+    norm_momentum: float = 0.99
+    """Of the view network's batch norms."""
+
     def __init__(self, num_classes: int = 60, limits: tuple[float, float] = NTU_LIMITS) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 128, 5, stride=2, bias=False)
-        self.bn1 = nn.BatchNorm2d(128, eps=1e-3, momentum=0.99)
-        self.conv2 = nn.Conv2d(128, 128, 5, stride=2, bias=False)
-        self.bn2 = nn.BatchNorm2d(128, eps=1e-3, momentum=0.99)
+        width = self.view_channels
+        self.conv1 = nn.Conv2d(3, width, 5, stride=2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width, eps=1e-3, momentum=self.norm_momentum)
+        self.conv2 = nn.Conv2d(width, width, 5, stride=2, bias=False)
+        self.bn2 = nn.BatchNorm2d(width, eps=1e-3, momentum=self.norm_momentum)
         self.relu = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(7)
-        self.fc = nn.Linear(6272, 6)
+        cells = ((((self.side - 3) // 2) - 3) // 2 // 7) ** 2
+        self.fc = nn.Linear(width * cells, 6)
         # The published name of the ResNet is also the name of the tuple above, so it is reached through _modules.
-        self._modules["classifier"] = resnet50(weights=None, num_classes=num_classes)
+        self._modules["classifier"] = self.make_resnet(weights=None, num_classes=num_classes)
         self.limits, self.num_classes = limits, num_classes
         self.input = InputSpec("skeleton", frames=10, size=plan.SIDE, resize=plan.SIDE)
 
@@ -72,7 +86,7 @@ class VACNN(Framewise):
 
     @property
     def resnet(self) -> nn.Module:
-        """The classifier, a ResNet-50."""
+        """The classifier, a ResNet."""
         net = self._modules["classifier"]
         assert net is not None
         return net
@@ -80,13 +94,15 @@ class VACNN(Framewise):
     @property
     def layers(self) -> dict[str, Shape]:
         """Every layer → its shape for one clip of 10 levels."""
-        return {name: plan.shape(name, 3, self.input.frames, plan.SIDE, self.num_classes) for name in self.order}
+        return {name: self.shape(name, 3, self.input.frames, plan.SIDE, self.num_classes) for name in self.order}
 
     def check(self, x: Tensor) -> None:
         """``OptionError`` for a batch that is not ``float [B, N, 3, 224, 224]``."""
         super().check(x)
-        if x.shape[3:] != (plan.SIDE, plan.SIDE):
-            raise OptionError(f"VACNN takes images of {plan.SIDE} × {plan.SIDE} pixels; got {list(x.shape[3:])}.")
+        if x.shape[3:] != (self.side, self.side):
+            raise OptionError(
+                f"{type(self).__name__} takes images of {self.side} × {self.side} pixels; got {list(x.shape[3:])}."
+            )
 
     def prepare(self, x: Tensor) -> Tensor:
         """Skeleton images ``uint8`` or ``float32 [B, N, 224, 224, 3]`` → ``float32 [B, N, 3, 224, 224]``, less 110."""
@@ -95,14 +111,14 @@ class VACNN(Framewise):
         return super().prepare(x)
 
     def view_params(self, images: Tensor) -> Tensor:
-        """Three angles and three shifts, ``[N, 6]``, for images ``[N, 3, 224, 224]``."""
+        """Three angles and three shifts, ``[N, 6]``, for images ``[N, 3, side, side]``."""
         x = self.relu(self.bn1(self.conv1(images)))
         x = self.relu(self.bn2(self.conv2(x)))
         params: Tensor = self.fc(self.pool(x).flatten(1))
         return params
 
     def endpoints(self, images: Tensor, limits: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Each layer's name and output for images ``[N, 3, 224, 224]`` in turn, computed only when asked for.
+        """Each layer's name and output for images ``[N, 3, side, side]`` in turn, computed only when asked for.
 
         ``limits``: float [N, 2], c_min and c_max of each image, in place of the network's.
         """
@@ -146,7 +162,7 @@ def seen_from(images: Tensor, params: Tensor, limits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def start(net: VACNN, seed: int = 0, imagenet: Mapping[str, Tensor] | None = None) -> VACNN:
-    """Set a network to the published start of training, in place: identity view, ImageNet's ResNet-50.
+    """Set a network to the published start of training, in place: identity view, ImageNet's ResNet.
 
     The view network's convolutions are Xavier-uniform and its last layer zero, so that every skeleton is first seen
     as it is; the class scores' layer keeps its random values.
@@ -154,10 +170,11 @@ def start(net: VACNN, seed: int = 0, imagenet: Mapping[str, Tensor] | None = Non
     Args:
         net: as ``build("vacnn", weights="random:SEED", num_classes=…)`` gives it.
         seed: of the convolutions.
-        imagenet: state dict of torchvision's ``resnet50``; without it the ResNet stays random.
+        imagenet: state dict of torchvision's ``resnet50`` (of the small network's, ``resnet18``); without it the
+            ResNet stays random.
 
     Raises:
-        WeightsError: ``imagenet`` is not of a ResNet-50.
+        WeightsError: ``imagenet`` is not of the network's ResNet.
     """
     generator = torch.Generator().manual_seed(seed)
     for conv in (net.conv1, net.conv2):
@@ -170,12 +187,12 @@ def start(net: VACNN, seed: int = 0, imagenet: Mapping[str, Tensor] | None = Non
             found = net.resnet.load_state_dict(layers, strict=False)
         except RuntimeError as error:
             raise WeightsError(
-                f"These are not a ResNet-50's weights: {str(error).splitlines()[-1].strip()}."
+                f"These are not a {net.resnet_name}'s weights: {str(error).splitlines()[-1].strip()}."
             ) from error
         missing = [name for name in found.missing_keys if not name.startswith("fc.") and "num_batches" not in name]
         if missing or found.unexpected_keys:
             raise WeightsError(
-                f"These are not a ResNet-50's weights: {len(missing)} parameters are missing and "
+                f"These are not a {net.resnet_name}'s weights: {len(missing)} parameters are missing and "
                 f"{len(found.unexpected_keys)} are unknown ({(missing + found.unexpected_keys)[0]})."
             )
     return net

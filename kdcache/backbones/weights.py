@@ -13,13 +13,15 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kdcache.backbones import crossfit
+from kdcache.backbones.crossfit import CrossFitWeights
 from kdcache.backbones.published import ADAPTED, TABLE, Published, published_for
 from kdcache.backbones.spec import Weights
 from kdcache.errors import OptionError, WeightsError, unknown
@@ -44,22 +46,47 @@ class Choice:
     """Of networks from elsewhere: ``pretrained``, ``pretrained:TAG`` or ``built``."""
     state: str | None = None
     """Of networks from elsewhere: digest of the weights in memory."""
+    cross_fit: CrossFitWeights | None = None
+    """Other networks that compute some of the clips, where ``path`` is of ``kdcache fit --cross-fit``."""
+
+    def part(self, number: int) -> Choice:
+        """The weights that were fitted without a part of the clips."""
+        assert self.cross_fit is not None
+        return Choice(path=self.cross_fit.files[number])
 
     def identity(self) -> dict[str, Any]:
         """What recipes say of the weights: a file's sha256 whatever its name, or the random spec and its rule.
 
-        Of networks from elsewhere also the digest of the weights in memory."""
+        Of networks from elsewhere also the digest of the weights in memory, of cross-fitted weights the others'."""
+        others = {} if self.cross_fit is None else {"cross_fit": self.cross_fit.identity()}
         if self.state is not None:
             named = {"spec": self.spec or f"{RANDOM}{self.seed}"} if self.path is None else {}
-            return {**named, **({"sha256": weights_digest(self.path)} if self.path else {}), "state": self.state}
+            its = {"sha256": weights_digest(self.path)} if self.path else {}
+            return {**named, **its, "state": self.state, **others}
         if self.path is None:
             return {"spec": f"{RANDOM}{self.seed}", "rule": RANDOM_RULE}
-        return {"sha256": weights_digest(self.path)}
+        return {"sha256": weights_digest(self.path), **others}
+
+
+def of_folder(folder: Path) -> Choice:
+    """The weights of a folder of ``kdcache fit --cross-fit``, every file held against its recorded digest.
+
+    Raises:
+        WeightsError: it is no such folder, or a file is missing, or another one than when the parts were drawn.
+    """
+    path, sha256, cross = crossfit.load(folder)
+    for file, recorded in ((path, sha256), *zip(cross.files, cross.parts, strict=True)):
+        if weights_digest(file) != recorded:
+            raise WeightsError(
+                f"{file} is another file than {folder / crossfit.FILE} says: copy the whole folder again, or repeat "
+                "the `kdcache fit --cross-fit`."
+            )
+    return Choice(path=path, cross_fit=cross)
 
 
 def resolve(name: str, weights: Weights | Choice = None) -> Choice:
-    """The weights that ``weights`` means for backbone ``name``: ``"random:SEED"``, a file, or None = published ones.
-    A choice that was made before stays.
+    """The weights that ``weights`` means for backbone ``name``: ``"random:SEED"``, a file, a folder of ``kdcache
+    fit --cross-fit``, or None = published ones. A choice that was made before stays.
 
     Published ones that are not on this machine yet are fetched. Raises ``OptionError`` for a malformed random spec,
     ``WeightsError`` where no file is found or reached.
@@ -72,12 +99,25 @@ def resolve(name: str, weights: Weights | Choice = None) -> Choice:
         log.info("Fetching the published weights of %s from %s.", row.name, row.url)
         return Choice(path=fetch(row.name))
     seed = random_seed(text)
+    if seed is None and weights is not None and Path(text).is_dir():
+        return of_folder(Path(text))
     if seed is None:
         return Choice(path=find(name, weights))
     if (name, text) not in _announced:
         _announced.add((name, text))
         log.warning("%s runs on RANDOM weights (%s): its features carry no learned meaning.", name, text)
     return Choice(seed=seed)
+
+
+def as_recorded(choice: Choice, known: Mapping[str, Any]) -> Choice | None:
+    """The weights as a recipe names them, ``known``; None where they are others.
+
+    Where the recipe is of cross-fitted features the file of all clips will do: what is no clip of theirs is computed
+    with it alone.
+    """
+    if choice.cross_fit is None and "cross_fit" in known:
+        choice = replace(choice, cross_fit=CrossFitWeights.from_recipe(known["cross_fit"]))
+    return choice if choice.identity() == known else None
 
 
 def random_seed(text: str) -> int | None:
@@ -97,7 +137,7 @@ def folders() -> list[Path]:
     return [Path(own).expanduser(), cache] if own else [cache]
 
 
-FITTED = ("vacnn", "tsm-resnet50", "tsm-resnet50-online", "resnet34", "i3d-rgb", "resnext101")
+FITTED = ("vacnn", "vacnn-small", "tsm-resnet50", "tsm-resnet50-online", "resnet34", "i3d-rgb", "resnext101")
 """Backbones that ``kdcache fit`` trains."""
 
 

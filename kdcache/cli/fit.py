@@ -32,6 +32,12 @@ from kdcache.errors import OptionError
     help="Column of the manifest that says what trains, or subject=S2: these clips test.  [default: split]",
 )
 @click.option("--split", hidden=True)
+@click.option(
+    "--cross-fit",
+    type=click.IntRange(2),
+    metavar="K",
+    help="K + 1 fits: on all clips, and without each of K parts, which `extract` computes with the fit without them.",
+)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
 @click.option(
@@ -55,16 +61,17 @@ def fit(
 ) -> None:
     """Train BACKBONE on your own clips, where nobody publishes weights.
 
-    Writes a weights file that `kdcache extract --weights BACKBONE=FILE` takes. Only clips of split train are trained
-    on; validation clips choose the epoch, test clips are looked at once, at the end. The same command goes on after an
-    interruption. Exit status 3 says that some clips failed: the fit's failures.csv lists them. `kdcache fit BACKBONE
-    --help` lists the options of a fit with the backbone's defaults.
+    Writes a weights file that `kdcache extract --weights BACKBONE=FILE` takes (with --cross-fit a folder of them). Only
+    clips of split train are trained on; validation clips choose the epoch, test clips are looked at once, at the end.
+    The same command goes on after an interruption. Exit status 3 says that some clips failed: the fit's failures.csv
+    lists them. `kdcache fit BACKBONE --help` lists the options of a fit with the backbone's defaults.
 
     \b
     Example:
       kdcache fit vacnn --dataset ntu --root /data/ntu
       kdcache fit vacnn --dataset msraction3d --root skeletons/ --set lr=0.001 --precision bf16
       kdcache fit tsm --manifest clips.csv --root videos/ --set label_fraction=0.1
+      kdcache fit vacnn-small --dataset msraction3d --root skeletons/ --cross-fit 4
     """
     from kdcache.backbones import allow, input_spec
     from kdcache.datasets.registry import dataset_module

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdcache import backbones, runtime
-from kdcache.backbones.weights import find_digest
+from kdcache.backbones.weights import as_recorded, find_digest
 from kdcache.data.beside import cut_like, followed
 from kdcache.data.clips import clips
 from kdcache.data.inputs import Binding, bind
@@ -29,9 +29,10 @@ from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError, WeightsError
 from kdcache.log import logger
 from kdcache.methods.contract import VALIDATION, Data, Input, InputStream, Segment, SkeletonSegment
+from kdcache.methods.labels import warn_if_fitted_on_training
 from kdcache.recipe import Recipe, digest
 from kdcache.store import Cache
-from kdcache.store.fitted import fitted_clips
+from kdcache.store.fitted import clips_with_own_label, fitted_clips
 
 
 class StreamPool:
@@ -120,6 +121,8 @@ def open_cache(
     split_sizes = ", ".join(f"{split} {len(part)}" for split, part in examples.splits.items())
     logger.info("%s: %d clips; examples: %s", "+".join(recipes), len(examples.clip_ids), split_sizes)
     first = {one.name: cache.recipe(binding.streams[0]) for binding in bindings for one in binding.inputs}
+    weights_of = [r.get("backbone", {}).get("weights", {}) for r in recipes.values()]
+    fitted = frozenset(clip for its in weights_of for clip in fitted_clips(cache.path, its.get("sha256")))
     data = Data(
         splits=examples.splits,
         classes=examples.classes,
@@ -132,13 +135,16 @@ def open_cache(
         sizes={name: int(r["views"]["size"]) for name, r in first.items() if "size" in r.get("views", {})},
         sampled={name: _sampled(r) for name, r in first.items() if "sampling" in r},
         info={"imported": {name: r["imported"].get("sampling", {}) for name, r in first.items() if "imported" in r}},
-        fitted=frozenset().union(*(fitted_clips(cache.path, _weights_of(r)) for r in recipes.values())),
+        fitted=fitted,
+        cross_fitted=fitted.difference(*(clips_with_own_label(cache.path, w) for w in weights_of)),
         seed=seed,
         device=on,
         autocast=runtime.autocast(on, precision),
         batches=batches_on(on),
         backbone=functools.cache(lambda name: backbone_state(first[name], weights)),
     )
+    if training:
+        warn_if_fitted_on_training(data)
     resolved = {
         "device": str(on),
         "precision": precision,
@@ -326,12 +332,6 @@ def _stream(
     return parts[0] if len(parts) == 1 else JoinedStream(parts)
 
 
-def _weights_of(recipe: Recipe) -> str | None:
-    """SHA-256 of the weights of a stream's backbone, None for random ones and where there is no backbone."""
-    sha256: str | None = recipe.get("backbone", {}).get("weights", {}).get("sha256")
-    return sha256
-
-
 def backbone_state(recipe: Recipe, weights: str | None) -> dict[str, Tensor]:
     """State dict of the network that computed a stream.
 
@@ -350,6 +350,6 @@ def backbone_state(recipe: Recipe, weights: str | None) -> dict[str, Tensor]:
     advice = f"pass weights=PATH of the checkpoint with which {recipe['stream']} was computed, or set init=random."
     if file is None:
         raise WeightsError(f"The checkpoint of the cache (sha256 {known['sha256']}) is not on this machine: {advice}")
-    if backbones.weights_id(name, file) != known:
+    if as_recorded(backbones.choose(name, file), known) is None:
         raise WeightsError(f"{file} is not the checkpoint of the cache, its digest differs: {advice}")
     return dict(backbones.build(name, file).state_dict())

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdcache import backbones
+from kdcache.backbones.base import Backbone
 from kdcache.errors import ClipError, OptionError
 from kdcache.log import logger
 from kdcache.store.quantised import READ_DTYPE, Quantised, quantise
@@ -20,7 +21,8 @@ Compute = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Backbones:
-    """Frozen networks, one for each feature stream, loaded once a worker.
+    """Frozen networks, one for each feature stream, loaded once a worker; of cross-fitted weights those of the parts
+    when their first clip comes.
 
     Batches are always filled to ``batch`` segments (the last with zeros), so that a clip's bytes do not depend on
     which clips share its batch.
@@ -32,21 +34,32 @@ class Backbones:
         ours = [s for s in streams if isinstance(s, BackboneStream)]
         nets = {(s.backbone, s.weights): None for s in ours}
         built = {key: backbones.build(*key) for key in nets}
-        self._compute: dict[str, Compute] = {
-            s.name: backbones.frozen(built[s.backbone, s.weights], s.layer, precision=s.precision, device=device)
-            for s in ours
+        self._compute: dict[tuple[str, int | None], Compute] = {
+            (s.name, None): self._frozen(built[s.backbone, s.weights], s) for s in ours
         }
 
+    def _frozen(self, net: Backbone, stream: BackboneStream) -> Compute:
+        return backbones.frozen(net, stream.layer, precision=stream.precision, device=self.device)
+
+    def _network(self, stream: BackboneStream, part: int | None) -> Compute:
+        """That of all clips, or the one that was fitted without a part of them."""
+        if (stream.name, part) not in self._compute:
+            assert part is not None
+            net = backbones.build(stream.backbone, stream.weights.part(part))
+            self._compute[stream.name, part] = self._frozen(net, stream)
+        return self._compute[stream.name, part]
+
     def features(
-        self, inputs: Sequence[NDArray[Any]], stream: BackboneStream
+        self, inputs: Sequence[NDArray[Any]], stream: BackboneStream, part: int | None = None
     ) -> list[NDArray[Any] | Quantised | ClipError]:
         """Features [V, …] (with levels [V, N, …]) of each clip as they are stored, or why a clip has none.
 
         Args:
             inputs: of each clip, what the stream's ``compute`` gave, [segments, …].
             stream: which.
+            part: of cross-fitted weights whose network computes them; ``None``: that of all clips.
         """
-        out = stream.assemble(self._run(np.concatenate(inputs), self._compute[stream.name]))
+        out = stream.assemble(self._run(np.concatenate(inputs), self._network(stream, part)))
         views = len(out) // len(inputs)
         if stream.shape is not None and out.shape[1:] != stream.shape[1:]:
             raise OptionError(

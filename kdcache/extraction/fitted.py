@@ -1,21 +1,25 @@
-"""Weights that were fitted on labelled clips: which a run uses, and warnings of leaked labels."""
+"""Weights that were fitted on labelled clips: which a run uses, and what is to be said of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kdcache.backbones.crossfit import CrossFitWeights
 from kdcache.backbones.metadata import FitMetadata, read_metadata
-from kdcache.splits import SPLIT, held_out_clips
+from kdcache.splits import SPLIT, TRAIN, held_out_clips
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Stream
 
 if TYPE_CHECKING:
     import pandas as pd
 
+LOGITS = "logits"  # class scores are the one layer that networks of different feature spaces share
+
 
 def fitted_weights(streams: Sequence[Stream]) -> dict[str, FitMetadata]:
-    """SHA-256 → metadata of every fitted weights file that the streams use."""
+    """SHA-256 → metadata of every fitted weights file that the streams use; of cross-fitted ones that of all clips,
+    which has seen what the others have."""
     found: dict[str, FitMetadata] = {}
     for stream in streams:
         if not isinstance(stream, BackboneStream) or stream.weights.path is None:
@@ -24,6 +28,48 @@ def fitted_weights(streams: Sequence[Stream]) -> dict[str, FitMetadata]:
         if sha256 not in found and (fit := read_metadata(stream.weights.path)) is not None:
             found[sha256] = fit
     return found
+
+
+def part_weights(streams: Sequence[Stream]) -> dict[str, FitMetadata]:
+    """SHA-256 → metadata of the weights of cross-fitted streams that were each fitted without a part of the clips."""
+    found: dict[str, FitMetadata] = {}
+    for cross in cross_fits(streams).values():
+        for sha256, file in zip(cross.parts, cross.files, strict=True):
+            if (fit := read_metadata(file)) is not None:
+                found[sha256] = fit
+    return found
+
+
+def cross_fits(streams: Sequence[Stream]) -> dict[str, CrossFitWeights]:
+    """Stream → its cross-fitted weights, of those that have such."""
+    ours = (s for s in streams if isinstance(s, BackboneStream))
+    return {s.name: s.weights.cross_fit for s in ours if s.weights.cross_fit is not None}
+
+
+def incomparable(streams: Sequence[Stream]) -> list[str]:
+    """One sentence for each stream of hidden layers of cross-fitted networks that have no feature space in common."""
+    return [
+        f"{s.name}: the {1 + len(cross.parts)} cross-fitted networks started from random weights, so that hidden "
+        f"layers of two of them mean different things, and a head that learns on one's reads another's badly; take "
+        f"their class scores ({s.backbone}/{LOGITS}), or fit with init= or imagenet= from a checkpoint."
+        for s in streams
+        if isinstance(s, BackboneStream)
+        and (cross := s.weights.cross_fit) is not None
+        and cross.random_start
+        and s.layer.lower() != LOGITS
+    ]
+
+
+def unknown_parts(rows: pd.DataFrame, streams: Sequence[Stream]) -> list[str]:
+    """One sentence for each cross-fitted stream none of whose parts' clips is in a manifest that trains."""
+    here = set(rows["clip_id"])
+    trains = "split" not in rows or bool((rows["split"] == TRAIN).any())
+    return [
+        f"{name}: the networks were cross-fitted on clips of which none is in this manifest, so that the one of all "
+        f"computes every clip; were they other names for the same clips, it would have seen their labels."
+        for name, cross in cross_fits(streams).items()
+        if trains and not here & cross.clips.keys()
+    ]
 
 
 def leaks(rows: pd.DataFrame, fitted: Mapping[str, FitMetadata]) -> list[str]:

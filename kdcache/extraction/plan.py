@@ -121,7 +121,7 @@ def make_plan(
             continue
         lacking: dict[str, str] = {}
         for stream in streams:
-            key = clip_key(stream.digest, fingerprint, start_s, stop_s)
+            key = clip_key(stream.digest_of(clip_id), fingerprint, start_s, stop_s)
             entry = _cached(stream, key, (fingerprint, start_s, stop_s), cached.get(stream.name, {}), origin)
             if entry is None:
                 lacking[stream.name] = plan.missing[stream.name][clip_id] = key

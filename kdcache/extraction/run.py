@@ -17,7 +17,7 @@ import pandas as pd
 
 from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import automatic_workers, estimate_seconds, resolve_without_weights
-from kdcache.extraction.fitted import fitted_weights, leaks
+from kdcache.extraction.fitted import cross_fits, fitted_weights, incomparable, leaks, part_weights, unknown_parts
 from kdcache.extraction.local import run_units
 from kdcache.extraction.plan import Plan, WorkUnit, fingerprint_sources, make_plan, sources_of
 from kdcache.extraction.worker import Computed, Done, Event, WorkerConfig
@@ -29,7 +29,7 @@ from kdcache.runtime import cores, resolve_device
 from kdcache.splits import without_splits
 from kdcache.store import clean, load_places, scan
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures
-from kdcache.store.fitted import save_fitted
+from kdcache.store.fitted import save_fitted, save_parts
 from kdcache.store.index import refuse_other_classes, update_index
 from kdcache.store.scan import Origins
 from kdcache.streams.base import Stream
@@ -69,7 +69,7 @@ class ExtractReport:
     lacking: dict[str, str] = field(default_factory=dict)
     """Of a dry run: stream → why its weights are not here, so that nothing is known of what is cached of it."""
     warnings: list[str] = field(default_factory=list)
-    """Weights that were fitted on clips which the manifest holds out."""
+    """Weights that were fitted on clips which the manifest holds out, or networks whose features do not go together."""
 
     def __str__(self) -> str:
         return "\n".join([self._summary(), *(f"Warning: {sentence}" for sentence in self.warnings)])
@@ -121,7 +121,8 @@ def extract(
         root: the folder that ``source`` paths are relative to; or several, in which a source is looked for in turn.
         out: the cache: shards, ``manifest.csv`` and, if clips failed, ``failures.csv``.
         streams: what to cache, for example ``["i3d-rgb/mixed4a", "flow"]``.
-        weights: backbone → checkpoint or ``random:SEED``.
+        weights: backbone → checkpoint, folder of ``fit(…, cross_fit=K)`` or ``random:SEED``. With such a folder each
+            clip that was fitted on is computed by the network that has not seen it, every other by the one of all.
         workers: processes; 1 works in this one, ``"auto"`` takes one a core as far as memory allows.
         device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         batch: segments a backbone takes at once; halved when memory runs out.
@@ -162,9 +163,8 @@ def extract(
         missing = len(plan.missing.get(stream.name, {}))
         logger.debug("%s: recipe %s, shape %s, %d clips missing", stream.name, stream.digest, stream.shape, missing)
     fitted = fitted_weights(wanted)
-    report = ExtractReport(
-        out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes, warnings=leaks(rows, fitted)
-    )
+    warnings = [*leaks(rows, fitted), *incomparable(wanted), *unknown_parts(rows, wanted)]
+    report = ExtractReport(out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes, warnings=warnings)
     for sentence in report.warnings:
         logger.warning("%s", sentence)
     if plan.units:  # an unchanged call needs no torch
@@ -184,6 +184,11 @@ def extract(
         report.seconds = None if lacking else estimate_seconds(plan, config, count)
         return report
     _check_disk(out, plan.bytes, codec)
+    for name, cross in cross_fits(wanted).items():
+        clips = len(cross.clips.keys() & set(rows["clip_id"]))
+        logger.info("%s: %d clips are computed by networks that were fitted without them", name, clips)
+        save_parts(out, cross.assignment, cross.lists())
+    fitted |= part_weights(wanted)
     save_fitted(out, {sha256: metadata.to_json() for sha256, metadata in fitted.items()})
     ExtractionRun(rows, plan, report, bar).go(plan.units, config, count)
     return report

@@ -101,7 +101,7 @@ def run_unit(
     recipes = {s.name: s.recipe for s in streams}
     records: list[Record] = []
     tasks: list[Task] = []
-    waiting: list[ClipInputs] = []
+    waiting: dict[tuple[int | None, ...], list[ClipInputs]] = {}  # by the networks that compute them
     held, opened = 0, time.monotonic()
 
     def commit() -> None:
@@ -116,7 +116,8 @@ def run_unit(
         nonlocal held
         bad: dict[str, ClipError] = {}
         for stream in features:
-            results = nets.features([clip.inputs[stream.name] for clip in clips], stream)
+            part = stream.part_of(clips[0].task.clip_id)  # all of ``clips`` have the same
+            results = nets.features([clip.inputs[stream.name] for clip in clips], stream, part)
             for clip, result in zip(clips, results, strict=True):
                 if isinstance(result, ClipError):
                     bad[clip.task.clip_id] = result
@@ -138,12 +139,13 @@ def run_unit(
         if not isinstance(item, ClipInputs):
             emit(item)
             continue
-        waiting.append(item)
-        if sum(clip.segments for clip in waiting) >= nets.batch:
-            finish(waiting)
-            waiting = []
-    if waiting:
-        finish(waiting)
+        parts = tuple(stream.part_of(item.task.clip_id) for stream in features)
+        alike = waiting.setdefault(parts, [])
+        alike.append(item)
+        if sum(clip.segments for clip in alike) >= nets.batch:
+            finish(waiting.pop(parts))
+    for alike in waiting.values():
+        finish(alike)
     commit()
 
 

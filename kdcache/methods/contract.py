@@ -299,7 +299,10 @@ class Data:
     sampled: Mapping[str, str] = field(default_factory=dict)
     """For each input of features which frames of a clip they are of and at which size, as text to compare."""
     fitted: frozenset[str] = frozenset()
-    """Clips whose labels a backbone of the streams was fitted on; none for published and random weights."""
+    """Clips whose labels a backbone of the streams was fitted on; none for published and random weights. Of
+    cross-fitted weights those of every network, for each clip's features stand beside the others'."""
+    cross_fitted: frozenset[str] = frozenset()
+    """Those of them whose features come from a network that has not seen their own label."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """What else the data says of itself: of skeletons the ``limits`` of the training clips; for each input of imported
     features in ``imported`` how frames were sampled, as the import's recipe says it."""

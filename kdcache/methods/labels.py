@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdcache.errors import OptionError
 from kdcache.log import logger
-from kdcache.methods.contract import HELD_OUT, UNLABELLED, BatchSource, Data, InputStream
+from kdcache.methods.contract import HELD_OUT, UNLABELLED, VALIDATION, BatchSource, Data, InputStream
 from kdcache.methods.options import LabelOptions
 
 
@@ -70,12 +70,36 @@ class Clips:
         return held_out_sets(self.data, self.target, inputs, "clip")
 
 
+def warn_if_fitted_on_training(data: Data) -> int:
+    """Warn of features on which a classifier is more certain than it will be on new clips, and count them.
+
+    These are training clips whose features come from a backbone that was fitted on their own labels: a head that
+    trains on them, and a teacher above all, is almost never wrong there, and learns little that holds elsewhere.
+
+    Returns:
+        Number of these clips.
+    """
+    train = data.splits["train"]
+    clips = {data.clip_ids[i] for rows in train.rows.values() for i in rows.tolist() if i >= 0}
+    seen = len(clips & data.fitted - data.cross_fitted)
+    if seen:
+        logger.warning(
+            "the backbone of these features was fitted on the labels of %d of the %d training clips, so that class "
+            "scores on them, a teacher's too, are almost one-hot: `kdcache fit --cross-fit K` gives each a network "
+            "that has not seen it",
+            seen,
+            len(clips),
+        )
+    return seen
+
+
 def check_leak(data: Data, unlabelled: Tensor, fraction: float, allow: bool) -> None:
     """Refuse features whose backbone was fitted with labels that the method must not know.
 
     These are labels of test clips and of training examples that the method treats as ``unlabelled`` (indices); where
     only a ``fraction`` of the labels is kept, those of validation clips too (else this is only a warning: it flatters
-    the choice of the epoch).
+    the choice of the epoch). Validation clips count where the very network that computed them has seen their label;
+    labels of the others were used as soon as any network has.
 
     Raises:
         OptionError: there are such clips, unless ``allow``; then it is a warning.
@@ -85,7 +109,8 @@ def check_leak(data: Data, unlabelled: Tensor, fraction: float, allow: bool) -> 
     rows = {"unlabelled": [r[unlabelled] for r in data.splits["train"].rows.values()]}
     rows |= {s: list(data.splits[s].rows.values()) for s in HELD_OUT if s in data.splits}
     clips = {kind: {data.clip_ids[i] for r in each for i in r.tolist() if i >= 0} for kind, each in rows.items()}
-    seen = {kind: len(data.fitted & names) for kind, names in clips.items() if data.fitted & names}
+    known = {kind: data.fitted - data.cross_fitted if kind == VALIDATION else data.fitted for kind in clips}
+    seen = {kind: len(known[kind] & names) for kind, names in clips.items() if known[kind] & names}
     if not seen:
         return
     shown = ", ".join(f"{count} {kind}" for kind, count in seen.items())

@@ -256,6 +256,12 @@ def origin(options: RecognitionOptions) -> FitMetadata | None:
     return None if file is None else read_metadata(file)
 
 
+def starts_from_random(options: RecognitionOptions) -> bool:
+    """Whether training starts from random weights, so that hidden layers of two trainings need not be comparable."""
+    init = options.init or _published(_backbone(options)) or RANDOM
+    return options.imagenet is None and init.startswith(RANDOM)
+
+
 def _published(name: str) -> str | None:
     """Where training starts by default: weights that are published, or that a builder brings; None: random ones."""
     return _PUBLISHED if published_for(name) or backbones.is_external(name) else None

@@ -35,7 +35,8 @@ class RecognitionOptions(LeakOptions):
     """Checkpoint of this backbone to start from, with a new classifier, or ``random:SEED``; none: the published one
     (flow ResNet-34: the RGB one, cross-modally), random weights where there is none."""
     imagenet: str | None = None
-    """VA-CNN: checkpoint of an ImageNet ResNet-50 that its classifier starts from, as published; none: random."""
+    """VA-CNN: checkpoint of an ImageNet ResNet-50 (vacnn-small: ResNet-18) that its classifier starts from, as
+    published; none: random."""
     keep: Literal["best", "last"] = "best"
     """Which epoch's weights are exported: the best one on the validation clips, or the last."""
 
@@ -145,6 +146,7 @@ _FEATURES: Mapping[str, Any] = {
 }  # fmt: skip
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "vacnn": _VACNN,
+    "vacnn-small": _VACNN,
     "tsm-resnet50": _TSM,
     "tsm-resnet50-online": _TSM,
     "resnet34": _OTHER,
@@ -156,7 +158,10 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 # Published recipes fine-tune. From random weights, VA-CNN's rate of 1e-4 that falls whenever two epochs bring nothing
 # ends before anything is learned [reconstructed]; the others then take TSM's recipe for Kinetics.
 _VACNN_SCRATCH = {"lr": 1e-3, "batch_size": 16, "epochs": 50, "schedule": "steps", "milestones": (40,), "patience": 0}
+_VACNN_SMALL_SCRATCH = _VACNN_SCRATCH | {"epochs": 12, "milestones": (8, 11)}
 _SCRATCH = {"lr": 0.02, "epochs": 50, "milestones": (20, 40), "dropout": 0.5}
+
+_FROM_RANDOM: Mapping[str, Mapping[str, Any]] = {"vacnn": _VACNN_SCRATCH, "vacnn-small": _VACNN_SMALL_SCRATCH}
 
 
 def with_recipe(options: RecognitionOptions) -> RecognitionOptions:
@@ -185,7 +190,7 @@ def with_recipe(options: RecognitionOptions) -> RecognitionOptions:
     if options.imagenet is not None and options.init is not None:
         raise OptionError("init and imagenet are two ways to start: give one of them.")
     random = options.imagenet is None and (options.init or (RANDOM if skeletons else "")).startswith(RANDOM)
-    scratch = (_VACNN_SCRATCH if skeletons else _SCRATCH) if random else {}
+    scratch = _FROM_RANDOM.get(backbone, _SCRATCH) if random else {}
     recipe = {**published, **scratch}
     options = replace(options, **{name: value for name, value in recipe.items() if getattr(options, name) is None})
     if skeletons and options.view_lr is None:

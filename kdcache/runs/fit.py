@@ -7,94 +7,24 @@ It is the method ``recognition`` on inputs that are made from the sources on dem
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pandas as pd
 
 from kdcache.backbones import canonical
-from kdcache.backbones.metadata import FitMetadata, file_name, read_metadata
-from kdcache.data.training_data import TrainingData
+from kdcache.backbones.metadata import file_name
 from kdcache.errors import OptionError
-from kdcache.manifest import read_manifest, validate, write_manifest
-from kdcache.methods.recognition_options import RecognitionOptions, with_recipe
-from kdcache.options import build, parse_texts
-from kdcache.roots import Root, Roots
+from kdcache.methods.recognition_options import RecognitionOptions
+from kdcache.options import parse_texts
+from kdcache.roots import Root
 from kdcache.runs.config import RunSettings, renamed
 from kdcache.runs.config import load_config as load_run_config
-from kdcache.runs.prepare import absolute, prepare
-from kdcache.runs.run import METRICS, Run
-from kdcache.runs.session import Session
-from kdcache.runs.train import free_folder, train_into
-from kdcache.store.failures import FILE, Failure, load_failures
+from kdcache.runs.cross_fit import CrossFit, cross_fit_into
+from kdcache.runs.one_fit import METHOD, SETTABLE, Fit, fit_once
+from kdcache.runs.train import free_folder
 
-MANIFEST = "manifest.csv"
-METHOD = "recognition"
-SETTABLE = (
-    "validation", "validation_seed", "decoder", "memory_fraction", "save_every", "hold", "centre_joint", "skeleton_fps",
-    "array",
-)  # fmt: skip
-"""Settings that ``parse_set`` takes beside the options; without a dataset, ``split_column`` too."""
-_DEFAULTS = {"memory_fraction": 0.5, "save_every": 120.0}  # decoded frames are large, and so are checkpoints
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A finished fit."""
-
-    run: Run = field(compare=False)
-    weights: Path
-    """The file that ``extract --weights`` takes."""
-    failures: list[Failure] = field(default_factory=list)
-    """Clips that could not be read and took no part; also in ``failures.csv``."""
-
-    @classmethod
-    def open(cls, folder: str | Path) -> Fit:
-        """The fit in a folder; ``OptionError`` where there is none that has finished."""
-        run = Run(folder)
-        if run.settings.method != METHOD or run.options.backbone is None:
-            raise OptionError(f"{run.path} is a run of {run.settings.method} on features: name a folder of a fit.")
-        weights = run.path / file_name(canonical(run.options.backbone))
-        if not (run.path / METRICS).exists():
-            raise OptionError(f"{run.path} has not finished: repeat its command to go on.")
-        return cls(run, weights, load_failures(run.path))
-
-    @property
-    def path(self) -> Path:
-        """Its folder, that of a run."""
-        return self.run.path
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """``validation`` and ``test`` → metric in per cent on whole clips, with the weights that were kept.
-
-        Also ``kept`` (best, last), ``epoch`` (of these weights) and ``epochs``.
-        """
-        found = self.run.metrics
-        if "kept" in found:  # a fit of version 0.1
-            return found
-        kept = self.run.options.keep if found["selected_by"] else "last"
-        scores = found[f"best@{found['selected_by']}" if kept == "best" else "last"]
-        splits = {split: values[self.run.target] for split, values in scores.items()}
-        return {"kept": kept, "epoch": found["epochs"][kept], "epochs": found["epochs"]["last"], **splits}
-
-    @property
-    def facts(self) -> FitMetadata:
-        """What the weights file says of itself."""
-        facts = read_metadata(self.weights)
-        assert facts is not None
-        return facts
-
-    def to_json(self) -> dict[str, Any]:
-        """Folder, weights file, result and failures, as plain data."""
-        return {"path": self.path, "weights": self.weights, "metrics": self.metrics, "failures": self.failures}
-
-    def __str__(self) -> str:
-        metrics = self.metrics
-        judged = [f"{s} {metrics[s]['top1']:.1f} %" for s in ("validation", "test") if s in metrics]
-        text = f"{self.weights}: {', '.join(judged)} top-1 (epoch {metrics['epoch']} of {metrics['epochs']})"
-        return text + (f"; {len(self.failures)} clips failed (see {self.path / FILE})." if self.failures else ".")
+__all__ = ["CrossFit", "Fit", "fit", "load_config", "parse_set"]
 
 
 def fit(
@@ -105,6 +35,7 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    cross_fit: int = 0,
     **options: Any,
 ) -> Fit:
     """Train a backbone on the training clips of a manifest, or go on with a fit that was interrupted.
@@ -113,7 +44,7 @@ def fit(
     training clips is held out: the same that ``train`` holds out.
 
     Args:
-        backbone: vacnn, tsm, tsm-resnet50-online, resnet34, i3d-rgb or resnext101.
+        backbone: vacnn, vacnn-small, tsm, tsm-resnet50-online, resnet34, i3d-rgb or resnext101.
         manifest: a manifest file, or rows as ``read_manifest`` returns them.
         root: the folder that ``source`` paths are relative to; or several, in which a source is looked for in turn.
         out: the fit's folder; default ``fits/<backbone>-<n>``, the first that is free. Where a fit with the same
@@ -122,12 +53,17 @@ def fit(
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N``.
         precision: ``auto`` (fp32 on a CPU, bf16 on a GPU), ``fp32``, ``bf16``, ``fp16``. bf16 is two to three times as
             fast on CPUs that compute it.
+        cross_fit: K, a number of parts: K + 1 fits from the same first weights, one on all clips and, for each part of
+            the labelled training clips, one on the others. ``extract`` then computes each of these clips with the
+            network that has not seen it. 0: one fit. Parts are of whole groups, subjects or sources where there are so
+            many, see ``kdcache.data.parts``.
         options: fields of ``RecognitionOptions``, and of ``RunSettings``: ``split_column``, ``validation``,
             ``decoder``, ``memory_fraction``, ``save_every``, ``allow_absolute`` (sources may be absolute paths), and
             of skeleton files that are arrays ``centre_joint``, ``skeleton_fps``, ``array``.
 
     Returns:
-        The finished fit: ``.weights``, ``.metrics``, ``.facts``, ``.failures``, ``.path``, ``.run``.
+        The finished fit: ``.weights``, ``.metrics``, ``.facts``, ``.failures``, ``.path``, ``.run``. With ``cross_fit``
+        a ``CrossFit``, whose ``.weights`` is its folder, and ``.parts`` are the other fits.
 
     Raises:
         ManifestError: a bad manifest.
@@ -137,38 +73,10 @@ def fit(
         WeightsError: the checkpoint to start from cannot be found or is another network's.
         KeyboardInterrupt, SystemExit: interrupted by a signal; the same call goes on.
     """
-    backbone = canonical(backbone)
-    folder = Path(out) if out is not None else free_folder(Path("fits"), Path(file_name(backbone)).stem)
-    options = renamed(METHOD, options)
-    given = {name: options.pop(name) for name in ("split_column", "allow_absolute", *SETTABLE) if name in options}
-    roots = Roots.of(root, given.get("allow_absolute", False)).check()
-    rows, file = _rows(manifest, roots, folder)
-    given |= {"manifest": file, "seed": seed, "device": device, "precision": precision}
-    folders = [absolute(each) for each in roots.folders]
-    given |= {"root": folders[0] if folders else None, "more_roots": folders[1:]}
-    settings = build(RunSettings, {"method": METHOD, **_DEFAULTS, **given})
-    wanted = build(RecognitionOptions, {"backbone": backbone, **options})
-    with_recipe(wanted)  # refuses what cannot be fitted before anything is read
-
-    def keep_rows() -> None:
-        if file == absolute(folder / MANIFEST):
-            write_manifest(rows, folder / MANIFEST, allow_absolute=roots.allow_absolute)
-
-    def opened(before: dict[str, Any]) -> TrainingData:
-        return prepare(settings, wanted, before, rows=rows)
-
-    run = train_into(folder, settings, wanted, Session(), opened, keep_rows)
-    if not (folder / file_name(backbone)).exists() and "kept" not in run.metrics:  # 0.1 wrote them by itself
-        run.export()
-    return Fit.open(folder)
-
-
-def _rows(manifest: pd.DataFrame | str | Path, roots: Roots, folder: Path) -> tuple[pd.DataFrame, str]:
-    """The manifest's rows, and the file that ``config.toml`` names for them: rows are kept in the fit's own folder."""
-    allowed = roots.allow_absolute
-    if isinstance(manifest, (str, Path)):
-        return read_manifest(manifest, roots.folders, allow_absolute=allowed), absolute(manifest)
-    return validate(manifest, root=roots.folders, allow_absolute=allowed), absolute(folder / MANIFEST)
+    folder = Path(out) if out is not None else free_folder(Path("fits"), Path(file_name(canonical(backbone))).stem)
+    if cross_fit:
+        return cross_fit_into(folder, cross_fit, backbone, manifest, root, seed, device, precision, options)
+    return fit_once(backbone, manifest, root, folder, seed, device, precision, options)
 
 
 def parse_set(sets: Sequence[str], dataset: bool) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from kdcache.recipe import Recipe, canonical
 from kdcache.store.commit import is_shard_name, shard_files
 from kdcache.store.failures import FILE as FAILURES
 from kdcache.store.failures import Failure, load_failures
+from kdcache.store.fitted import parts, parts_file
 from kdcache.store.layout import FORMAT, QUANTISED_FORMAT, StrPath
 from kdcache.store.reader import Shard, open_shard
 from kdcache.store.scan import load_set_aside, strings
@@ -69,12 +70,17 @@ class CacheDescription:
     """Of a folder: clips that could not be extracted."""
     set_aside: int
     """Of a folder: arrays that ``verify --repair`` took out of use."""
+    cross_fitted: dict[str, list[int]] = field(default_factory=dict)
+    """Of a folder: digest of the recipe of each stream of cross-fitted weights → clips of each of their parts."""
 
     def __str__(self) -> str:
         head = f"{self.path}: {self.format}, {self.shards} shard(s), {self.clips} clip(s), {size(self.bytes)}"
         names = {one.recipe: one.stream for one in self.streams}
         lines = [head, "", *self._table(), "", "recipes"]
         lines += [f"  {digest} {names[digest]}: {canonical(recipe)}" for digest, recipe in self.recipes.items()]
+        if self.cross_fitted:
+            lines += ["", "cross-fitted (the network that was fitted without a part computes its clips)"]
+            lines += [f"  {digest} {names[digest]}: {_in_parts(its)}" for digest, its in self.cross_fitted.items()]
         lines += ["", "decoders", *_counted(self.decoders), "", "libraries", *_counted(self.libraries)]
         if self.failures:
             lines += ["", f"failures ({len(self.failures)}, all in {FAILURES})"]
@@ -133,7 +139,22 @@ def describe(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda rec
         libraries=dict(sorted(_libraries(opened).items())),
         failures=load_failures(path) if path.is_dir() else [],
         set_aside=len(load_set_aside(path)) if path.is_dir() else 0,
+        cross_fitted=_cross_fitted(path, recipes) if path.is_dir() else {},
     )
+
+
+def _cross_fitted(path: Path, recipes: dict[str, Recipe]) -> dict[str, list[int]]:
+    """Digest of a recipe → clips of each part, of streams whose weights are cross-fitted."""
+    found = {}
+    for recipe_digest, recipe in sorted(recipes.items()):
+        cross = recipe.get("backbone", {}).get("weights", {}).get("cross_fit")
+        if cross is not None and parts_file(path, cross["clips"]).exists():
+            found[recipe_digest] = [len(part) for part in parts(path, cross["clips"])]
+    return found
+
+
+def _in_parts(sizes: list[int]) -> str:
+    return f"{sum(sizes)} clips in {len(sizes)} parts of {', '.join(map(str, sizes))}"
 
 
 def _streams(opened: Opened, axes_of: Callable[[Recipe], str | None]) -> list[StreamDescription]:

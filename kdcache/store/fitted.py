@@ -1,12 +1,13 @@
 """``fitted/<sha256>.json`` beside the shards: what backbone weights that ``kdcache fit`` wrote were fitted on.
 
-Training can so find leaks of labels without the weights files.
+``fitted/parts-<digest>.json`` says of cross-fitted weights which clip lies in which part. Training can so
+find leaks of labels without the weights files.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ def save_fitted(folder: StrPath, fitted: Mapping[str, Mapping[str, Any]]) -> Non
                 temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def save_parts(folder: StrPath, assignment: str, parts: Sequence[Sequence[str]]) -> None:
+    """Write which clips lie in which part of cross-fitted weights; ``assignment`` is the digest of that."""
+    path = parts_file(folder, assignment)
+    if not path.exists():
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps({"parts": parts}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def fitted_clips(folder: StrPath, sha256: str | None) -> list[str]:
     """Ids of the clips whose labels moved the weights; none for weights that ``kdcache fit`` did not write.
 
@@ -46,10 +55,52 @@ def fitted_clips(folder: StrPath, sha256: str | None) -> list[str]:
     path = Path(folder) / FOLDER / f"{sha256}.json"
     if sha256 is None or not path.exists():
         return []
+    return [str(clip) for clip in _read(path, "fitted_on", "the metadata of fitted weights")]
+
+
+def parts(folder: StrPath, assignment: str) -> list[list[str]]:
+    """The clips of each part of cross-fitted weights.
+
+    Raises:
+        StoreError: the file is missing or damaged.
+    """
+    path = parts_file(folder, assignment)
+    if not path.exists():
+        raise StoreError(f"{path} is missing, which says what network computed a clip; run the same `kdcache extract`.")
+    return [[str(clip) for clip in part] for part in _read(path, "parts", "the parts of cross-fitted weights")]
+
+
+def clips_with_own_label(folder: StrPath, weights: Mapping[str, Any]) -> set[str]:
+    """Ids of the clips that would be computed by a network which was fitted on their own label.
+
+    Those are the clips that fitted weights have seen, but for cross-fitted ones, of which another network computes
+    them.
+
+    Args:
+        folder: the cache.
+        weights: of a recipe's backbone.
+
+    Raises:
+        StoreError: a file is missing or damaged.
+    """
+    seen = set(fitted_clips(folder, weights.get("sha256")))
+    cross = weights.get("cross_fit")
+    if cross is None:
+        return seen
+    for sha256, clips in zip(cross["parts"], parts(folder, cross["clips"]), strict=True):
+        seen -= set(clips) - set(fitted_clips(folder, sha256))
+    return seen
+
+
+def parts_file(folder: StrPath, assignment: str) -> Path:
+    """Where ``save_parts`` writes."""
+    return Path(folder) / FOLDER / f"parts-{assignment}.json"
+
+
+def _read(path: Path, field: str, what: str) -> list[Any]:
     try:
-        return [str(clip) for clip in json.loads(path.read_text(encoding="utf-8"))["fitted_on"]]
+        return list(json.loads(path.read_text(encoding="utf-8"))[field])
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{path}: not the metadata of fitted weights ({error!r}); delete it and run the same `kdcache extract` "
-            "again."
+            f"{path}: not {what} ({error!r}); delete it and run the same `kdcache extract` again."
         ) from error

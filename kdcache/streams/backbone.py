@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache import backbones
+from kdcache.backbones.metadata import read_metadata
 from kdcache.backbones.weights import Choice
 from kdcache.errors import OptionError
-from kdcache.recipe import Recipe
+from kdcache.recipe import Recipe, digest
 from kdcache.streams.base import Array, ClipSpan, Stream, Strip
 from kdcache.streams.sharing import shared_axes
 
@@ -60,9 +61,25 @@ class BackboneStream(Stream):
         return energy_strips(name, array, frames, cls.axes_in(recipe))
 
     def _backbone_recipe(self) -> dict[str, Any]:
-        layer = backbones.layer_shape(self.backbone, self.layer)[0]
+        layer = backbones.layer_shape(self.backbone, self.layer, classes=self.classes)[0]
         identity = self.weights.identity()
         return {"name": self.backbone, "layer": layer, "precision": self.precision, "weights": identity}
+
+    def part_of(self, clip_id: str) -> int | None:
+        """The part of cross-fitted weights whose network computes a clip; ``None``: that of all."""
+        cross = self.weights.cross_fit
+        return None if cross is None else cross.clips.get(clip_id)
+
+    def digest_of(self, clip_id: str) -> str:
+        """See ``Stream``; a clip is computed by one of several networks where weights are cross-fitted."""
+        part = self.part_of(clip_id)
+        return self.digest if part is None else digest({"recipe": self.digest, "part": part})
+
+    @functools.cached_property
+    def classes(self) -> int | None:
+        """How many class scores fitted weights give; ``None``: as many as the published network."""
+        fitted = None if self.weights.path is None else read_metadata(self.weights.path)
+        return None if fitted is None else fitted.num_classes
 
     def _with_dtype(self, recipe: Recipe) -> Recipe:
         """A recipe that says along which axes bytes share a scale, where the stream is stored as bytes."""

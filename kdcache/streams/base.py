@@ -184,6 +184,10 @@ class Stream(CachedKind):
         """Of the recipe."""
         return digest(self.recipe)
 
+    def digest_of(self, clip_id: str) -> str:
+        """Digest of all that determines a clip's bytes but its source and span; it names the clip's array."""
+        return self.digest
+
     @functools.cached_property
     def enlarging(self) -> Self | None:
         """The stream that differs only in enlarging the frames of small sources; ``None`` where there is no such."""

@@ -58,7 +58,9 @@ class FeatureStream(VideoStream, BackboneStream):
         resize = settings.resize or (spec.resize if size == spec.size else None)
         views = Views(size=size, resize=resize, names=settings.views)
         sampling = Sampling(frames=settings.frames or spec.frames, fps=settings.fps, anchor=settings.anchor)
-        backbones.layer_shape(backbone, layer, sampling.frames, size)  # refuses before weights are looked for
+        backbones.layer_shape(
+            backbone, layer, sampling.frames, size, classes=1
+        )  # refuses before weights are looked for
         axes = backbones.layer_axes(backbone, layer, settings.axes, sampling.frames, size)
         return cls(
             name=name,
@@ -123,7 +125,7 @@ class FeatureStream(VideoStream, BackboneStream):
 
     @functools.cached_property
     def _segment_shape(self) -> tuple[int, ...]:
-        return backbones.layer_shape(self.backbone, self.layer, self.sampling.frames, self.views.size)[1]
+        return backbones.layer_shape(self.backbone, self.layer, self.sampling.frames, self.views.size, self.classes)[1]
 
     def _backbone_recipe(self) -> dict[str, Any]:
         """Of a network from elsewhere also what is stated of it."""

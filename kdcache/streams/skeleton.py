@@ -129,7 +129,7 @@ class SkeletonStream(BackboneStream):
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """Of one clip, [V, N, …]."""
-        shape = backbones.layer_shape(self.backbone, self.layer, self.levels.levels)[1]
+        shape = backbones.layer_shape(self.backbone, self.layer, self.levels.levels, classes=self.classes)[1]
         return (1 + self.imaging.rotations, *shape)
 
     def to_recipe(self) -> Recipe:

@@ -239,7 +239,7 @@ def _read(
         failed = {f.clip_id for f in loaded.failures}
         readable = ~rows["clip_id"].isin(failed).to_numpy(bool)
         examples = clips(rows, readable, validation, quiet=True, seed=validation_seed)
-        target = _target(labels, examples)
+        target = target_of(labels, examples)
         used = {s: _used(split, s, target, labels) for s, split in examples.splits.items() if s in ("train", *HELD_OUT)}
         ids = [
             name
@@ -263,7 +263,7 @@ def _used(split: Split, name: str, target: str, labels: LabelOptions) -> Tensor:
     return (y != UNLABELLED).nonzero()[:, 0]
 
 
-def _target(labels: LabelOptions, examples: Examples) -> str:
+def target_of(labels: LabelOptions, examples: Examples) -> str:
     """The column that holds the classes."""
     target = labels.target
     if target == "auto":

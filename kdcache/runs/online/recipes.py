@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcache.backbones import choose
-from kdcache.backbones.weights import Choice, find_digest
+from kdcache.backbones.weights import Choice, as_recorded, find_digest
 from kdcache.data.open import stream_of
 from kdcache.errors import OptionError, WeightsError, unknown
 from kdcache.recipe import Recipe
@@ -101,18 +101,21 @@ def _weights(stream: str, recipe: Recipe, chosen: Mapping[str, Any], of_run: str
     given = chosen.get(backbone)
     described = known.get("spec") or f"sha256 {known['sha256'][:12]}…"
     if given is not None:
-        if (choice := choose(backbone, given)).identity() != known:
+        if (choice := as_recorded(choose(backbone, given), known)) is None:
             raise WeightsError(
                 f"{given} is not what {stream} was computed with ({described}): pass --weights with that one."
             )
         return choice
     if "spec" in known:
         return choose(backbone, known["spec"])
-    if of_run is not None and Path(of_run).is_file() and (choice := choose(backbone, of_run)).identity() == known:
+    if of_run is not None and Path(of_run).exists() and (choice := as_recorded(choose(backbone, of_run), known)):
         return choice
     if (found := find_digest(known["sha256"])) is None:
         raise WeightsError(
             f"The weights with which {stream} was computed ({described}) are not among those of "
             f"`kdcache weights`: pass --weights {backbone}=FILE."
         )
-    return choose(backbone, found)
+    choice = as_recorded(choose(backbone, found), known)
+    if choice is None:
+        raise WeightsError(f"{found} does not give the weights with which {stream} was computed ({described}).")
+    return choice
