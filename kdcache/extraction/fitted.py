@@ -50,8 +50,9 @@ def incomparable(streams: Sequence[Stream]) -> list[str]:
     """One sentence for each stream of hidden layers of cross-fitted networks that have no feature space in common."""
     return [
         f"{s.name}: the {1 + len(cross.parts)} cross-fitted networks started from random weights, so that hidden "
-        f"layers of two of them mean different things, and a head that learns on one's reads another's badly; take "
-        f"their class scores ({s.backbone}/{LOGITS}), or fit with init= or imagenet= from a checkpoint."
+        f"layers of two of them are comparable only in part, and a head that learns on one's reads another's worse; "
+        f"class scores ({s.backbone}/{LOGITS}) mean the same in all, and so do more of the layers where fits start "
+        f"from a checkpoint (init= or imagenet=)."
         for s in streams
         if isinstance(s, BackboneStream)
         and (cross := s.weights.cross_fit) is not None
