@@ -417,7 +417,7 @@ def test_the_folder_holds_all_that_was_promised(compared):
     assert names == tables | plots | {"stages", "teacher-of-both", *ROWS}
     assert (compared.path / "table.md").read_text() == compared.text
     assert str(compared).replace(" ", "").replace("-", "") == compared.text.replace(" ", "").replace("-", "")
-    assert "Selected from 2 trials of lr and epochs by auc" in compared.text
+    assert "Selected from 2 trials by auc" in compared.text
     assert "Set for all rows: batch_size=8, hidden=8, teacher_hidden=4." in compared.text
     assert "Where tuning started: epochs=3, milestones=2." in compared.text
     for name in ("effects", "curve", "training", "gain", "confusion"):

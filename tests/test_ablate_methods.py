@@ -143,7 +143,7 @@ def test_a_mixed_table_is_trained_tuned_and_shown(mixed, shards):
     how = tuning.SearchSettings(count=3, min_steps=1, widen=0)
     again = tuning.choose(calls, mixed.path, tuning.facts_of_rows(calls), how)
     pd.testing.assert_frame_equal(again.table, tuned)  # found finished, and the same to the last digit
-    header = "| row | trial | lr | epochs | lr_factor | length | score | score of its own settings |"
+    header = "| row | trial | lr | epochs | lr_factor | length | also | score | score of its own settings |"
     assert header in mixed.text
     shown = {cells[0]: cells for text in mixed.text.partition(header)[2].splitlines() if (cells := text.split(" | "))}
     assert shown["| Baseline"][4:6] == ["", ""]

@@ -123,7 +123,7 @@ def _parts_of(whole: Fit, parts: int) -> tuple[pd.DataFrame, dict[str, int]]:
     settings, options = whole.run.settings, whole.run.options
     rows = split_by(manifest_rows(settings), settings.split_column)
     failed = rows["clip_id"].isin([failure.clip_id for failure in whole.failures]).to_numpy(bool)
-    examples = clips(rows, ~failed, settings.validation, quiet=True)
+    examples = clips(rows, ~failed, settings.validation, quiet=True, seed=settings.validation_seed)
     target, train = target_of(options, examples), examples.splits[TRAIN]
     labels = keep_fraction(train.labels[target], options.label_fraction, options.label_seed)
     labelled, unlabelled = ([train.names[i] for i in found.tolist()] for found in labelled_sets(labels))

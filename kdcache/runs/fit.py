@@ -102,5 +102,5 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise OptionError(f"{path} is not of a fit: name the config.toml in a folder that `kdcache fit` made.")
     folders = [] if values["root"] is None else [values["root"], *values["more_roots"]]
     values |= {"root": folders}
-    unused = ("more_roots", "shards", "stream", "recipe", "weights", "tau_s", "keep_stages")
+    unused = ("more_roots", "shards", "stream", "recipe", "weights", "tau_s", "keep_stages", "validation_as")
     return {name: value for name, value in values.items() if name not in unused}
