@@ -3,8 +3,8 @@
     python benchmarks/evidence.py DATA --work FOLDER [--only msr] [--hours 3] [--write]
 
 DATA holds ``skeletons/`` (MSR Action3D, JHMDB's joints) and ``weizmann/``. A *draw* has a manifest of its own (which
-groups validate; of Weizmann also which person tests), labels of its own where only a tenth is kept, and a backbone fitted
-from random weights on its labelled training clips. Where all labels are kept the features of training clips are
+groups validate; of Weizmann also which person tests), labels of its own where only a tenth is kept, and a backbone
+fitted from random weights on its labelled training clips. Where all labels are kept the features of training clips are
 cross-fitted: each clip's come from a network that has not seen its label. Settings are chosen on draw 0, by validation
 clips alone, from the same number of trials for every row; test clips choose nothing.
 
@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,6 @@ class Comparison:
     labels: float = 1.0
     halves: bool = False
     """Anticipation: each clip is a pair, its first half observed, the whole clip the action."""
-    features: str = ""
-    """Name of the comparison whose fits are used."""
 
 
 def msr(rows: pd.DataFrame, rng: np.random.Generator, draw: int) -> pd.Series:
@@ -99,3 +97,180 @@ def weizmann(rows: pd.DataFrame, rng: np.random.Generator, draw: int) -> pd.Seri
     held = rng.choice(people, 2, replace=False)
     split = pd.Series("train", index=rows.index)
     return split.mask(rows["subject"].isin(held), "validation").mask(rows["subject"] == test, "test")
+
+
+SKELETON = "vacnn-small --set keep=last"
+FRAMES = "torchvision:resnet18 --set init=random:0 --set keep=last --set frames=4 --set size=96 --set batch_size=8"
+FRAMES += " --set epochs=40 --set lr=0.01 --set milestones=30,36"
+LEVELS = "--stream torchvision:resnet18/logits --frames 1 --size 96 --levels 10"
+STEPS = "--stream torchvision:resnet18/logits --frames 8 --size 96"
+HEAD = "--set hidden=128 --set teacher_hidden=64 --set batch_size=32"
+
+
+def of_skeletons(root: str, manifest: str, drawn: Drawn, tenth: bool) -> Comparison:
+    """Early recognition on joints, with all labels or a tenth. One labelled clip a class leaves no part to fit on."""
+    labels, layer = (0.1, "pool") if tenth else (1.0, "logits")
+    return Comparison(
+        root, manifest, drawn, SKELETON, f"--stream vacnn-small/{layer}", "early", EARLY, HEAD, labels=labels
+    )
+
+
+COMPARISONS = {
+    f"{name}{'-tenth' * tenth}": of_skeletons(root, manifest, drawn, tenth)
+    for tenth in (True, False)
+    for name, root, manifest, drawn in (
+        ("msr", "skeletons", "msraction3d", msr),
+        ("jhmdb-1", "skeletons/jhmdb", "jhmdb-joints --set split=1", jhmdb),
+        ("jhmdb-2", "skeletons/jhmdb", "jhmdb-joints --set split=2", jhmdb),
+    )
+} | {
+    "weizmann": Comparison(
+        "weizmann", "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria", weizmann, FRAMES, LEVELS,
+        "early", EARLY, HEAD, draws=6,
+    ),
+    "weizmann-anticipation": Comparison(
+        "weizmann", "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria", weizmann, FRAMES, STEPS,
+        "anticipation", ANTICIPATION, "--set width=128", draws=6, halves=True,
+    ),
+}  # fmt: skip
+
+
+class Work:
+    """The folder of the runs: commands are said, what is there is not made again, and none begins after the end."""
+
+    def __init__(self, data: Path, folder: Path, workers: int, hours: float | None) -> None:
+        self.data, self.folder, self.workers = data, folder, workers
+        self.end = None if hours is None else time.monotonic() + 3600 * hours
+
+    def kdcache(self, text: str, *more: str) -> None:
+        """One command in the folder; ``TimeoutError`` where the time is up."""
+        if self.end is not None and time.monotonic() > self.end:
+            raise TimeoutError
+        words = [*shlex.split(text), *more]
+        print("kdcache", shlex.join(words), flush=True)
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "kdcache", *words], cwd=self.folder, check=True)
+        print(f"  {time.monotonic() - began:.0f} s", flush=True)
+
+    def once(self, mark: str, text: str, *more: str) -> None:
+        """The same, unless it has ended well before."""
+        path = self.folder / mark
+        if not path.exists():
+            self.kdcache(text, *more)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    def rows(self, name: str) -> pd.DataFrame:
+        """All clips of a comparison."""
+        this = COMPARISONS[name]
+        path = self.folder / f"{name}.csv"
+        if not path.exists():
+            self.kdcache(f"manifest {this.manifest} -o {path.name}", "--root", str(self.data / this.root))
+        return pd.read_csv(path, dtype={"clip_id": str})
+
+    def manifest(self, name: str, draw: int) -> Path:
+        """The manifest of a draw, relative to the folder."""
+        this, path = COMPARISONS[name], Path(name) / f"draw-{draw}.csv"
+        if not (self.folder / path).exists():
+            rows = self.rows(name)
+            rows["split"] = this.drawn(rows, np.random.default_rng([1, draw]), draw)
+            if this.halves:
+                rows = pairs(rows, self.data / this.root)
+            (self.folder / name).mkdir(exist_ok=True)
+            rows.to_csv(self.folder / path, index=False)
+        return path
+
+    def features(self, name: str, draw: int) -> None:
+        """Fit the draw's backbone, and extract with it."""
+        this = COMPARISONS[name]
+        root = ("--root", str(self.data / this.root))
+        fit = Path(name) / f"fit-{draw}"
+        labels = f"--set label_fraction={this.labels} --set label_seed={draw}" if this.labels < 1 else ""
+        parts = "" if this.labels < 1 else f"--cross-fit {PARTS}"
+        manifest = self.manifest(name, draw)
+        call = f"fit {this.fit} --seed {draw} --manifest {manifest} -o {fit} {parts} {labels}"
+        self.once(f"{fit}.done", call, *root)
+        backbone = shlex.split(this.fit)[0]
+        found = next((self.folder / fit).glob("*.safetensors"), self.folder / fit) if this.labels < 1 else fit
+        weights = f"{backbone}={found.relative_to(self.folder) if found.is_absolute() else found}"
+        extract = f"extract --manifest {manifest} {this.extract} --weights {weights}"
+        self.once(f"{name}/cache-{draw}.done", f"{extract} -o {name}/cache-{draw} --workers {self.workers}", *root)
+
+    def compare(self, name: str) -> dict[str, Any]:
+        """Fits, features and the comparison over all draws; what came out."""
+        this = COMPARISONS[name]
+        for draw in range(this.draws):
+            self.features(name, draw)
+        rows = [word for row, options in this.rows.items() for word in ("--row", f"{row}:{options}")]
+        labels = f"--set label_fraction={this.labels}" if this.labels < 1 else ""
+        call = f"ablate {this.method} --shards {name}/cache-{{draw}} --draws {this.draws} --seeds {SEEDS} --widen 1"
+        call += f" --workers {self.workers} {this.compare} {labels} -o {name}/compared"
+        self.once(f"{name}/compared.done", call, *rows)
+        return summary(self.folder / name / "compared")
+
+
+def pairs(rows: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Each whole clip twice: its first half, observed, and all of it, the action."""
+    import av
+
+    found = []
+    for row in rows.to_dict("records"):
+        with av.open(str(root / row["source"])) as opened:
+            stream = opened.streams.video[0]
+            seconds = stream.frames / float(stream.average_rate)
+        whole = row | {"pair": row["clip_id"], "start_s": 0.0, "stop_s": seconds}
+        found.append(whole | {"clip_id": f"{row['clip_id']}-half", "role": "observed", "stop_s": seconds / 2})
+        found.append(whole | {"role": "action"})
+    return pd.DataFrame(found)
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Effects, levels, what was chosen: the numbers of a comparison's report."""
+    results = pd.read_csv(folder / "results.csv")
+    tests = pd.read_csv(folder / "tests.csv")
+    tuned = pd.read_csv(folder / "tuning.csv")
+    monitor = tests["metric"].iloc[0]
+    known = results[(results["split"] == "test") & (results["metric"] == monitor)]
+    units = known.groupby(["weights", "row", "split_column", "draw"], sort=False)["value"].mean()
+    levels = {
+        weights: {row: f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" for row, v in its.groupby("row", sort=False)}
+        for weights, its in units.groupby("weights", sort=False)
+    }
+    chosen = tuned[tuned["chosen"]][["row", "trial", "settings", "score", "edge"]]
+    return {
+        "metric": monitor,
+        "test, mean ± std over draws": levels,
+        "effects": tests.round(4).to_dict("records"),
+        "chosen": json.loads(chosen.to_json(orient="records")),
+        "steps": sorted(int(s) for s in results["steps"].dropna().unique()),
+    }
+
+
+def main() -> None:
+    """Run as a script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything that is computed")
+    parser.add_argument("--only", action="append", choices=list(COMPARISONS), help="one of the comparisons; repeatable")
+    parser.add_argument("--workers", type=int, default=2, help="processes of extract and ablate")
+    parser.add_argument("--hours", type=float, help="begin nothing after so many")
+    parser.add_argument("--write", action="store_true", help="store what has ended in benchmarks/results")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    work = Work(given.data.resolve(), given.work.resolve(), given.workers, given.hours)
+    found: dict[str, Any] = {}
+    for name in given.only or COMPARISONS:
+        try:
+            found[name] = work.compare(name)
+        except TimeoutError:
+            print(f"{name}: the time is up; the same call goes on", flush=True)
+            break
+    print(json.dumps(found, indent=2, ensure_ascii=False))
+    if given.write:
+        write_results("evidence", found)
+        for name in found:
+            shutil.copyfile(work.folder / name / "compared" / "effects.png", RESULTS / f"effects_{name}.png")
+
+
+if __name__ == "__main__":
+    main()
