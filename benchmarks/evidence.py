@@ -109,10 +109,9 @@ HEAD = "--set hidden=128 --set teacher_hidden=64 --set batch_size=32"
 
 def of_skeletons(root: str, manifest: str, drawn: Drawn, tenth: bool) -> Comparison:
     """Early recognition on joints, with all labels or a tenth. One labelled clip a class leaves no part to fit on."""
-    labels, layer = (0.1, "pool") if tenth else (1.0, "logits")
-    return Comparison(
-        root, manifest, drawn, SKELETON, f"--stream vacnn-small/{layer}", "early", EARLY, HEAD, labels=labels
-    )
+    labels, layer, steps = (0.1, "pool", " --set epochs=80 --set milestones=56,72") if tenth else (1.0, "logits", "")
+    stream = f"--stream vacnn-small/{layer}"
+    return Comparison(root, manifest, drawn, SKELETON + steps, stream, "early", EARLY, HEAD, labels=labels)
 
 
 COMPARISONS = {

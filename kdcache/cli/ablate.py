@@ -86,7 +86,7 @@ def ablate(
       kdcache ablate anticipation table3 --shards out/ --seeds 5
       kdcache ablate early table2 --only KNN --only 'TS-LSTM*' --seeds 3
       kdcache ablate early --shards out/ --set alpha=0,0.5 --set beta=0,1 --tune 8 --workers 2
-      kdcache ablate early --row "alone:alpha=0,beta=0" --row "both:" --set label_fraction=0.1 --draws 5
+      kdcache ablate early --row "S:alpha=0,beta=0" --row "both:" --set label_fraction=0.1 --draws 5
       kdcache ablate early table2 --shards 'caches/draw-{draw}' --draws 5 --seeds 3 --retrain
       kdcache ablate early table1-sysu --seeds 3 --split-columns 'split_*'
       kdcache ablate early --set alpha=0,0.5 --seeds 3 --split-columns 'subject=*'
