@@ -31,7 +31,7 @@ import pandas as pd
 
 from common import RESULTS, write_results
 
-SEEDS, PARTS = 3, 4
+SEEDS, PARTS = 3, 3
 
 EARLY = {
     "Without distillation": "alpha=0,beta=0",
@@ -100,10 +100,10 @@ def weizmann(rows: pd.DataFrame, rng: np.random.Generator, draw: int) -> pd.Seri
 
 
 SKELETON = "vacnn-small --set keep=last"
-FRAMES = "torchvision:resnet18 --set init=random:0 --set keep=last --set frames=4 --set size=96 --set batch_size=8"
-FRAMES += " --set epochs=40 --set lr=0.01 --set milestones=30,36"
-LEVELS = "--stream torchvision:resnet18/logits --frames 1 --size 96 --levels 10"
-STEPS = "--stream torchvision:resnet18/logits --frames 8 --size 96"
+FRAMES = "torchvision:resnet18 --set init=random:0 --set keep=last --set frames=2 --set size=64 --set batch_size=8"
+FRAMES += " --set optimizer=adam --set lr=0.001 --set epochs=60 --set milestones=40,54"
+LEVELS = "--stream torchvision:resnet18/logits --frames 1 --size 64 --levels 10"
+STEPS = "--stream torchvision:resnet18/logits --frames 8 --size 64"
 HEAD = "--set hidden=128 --set teacher_hidden=64 --set batch_size=32"
 
 
