@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 
 from common import RESULTS, write_results
+from kdcache.sources import open_source
 
 SEEDS, PARTS = 3, 3
 
@@ -210,13 +211,10 @@ class Work:
 
 def pairs(rows: pd.DataFrame, root: Path) -> pd.DataFrame:
     """Each whole clip twice: its first half, observed, and all of it, the action."""
-    import av
-
     found = []
     for row in rows.to_dict("records"):
-        with av.open(str(root / row["source"])) as opened:
-            stream = opened.streams.video[0]
-            seconds = stream.frames / float(stream.average_rate)
+        with open_source(root / row["source"]) as source:
+            seconds = source.info.duration_s
         whole = row | {"pair": row["clip_id"], "start_s": 0.0, "stop_s": seconds}
         found.append(whole | {"clip_id": f"{row['clip_id']}-half", "role": "observed", "stop_s": seconds / 2})
         found.append(whole | {"role": "action"})
