@@ -298,7 +298,7 @@ def test_a_builder_that_gives_other_weights_each_time(videos, tmp_path) -> None:
 
 def test_code_is_not_imported_because_a_file_says_so(videos, tmp_path, monkeypatch) -> None:
     """Everything that reads the cache works without the network's code; computing is refused until a user names it."""
-    extract(videos, tmp_path, f"{VIDEO}/second", "rgb", short_side=32)
+    extract(videos, tmp_path, f"{VIDEO}/second")
     recipe = Cache(tmp_path).recipe(f"{VIDEO}/second")
     for known in (custom._allowed, external_weights._last):
         known.clear()

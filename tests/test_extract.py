@@ -130,7 +130,7 @@ def test_workers_and_parts_write_the_same_arrays(clean_run, dataset, tmp_path):
     assert len(list((tmp_path / "two").glob("shard-*.h5"))) == 2
     for part in ((1, 2), (2, 2)):
         kdcache.extract(
-            dataset / "clips.csv", root=dataset, out=tmp_path / "parts", streams=[STREAM], workers=2, part=part, **SMALL
+            dataset / "clips.csv", root=dataset, out=tmp_path / "parts", streams=[STREAM], part=part, **SMALL
         )
     assert same(arrays(tmp_path / "parts"), arrays(clean_run))
 
