@@ -105,14 +105,17 @@ FRAMES = "torchvision:resnet18 --set init=random:0 --set keep=last --set frames=
 FRAMES += " --set optimizer=adam --set lr=0.001 --set epochs=60 --set milestones=40,54"
 LEVELS = "--stream torchvision:resnet18/logits --frames 1 --size 64 --levels 10"
 STEPS = "--stream torchvision:resnet18/logits --frames 8 --size 64"
-HEAD = "--set hidden=128 --set teacher_hidden=64 --set batch_size=32"
+HEAD = "--set hidden=128 --set teacher_hidden=64 --set epochs=20 --set milestones=12,16"
+"""Lengths are raised to 500 optimiser steps, and searched from there."""
 
 
 def of_skeletons(root: str, manifest: str, drawn: Drawn, tenth: bool) -> Comparison:
     """Early recognition on joints, with all labels or a tenth. One labelled clip a class leaves no part to fit on."""
     labels, layer, steps = (0.1, "pool", " --set epochs=80 --set milestones=56,72") if tenth else (1.0, "logits", "")
     stream = f"--stream vacnn-small/{layer}"
-    return Comparison(root, manifest, drawn, SKELETON + steps, stream, "early", EARLY, HEAD, labels=labels)
+    return Comparison(
+        root, manifest, drawn, SKELETON + steps, stream, "early", EARLY, f"{HEAD} --set batch_size=32", labels=labels
+    )
 
 
 COMPARISONS = {
@@ -126,11 +129,11 @@ COMPARISONS = {
 } | {
     "weizmann": Comparison(
         "weizmann", "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria", weizmann, FRAMES, LEVELS,
-        "early", EARLY, HEAD, draws=6,
+        "early", EARLY, f"{HEAD} --set batch_size=8", draws=6,
     ),
     "weizmann-anticipation": Comparison(
         "weizmann", "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria", weizmann, FRAMES, STEPS,
-        "anticipation", ANTICIPATION, "--set width=128", draws=6, halves=True,
+        "anticipation", ANTICIPATION, "--set width=128 --set batch_size=8", draws=6, halves=True,
     ),
 }  # fmt: skip
 
@@ -191,9 +194,10 @@ class Work:
         call = f"fit {this.fit} --seed {draw} --manifest {manifest} -o {fit} {parts} {labels}"
         self.once(f"{fit}.done", call, *root)
         backbone = shlex.split(this.fit)[0]
-        found = next((self.folder / fit).glob("*.safetensors"), self.folder / fit) if this.labels < 1 else fit
-        weights = f"{backbone}={found.relative_to(self.folder) if found.is_absolute() else found}"
-        extract = f"extract --manifest {manifest} {this.extract} --weights {weights}"
+        weights = next((self.folder / fit).glob("*.safetensors")) if this.labels < 1 else self.folder / fit
+        extract = (
+            f"extract --manifest {manifest} {this.extract} --weights {backbone}={weights.relative_to(self.folder)}"
+        )
         self.once(f"{name}/cache-{draw}.done", f"{extract} -o {name}/cache-{draw} --workers {self.workers}", *root)
 
     def compare(self, name: str) -> dict[str, Any]:
