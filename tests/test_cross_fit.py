@@ -329,7 +329,7 @@ TRAIN = {"epochs": 1, "device": "cpu", "pool": "mean"}
 def test_training_is_told_apart_from_leaks(cache, fitted, clips, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "kdcache"):
         run = kdcache.train("recognition", cache, out=tmp_path / "run", **TRAIN)
-    assert "almost one-hot" not in caplog.text
+    assert "surer than on new clips" not in caplog.text
     data = run.training_data.data
     assert data.fitted == data.cross_fitted == set(parts_of(fitted))
     with pytest.raises(OptionError, match="fitted with labels of 3 test clips"):

@@ -85,8 +85,8 @@ def warn_if_fitted_on_training(data: Data) -> int:
     if seen:
         logger.warning(
             "the backbone of these features was fitted on the labels of %d of the %d training clips, so that class "
-            "scores on them, a teacher's too, are almost one-hot: `kdcache fit --cross-fit K` gives each a network "
-            "that has not seen it",
+            "scores on them, a teacher's too, are surer than on new clips: `kdcache fit --cross-fit K` gives each a "
+            "network that has not seen it",
             seen,
             len(clips),
         )
