@@ -22,7 +22,7 @@ from kdcache.runs.ablation.groups import SearchGroup, groups_of_teachers
 from kdcache.runs.ablation.replicates import Replicate
 from kdcache.runs.ablation.rows import choose_rows
 from kdcache.runs.ablation.space import OF_ONE_STAGE, Dimension, RowGrid, base_of, length_dimension, rate_dimension
-from kdcache.runs.ablation.survey import RowFacts
+from kdcache.runs.ablation.survey import RowSurvey
 from kdcache.runs.ablation.trials import SearchedRow
 from kdcache.runs.presets import TableRow
 from kdcache.runs.train import Run, Session, train
@@ -110,7 +110,7 @@ def group_of(scores) -> SearchGroup:
     options = SimpleNamespace(lr=0.01, epochs=10, milestones=())
     for name in "AB":
         grid = RowGrid(base, [lr, length])
-        group.members.append(SearchedRow(TableRow(name, {}, {}), None, RowFacts(options, 500), grid))
+        group.members.append(SearchedRow(TableRow(name, {}, {}), None, RowSurvey(options, 500), grid))
     new = group.first(16)
     while new:
         for trial in new:
@@ -162,9 +162,9 @@ def test_rows_share_the_teacher_that_their_options_make(shards):
         "own": {"teacher_lr": 1.0},
     }
     calls = calls_of(shards, rows)
-    facts = tuning.facts_of_rows(calls)
+    facts = tuning.survey_rows(calls)
     assert {name: known.steps for (name, _), known in facts.items()} == dict.fromkeys(rows, 3)  # 18 clips of 24, by 8
-    groups, of_row = groups_of_teachers(calls, facts, 1, lambda row, column: RowFacts(facts["both", None].options, 3))
+    groups, of_row = groups_of_teachers(calls, facts, 1, lambda row, column: RowSurvey(facts["both", None].options, 3))
     assert [group.members[0].row.name for group in groups] == ["teacher of both, L_ts", "teacher of TS"]
     assert sorted(name for name, _ in of_row) == ["L_ts", "TS", "both"]
     assert groups[1].members[0].row.options["cell"] == "lstm"

@@ -227,7 +227,7 @@ def stages(options: AnticipationOptions, data: Data) -> Iterator[Stage]:
     S, U, y = _sets(options, data)
     distil = options.loss_d != "none" or options.soft_targets or options.data == "S+U"  # does the objective contain R?
 
-    reseed(data if options.teacher_seed is None else replace(data, seed=options.teacher_seed), "recognition")
+    reseed(data, "recognition", options.teacher_seed)
     R = _network(options, data, _start_of_teacher(options))
     if distil or options.init == "teacher" or options.network != "anticipation":
         now = "x" if options.network == "recognition" else "x_t"

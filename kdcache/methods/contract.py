@@ -344,9 +344,11 @@ class Method(Protocol):
         ...
 
 
-def reseed(data: Data, what: str) -> None:
-    """Start torch's random numbers again for one purpose, so that they do not depend on what was done before."""
-    torch.manual_seed(zlib.crc32(f"{data.seed}/{what}".encode()))
+def reseed(data: Data, what: str, seed: int | None = None) -> None:
+    """Start torch's random numbers again for one purpose, so that they do not depend on what was done before.
+
+    ``seed``: of a stage that has one of its own; none: the run's."""
+    torch.manual_seed(zlib.crc32(f"{data.seed if seed is None else seed}/{what}".encode()))
 
 
 def lengths_name(name: str) -> str:

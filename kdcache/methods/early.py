@@ -223,7 +223,7 @@ def stages(options: EarlyOptions, data: Data) -> Iterator[Stage]:
 
     T: Recurrent | None = None
     if options.needs_teacher:
-        reseed(data if options.teacher_seed is None else replace(data, seed=options.teacher_seed), "teacher")
+        reseed(data, "teacher", options.teacher_seed)
         T = _teacher(options, data)
         yield _teacher_stage(options, data, T, BatchSource({"x": (stream, x[S])}, {"y": y[S]}, steps=steps))
     if options.model == "teacher":

@@ -23,12 +23,11 @@ from kdcache.report.effects import units_in_words
 from kdcache.report.paper_columns import paper_columns
 from kdcache.report.tables import gains_of, markdown
 from kdcache.runs import presets
-from kdcache.runs.ablation.calls import DRAW
 from kdcache.runs.ablation.columns import with_streams
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
 from kdcache.runs.ablation.jobs import workers_for
 from kdcache.runs.ablation.protocol import DESCRIPTION, AblationProtocol, train_rows
-from kdcache.runs.ablation.replicates import Replicate, choose_columns, run_folder
+from kdcache.runs.ablation.replicates import Replicate, choose_columns, run_folder, shards_of
 from kdcache.runs.ablation.results import UNIT, WEIGHTS, stage_summary, unit_means, values
 from kdcache.runs.ablation.rows import choose_rows
 from kdcache.runs.ablation.tuning import MIN_STEPS, WIDEN
@@ -183,7 +182,7 @@ def ablate(
         raise OptionError(f"source={source}: there is no such file to answer for.")
     if source is not None:
         check_readable(source)
-    first = absolute(shards).replace(DRAW, "0")
+    first = shards_of(absolute(shards), None)
     protocol = AblationProtocol(
         comparison=comparison,
         folder=Path(out) if out is not None else Path("ablations") / "-".join([method, *([table] if table else [])]),

@@ -48,9 +48,9 @@ class CrossFit(Fit):
         """The fits in a folder; ``OptionError`` or ``WeightsError`` where they have not all finished."""
         cross = of_folder(Path(folder)).cross_fit
         assert cross is not None
-        whole = Fit.open(Path(folder) / crossfit.ALL)
+        full = Fit.open(Path(folder) / crossfit.ALL)
         parts = tuple(Fit.open(file.parent) for file in cross.files)
-        return cls(whole.run, Path(folder), whole.failures, parts)
+        return cls(full.run, Path(folder), full.failures, parts)
 
     @property
     def path(self) -> Path:
@@ -94,8 +94,8 @@ def cross_fit_into(
     if (folder / CONFIG).exists():
         raise OptionError(f"{folder} holds a fit that is not cross-fitted: choose another folder for out.")
     options = renamed(METHOD, dict(options))
-    whole = fit_once(backbone, manifest, root, folder / crossfit.ALL, seed, device, precision, dict(options))
-    rows, part_of = _parts_of(whole, parts)
+    full = fit_once(backbone, manifest, root, folder / crossfit.ALL, seed, device, precision, dict(options))
+    rows, part_of = _parts_of(full, parts)
     kept = {name: value for name, value in options.items() if name not in _DRAWN}
     fits = []
     for number in range(parts):
@@ -105,29 +105,29 @@ def cross_fit_into(
         for target in (t for t in TARGETS if t in its):
             its[target] = its[target].mask(out)
         where = folder / crossfit.part_folder(number)
-        _refuse_other_parts(where, its, whole.run.settings.roots.allow_absolute)
+        _refuse_other_parts(where, its, full.run.settings.roots.allow_absolute)
         fits.append(fit_once(backbone, its, root, where, seed, device, precision, dict(kept)))
-    _refuse_other_classes(whole, fits)
+    _refuse_other_classes(full, fits)
     shas = [weights_digest(each.weights) for each in fits]
-    random_start = starts_from_random(whole.run.options)
-    crossfit.save(folder, canonical(backbone), weights_digest(whole.weights), shas, part_of, random_start)
+    random_start = starts_from_random(full.run.options)
+    crossfit.save(folder, canonical(backbone), weights_digest(full.weights), shas, part_of, random_start)
     return CrossFit.open(folder)
 
 
-def _parts_of(whole: Fit, parts: int) -> tuple[pd.DataFrame, dict[str, int]]:
+def _parts_of(full: Fit, parts: int) -> tuple[pd.DataFrame, dict[str, int]]:
     """The manifest's rows with the splits and labels of the fit on all clips, and each clip's part.
 
     Rows keep the training clips whose labels are not used, as unlabelled ones, so that all fits know the same limits of
     skeletons; clips that could not be read take no part.
     """
-    settings, options = whole.run.settings, whole.run.options
+    settings, options = full.run.settings, full.run.options
     rows = split_by(manifest_rows(settings), settings.split_column)
-    failed = rows["clip_id"].isin([failure.clip_id for failure in whole.failures]).to_numpy(bool)
+    failed = rows["clip_id"].isin([failure.clip_id for failure in full.failures]).to_numpy(bool)
     examples = clips(rows, ~failed, settings.validation, quiet=True, seed=settings.validation_seed)
     target, train = target_of(options, examples), examples.splits[TRAIN]
     labels = keep_fraction(train.labels[target], options.label_fraction, options.label_seed)
     labelled, unlabelled = ([train.names[i] for i in found.tolist()] for found in labelled_sets(labels))
-    _check_fitted(whole, labelled)
+    _check_fitted(full, labelled)
     split = {name: its for its, part in examples.splits.items() for name in part.names}
     rows = rows.assign(**{SPLIT: rows["clip_id"].map(split).fillna("")})
     for column in (t for t in TARGETS if t in rows):
@@ -136,19 +136,19 @@ def _parts_of(whole: Fit, parts: int) -> tuple[pd.DataFrame, dict[str, int]]:
     return rows, draw_parts(rows[rows["clip_id"].isin(labelled)], classes, parts)
 
 
-def _check_fitted(whole: Fit, labelled: list[str]) -> None:
+def _check_fitted(full: Fit, labelled: list[str]) -> None:
     """The clips to be cut must be those that the fit on all clips trained on, and first weights must know none."""
-    facts = whole.facts
-    before = origin(whole.run.options)
+    facts = full.facts
+    before = origin(full.run.options)
     known = {*before.fitted_on, *before.validated_on} if before is not None else set()
     if seen := sorted(known.intersection(labelled)):
         raise OptionError(
-            f"init={whole.run.options.init} has seen the labels of {len(seen)} of these clips, such as {seen[0]}, so "
+            f"init={full.run.options.init} has seen the labels of {len(seen)} of these clips, such as {seen[0]}, so "
             "that no fit can leave them out: start from other weights."
         )
     if set(facts.fitted_on) - known != set(labelled):
         raise OptionError(
-            f"{whole.path} was fitted on other clips than its manifest gives now: delete that folder to fit anew."
+            f"{full.path} was fitted on other clips than its manifest gives now: delete that folder to fit anew."
         )
 
 
@@ -164,14 +164,14 @@ def _refuse_other_parts(folder: Path, rows: pd.DataFrame, allow_absolute: bool) 
         )
 
 
-def _refuse_other_classes(whole: Fit, fits: list[Fit]) -> None:
+def _refuse_other_classes(full: Fit, fits: list[Fit]) -> None:
     """Class scores and skeleton images of all networks must mean the same."""
     for each in fits:
-        if each.facts.classes != whole.facts.classes:
-            lost = sorted(set(whole.facts.classes) - set(each.facts.classes))
+        if each.facts.classes != full.facts.classes:
+            lost = sorted(set(full.facts.classes) - set(each.facts.classes))
             raise OptionError(
                 f"{each.path}: no clip but those left out has class {', '.join(map(str, lost))}, so that this network "
                 "has fewer class scores than the others: cut more parts, or label clips of it in several groups."
             )
-        if each.facts.limits != whole.facts.limits:
-            raise OptionError(f"{each.path} saw other limits of skeletons than {whole.path}: delete both to fit anew.")
+        if each.facts.limits != full.facts.limits:
+            raise OptionError(f"{each.path} saw other limits of skeletons than {full.path}: delete both to fit anew.")

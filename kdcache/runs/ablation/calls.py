@@ -12,15 +12,12 @@ from kdcache.errors import OptionError
 from kdcache.methods.contract import VALIDATION
 from kdcache.methods.registry import method, teacher_of
 from kdcache.options import build
-from kdcache.runs.ablation.replicates import SplitColumns, draw_numbers, split_option
+from kdcache.runs.ablation.replicates import DRAW, SplitColumns, draw_numbers, shards_of, split_option
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.config import RunSettings
 from kdcache.runs.prepare import prepare
 from kdcache.runs.presets import TableRow
 from kdcache.store import Cache
-
-DRAW = "{draw}"
-"""In the folder of the cache: replaced by the number of the draw."""
 
 Phase = Literal["trial", "final"]
 TEST = "test"
@@ -58,7 +55,7 @@ class Calls:
 
     def shards(self, draw: int | None) -> str:
         """Folder of a draw's cache."""
-        return str(self.common["shards"]).replace(DRAW, str(draw or 0))
+        return shards_of(self.common["shards"], draw)
 
     def shared(self, draw: int | None) -> str:
         """Subfolder of the trained stages that runs share: caches of several draws may look alike and hold others."""
@@ -90,7 +87,7 @@ class Calls:
 
     def _named(self, row: TableRow, column: str | None) -> set[str]:
         """The splits that the manifest names."""
-        by = str(column or row.options.get("split_column", RunSettings.split_column))
+        by = column_of(row, column)
         if by not in self._known:
             found = named_splits(split_by(Cache(self.shards(0)).clips, by))
             self._known[by] = set() if found is None else set(found)
@@ -144,3 +141,8 @@ class Calls:
         """Digest of the examples of a row's runs."""
         settings, options = self.settings(self(row, self.columns[0], draw, "final", {}))
         return str(prepare(settings, options, {"budget": 0}, training=False).resolved["samples"])
+
+
+def column_of(row: TableRow, column: str | None) -> str:
+    """The manifest column by which a row's clips are split."""
+    return column or str(row.options.get("split_column", RunSettings.split_column))

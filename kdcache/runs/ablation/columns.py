@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kdcache.errors import OptionError
 from kdcache.log import logger
+from kdcache.runs.ablation.replicates import shards_of
 from kdcache.runs.ablation.rows import Comparison, slug_of
 from kdcache.runs.presets import StreamColumn, Table, TableRow
 from kdcache.store import Cache
@@ -36,7 +37,7 @@ def with_streams(comparison: Comparison, table: Table, shards: str | Path, strea
     """
     if not table.columns and not any("stream" in row.options for row in table.rows):
         return comparison
-    cached = Cache(str(shards).replace("{draw}", "0")).streams
+    cached = Cache(shards_of(shards, None)).streams
     said: list[str] = []
     rows = [_readable(row, cached, said) for row in comparison.rows]
     if stream is None and any("stream" in row.options for row in rows):  # else there may be but one that will do

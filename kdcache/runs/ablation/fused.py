@@ -14,6 +14,8 @@ from kdcache.runs.fuse import fuse
 from kdcache.runs.presets import TableRow
 from kdcache.runs.run import METRICS, Run
 
+KEYS = {"last": "last", "best": "best@validation"}
+"""Kind of weights → their key in a run's metrics."""
 FUSED = "fused.json"  # in the folder that a run of the row would have: its numbers, and those that they come from
 
 
@@ -28,8 +30,7 @@ def fused_metrics(comparison: Comparison, row: TableRow, out: Path, replicate: R
     """
     parts = [Run(run_folder(out, comparison.row(name).slug, replicate)) for name in row.fused]
     target = parts[0].target
-    keys = {"last": "last", "best": "best@validation"}
-    wanted = {which: key for which, key in keys.items() if all(key in part.metrics for part in parts)}
+    wanted = {which: key for which, key in KEYS.items() if all(key in part.metrics for part in parts)}
     of = {name: json.loads((part.path / METRICS).read_text()) for name, part in zip(row.fused, parts, strict=True)}
     file = run_folder(out, row.slug, replicate) / FUSED
     if file.exists():

@@ -22,12 +22,12 @@ from kdcache.runs.ablation.space import (
     length_dimension,
     rate_dimension,
 )
-from kdcache.runs.ablation.survey import RowFacts
+from kdcache.runs.ablation.survey import RowSurvey
 from kdcache.runs.ablation.trials import MILESTONES, ONE_STAGE, SearchedRow, Trial, option_value, rates_of
 from kdcache.runs.config import SETTABLE
 from kdcache.runs.presets import TableRow
 
-Facts = Mapping[tuple[str, str | None], RowFacts]
+Surveys = Mapping[tuple[str, str | None], RowSurvey]
 """Of each row's name and split column."""
 
 
@@ -59,7 +59,7 @@ class SearchGroup:
                 continue
             for s in self.members:
                 fixed = {name: value} if any(d is dimension for d in s.grid.dimensions) else {}
-                at_length = {LENGTH: length, **fixed} if s.facts.steps else fixed  # where it may be chosen
+                at_length = {LENGTH: length, **fixed} if s.surveyed.steps else fixed  # where it may be chosen
                 new = s.more(each, **at_length)
                 made += [*new, *s.more(each - len(new), **fixed)]
         return made
@@ -96,7 +96,7 @@ class SearchGroup:
 
 
 def groups_of_rows(
-    calls: Calls, facts: Facts, min_steps: int, fixed: Mapping[tuple[str, str | None], Mapping[str, Any]]
+    calls: Calls, surveyed: Surveys, min_steps: int, fixed: Mapping[tuple[str, str | None], Mapping[str, Any]]
 ) -> list[SearchGroup]:
     """The rows of each method on each split column; ``fixed`` has what was chosen for a row's teacher."""
     found: list[SearchGroup] = []
@@ -104,35 +104,35 @@ def groups_of_rows(
     for column in calls.columns:
         for method in dict.fromkeys(calls.comparison.method_of(row) for row in rows):
             mine = [row for row in rows if calls.comparison.method_of(row) == method]
-            usable = [row for row in mine if not facts[row.name, column].problem]
+            usable = [row for row in mine if not surveyed[row.name, column].problem]
             if usable:
-                every = [facts[row.name, c] for row in usable for c in calls.columns]  # one length on all of them
-                first = facts[usable[0].name, column]
+                every = [surveyed[row.name, c] for row in usable for c in calls.columns]  # one length on all of them
+                first = surveyed[usable[0].name, column]
                 base, common = _common(rates_of(method), first, every, min_steps)
                 made = SearchGroup(method, column, [], dict(common))
                 for row in usable:
                     of_teacher = dict(fixed.get((row.name, column), {}))
-                    made.members.append(_searched(made, row, facts[row.name, column], base, of_teacher))
+                    made.members.append(_searched(made, row, surveyed[row.name, column], base, of_teacher))
                 found.append(made)
     return found
 
 
 def groups_of_teachers(
-    calls: Calls, facts: Facts, min_steps: int, survey_row: Callable[[TableRow, str | None], RowFacts]
+    calls: Calls, surveyed: Surveys, min_steps: int, survey_row: Callable[[TableRow, str | None], RowSurvey]
 ) -> tuple[list[SearchGroup], dict[tuple[str, str | None], SearchGroup]]:
     """A group for each teacher that rows need and do not set themselves, and which row has which.
 
     Args:
         calls: of the comparison.
-        facts: of its rows.
+        surveyed: of its rows.
         min_steps: as for rows.
-        survey_row: ``(row, split column)`` → its facts.
+        survey_row: ``(row, split column)`` → its survey.
     """
     found: dict[tuple[str, str | None, str], tuple[TableRow, list[str]]] = {}
     for column in calls.columns:
         for row in calls.comparison.runnable:
             method = calls.comparison.method_of(row)
-            teacher, known = teacher_of(method), facts[row.name, column]
+            teacher, known = teacher_of(method), surveyed[row.name, column]
             if teacher is None or known.problem or {teacher.lr, teacher.epochs, teacher.milestones} & {*row.options}:
                 continue
             options = _options_of_teacher(teacher, row, known.options)
@@ -170,7 +170,7 @@ def _options_of_teacher(teacher: TeacherRun, row: TableRow, resolved: Any) -> di
 
 
 def _common(
-    rates: Rates, first: RowFacts, every: Sequence[RowFacts], min_steps: int
+    rates: Rates, first: RowSurvey, every: Sequence[RowSurvey], min_steps: int
 ) -> tuple[Base, dict[Knob | str, Dimension]]:
     """The base of some rows, and the dimensions that all of them have."""
     steps = [(option_value(known.options, rates.length), known.steps) for known in every]
@@ -180,11 +180,11 @@ def _common(
     return base, {"lr": rate_dimension(lr), "length": length_dimension(shorter)}
 
 
-def _searched(group: SearchGroup, row: TableRow, facts: RowFacts, base: Base, fixed: dict[str, Any]) -> SearchedRow:
-    knobs = of_row(knobs_of(group.method), facts.options, frozenset(row.own))
+def _searched(group: SearchGroup, row: TableRow, surveyed: RowSurvey, base: Base, fixed: dict[str, Any]) -> SearchedRow:
+    knobs = of_row(knobs_of(group.method), surveyed.options, frozenset(row.own))
     for knob in knobs:
         group.dimensions.setdefault(knob, Dimension(knob))
-    common = [group.dimensions["lr"], group.dimensions["length"]] if facts.steps else []
+    common = [group.dimensions["lr"], group.dimensions["length"]] if surveyed.steps else []
     return SearchedRow(
-        row, group.split_column, facts, RowGrid(base, [*common, *(group.dimensions[k] for k in knobs)]), fixed
+        row, group.split_column, surveyed, RowGrid(base, [*common, *(group.dimensions[k] for k in knobs)]), fixed
     )

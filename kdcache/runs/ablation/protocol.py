@@ -25,9 +25,9 @@ from kdcache.runs.ablation.tuning import (
     automatic,
     choose,
     differing_option,
-    facts_of_rows,
     refuse,
     refuse_differing,
+    survey_rows,
 )
 from kdcache.runs.presets import TableRow
 
@@ -160,16 +160,16 @@ def _tune(p: AblationProtocol, calls: Calls) -> Tuned | None:
         if p.tune is None:
             automatic(calls, None)
         return None
-    facts = facts_of_rows(calls)
-    _refuse_without_reference(p, {name: known.problem for (name, _), known in facts.items() if known.problem})
+    surveyed = survey_rows(calls)
+    _refuse_without_reference(p, {name: known.problem for (name, _), known in surveyed.items() if known.problem})
     if p.tune:
-        refuse(calls, facts)
-    count = automatic(calls, facts) if p.tune is None else p.tune
+        refuse(calls, surveyed)
+    count = automatic(calls, surveyed) if p.tune is None else p.tune
     if not count:
         return None
     _refuse_other_protocol(p)
     how = SearchSettings(count=count, seeds=p.tune_seeds, draws=p.tune_draws, min_steps=p.min_steps, widen=p.widen)
-    return choose(calls, p.folder, facts, how, p.workers)
+    return choose(calls, p.folder, surveyed, how, p.workers)
 
 
 def _refuse_other_protocol(p: AblationProtocol) -> None:

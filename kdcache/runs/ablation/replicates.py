@@ -21,6 +21,9 @@ from kdcache.splits import fold_values, is_fold, split_columns
 
 TRIAL_SEED = 1000  # of the first run of a trial; final runs have seeds below
 
+DRAW = "{draw}"
+"""In the folder of the cache: replaced by the number of the draw."""
+
 SplitColumns = Sequence[str | None]
 """Columns of the manifest, or ``column=value`` held out; ``[None]`` where the rows' own settings name one."""
 
@@ -43,6 +46,11 @@ class Replicate(NamedTuple):
     def __str__(self) -> str:
         parts = (self.split_column, None if self.draw is None else f"draw {self.draw}", f"seed {self.seed}")
         return ", ".join(part for part in parts if part)
+
+
+def shards_of(shards: str | Path, draw: int | None) -> str:
+    """Folder of a draw's cache; of the first where there is no other."""
+    return str(shards).replace(DRAW, str(draw or 0))
 
 
 def draw_numbers(draws: int | None) -> list[int | None]:

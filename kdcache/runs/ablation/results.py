@@ -12,7 +12,7 @@ import pandas as pd
 from kdcache.engine.checkpoint import load_summary
 from kdcache.methods.contract import HELD_OUT
 from kdcache.metrics.significance import compare
-from kdcache.runs.ablation.fused import fused_metrics
+from kdcache.runs.ablation.fused import KEYS, fused_metrics
 from kdcache.runs.ablation.replicates import Replicate, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.run import Run
@@ -59,7 +59,7 @@ def collect(comparison: Comparison, out: Path, replicates: Sequence[Replicate]) 
                 steps = metrics.get("steps", stage_summary(run).get("steps"))
             of_run: dict[str, Any] = {"row": row.name, "split_column": run.settings.split_column}
             of_run |= {"draw": replicate.draw or 0, "seed": replicate.seed}
-            for weights, key in (("last", "last"), ("best", "best@validation")):
+            for weights, key in KEYS.items():
                 for split, targets in metrics.get(key, {}).items():
                     epoch = metrics.get("epochs", {}).get(weights, 0)
                     known = {**of_run, "weights": weights, "epoch": epoch, "steps": steps}

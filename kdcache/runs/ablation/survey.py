@@ -19,7 +19,7 @@ from kdcache.runs.prepare import prepare
 
 
 @dataclass(frozen=True)
-class RowFacts:
+class RowSurvey:
     """What preparing a row's training tells."""
 
     options: Any
@@ -31,7 +31,7 @@ class RowFacts:
     """Why it cannot be trained; empty where it can."""
 
 
-def survey(calls: Calls, call: Mapping[str, Any]) -> RowFacts:
+def survey(calls: Calls, call: Mapping[str, Any]) -> RowSurvey:
     """Prepare a training and count its steps; streams stay in the shards, and nothing is trained.
 
     Stages are built one after the other with untrained networks. What is wrong with the row is a problem of it, as it
@@ -49,8 +49,8 @@ def survey(calls: Calls, call: Mapping[str, Any]) -> RowFacts:
             stages = list(method.stages(resolved, opened.data))
             steps = sum(steps_of_stage(stage) for stage in stages if stage.name in answers)
     except KdcacheError as error:
-        return RowFacts(options, problem=str(error))
-    return RowFacts(resolved, steps, splits)
+        return RowSurvey(options, problem=str(error))
+    return RowSurvey(resolved, steps, splits)
 
 
 def steps_of_stage(stage: Stage) -> int:

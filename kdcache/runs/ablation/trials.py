@@ -15,8 +15,7 @@ from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.pool import Job
 from kdcache.runs.ablation.replicates import TRIAL_SEED, row_folder
 from kdcache.runs.ablation.space import LENGTH, LR, OF_ONE_STAGE, OF_STAGES, Rates, RowGrid
-from kdcache.runs.ablation.survey import RowFacts
-from kdcache.runs.config import RunSettings
+from kdcache.runs.ablation.survey import RowSurvey
 from kdcache.runs.presets import TableRow
 
 ONE_STAGE = ("lr", "epochs")
@@ -71,7 +70,7 @@ class SearchedRow:
 
     row: TableRow
     split_column: str | None
-    facts: RowFacts
+    surveyed: RowSurvey
     grid: RowGrid
     fixed: dict[str, Any] = field(default_factory=dict)
     trials: list[Trial] = field(default_factory=list)
@@ -80,7 +79,7 @@ class SearchedRow:
 
     def own(self) -> Trial:
         """Trial 0: the row as it is, with the common base length."""
-        base, options = self.grid.base, self.facts.options
+        base, options = self.grid.base, self.surveyed.options
         point: dict[str, Any] = {d.knob.option: getattr(options, d.knob.option, None) for d in self.grid.dimensions}
         settings: dict[str, Any] = {}
         if LENGTH in point:
@@ -131,8 +130,3 @@ def rates_of(method: str) -> Rates:
     raise OptionError(
         f"tune: {method} has no lr and epochs to tune, nor lr_factor and length of several stages; leave tune out."
     )
-
-
-def column_of(row: TableRow, column: str | None) -> str:
-    """The manifest column by which a row's clips are split."""
-    return column or str(row.options.get("split_column", RunSettings.split_column))

@@ -31,15 +31,15 @@ from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.log import logger
 from kdcache.methods.contract import VALIDATION
-from kdcache.runs.ablation.calls import TEST, Calls
-from kdcache.runs.ablation.groups import Facts, SearchGroup, groups_of_rows, groups_of_teachers
+from kdcache.runs.ablation.calls import TEST, Calls, column_of
+from kdcache.runs.ablation.groups import SearchGroup, Surveys, groups_of_rows, groups_of_teachers
 from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import Job
 from kdcache.runs.ablation.replicates import draw_numbers
 from kdcache.runs.ablation.results import monitor_of
 from kdcache.runs.ablation.rows import Comparison
-from kdcache.runs.ablation.survey import RowFacts, survey
-from kdcache.runs.ablation.trials import MILESTONES, ONE_STAGE, STAGES, SearchedRow, Trial, column_of, option_value
+from kdcache.runs.ablation.survey import RowSurvey, survey
+from kdcache.runs.ablation.trials import MILESTONES, ONE_STAGE, STAGES, SearchedRow, Trial, option_value
 from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
 
@@ -92,10 +92,10 @@ class Search:
         draws = draw_numbers(calls.draws)[: s.draws]
         of_trial = [trial.jobs(calls, self.folder, s.seeds, draws) for _, trial in trials]
 
-        def place(job: Job) -> str:
+        def shards(job: Job) -> str:
             return str(job.arguments["shards"])
 
-        every = sorted((job for jobs in of_trial for job in jobs), key=place)  # one cache after the other
+        every = sorted((job for jobs in of_trial for job in jobs), key=shards)  # one cache after the other
         problems = run_with_bar(every, self.workers, self.folder, "trials", lambda job: None)
         for (group, trial), jobs in zip(trials, of_trial, strict=True):
             searched = next(m for m in group.members if m.row is trial.row)
@@ -125,7 +125,7 @@ class Tuned:
     """What was searched: ``SearchGroup.described``."""
 
 
-def choose(calls: Calls, folder: Path, facts: Facts, settings: SearchSettings, workers: int = 1) -> Tuned:
+def choose(calls: Calls, folder: Path, surveyed: Surveys, settings: SearchSettings, workers: int = 1) -> Tuned:
     """Train all trials, of teachers first, mark the best of each row on each split column, and write ``tuning.csv``.
 
     Its columns are ``row``, ``split_column``, ``trial``, ``lr``, ``epochs`` (of methods of several stages
@@ -136,13 +136,13 @@ def choose(calls: Calls, folder: Path, facts: Facts, settings: SearchSettings, w
     Raises:
         OptionError: a method has nothing to tune.
     """
-    problems = {name: known.problem for (name, _), known in facts.items() if known.problem}
+    problems = {name: known.problem for (name, _), known in surveyed.items() if known.problem}
     search = Search(calls, folder, settings, workers)
 
-    def survey_row(row: TableRow, column: str | None) -> RowFacts:
+    def survey_row(row: TableRow, column: str | None) -> RowSurvey:
         return survey(calls, calls(row, column, draw_numbers(calls.draws)[0], "trial", {}))
 
-    teachers, of_row = groups_of_teachers(calls, facts, settings.min_steps, survey_row)
+    teachers, of_row = groups_of_teachers(calls, surveyed, settings.min_steps, survey_row)
     search.run(teachers)
     fixed: dict[tuple[str, str | None], Mapping[str, Any]] = {}
     for key, group in of_row.items():
@@ -152,7 +152,7 @@ def choose(calls: Calls, folder: Path, facts: Facts, settings: SearchSettings, w
             problems.setdefault(key[0], f"every trial of its teacher failed, the first with: {teacher.problems[0]}")
         else:
             fixed[key] = teacher.grid.base.settings(best.point)
-    rows = groups_of_rows(calls, facts, settings.min_steps, fixed)
+    rows = groups_of_rows(calls, surveyed, settings.min_steps, fixed)
     for group in rows:
         group.members = [m for m in group.members if m.row.name not in problems]
     search.run([group for group in rows if group.members])
@@ -221,7 +221,7 @@ def _with_types(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"epochs": "Int64" if table["epochs"].isna().any() else int})
 
 
-def facts_of_rows(calls: Calls) -> Facts:
+def survey_rows(calls: Calls) -> Surveys:
     """What is known of each row on each split column before it trains, of the first draw."""
     draw = draw_numbers(calls.draws)[0]
     return {
@@ -238,10 +238,10 @@ def refuse_differing(comparison: Comparison) -> None:
         raise OptionError(f"{differing} differs between rows, but tune chooses it for each: drop one of the two.")
 
 
-def why_not(calls: Calls, facts: Facts) -> str:
+def why_not(calls: Calls, surveyed: Surveys) -> str:
     """Why nothing may be tuned on these clips, in words; empty where it may."""
     first = calls.comparison.runnable[0].name
-    for (name, column), known in facts.items():
+    for (name, column), known in surveyed.items():
         if known.problem:
             continue
         of_all = "the cache" if name == first else f"row {name!r}"
@@ -265,12 +265,12 @@ def differing_option(comparison: Comparison) -> str:
     return ""
 
 
-def automatic(calls: Calls, facts: Facts | None) -> int:
+def automatic(calls: Calls, surveyed: Surveys | None) -> int:
     """How many trials each row gets where nobody says: ``TRIALS``, or none where tuning would be refused; is logged.
 
-    ``facts`` may be left out where rows differ in what is tuned."""
+    ``surveyed`` may be left out where rows differ in what is tuned."""
     differing = differing_option(calls.comparison)
-    why = f"{differing} differs between rows" if differing or facts is None else why_not(calls, facts)
+    why = f"{differing} differs between rows" if differing or surveyed is None else why_not(calls, surveyed)
     if why:
         logger.info(f"not tuned: {why}")
         return 0
@@ -281,9 +281,9 @@ def automatic(calls: Calls, facts: Facts | None) -> int:
     return TRIALS
 
 
-def refuse(calls: Calls, facts: Facts) -> None:
+def refuse(calls: Calls, surveyed: Surveys) -> None:
     """``OptionError`` where there are no clips on which anything may be tuned."""
-    why = why_not(calls, facts)
+    why = why_not(calls, surveyed)
     if why:
         raise OptionError(
             f"tune chooses on validation clips that are not reported, and {why}: mark some, drop validation=0, set "
