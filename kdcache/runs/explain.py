@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from kdcache.methods import METHODS, explained
 from kdcache.methods import method as method_module
 from kdcache.methods.contract import Batch, BatchSource, Input, InputStream
 from kdcache.methods.pictures import Picture
-from kdcache.recipe import Recipe, differences
+from kdcache.recipe import differences
 from kdcache.runs.online.answer import class_names
 from kdcache.runs.prepare import absolute
 from kdcache.runs.run import Run
@@ -114,10 +113,7 @@ class _Clip:
         self.cache = Cache(shards, run.settings.recipe or ())
         self.inputs = method_module(run.settings.method).inputs(run.resolved_options)
         self.streams: dict[str, InputStream] = {}
-        path = run.path / "recipes.json"
-        self.trained_on: dict[str, Recipe] = {
-            name: kept["recipe"] for name, kept in (json.loads(path.read_text()) if path.exists() else {}).items()
-        }
+        self.trained_on = run.recipes
         self.pool = StreamPool()
         self.pool.open(0)  # each array is read once
         ids = self.cache.clips["clip_id"]

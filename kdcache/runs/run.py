@@ -35,12 +35,13 @@ from kdcache.methods.contract import (
 from kdcache.metrics.anticipation import in_words
 from kdcache.metrics.early import percent
 from kdcache.options import build, to_table
+from kdcache.recipe import Recipe
 from kdcache.runs.config import RunSettings, read_config
 from kdcache.runs.predictions import baselines, measure_all
 from kdcache.runs.prepare import absolute, prepare
 from kdcache.text import aligned
 
-CONFIG, METRICS, PREDICTIONS = "config.toml", "metrics.json", "predictions.csv"
+CONFIG, METRICS, PREDICTIONS, RECIPES = "config.toml", "metrics.json", "predictions.csv", "recipes.json"
 
 
 class Run:
@@ -145,6 +146,13 @@ class Run:
         if not path.exists():
             raise self._unfinished()
         return dict(json.loads(path.read_text()))
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """Of each cached stream that its training read; empty where it read none, or has not begun."""
+        path = self.path / RECIPES
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        return {name: its["recipe"] for name, its in kept.items()}
 
     @property
     def history(self) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from kdcache.recipe import differences, digest
 from kdcache.runs.config import SETTABLE, RunSettings, own_names, read_config, write_config
 from kdcache.runs.environment import environment
 from kdcache.runs.prepare import absolute
-from kdcache.runs.run import CONFIG, METRICS, PREDICTIONS, Run
+from kdcache.runs.run import CONFIG, METRICS, PREDICTIONS, RECIPES, Run
 from kdcache.runs.session import Session
 from kdcache.runtime import reproducible
 from kdcache.store.failures import save_failures
@@ -128,7 +128,7 @@ def train_into(
     write_config(folder / CONFIG, settings, options, facts)
     write_json(folder / "environment.json", environment(opened.data.device))
     recipes = {name: {"digest": digest(recipe), "recipe": recipe} for name, recipe in opened.recipes.items()}
-    write_json(folder / "recipes.json", recipes)
+    write_json(folder / RECIPES, recipes)
     save_failures(folder, opened.failures)
     last_rows = _fit_all(folder, chain([first], stages), opened, settings.save_every, session)
     return _conclude(folder, opened, last_rows)

@@ -111,9 +111,7 @@ def _random(comparison: Comparison, folder: Path, replicate: Replicate) -> tuple
     """Streams that the rows read whose backbone had random weights."""
     found: dict[str, None] = {}
     for row in comparison.runnable:
-        path = run_folder(folder, row.slug, replicate) / "recipes.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        for name, its in kept.items():
-            if "spec" in its["recipe"].get("backbone", {}).get("weights", {}):
+        for name, recipe in Run(run_folder(folder, row.slug, replicate)).recipes.items():
+            if "spec" in recipe.get("backbone", {}).get("weights", {}):
                 found[name] = None
     return tuple(found)

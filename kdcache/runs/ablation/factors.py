@@ -77,7 +77,5 @@ def _teacher(run: Run) -> int | None:
 
 def _backbone(run: Run) -> str | None:
     """The weights of the backbones below the features that a run reads, as text to compare."""
-    path = run.path / "recipes.json"
-    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    found = {name: its["recipe"].get("backbone", {}).get("weights") for name, its in kept.items()}
+    found = {name: recipe.get("backbone", {}).get("weights") for name, recipe in run.recipes.items()}
     return json.dumps(found, sort_keys=True) if any(found.values()) else None

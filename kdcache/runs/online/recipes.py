@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +29,11 @@ def recipes_of(run: Run) -> dict[str, Recipe]:
     """
     if run.settings.shards is None:  # its inputs are made from the sources
         return {}
-    path = run.path / "recipes.json"
-    if not path.exists():
+    kept = run.recipes
+    if not kept:
         raise OptionError(f"{run.path} has not been trained: repeat its command with this out.")
-    kept = json.loads(path.read_text())
     parts = (stream_setting(run) or "").split(",")
-    return {name: kept[name]["recipe"] for part in parts for name in [part.rpartition("=")[2]]}
+    return {name: kept[name] for part in parts for name in [part.rpartition("=")[2]]}
 
 
 def stream_setting(run: Run) -> str | None:
