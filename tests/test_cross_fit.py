@@ -14,12 +14,11 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import nn
+from tiny_network import Tiny
 
 import kdcache
 from kdcache import backbones
 from kdcache.backbones import InputSpec, crossfit
-from kdcache.backbones.framewise import Framewise
 from kdcache.backbones.metadata import FitMetadata, read_metadata, write
 from kdcache.backbones.weights import of_folder, weights_digest
 from kdcache.cli import main
@@ -38,28 +37,11 @@ QUICK = {
 EXTRACT = {"frames": 2, "size": 16, "bar": False, "device": "cpu"}
 
 
-class Small(Framewise):
-    """The smallest network that looks at images."""
-
-    classifier = ("fc.weight", "fc.bias")
-    order = ("pool", "logits")
-    owners = {"logits": "fc"}  # noqa: RUF012
-
-    def __init__(self, classes):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 8, 5, stride=4), nn.Linear(8, classes)
-
-    def endpoints(self, images):
-        pooled = torch.relu(self.conv(images)).mean((2, 3))
-        yield "pool", pooled
-        yield "logits", self.fc(pooled)
-
-
 def add_small(patch):
     """A backbone ``small`` in the registry: its parts are those of tests/test_fit.py."""
     module, layers = ModuleType("kdcache.backbones.small"), ModuleType("kdcache.backbones.small_layers")
-    module.make = lambda spec, classes=None: Small(classes or 10)
-    layers.ORDER = Small.order
+    module.make = lambda spec, classes=None: Tiny(classes or 10, norm=False)
+    layers.ORDER = Tiny.order
     layers.resolve = lambda layer: layer
     layers.axes = lambda layer: "TD"
     layers.shape = lambda layer, channels, frames, size, num_classes=10: (frames, 8 if layer == "pool" else num_classes)

@@ -15,13 +15,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from torch import nn
+from tiny_network import Tiny
 
 import kdcache
 from kdcache import backbones
 from kdcache.backbones import InputSpec
 from kdcache.backbones import metadata as fitted
-from kdcache.backbones.framewise import Framewise
 from kdcache.cli import main
 from kdcache.data.ondemand import videos
 from kdcache.data.ondemand.clips import Clip
@@ -36,23 +35,6 @@ from kdcache.runs.run import Run
 from kdcache.views import Views
 
 QUICK = {"epochs": 3, "lr": 0.05, "batch_size": 4, "augmentations": 50, "device": "cpu", "save_every": 0.0}
-
-
-class Tiny(Framewise):
-    """The smallest network that looks at images."""
-
-    classifier = ("fc.weight", "fc.bias")
-    order = ("pool", "logits")
-    owners = {"logits": "fc"}  # noqa: RUF012
-
-    def __init__(self, classes):
-        super().__init__()
-        self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 5, stride=4), nn.BatchNorm2d(8), nn.Linear(8, classes)
-
-    def endpoints(self, images):
-        pooled = torch.relu(self.bn(self.conv(images))).mean((2, 3))
-        yield "pool", pooled
-        yield "logits", self.fc(pooled)
 
 
 @pytest.fixture(autouse=True)
