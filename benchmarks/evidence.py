@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ import numpy as np
 import pandas as pd
 
 from common import RESULTS, write_results
+from kdcache.runtime import cores
 from kdcache.sources import open_source
 
 SEEDS, PARTS = 3, 3
@@ -105,7 +109,7 @@ FRAMES = "torchvision:resnet18 --set init=random:0 --set keep=last --set frames=
 FRAMES += " --set optimizer=adam --set lr=0.001 --set epochs=60 --set milestones=40,54"
 LEVELS = "--stream torchvision:resnet18/logits --frames 1 --size 64 --levels 10"
 STEPS = "--stream torchvision:resnet18/logits --frames 8 --size 64"
-HEAD = "--set hidden=128 --set teacher_hidden=64 --set epochs=20 --set milestones=12,16"
+HEAD = "--set hidden=64 --set teacher_hidden=32 --set epochs=20 --set milestones=12,16"
 """Lengths are raised to 500 optimiser steps, and searched from there."""
 
 
@@ -114,7 +118,7 @@ def of_skeletons(root: str, manifest: str, drawn: Drawn, tenth: bool) -> Compari
     labels, layer, steps = (0.1, "pool", " --set epochs=80 --set milestones=56,72") if tenth else (1.0, "logits", "")
     stream = f"--stream vacnn-small/{layer}"
     return Comparison(
-        root, manifest, drawn, SKELETON + steps, stream, "early", EARLY, f"{HEAD} --set batch_size=32", labels=labels
+        root, manifest, drawn, SKELETON + steps, stream, "early", EARLY, f"{HEAD} --set batch_size=16", labels=labels
     )
 
 
@@ -145,21 +149,22 @@ class Work:
         self.data, self.folder, self.workers = data, folder, workers
         self.end = None if hours is None else time.monotonic() + 3600 * hours
 
-    def kdcache(self, text: str, *more: str) -> None:
-        """One command in the folder; ``TimeoutError`` where the time is up."""
+    def kdcache(self, text: str, *more: str, threads: int | None = None) -> None:
+        """One command in the folder, of so many threads; ``TimeoutError`` where the time is up."""
         if self.end is not None and time.monotonic() > self.end:
             raise TimeoutError
         words = [*shlex.split(text), *more]
         print("kdcache", shlex.join(words), flush=True)
         began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "kdcache", *words], cwd=self.folder, check=True)
-        print(f"  {time.monotonic() - began:.0f} s", flush=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
+        subprocess.run([sys.executable, "-m", "kdcache", *words], cwd=self.folder, check=True, env=environment)
+        print(f"  {time.monotonic() - began:.0f} s: kdcache {' '.join(words[:2])} … {words[-1]}", flush=True)
 
-    def once(self, mark: str, text: str, *more: str) -> None:
+    def once(self, mark: str, text: str, *more: str, threads: int | None = None) -> None:
         """The same, unless it has ended well before."""
         path = self.folder / mark
         if not path.exists():
-            self.kdcache(text, *more)
+            self.kdcache(text, *more, threads=threads)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 
@@ -183,28 +188,37 @@ class Work:
             rows.to_csv(self.folder / path, index=False)
         return path
 
+    def fitted(self, manifest: Path) -> Path:
+        """The manifest of a draw's fit: validation clips are scored at its end, and no test clip takes part."""
+        path = manifest.with_stem(f"{manifest.stem}-fit")
+        rows = pd.read_csv(self.folder / manifest, dtype={"clip_id": str})
+        rows = rows[rows["split"] != "test"].replace({"split": {"validation": "test"}})
+        rows.to_csv(self.folder / path, index=False)
+        return path
+
     def features(self, name: str, draw: int) -> None:
         """Fit the draw's backbone, and extract with it."""
-        this = COMPARISONS[name]
+        this, threads = COMPARISONS[name], max(1, cores() // self.workers)
         root = ("--root", str(self.data / this.root))
         fit = Path(name) / f"fit-{draw}"
         labels = f"--set label_fraction={this.labels} --set label_seed={draw}" if this.labels < 1 else ""
         parts = "" if this.labels < 1 else f"--cross-fit {PARTS}"
         manifest = self.manifest(name, draw)
-        call = f"fit {this.fit} --seed {draw} --manifest {manifest} -o {fit} {parts} {labels}"
-        self.once(f"{fit}.done", call, *root)
+        call = f"fit {this.fit} --set validation=0 --seed {draw} --manifest {self.fitted(manifest)} -o {fit}"
+        self.once(f"{fit}.done", f"{call} {parts} {labels}", *root, threads=threads)
         backbone = shlex.split(this.fit)[0]
         weights = next((self.folder / fit).glob("*.safetensors")) if this.labels < 1 else self.folder / fit
         extract = (
             f"extract --manifest {manifest} {this.extract} --weights {backbone}={weights.relative_to(self.folder)}"
         )
-        self.once(f"{name}/cache-{draw}.done", f"{extract} -o {name}/cache-{draw} --workers {self.workers}", *root)
+        self.once(f"{name}/cache-{draw}.done", f"{extract} -o {name}/cache-{draw} --workers 1", *root, threads=threads)
 
     def compare(self, name: str) -> dict[str, Any]:
         """Fits, features and the comparison over all draws; what came out."""
         this = COMPARISONS[name]
-        for draw in range(this.draws):
-            self.features(name, draw)
+        self.rows(name)
+        with ThreadPoolExecutor(self.workers) as pool:  # a fit of one thread each is faster than one of all
+            list(pool.map(partial(self.features, name), range(this.draws)))
         rows = [word for row, options in this.rows.items() for word in ("--row", f"{row}:{options}")]
         labels = f"--set label_fraction={this.labels}" if this.labels < 1 else ""
         call = f"ablate {this.method} --shards {name}/cache-{{draw}} --draws {this.draws} --seeds {SEEDS} --widen 1"
