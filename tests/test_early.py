@@ -305,7 +305,7 @@ def test_rows_start_from_the_same_student_and_share_their_teacher():
         "teacher_hidden": 5, "teacher_lr": 0.5, "teacher_epochs": 3, "lr": 0.3, "dropout": 0.1, "label_fraction": 0.5,
         "label_seed": 1, "batch_size": 5, "patience": 2, "momentum": 0.1, "weight_decay": 0.0, "milestones": (2,),
         "gamma": 0.5, "grad_clip": 1.0, "cell": "lstm", "epochs": 4,
-        "parts": 2, "teacher_milestones": (3,),
+        "parts": 2, "teacher_milestones": (3,), "standardise": True,
     }  # fmt: skip
     for name, value in changed.items():
         made, _ = stages_of(options_for(**{name: value}), small_data())
@@ -349,6 +349,27 @@ def test_knn_needs_no_training_and_knows_labelled_clips_alone():
     assert len(stage.module.y) == int((y != UNLABELLED).sum()) < 20
     assert stage.module.state_dict() == {}
     assert early.predictor(options, data).module.x.equal(stage.module.x)
+
+
+@pytest.mark.parametrize("model", ["student", "ts-lstm", "rank-lstm", "levels", "knn"])
+def test_standardised_features_answer_alike_in_any_units(model):
+    options = options_for(model=model, standardise=True)
+    data = small_data()
+    x = data.inputs["x"].data
+    units = torch.linspace(3, 40, D)
+    other = dataclasses.replace(data, inputs={"x": MemoryStream(1000 * x * units + units)})
+    answers = []
+    for of in (data, other):
+        made, resolved = stages_of(options, of)
+        network, seen = list(made.values())[-1].module.eval(), of.inputs["x"].data[-9:, 0]
+        answers.append(network(seen)["logits"].detach())
+        assert torch.allclose(network.input.mean, of.inputs["x"].data[:24, 0].mean((0, 1)), rtol=1e-4)
+        _, state = network.step(seen[:, 0])
+        assert torch.allclose(network.step(seen[:, 1], state)[0], answers[-1][:, 1], atol=1e-5)
+        restored = early.predictor(resolved, of).module.eval()
+        restored.load_state_dict(network.state_dict())
+        assert restored(seen)["logits"].equal(answers[-1])
+    assert torch.allclose(*answers, atol=1e-4)
 
 
 # --- options --------------------------------------------------------------------------------------------------------

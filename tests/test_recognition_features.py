@@ -94,8 +94,8 @@ def test_clips_that_differ_in_length(tmp_path, pool):
     shown = {"mean": [x.mean(0, keepdims=True) for x in train], "last": [x[-1:] for x in train], "attention": train}
     vectors = np.concatenate(shown[pool]).astype(np.float64)
     network = run.network()
-    np.testing.assert_allclose(network.mean.numpy(), vectors.mean(0), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(1 / network.scale.numpy(), vectors.std(0), rtol=1e-4)
+    np.testing.assert_allclose(network.standardise.mean.numpy(), vectors.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(1 / network.standardise.scale.numpy(), vectors.std(0), rtol=1e-4)
 
 
 def test_a_feature_that_never_varies_and_features_as_they_are(tmp_path):
@@ -104,10 +104,10 @@ def test_a_feature_that_never_varies_and_features_as_they_are(tmp_path):
     recipe = streams_cache.imported("f/x", (1, 2)) | {"dtype": "float32"}
     folder = streams_cache.write(tmp_path / "cache", table, [(recipe, arrays)])
     run = kdcache.train("recognition", folder, out=tmp_path / "run", **QUICK)
-    assert run.network().scale.tolist() == [2.0, 0.0]
+    assert run.network().standardise.scale.tolist() == [2.0, 0.0]
     assert run.metrics["last"]["test"]["label"]["top1"] == 100
     plain = kdcache.train("recognition", folder, out=tmp_path / "plain", standardise=False, **QUICK)
-    assert plain.network().scale.tolist() == [1.0, 1.0]
+    assert plain.network().standardise.scale.tolist() == [1.0, 1.0]
 
 
 def test_it_goes_on_to_the_same_numbers(tmp_path, monkeypatch):

@@ -49,6 +49,7 @@ from kdcache.methods.parts import means_of_parts
 from kdcache.methods.recurrent import Cell, Recurrent
 from kdcache.methods.search import Knob, TeacherRun
 from kdcache.methods.teacher import Teacher
+from kdcache.methods.vector_heads import Standardise
 from kdcache.metrics.early import measure_levels
 
 
@@ -80,6 +81,9 @@ class EarlyOptions(LeakOptions, TrainOptions):
     """Of S and T; ``auto``: gru (§2.1), lstm for the baselines that are named after it."""
     dropout: float = 0.0
     """On the input and before the classifier. [reconstructed]"""
+    standardise: bool = False
+    """Take each feature less its mean over the levels of all training clips, divided by its standard deviation: for
+    features that hardly differ from clip to clip. [reconstructed]"""
     label_fraction: float = 1.0
     """Share of the labels to keep, the same for every class and at least one each; the rest is unlabelled (§3.4)."""
     w_cls: float | None = None
@@ -147,7 +151,7 @@ Options = EarlyOptions
 
 _OF_TEACHER = (
     "teacher_hidden", "dropout", "label_fraction", "label_seed", "batch_size", "patience", "momentum", "weight_decay",
-    "gamma", "grad_clip", "parts",
+    "gamma", "grad_clip", "parts", "standardise",
 )  # fmt: skip
 
 
@@ -225,6 +229,7 @@ def stages(options: EarlyOptions, data: Data) -> Iterator[Stage]:
     if options.needs_teacher:
         reseed(data, "teacher", options.teacher_seed)
         T = _teacher(options, data)
+        _fit_input(T.input, options, data)
         yield _teacher_stage(options, data, T, BatchSource({"x": (stream, x[S])}, {"y": y[S]}, steps=steps))
     if options.model == "teacher":
         return
@@ -240,6 +245,7 @@ def stages(options: EarlyOptions, data: Data) -> Iterator[Stage]:
         sources, fields = sources | more_sources, fields | more_fields
     reseed(data, "student")
     student = _student(options, data)
+    _fit_input(student.input, options, data)
     share = float((y[used] != UNLABELLED).float().mean())
     objective = _EarlyObjective(options, student, teacher, share)
     epochs = 0 if options.model == "knn" else options.epochs
@@ -298,23 +304,45 @@ def _teacher(options: EarlyOptions, data: Data) -> Recurrent:
     classes = len(data.classes[options.target])
     cell, width = cast(Cell, options.cell), options.teacher_hidden
     features = levels_of(options, data).shape[1]
-    return Recurrent(features, classes, width, cell, options.dropout, bidirectional=True).to(data.device)
+    network = Recurrent(features, classes, width, cell, options.dropout, bidirectional=True)
+    network.input = _input(options, data)
+    return network.to(data.device)
 
 
-def _student(options: EarlyOptions, data: Data) -> nn.Module:
+def _input(options: EarlyOptions, data: Data) -> nn.Module:
+    """What levels pass before a network; ``_fit_input`` takes its numbers from the training clips."""
+    return Standardise(levels_of(options, data).shape[1]) if options.standardise else nn.Identity()
+
+
+def _fit_input(network: nn.Module, options: EarlyOptions, data: Data) -> None:
+    if isinstance(network, Standardise):
+        network.fit(_training_levels(options, data, torch.arange(len(data.splits["train"].names))))
+
+
+def _training_levels(options: EarlyOptions, data: Data, which: Tensor) -> Iterator[Batch]:
+    """x of these training clips in their order."""
+    rows = data.splits["train"].rows["clip"][which]
+    return data.batches(BatchSource({"x": (levels_of(options, data), rows)}), options.batch_size, 0)
+
+
+def _student(options: EarlyOptions, data: Data) -> Recurrent | Levels | Neighbours:
     """S, or the baseline in its place, on the device."""
     levels, features = levels_of(options, data).shape
     classes = len(data.classes[options.target])
-    network: nn.Module
+    network: Recurrent | Levels | Neighbours
     if options.model == "levels":
         network = Levels(levels, features, classes, options.observed, options.dropout)
     elif options.model == "knn":
         S, _, y = _sets(options, data)
-        source = BatchSource({"x": (levels_of(options, data), data.splits["train"].rows["clip"][S])})
-        x = torch.cat([batch["x"] for batch in data.batches(source, options.batch_size, 0)])
+        before = _input(options, data).to(data.device)
+        _fit_input(before, options, data)
+        x = torch.cat([before(batch["x"]) for batch in _training_levels(options, data, S)])
         network = Neighbours(x, y[S], classes, options.k, options.observed)
+        network.input = before
+        return network.to(data.device)
     else:
         network = Recurrent(features, classes, options.hidden, cast(Cell, options.cell), options.dropout)
+    network.input = _input(options, data)
     return network.to(data.device)
 
 
@@ -330,7 +358,9 @@ def _teacher_stage(options: EarlyOptions, data: Data, T: nn.Module, train: Batch
     own = replace(options, milestones=falls)
     stage = _stage(own, data, "teacher", T, train, objective, options.teacher_lr, options.teacher_epochs)
     named = ("teacher_lr", "teacher_epochs", "target", "cell", "milestones", *_OF_TEACHER)
-    key = {name: getattr(own, name) for name in named if name != "parts" or options.parts is not None}
+    absent = {"parts": None, "standardise": False}  # keys of before do not name them
+    key = {name: getattr(own, name) for name in named}
+    key = {name: value for name, value in key.items() if (name, value) not in absent.items()}
     return replace(stage, share_key=key, seed=options.teacher_seed)
 
 

@@ -33,6 +33,7 @@ class Levels(Prefixes):
     def __init__(self, levels: int, features: int, num_classes: int, observed: Observed, dropout: float = 0.0) -> None:
         super().__init__()
         self.observed = observed
+        self.input: nn.Module = nn.Identity()
         self.dropout = nn.Dropout(dropout)
         widths = [features * (n if observed == "concat" else 1) for n in range(1, levels + 1)]
         self.classify = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
@@ -41,7 +42,7 @@ class Levels(Prefixes):
         """``[B, n, d]`` with n ≤ N → ``logits`` ``[B, n, num_classes]``; ``ValueError`` for more levels."""
         if x.shape[1] > len(self.classify):
             raise ValueError(f"{x.shape[1]} levels given to classifiers of {len(self.classify)}")
-        x = self.dropout(x)
+        x = self.dropout(self.input(x))
         if self.observed == "mean":
             inputs = list(running_mean(x).unbind(1))
         else:
@@ -63,6 +64,7 @@ class Neighbours(Prefixes):
     def __init__(self, x: Tensor, y: Tensor, num_classes: int, k: int, observed: Observed) -> None:
         super().__init__()
         self.num_classes, self.observed = num_classes, observed
+        self.input: nn.Module = nn.Identity()
         k = min(k, len(y))
         self.register_buffer("x", running_mean(x) if observed == "mean" else x, persistent=False)
         self.register_buffer("y", y, persistent=False)
@@ -72,6 +74,7 @@ class Neighbours(Prefixes):
         """``[B, n, d]`` with n ≤ N → ``logits``: log shares ``[B, n, num_classes]``; ``ValueError`` for more levels."""
         if x.shape[1] > self.x.shape[1]:
             raise ValueError(f"{x.shape[1]} levels given to neighbours of {self.x.shape[1]}")
+        x = self.input(x)
         queries = running_mean(x) if self.observed == "mean" else x
         far, shares = x.new_zeros(()), []
         for n in range(x.shape[1]):

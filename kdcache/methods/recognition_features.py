@@ -22,7 +22,6 @@ from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.methods.contract import (
     Batch,
-    BatchSource,
     Data,
     Input,
     InputStream,
@@ -36,7 +35,7 @@ from kdcache.methods.heads import cells
 from kdcache.methods.labels import Clips, check_leak
 from kdcache.methods.options import build_optimizer
 from kdcache.methods.recognition_options import RecognitionOptions, with_recipe
-from kdcache.methods.vector_heads import FeatureClassifier, own_positions
+from kdcache.methods.vector_heads import FeatureClassifier
 
 STAGE = "classifier"
 AXES = ("D", "TD", "ND", "PD", "TPD", "NTD", "NPD", "CTHW", "CHW", "NCTHW", "NCHW", "NTCHW")
@@ -74,7 +73,7 @@ def stages(options: RecognitionOptions, data: Data) -> Iterator[Stage]:
     reseed(data, STAGE)
     network = _network(options, data)
     if options.standardise:
-        network.standardise(*_statistics(data, replace(train, fields={}), int(options.batch_size or 0)))
+        network.standardise.fit(data.batches(replace(train, fields={}), int(options.batch_size or 0), 0))
     labelled = ", ".join(f"{split} {len(source)}" for split, source in {"train": train, **eval_sets}.items())
     logger.info("labelled clips: %s; %d classes", labelled, len(data.classes[options.target]))
     optimizer, scheduler = build_optimizer(
@@ -175,16 +174,3 @@ def last_vector(axes: str) -> Make:
 def _mean_of(axes: str) -> Make:
     others = tuple(i for i, letter in enumerate(axes) if letter not in "CD")
     return lambda x: x.mean(others)
-
-
-@torch.no_grad()
-def _statistics(data: Data, source: BatchSource, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each of the D features over a source's vectors in its first view, ``[D]``."""
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for batch in data.batches(source, batch_size, 0):
-        x = batch["x"].double()
-        vectors = x if x.ndim == 2 else x[own_positions(x, batch.get("x.lengths"))]
-        count += len(vectors)
-        total, squares = total + vectors.sum(0), squares + vectors.square().sum(0)
-    mean = total / count
-    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()

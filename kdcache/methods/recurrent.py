@@ -17,8 +17,8 @@ State = Tensor | tuple[Tensor, Tensor]
 class Recurrent(nn.Module):
     """A classifier of each prefix x_1 … x_n: one recurrent layer and a linear classifier of its latent at every n.
 
-    With ``bidirectional`` the latent at n also knows x_{n+1} … x_N. The number of levels
-    may differ from call to call. ``dropout`` is applied to the input and to the latent before the classifier.
+    With ``bidirectional`` the latent at n also knows x_{n+1} … x_N. The number of levels may differ from call to call.
+    x passes ``input`` first; ``dropout`` is applied to what comes out and to the latent before the classifier.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Recurrent(nn.Module):
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
+        self.input: nn.Module = nn.Identity()
         layer = nn.GRU if cell == "gru" else nn.LSTM
         self.layer = layer(features, hidden, batch_first=True, bidirectional=bidirectional)
         self.dropout = nn.Dropout(dropout)
@@ -39,7 +40,7 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor) -> Outputs:
         """``[B, N, d]`` → ``logits`` ``[B, N, num_classes]`` and ``latents`` ``[B, N, D]`` (D = 2 ``hidden`` if
         bidirectional)."""
-        latents, _ = self.layer(self.dropout(x))
+        latents, _ = self.layer(self.dropout(self.input(x)))
         return {"logits": self.classify(self.dropout(latents)), "latents": latents}
 
     @torch.no_grad()
@@ -54,5 +55,5 @@ class Recurrent(nn.Module):
         """
         if self.layer.bidirectional:
             raise ValueError("a bidirectional network cannot go step by step")
-        latent, state = self.layer(self.dropout(x_n[:, None]), state)
+        latent, state = self.layer(self.dropout(self.input(x_n[:, None])), state)
         return self.classify(self.dropout(latent))[:, 0], state

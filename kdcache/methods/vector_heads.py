@@ -7,12 +7,13 @@ answer for a clip does not depend on the clips beside it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcache.methods.contract import Outputs
+from kdcache.methods.contract import Batch, Outputs
 
 
 def own_positions(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -74,6 +75,39 @@ class VectorHead(nn.Module):
         return F.relu(F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, eps=n.eps))
 
 
+class Standardise(nn.Module):
+    """Subtracts a mean from vectors ``[..., D]`` and divides them by a scale; both are part of the state dict.
+
+    Until ``fit`` it changes nothing.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Take mean and standard deviation from the vectors ``x`` of all batches, ``[B, D]``, ``[B, T, D]`` or padded;
+        features that never vary become 0."""
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for batch in batches:
+            x = batch["x"].double()
+            vectors = x if x.ndim == 2 else x[own_positions(x, batch.get("x.lengths"))]
+            count += len(vectors)
+            total, squares = total + vectors.sum(0), squares + vectors.square().sum(0)
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt().float()
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(std > 0, 1 / std, 0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., D]`` → ``[..., D]``."""
+        return (x - self.mean) * self.scale
+
+
 class FeatureClassifier(nn.Module):
     """A classifier of clips on cached features: standardise → pool → dropout → linear, or a small MLP.
 
@@ -85,15 +119,11 @@ class FeatureClassifier(nn.Module):
         dropout: share of the pooled features, and of the hidden units, that is dropped.
     """
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(
         self, features: int, num_classes: int, *, attention: bool, width: int | None = None, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features))
+        self.standardise = Standardise(features)
         self.attend = nn.Linear(features, 1) if attention else None
         if self.attend is not None:  # starts as average pooling
             nn.init.zeros_(self.attend.weight)
@@ -102,16 +132,11 @@ class FeatureClassifier(nn.Module):
         self.hidden = None if width is None else nn.Linear(features, width)
         self.classify = nn.Linear(features if width is None else width, num_classes)
 
-    def standardise(self, mean: Tensor, std: Tensor) -> None:
-        """Subtract ``mean`` and divide by ``std``, ``[D]`` each; features that never vary become 0."""
-        self.mean.copy_(mean)
-        self.scale.copy_(torch.where(std > 0, 1 / std, 0.0))
-
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Outputs:
         """``[B, D]``, or with attention ``[B, T, D]``, padded where there are ``lengths`` ``[B]`` → ``logits``
         ``[B, C]``, ``pooled`` ``[B, D]``, and with attention ``weights`` ``[B, T]``."""
         outputs: Outputs = {}
-        pooled = (x - self.mean) * self.scale
+        pooled = self.standardise(x)
         if self.attend is not None:
             scores = self.attend(pooled).squeeze(2)
             pooled, outputs["weights"] = attention_pool(pooled, scores, own_positions(x, lengths))
