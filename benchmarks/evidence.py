@@ -69,7 +69,8 @@ class Comparison:
     root: str
     manifest: str
     drawn: Drawn
-    fit: str
+    fit: str | None
+    """None: a draw's network has random weights of its own, and has seen no label."""
     extract: str
     method: str
     rows: dict[str, str]
@@ -105,21 +106,19 @@ def weizmann(rows: pd.DataFrame, rng: np.random.Generator, draw: int) -> pd.Seri
 
 
 SKELETON = "vacnn-small --set keep=last"
-FRAMES = "torchvision:resnet18 --set init=random:0 --set keep=last --set frames=2 --set size=64 --set batch_size=8"
-FRAMES += " --set optimizer=adam --set lr=0.001 --set epochs=60 --set milestones=40,54"
-LEVELS = "--stream torchvision:resnet18/logits --frames 1 --size 64 --levels 10"
-STEPS = "--stream torchvision:resnet18/logits --frames 8 --size 64"
+FRAMES = "--frames 16 --size 64"
 HEAD = "--set hidden=64 --set teacher_hidden=32 --set epochs=20 --set milestones=12,16"
 """Lengths are raised to 500 optimiser steps, and searched from there."""
 
 
 def of_skeletons(root: str, manifest: str, drawn: Drawn, tenth: bool) -> Comparison:
     """Early recognition on joints, with all labels or a tenth. One labelled clip a class leaves no part to fit on."""
-    labels, layer, steps = (0.1, "pool", " --set epochs=80 --set milestones=56,72") if tenth else (1.0, "logits", "")
-    stream = f"--stream vacnn-small/{layer}"
+    labels, steps = (0.1, " --set epochs=80 --set milestones=56,72") if tenth else (1.0, "")
+    streams = "--stream vacnn-small/pool" + ("" if tenth else " --stream vacnn-small/logits")
     return Comparison(
-        root, manifest, drawn, SKELETON + steps, stream, "early", EARLY, f"{HEAD} --set batch_size=16", labels=labels
-    )
+        root, manifest, drawn, SKELETON + steps, streams, "early", EARLY,
+        f"{HEAD} --set batch_size=16 --set stream=vacnn-small/{'pool' if tenth else 'logits'}", labels=labels,
+    )  # fmt: skip
 
 
 COMPARISONS = {
@@ -132,12 +131,14 @@ COMPARISONS = {
     )
 } | {
     "weizmann": Comparison(
-        "weizmann", "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria", weizmann, FRAMES, LEVELS,
-        "early", EARLY, f"{HEAD} --set batch_size=8", draws=6,
+        "weizmann", "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria", weizmann, None,
+        f"--stream i3d-rgb/pool --levels 10 {FRAMES}", "early", EARLY,
+        f"{HEAD} --set batch_size=8 --set standardise=true", draws=6,
     ),
     "weizmann-anticipation": Comparison(
-        "weizmann", "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria", weizmann, FRAMES, STEPS,
-        "anticipation", ANTICIPATION, "--set width=128 --set batch_size=8", draws=6, halves=True,
+        "weizmann", "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria", weizmann, None,
+        f"--stream i3d-rgb/mixed4a {FRAMES}", "anticipation", ANTICIPATION,
+        "--set head=light --set width=128 --set batch_size=8", draws=6, halves=True,
     ),
 }  # fmt: skip
 
@@ -188,8 +189,9 @@ class Work:
             rows.to_csv(self.folder / path, index=False)
         return path
 
-    def fitted(self, manifest: Path) -> Path:
+    def fitted(self, name: str, draw: int) -> Path:
         """The manifest of a draw's fit: validation clips are scored at its end, and no test clip takes part."""
+        manifest = self.manifest(name, draw)
         path = manifest.with_stem(f"{manifest.stem}-fit")
         rows = pd.read_csv(self.folder / manifest, dtype={"clip_id": str})
         rows = rows[rows["split"] != "test"].replace({"split": {"validation": "test"}})
@@ -197,21 +199,26 @@ class Work:
         return path
 
     def features(self, name: str, draw: int) -> None:
-        """Fit the draw's backbone, and extract with it."""
+        """Fit the draw's backbone where it is fitted, and extract with it."""
         this, threads = COMPARISONS[name], max(1, cores() // self.workers)
+        root = ("--root", str(self.data / this.root))
+        manifest = self.manifest(name, draw)
+        backbone, weights = self.fit(name, draw) if this.fit else ("i3d-rgb", f"random:{draw}")
+        extract = f"extract --manifest {manifest} {this.extract} --weights {backbone}={weights}"
+        self.once(f"{name}/cache-{draw}.done", f"{extract} -o {name}/cache-{draw} --workers 1", *root, threads=threads)
+
+    def fit(self, name: str, draw: int) -> tuple[str, Path]:
+        """The backbone of a draw, and its weights relative to the folder."""
+        this, threads = COMPARISONS[name], max(1, cores() // self.workers)
+        assert this.fit is not None
         root = ("--root", str(self.data / this.root))
         fit = Path(name) / f"fit-{draw}"
         labels = f"--set label_fraction={this.labels} --set label_seed={draw}" if this.labels < 1 else ""
         parts = "" if this.labels < 1 else f"--cross-fit {PARTS}"
-        manifest = self.manifest(name, draw)
-        call = f"fit {this.fit} --set validation=0 --seed {draw} --manifest {self.fitted(manifest)} -o {fit}"
+        call = f"fit {this.fit} --set validation=0 --seed {draw} --manifest {self.fitted(name, draw)} -o {fit}"
         self.once(f"{fit}.done", f"{call} {parts} {labels}", *root, threads=threads)
-        backbone = shlex.split(this.fit)[0]
         weights = next((self.folder / fit).glob("*.safetensors")) if this.labels < 1 else self.folder / fit
-        extract = (
-            f"extract --manifest {manifest} {this.extract} --weights {backbone}={weights.relative_to(self.folder)}"
-        )
-        self.once(f"{name}/cache-{draw}.done", f"{extract} -o {name}/cache-{draw} --workers 1", *root, threads=threads)
+        return shlex.split(this.fit)[0], weights.relative_to(self.folder)
 
     def compare(self, name: str) -> dict[str, Any]:
         """Fits, features and the comparison over all draws; what came out."""
