@@ -68,6 +68,7 @@ class Comparison:
 
     root: str
     manifest: str
+    """``{either}`` is 1 in draws 0, 2 …, and 2 in draws 1, 3 …"""
     drawn: Drawn
     fit: str | None
     """None: a draw's network has random weights of its own, and has seen no label."""
@@ -111,24 +112,23 @@ HEAD = "--set hidden=64 --set teacher_hidden=32 --set epochs=20 --set milestones
 """Lengths are raised to 500 optimiser steps, and searched from there."""
 
 
-def of_skeletons(root: str, manifest: str, drawn: Drawn, tenth: bool) -> Comparison:
+def of_skeletons(root: str, manifest: str, drawn: Drawn, draws: int, tenth: bool) -> Comparison:
     """Early recognition on joints, with all labels or a tenth. One labelled clip a class leaves no part to fit on."""
     labels, steps = (0.1, " --set epochs=80 --set milestones=56,72") if tenth else (1.0, "")
     streams = "--stream vacnn-small/pool" + ("" if tenth else " --stream vacnn-small/logits")
     return Comparison(
         root, manifest, drawn, SKELETON + steps, streams, "early", EARLY,
-        f"{HEAD} --set batch_size=16 --set stream=vacnn-small/{'pool' if tenth else 'logits'}", labels=labels,
+        f"{HEAD} --set batch_size=16 --set stream=vacnn-small/{'pool' if tenth else 'logits'}", draws, labels,
     )  # fmt: skip
 
 
 COMPARISONS = {
-    f"{name}{'-tenth' * tenth}": of_skeletons(root, manifest, drawn, tenth)
-    for tenth in (True, False)
-    for name, root, manifest, drawn in (
-        ("msr", "skeletons", "msraction3d", msr),
-        ("jhmdb-1", "skeletons/jhmdb", "jhmdb-joints --set split=1", jhmdb),
-        ("jhmdb-2", "skeletons/jhmdb", "jhmdb-joints --set split=2", jhmdb),
+    f"{name}{'-tenth' * tenth}": of_skeletons(root, manifest, drawn, draws, tenth)
+    for name, root, manifest, drawn, draws in (
+        ("msr", "skeletons", "msraction3d", msr, 5),
+        ("jhmdb", "skeletons/jhmdb", "jhmdb-joints --set split={either}", jhmdb, 10),
     )
+    for tenth in (True, False)
 } | {
     "weizmann": Comparison(
         "weizmann", "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria", weizmann, None,
@@ -169,23 +169,22 @@ class Work:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 
-    def rows(self, name: str) -> pd.DataFrame:
-        """All clips of a comparison."""
-        this = COMPARISONS[name]
-        path = self.folder / f"{name}.csv"
-        if not path.exists():
-            self.kdcache(f"manifest {this.manifest} -o {path.name}", "--root", str(self.data / this.root))
-        return pd.read_csv(path, dtype={"clip_id": str})
+    def rows(self, name: str, draw: int) -> pd.DataFrame:
+        """All clips of a draw."""
+        this, path = COMPARISONS[name], Path(name) / f"clips-{draw}.csv"
+        (self.folder / name).mkdir(exist_ok=True)
+        call = f"manifest {this.manifest.format(either=1 + draw % 2)} -o {path}"
+        self.once(f"{path}.done", call, "--root", str(self.data / this.root))
+        return pd.read_csv(self.folder / path, dtype={"clip_id": str})
 
     def manifest(self, name: str, draw: int) -> Path:
         """The manifest of a draw, relative to the folder."""
         this, path = COMPARISONS[name], Path(name) / f"draw-{draw}.csv"
         if not (self.folder / path).exists():
-            rows = self.rows(name)
+            rows = self.rows(name, draw)
             rows["split"] = this.drawn(rows, np.random.default_rng([1, draw]), draw)
             if this.halves:
                 rows = pairs(rows, self.data / this.root)
-            (self.folder / name).mkdir(exist_ok=True)
             rows.to_csv(self.folder / path, index=False)
         return path
 
@@ -223,13 +222,12 @@ class Work:
     def compare(self, name: str) -> dict[str, Any]:
         """Fits, features and the comparison over all draws; what came out."""
         this = COMPARISONS[name]
-        self.rows(name)
         with ThreadPoolExecutor(self.workers) as pool:  # a fit of one thread each is faster than one of all
             list(pool.map(partial(self.features, name), range(this.draws)))
         rows = [word for row, options in this.rows.items() for word in ("--row", f"{row}:{options}")]
         labels = f"--set label_fraction={this.labels}" if this.labels < 1 else ""
-        call = f"ablate {this.method} --shards {name}/cache-{{draw}} --draws {this.draws} --seeds {SEEDS} --widen 1"
-        call += f" --workers {self.workers} {this.compare} {labels} -o {name}/compared"
+        call = f"ablate {this.method} --shards {name}/cache-{{draw}} --draws {this.draws} --seeds {SEEDS}"
+        call += f" --widen 1 --workers {self.workers} --set eval_every=5 {this.compare} {labels} -o {name}/compared"
         self.once(f"{name}/compared.done", call, *rows)
         return summary(self.folder / name / "compared")
 

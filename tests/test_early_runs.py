@@ -80,6 +80,8 @@ def test_teachers_are_trained_once_for_all_rows_of_a_seed(shards, session, tmp_p
     kept = {path.name for path in session.stages.iterdir()}
     train("early", shards, out=tmp_path / "tau", session=session, tau=2, **QUICK)
     assert {path.name for path in session.stages.iterdir()} == kept
+    train("early", shards, out=tmp_path / "rarely", session=session, eval_every=2, **QUICK)  # its best may be another
+    assert {path.name for path in session.stages.iterdir()} > kept
 
 
 class Crash(RuntimeError):

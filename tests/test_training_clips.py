@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import clips_cache
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from memory_stream import CPU, MemoryStream, data_on
@@ -152,8 +153,9 @@ def stage_that_measures(values, split="validation", **settings):
     )
 
 
-def train(tmp_path, stage):
-    return fit_stage(stage, data_on({}), tmp_path / "s", Log(tmp_path, bars=False), Interrupts(), 0.0, False)
+def train(tmp_path, stage, eval_every=1):
+    log = Log(tmp_path, bars=False)
+    return fit_stage(stage, data_on({}), tmp_path / "s", log, Interrupts(), 0.0, False, eval_every)
 
 
 def test_training_stops_when_nothing_gets_better_and_the_rate_follows_the_plateau(tmp_path):
@@ -169,6 +171,28 @@ def test_a_stage_that_stops_early_hands_on_its_best_weights_and_others_their_las
         weights = {name: load_file(tmp_path / kept / "s" / f"{name}.safetensors") for name in ("best", "last")}
         assert not torch.equal(weights["best"]["layer.weight"], weights["last"]["layer.weight"])
         assert torch.equal(stage.module.layer.weight, weights[kept]["layer.weight"])
+
+
+def test_scores_of_some_epochs_and_of_the_last(tmp_path):
+    stage = replace(stage_that_measures([1, 5, 4, 5, 3]), scheduler=None)
+    summary = train(tmp_path, stage, eval_every=2)
+    assert [row.get("validation/auc") for row in summary["rows"]] == [None, 1, None, 5, None, 4, None, 5, 3]
+    assert (summary["epochs"], summary["best_epoch"], summary["best"]) == (9, 4, 5)
+    history = pd.read_csv(tmp_path / "metrics.csv")
+    assert history["validation/auc"].notna().tolist() == [epoch in (2, 4, 6, 8, 9) for epoch in history["epoch"]]
+
+
+def test_between_scores_nothing_stops_early(tmp_path):
+    stage = replace(stage_that_measures([5, 4, 3, 2], patience=3), scheduler=None)
+    summary = train(tmp_path, stage, eval_every=2)
+    assert (summary["epochs"], summary["best_epoch"]) == (6, 2)
+
+
+def test_what_follows_single_epochs_needs_their_scores(tmp_path):
+    with pytest.raises(OptionError, match=r"learning rate follows the epochs between two scores: set eval_every=1"):
+        train(tmp_path, stage_that_measures([1]), eval_every=2)
+    with pytest.raises(OptionError, match=r"patience=2 counts the epochs between two scores: set eval_every=1"):
+        train(tmp_path, replace(stage_that_measures([1], patience=2), scheduler=None), eval_every=3)
 
 
 def test_without_patience_all_epochs_are_trained(tmp_path):

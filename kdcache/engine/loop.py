@@ -39,19 +39,28 @@ class _Training:
     scaler: torch.amp.GradScaler
     interrupts: Interrupts
     save_every: float
+    eval_every: int
     state: TrainState
     best: dict[str, Tensor]
     saved: float
 
 
 def fit_stage(
-    stage: Stage, data: Data, folder: Path, log: Log, interrupts: Interrupts, save_every: float, scale: bool
+    stage: Stage,
+    data: Data,
+    folder: Path,
+    log: Log,
+    interrupts: Interrupts,
+    save_every: float,
+    scale: bool,
+    eval_every: int = 1,
 ) -> dict[str, Any]:
     """Train a stage, or go on with it, and return its summary; one that is finished is only loaded.
 
     After an interruption at any moment the same call continues and ends with the same numbers (bit for bit on a CPU):
     order and views are functions of (seed, stage, epoch), torch's random numbers are part of the checkpoint; the seed
-    is that of the run, unless the stage has its own. ``scale`` scales the loss, as fp16 needs it.
+    is that of the run, unless the stage has its own. ``scale`` scales the loss, as fp16 needs it. Held-out clips are
+    scored after every ``eval_every`` epochs and after the last.
 
     Raises:
         OptionError: the loss is no longer finite, early stopping without validation clips, or a damaged checkpoint.
@@ -74,6 +83,10 @@ def fit_stage(
             f"{stage.name}: its learning rate follows validation clips, and there are none: set validation=0.2, or "
             "mark some in the manifest."
         )
+    follows = "its learning rate follows" if isinstance(stage.scheduler, ReduceLROnPlateau) else ""
+    follows = f"patience={stage.patience} counts" if 0 < stage.patience < eval_every else follows
+    if eval_every > 1 and follows:
+        raise OptionError(f"{stage.name}: {follows} the epochs between two scores: set eval_every=1.")
     folder.mkdir(parents=True, exist_ok=True)
     scaler = torch.amp.GradScaler(data.device.type, enabled=scale)
     reseed(data, f"{stage.name}/training")
@@ -83,7 +96,7 @@ def fit_stage(
         logger.info("%s: %d examples, arrays %s %s", stage.name, len(stage.train), list(stream.shape), how)
     if state.epoch or state.step:
         logger.info("%s: going on from epoch %d, step %d", stage.name, state.epoch + 1, state.step + 1)
-    run = _Training(stage, data, folder, log, scaler, interrupts, save_every, state, best, time.monotonic())
+    run = _Training(stage, data, folder, log, scaler, interrupts, save_every, eval_every, state, best, time.monotonic())
     if stage.optimizer is not None:
         _run_epochs(run)
     checkpoint.finish(folder, stage, state, run.best)
@@ -110,7 +123,7 @@ def _run_epochs(run: _Training) -> None:
 def _over(run: _Training) -> bool:
     """Whether the last epoch is done, or so many have brought nothing better that training stops early."""
     stage, state = run.stage, run.state
-    stale = bool(stage.patience) and state.epoch - state.best_epoch >= stage.patience
+    stale = 0 < stage.patience <= state.epoch - state.best_epoch and state.epoch % run.eval_every == 0
     return state.epoch >= stage.epochs or stale
 
 
@@ -138,7 +151,8 @@ def _epoch(run: _Training) -> None:
     }
     row |= {name: total / state.seen for name, total in state.sums.items()}
     row |= _diagnosed(run, plan)
-    row |= _evaluated(run)
+    if (state.epoch + 1) % run.eval_every == 0 or state.epoch + 1 == stage.epochs:
+        row |= _evaluated(run)
     row["seconds"] = round(time.perf_counter() - started, 3)
     if isinstance(stage.scheduler, ReduceLROnPlateau):
         stage.scheduler.step(row[f"{VALIDATION}/{stage.monitor}"])

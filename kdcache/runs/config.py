@@ -72,6 +72,9 @@ class RunSettings:
     """Anticipation time in seconds, needed only where the pairs of a manifest have several."""
     save_every: float = 30.0
     """Seconds between checkpoints, taken at the end of an epoch; 0 takes one after every epoch."""
+    eval_every: int = 1
+    """Held-out clips are scored after every so many epochs of a stage and after its last, and the best epoch is one of
+    these; more than 1 where an epoch takes less time than scoring does."""
     keep_stages: bool = True
     """Off: when a run has finished, only the weights of the stage that answers are left, which of methods in several
     stages is a sixth to a third; figures of earlier stages can then not be drawn."""
@@ -82,6 +85,8 @@ class RunSettings:
         for name in ("seed", "validation_seed"):
             if getattr(self, name) < 0:
                 raise OptionError(f"{name}={getattr(self, name)}: give a whole number from 0 on.")
+        if self.eval_every < 1:
+            raise OptionError(f"eval_every={self.eval_every}: give a whole number of epochs from 1 on.")
         if not 0 <= self.memory_fraction <= 1:
             raise OptionError(f"memory_fraction={self.memory_fraction}: give a share of the free memory, 0 to 1.")
         if not 0 <= self.validation < 1:
@@ -106,7 +111,7 @@ OF_SOURCES = ("manifest", "root", "more_roots", "allow_absolute", "decoder", "ce
 
 SETTABLE = (
     "stream", "recipe", "weights", "memory_fraction", "split_column", "validation", "validation_seed", "validation_as",
-    "tau_s", "save_every", "keep_stages",
+    "tau_s", "save_every", "eval_every", "keep_stages",
 )  # fmt: skip
 """Settings that ``train`` takes beside a method's options."""
 

@@ -26,8 +26,8 @@ from kdcache.store.failures import FILE, Failure, load_failures
 MANIFEST = "manifest.csv"
 METHOD = "recognition"
 SETTABLE = (
-    "validation", "validation_seed", "decoder", "memory_fraction", "save_every", "hold", "centre_joint", "skeleton_fps",
-    "array",
+    "validation", "validation_seed", "decoder", "memory_fraction", "save_every", "eval_every", "hold",
+    "centre_joint", "skeleton_fps", "array",
 )  # fmt: skip
 """Settings that a fit takes beside the options; ``split_column`` and ``allow_absolute`` too."""
 _DEFAULTS = {"memory_fraction": 0.5, "save_every": 120.0}  # decoded frames are large, and so are checkpoints

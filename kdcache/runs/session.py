@@ -18,7 +18,13 @@ from kdcache.methods.contract import Stage
 from kdcache.runs.config import RunSettings
 from kdcache.runs.prepare import prepare
 
-RUN_ONLY_SETTINGS = ("seed", "save_every", "keep_stages", "method")  # they change nothing about what is read
+RUN_ONLY_SETTINGS = (
+    "seed",
+    "save_every",
+    "eval_every",
+    "keep_stages",
+    "method",
+)  # they change nothing about what is read
 
 
 @dataclass
@@ -52,18 +58,18 @@ class Session:
         known = self._opened[key]
         return replace(known, data=replace(known.data, seed=settings.seed), resolved=dict(known.resolved))
 
-    def restore_shared_stage(self, stage: Stage, opened: TrainingData, folder: Path) -> None:
+    def restore_shared_stage(self, stage: Stage, opened: TrainingData, folder: Path, eval_every: int) -> None:
         """Copy a stage that another run has trained into ``folder``, if there is one."""
-        kept = self._kept(stage, opened)
+        kept = self._kept(stage, opened, eval_every)
         if kept is not None and (kept / SUMMARY).exists() and not (folder / SUMMARY).exists():
             folder.mkdir(parents=True, exist_ok=True)
             names = sorted(path.name for path in kept.iterdir())
             for name in [n for n in names if n != SUMMARY] + [SUMMARY]:  # the summary says that it is whole
                 link_or_copy(kept / name, folder / name)
 
-    def share_stage(self, stage: Stage, opened: TrainingData, folder: Path) -> None:
+    def share_stage(self, stage: Stage, opened: TrainingData, folder: Path, eval_every: int) -> None:
         """Keep a trained stage for other runs."""
-        kept = self._kept(stage, opened)
+        kept = self._kept(stage, opened, eval_every)
         if kept is None or kept.exists():
             return
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -76,12 +82,14 @@ class Session:
             if not kept.exists():
                 raise
 
-    def _kept(self, stage: Stage, opened: TrainingData) -> Path | None:
+    def _kept(self, stage: Stage, opened: TrainingData, eval_every: int) -> Path | None:
         if self.stages is None or stage.share_key is None:
             return None
         read = {*stage.train.inputs, *stage.share_inputs}
         other = ("budget", "options", "stream", "recipe")  # the last two are of all inputs of a run
         resolved = {name: value for name, value in opened.resolved.items() if name not in other}
+        if eval_every > 1:  # it chooses among other epochs
+            resolved["eval_every"] = eval_every
         resolved["inputs"] = {name: opened.input_recipes.get(name, "") for name in read}
         seed = opened.data.seed if stage.seed is None else stage.seed
         content = json.dumps([stage.name, stage.share_key, resolved, seed], sort_keys=True)

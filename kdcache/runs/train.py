@@ -67,7 +67,7 @@ def train(
         session: shared by several calls, keeps what they have in common.
         options: fields of the method's ``Options``, and of ``RunSettings``: ``weights``, ``recipe``,
             ``memory_fraction``, ``split_column``, ``validation``, ``validation_seed``, ``validation_as``, ``tau_s``,
-            ``save_every``, ``keep_stages``.
+            ``save_every``, ``eval_every``, ``keep_stages``.
 
     Returns:
         The finished run: ``.metrics``, ``.predict(...)``, ``.history``, ``.path``, ``.config``.
@@ -130,7 +130,7 @@ def train_into(
     recipes = {name: {"digest": digest(recipe), "recipe": recipe} for name, recipe in opened.recipes.items()}
     write_json(folder / RECIPES, recipes)
     save_failures(folder, opened.failures)
-    last_rows = _fit_all(folder, chain([first], stages), opened, settings.save_every, session)
+    last_rows = _fit_all(folder, chain([first], stages), opened, settings, session)
     return _conclude(folder, opened, last_rows)
 
 
@@ -141,7 +141,7 @@ def _check_answers(method: Method, name: str, resolved: Any, opened: TrainingDat
 
 
 def _fit_all(
-    folder: Path, stages: Iterable[Stage], opened: TrainingData, save_every: float, session: Session
+    folder: Path, stages: Iterable[Stage], opened: TrainingData, settings: RunSettings, session: Session
 ) -> dict[str, Any]:
     """Train every stage in turn; the last row of each stage's log."""
     log, interrupts = Log(folder, session.bars), Interrupts()
@@ -151,9 +151,10 @@ def _fit_all(
         for stage in stages:
             if stage.name in last_rows:
                 raise ValueError(f"two stages are named {stage.name!r}: the second would be taken for trained")
-            session.restore_shared_stage(stage, opened, folder / stage.name)
-            summary = fit_stage(stage, opened.data, folder / stage.name, log, interrupts, save_every, scale)
-            session.share_stage(stage, opened, folder / stage.name)
+            own, every = folder / stage.name, settings.eval_every
+            session.restore_shared_stage(stage, opened, own, every)
+            summary = fit_stage(stage, opened.data, own, log, interrupts, settings.save_every, scale, every)
+            session.share_stage(stage, opened, own, every)
             log.done += summary["rows"]
             last_rows[stage.name] = summary["rows"][-1] if summary["rows"] else {}
             if interrupts.received is not None:  # within the last epoch, whose stage is saved by now
