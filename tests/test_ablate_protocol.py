@@ -9,6 +9,7 @@ from typing import Any
 import clips_cache
 import numpy as np
 import pairs_cache
+import pandas as pd
 import pytest
 
 import kdcache
@@ -230,9 +231,26 @@ def test_each_draw_reads_its_own_cache_and_shares_no_teacher_with_others(shards,
     with pytest.raises(OptionError, match="stands for the number of a draw: give draws"):
         kdcache.ablate("early", out=tmp_path / "none", **call)
     clips_cache.cache(tmp_path / "draw-2", train=6, test=6)
-    with pytest.raises(OptionError, match="draw-2 holds other clips than"):
+    with pytest.raises(OptionError, match=r"draw-2 lacks clips of .*draw-0, or has more"):
         kdcache.ablate("early", draws=3, out=tmp_path / "other", **call)
     assert not (tmp_path / "more").exists()
+
+
+def test_draws_may_be_splits_with_files_of_their_own(shards, tmp_path):
+    table = clips_cache.rows(24, 12)
+    for draw in (0, 1):
+        of_draw = table.assign(clip_id=[f"{draw}-{name}" for name in table["clip_id"]])
+        vectors = {clips_cache.STREAM: clips_cache.arrays(of_draw, noise=4.0, seed=draw)}
+        clips_cache.write(tmp_path / f"draw-{draw}", of_draw, vectors)
+    call = {"shards": tmp_path / "draw-{draw}", "rows": {"a": NEITHER}, "seeds": 1, "tune": 0, **QUICK}
+    call |= {"validation": 0.0, "draws": 2}
+    done = kdcache.ablate("early", out=tmp_path / "out", **call)
+    assert set(done.results["draw"]) == {0, 1}
+    named = pd.read_csv(tmp_path / "draw-1" / "manifest.csv", dtype=str)
+    named["label"] = named["label"].replace("20", "10")
+    named.to_csv(tmp_path / "draw-1" / "manifest.csv", index=False)
+    with pytest.raises(OptionError, match=r"draw-1 holds other clips than .*draw-0, of other classes"):
+        kdcache.ablate("early", out=tmp_path / "other", **call)
 
 
 def test_draws_that_would_vary_nothing_are_refused(shards, tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from kdcache.data.splits import named_splits, split_by
+from kdcache.data.splits import TARGETS, named_splits, split_by
 from kdcache.errors import OptionError
 from kdcache.methods.contract import VALIDATION
 from kdcache.methods.registry import method, teacher_of
@@ -114,17 +114,27 @@ class Calls:
                             "to report on: mark some, or leave retrain out."
                         )
 
+    @staticmethod
+    def _check_same_clips(first: str, other: str) -> None:
+        """Caches of two draws hold the same clips, or no clip in common and the same classes: splits with files of
+        their own."""
+        one, two = Cache(first).clips, Cache(other).clips
+        ids, others = set(one["clip_id"]), set(two["clip_id"])
+        if ids == others:
+            return
+        if ids & others:
+            raise OptionError(f"{other} lacks clips of {first}, or has more: the draws cannot be compared.")
+        if any(set(one[t].dropna()) != set(two[t].dropna()) for t in TARGETS if t in one and t in two):
+            raise OptionError(f"{other} holds other clips than {first}, of other classes: they cannot be compared.")
+
     def _check_draws(self, draws: int) -> None:
         if self.own_caches:
-            first = None
             for draw in range(draws):
-                path = self.shards(draw)
-                if not Path(path).is_dir():
+                if not Path(self.shards(draw)).is_dir():
+                    path = self.shards(draw)
                     raise OptionError(f"shards={self.common['shards']}: draw {draw} has no cache: extract {path}.")
-                clips = set(Cache(path).clips["clip_id"])
-                first = clips if first is None else first
-                if clips != first:
-                    raise OptionError(f"{path} holds other clips than {self.shards(0)}: the draws cannot be compared.")
+            for draw in range(1, draws):
+                self._check_same_clips(self.shards(0), self.shards(draw))
             return
         rows = self.comparison.runnable
         if draws == 1 or any(r.options.get("label_fraction", 1.0) < 1 and "label_seed" not in r.options for r in rows):
