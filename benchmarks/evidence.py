@@ -36,7 +36,7 @@ from common import RESULTS, write_results
 from kdcache.runtime import cores
 from kdcache.sources import open_source
 
-SEEDS, PARTS = 3, 3
+SEEDS, PARTS, TRIALS = 3, 3, 8
 
 EARLY = {
     "Without distillation": "alpha=0,beta=0",
@@ -227,7 +227,8 @@ class Work:
         rows = [word for row, options in this.rows.items() for word in ("--row", f"{row}:{options}")]
         labels = f"--set label_fraction={this.labels}" if this.labels < 1 else ""
         call = f"ablate {this.method} --shards {name}/cache-{{draw}} --draws {this.draws} --seeds {SEEDS}"
-        call += f" --widen 1 --workers {self.workers} --set eval_every=5 {this.compare} {labels} -o {name}/compared"
+        call += f" --tune {TRIALS} --widen 1 --workers {self.workers} --set eval_every=5 {this.compare} {labels}"
+        call += f" -o {name}/compared"
         self.once(f"{name}/compared.done", call, *rows)
         return summary(self.folder / name / "compared")
 
