@@ -30,7 +30,7 @@ def work(tmp_path_factory) -> Path:
     call = ["bash", str(SCRIPT), folder / "videos", folder / "work", "--weights", "random:0", "--size", "32"]
     done = subprocess.run(
         [*map(str, call), "--levels", "2"],
-        env=os.environ | {"KDCACHE_PROGRESS_S": "0.2", "EPOCHS": "40", "PATH": programs},
+        env=os.environ | {"KDCACHE_PROGRESS_S": "0.2", "EPOCHS": "15", "PATH": programs},
         capture_output=True,
         text=True,
         check=False,
@@ -46,7 +46,7 @@ def test_the_log_has_lines_of_progress_with_rate_and_time_left(work):
     assert "\r" not in log
     found = [match for line in log.splitlines() if (match := LINE.fullmatch(line))]
     assert {"extract"} <= {match[1] for match in found}
-    trained = [match for match in found if re.fullmatch(r"(teacher|student) \d+/40", match[1])]
+    trained = [match for match in found if re.fullmatch(r"(teacher|student) \d+/15", match[1])]
     assert trained
     assert {int(match[3]) for match in trained} == {int(trained[0][3])}  # of the whole stage, not of one epoch
     assert any(match[4] and match[6] for match in found)

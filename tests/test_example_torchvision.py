@@ -16,10 +16,10 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "torchvision_featur
 def test_two_networks_on_weizmann(shared, tmp_path):
     for name in ("bend", "run"):
         (tmp_path / "videos" / name).mkdir(parents=True)
-        for person in ("daria", "ido", "ira", "lena"):
+        for person in ("daria", "ido"):
             file = f"{name}/{person}_{name}.avi"
             shutil.copy(shared / "data" / "weizmann" / file, tmp_path / "videos" / file)
-    arguments = ["--held-out", "ido,ira", "--work", tmp_path / "work", "--random", "--frames", "8", "--epochs", "5"]
+    arguments = ["--held-out", "ido", "--work", tmp_path / "work", "--random", "--frames", "8", "--epochs", "5"]
     done = subprocess.run([sys.executable, EXAMPLE, tmp_path / "videos", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     cache = kdcache.Cache(tmp_path / "work" / "cache")
@@ -30,5 +30,5 @@ def test_two_networks_on_weizmann(shared, tmp_path):
     assert cache.recipe("torchvision:s3d/pool")["backbone"]["library"] == "torchvision"
     for run in ("torchvision-s3d", "torchvision-swin3d_t"):
         metrics = json.loads((tmp_path / "work" / run / "metrics.json").read_text())
-        assert metrics["baselines"]["test"] == {"clips": 4, "chance": 50.0, "majority": 50.0}
-        assert metrics["last"]["test"]["label"]["top1"] in (0, 25, 50, 75, 100)
+        assert metrics["baselines"]["test"] == {"clips": 2, "chance": 50.0, "majority": 50.0}
+        assert metrics["last"]["test"]["label"]["top1"] in (0, 50, 100)
