@@ -126,7 +126,7 @@ COMPARISONS = {
     f"{name}{'-tenth' * tenth}": of_skeletons(root, manifest, drawn, draws, tenth)
     for name, root, manifest, drawn, draws in (
         ("msr", "skeletons", "msraction3d", msr, 5),
-        ("jhmdb", "skeletons/jhmdb", "jhmdb-joints --set split={either}", jhmdb, 10),
+        ("jhmdb", "skeletons/jhmdb", "jhmdb-joints --set split={either}", jhmdb, 6),
     )
     for tenth in (True, False)
 } | {

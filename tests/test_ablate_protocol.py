@@ -294,6 +294,8 @@ def test_retraining_selects_on_training_clips_and_ends_on_all_of_them(tmp_path, 
     if not counts["test"]:
         with pytest.raises(OptionError, match="has no test clips, so its validation clips are those that are reported"):
             kdcache.ablate("early", out=tmp_path / "refused", **call)
+    with pytest.raises(OptionError, match="no clips out in the end, on which 'neither' could stop: set patience=0"):
+        kdcache.ablate("early", retrain=True, patience=2, out=tmp_path / "early", **call)
     done = kdcache.ablate("early", retrain=True, out=tmp_path / "out", **call)
     reported = "validation-" if not counts["test"] else "test-"
     final = Run(tmp_path / "out" / "neither" / "seed-0")

@@ -113,6 +113,11 @@ class Calls:
                             "retrain trains on all training clips, and the manifest names no test or validation clips "
                             "to report on: mark some, or leave retrain out."
                         )
+                    final = self(row, column, draw_numbers(self.draws)[0], "final", {})
+                    if getattr(self.settings(final)[1], "patience", 0):
+                        raise OptionError(
+                            f"retrain holds no clips out in the end, on which {row.name!r} could stop: set patience=0."
+                        )
 
     @staticmethod
     def _check_same_clips(first: str, other: str) -> None:

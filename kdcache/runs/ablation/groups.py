@@ -85,13 +85,14 @@ class SearchGroup:
 
     def described(self) -> dict[str, Any]:
         """What was searched, as plain data."""
+        name = self.members[0].grid.base.rates.name
         return {
             "method": self.method,
             "split_column": self.split_column,
             "rows": [s.row.name for s in self.members],
             "length": self.length,
-            "values": {d.knob.option: d.values for d in self.dimensions.values()},
-            "widened": {d.knob.option: d.widened for d in self.dimensions.values() if any(d.widened.values())},
+            "values": {name(d.knob.option): d.values for d in self.dimensions.values()},
+            "widened": {name(d.knob.option): d.widened for d in self.dimensions.values() if any(d.widened.values())},
         }
 
 

@@ -38,6 +38,10 @@ class Rates:
     whole: bool = True
     """Whether the length is a number of epochs; off: a factor of every stage's."""
 
+    def name(self, dimension: str) -> str:
+        """A dimension as reports call it: the learning rate by the option that it is."""
+        return self.lr if dimension == LR else dimension
+
 
 OF_ONE_STAGE = Rates("lr", "epochs", "milestones")
 OF_STAGES = Rates("lr_factor", "length", None, whole=False)

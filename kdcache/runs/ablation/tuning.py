@@ -198,7 +198,7 @@ def _table(search: Search) -> pd.DataFrame:
                         "score": m.scores.get(trial.number, math.nan),
                         "problem": m.problems[trial.number],
                         "chosen": trial is best,
-                        "edge": ", ".join(f"{name} {side}" for name, side in edges),
+                        "edge": ", ".join(f"{rates.name(name)} {side}" for name, side in edges),
                     }
                 )
     varied = [name for name in (*ONE_STAGE, *STAGES) if any(name in trial for trial in found)]
