@@ -227,7 +227,7 @@ class Work:
         rows = [word for row, options in this.rows.items() for word in ("--row", f"{row}:{options}")]
         labels = f"--set label_fraction={this.labels}" if this.labels < 1 else ""
         call = f"ablate {this.method} --shards {name}/cache-{{draw}} --draws {this.draws} --seeds {SEEDS}"
-        call += f" --tune {TRIALS} --widen 1 --workers {self.workers} --set eval_every=5 {this.compare} {labels}"
+        call += f" --tune {TRIALS} --workers {self.workers} --set eval_every=5 {this.compare} {labels}"
         call += f" -o {name}/compared"
         self.once(f"{name}/compared.done", call, *rows)
         return summary(self.folder / name / "compared")
