@@ -22,7 +22,15 @@ from kdcache.runs.ablation.conclusion import conclude
 from kdcache.runs.ablation.groups import SearchGroup, groups_of_teachers
 from kdcache.runs.ablation.replicates import Replicate
 from kdcache.runs.ablation.rows import choose_rows
-from kdcache.runs.ablation.space import OF_ONE_STAGE, Dimension, RowGrid, base_of, length_dimension, rate_dimension
+from kdcache.runs.ablation.space import (
+    OF_ONE_STAGE,
+    Dimension,
+    RowGrid,
+    base_of,
+    exploring,
+    length_dimension,
+    rate_dimension,
+)
 from kdcache.runs.ablation.survey import RowSurvey
 from kdcache.runs.ablation.trials import SearchedRow
 from kdcache.runs.presets import TableRow
@@ -112,15 +120,31 @@ def group_of(scores) -> SearchGroup:
     for name in "AB":
         grid = RowGrid(base, [lr, length])
         group.members.append(SearchedRow(TableRow(name, {}, {}), None, RowSurvey(options, 500), grid))
-    new = group.first(16)
-    while new:
+
+    def train(new):
         for trial in new:
             found = scores(trial.row.name, trial.point)
             member = next(m for m in group.members if m.row is trial.row)
             if found is not None:
                 member.scores[trial.number] = found
-        new = group.widened(16, 2)
+        return new
+
+    train(group.first(16))
+    train(group.rest(16))
+    while train(group.widened(16, 2)):
+        pass
     return group
+
+
+def test_half_of_the_trials_tell_the_length_and_the_others_are_made_at_it():
+    group = group_of(lambda row, point: -abs(point["length"] - 2) - abs(np.log10(point["lr"] / 0.01)))
+    for member in group.members:
+        lengths = [trial.length for trial in member.trials]
+        assert lengths[:9] == [1.0, 2.0, 4.0] * 3
+        assert lengths[9:11] == [2.0, 2.0]  # where the grid has no more than five rates; the rest are at others
+        assert len(lengths) == 15
+        assert len({json.dumps(trial.settings) for trial in member.trials}) == len(member.trials)
+    assert [exploring(count) for count in (1, 2, 4, 8, 12, 16, 32)] == [1, 2, 3, 3, 6, 9, 15]
 
 
 def test_all_rows_take_one_length_and_the_one_that_is_best_over_rows():

@@ -13,12 +13,14 @@ from kdcache.methods.search import Knob, TeacherRun, of_row
 from kdcache.options import shown
 from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.space import (
+    FACTORS,
     LENGTH,
     Base,
     Dimension,
     Rates,
     RowGrid,
     base_of,
+    exploring,
     length_dimension,
     rate_dimension,
 )
@@ -42,8 +44,25 @@ class SearchGroup:
     is_teacher: bool = False
 
     def first(self, count: int) -> list[Trial]:
-        """The row's own settings and ``count`` − 1 points of each."""
-        return [trial for s in self.members for trial in (s.own(), *s.more(count - 1))]
+        """Of each row's ``count`` trials those that come first: its own settings, then points at each length in turn.
+        Rows that do not train get all of theirs."""
+        made = list[Trial]()
+        for s in self.members:
+            made.append(s.own())
+            if not s.trains:
+                made += s.more(count - 1)
+            for number in range(1, exploring(count) if s.trains else 0):
+                made += s.more(1, **{LENGTH: FACTORS[number % len(FACTORS)]})
+        return made
+
+    def rest(self, count: int) -> list[Trial]:
+        """The others of ``count``, at the length that the first have told, as far as the grid has more there."""
+        length, made = self.length, list[Trial]()
+        for s in self.members if length is not None else ():
+            if s.trains:
+                made += s.more(count - len(s.trials), **{LENGTH: length})
+                made += s.more(count - len(s.trials))
+        return made
 
     def widened(self, count: int, most: int) -> list[Trial]:
         """Further trials where a chosen value lies on an edge: as many of every row, at the next value of that
@@ -59,7 +78,7 @@ class SearchGroup:
                 continue
             for s in self.members:
                 fixed = {name: value} if any(d is dimension for d in s.grid.dimensions) else {}
-                at_length = {LENGTH: length, **fixed} if s.surveyed.steps else fixed  # where it may be chosen
+                at_length = {LENGTH: length, **fixed} if s.trains else fixed  # where it may be chosen
                 new = s.more(each, **at_length)
                 made += [*new, *s.more(each - len(new), **fixed)]
         return made

@@ -4,7 +4,8 @@ A grid has a dimension for the learning rate (five values over two decades, arou
 for the length (once, twice and four times a base length of at least so many optimiser steps), and one for each knob
 that the method declares for the row's objective. Points are those of Sobol's sequence, which covers every dimension
 evenly for any number of trials; its first point, the corner of the grid, gives way to the row's own settings. A point
-that falls on settings that the row has had is passed over.
+that falls on settings that the row has had is passed over. The first half of a row's trials takes the lengths in turn,
+and tells which is best over all rows; the second half is drawn at that one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ LR, LENGTH = "lr", "length"
 """Dimensions that all rows of a method have in common."""
 HALF_DECADES = (-2, -1, 0, 1, 2)
 FACTORS = (1.0, 2.0, 4.0)
+
 MAX_POINTS = 2**10  # of the sequence; a grid is exhausted long before
+
+
+def exploring(count: int) -> int:
+    """Of ``count`` trials those by which the length is chosen: about half, as many at each length. [reconstructed]"""
+    return min(count, len(FACTORS) * max(1, round(count / 2 / len(FACTORS))))
 
 
 @dataclass(frozen=True)

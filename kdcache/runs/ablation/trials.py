@@ -77,6 +77,11 @@ class SearchedRow:
     scores: dict[int, float] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
 
+    @property
+    def trains(self) -> bool:
+        """Whether it has a length; nearest neighbours have none."""
+        return any(d.knob.option == LENGTH for d in self.grid.dimensions)
+
     def own(self) -> Trial:
         """Trial 0: the row as it is, with the common base length."""
         base, options = self.grid.base, self.surveyed.options

@@ -2,7 +2,8 @@
 
 A comparison at one fixed learning rate favours whichever row that rate happens to suit. With ``tune=N`` every row gets
 N trials: the first with its own settings, the others at points of a grid of learning rates, lengths, and what the
-row's objective adds (for a row that adds nothing the baseline's own knobs); see ``space``.
+row's objective adds (for a row that adds nothing the baseline's own knobs); see ``space``. About half of them tell the
+length, the others are made at it.
 
 Teachers come first: each is searched as a run of its own, by its own metric at the epoch that is handed on, and what is
 chosen holds for all rows that have it. Then all rows of a method take one length, so that all take the same number of
@@ -44,8 +45,7 @@ from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
 
 TRIALS = 16
-"""For each row, where nobody says how many: a whole net of Sobol's sequence, with three trials at each of five learning
-rates and five at each of three lengths. [reconstructed]"""
+"""For each row, where nobody says how many: three at each of three lengths, then seven at the best. [reconstructed]"""
 MIN_STEPS = 500
 WIDEN = 2
 TUNED = (*ONE_STAGE, MILESTONES, *STAGES)
@@ -80,11 +80,11 @@ class Search:
 
     def run(self, groups: Sequence[SearchGroup]) -> None:
         """Train the trials of these groups, widen where a choice lies on an edge, and train again."""
-        new = [(group, trial) for group in groups for trial in group.first(self.settings.count)]
-        while new:
+        s = self.settings
+        for stage in (SearchGroup.first, SearchGroup.rest):
+            self._train([(group, trial) for group in groups for trial in stage(group, s.count)])
+        while new := [(group, trial) for group in groups for trial in group.widened(s.count, s.widen)]:
             self._train(new)
-            s = self.settings
-            new = [(group, trial) for group in groups for trial in group.widened(s.count, s.widen)]
         self.groups += groups
 
     def _train(self, trials: Sequence[tuple[SearchGroup, Trial]]) -> None:
