@@ -316,13 +316,8 @@ def _input(options: EarlyOptions, data: Data) -> nn.Module:
 
 def _fit_input(network: nn.Module, options: EarlyOptions, data: Data) -> None:
     if isinstance(network, Standardise):
-        network.fit(_training_levels(options, data, torch.arange(len(data.splits["train"].names))))
-
-
-def _training_levels(options: EarlyOptions, data: Data, which: Tensor) -> Iterator[Batch]:
-    """x of these training clips in their order."""
-    rows = data.splits["train"].rows["clip"][which]
-    return data.batches(BatchSource({"x": (levels_of(options, data), rows)}), options.batch_size, 0)
+        rows = data.splits["train"].rows["clip"]
+        network.fit(data.batches(BatchSource({"x": (levels_of(options, data), rows)}), options.batch_size, 0))
 
 
 def _student(options: EarlyOptions, data: Data) -> Recurrent | Levels | Neighbours:
@@ -334,12 +329,9 @@ def _student(options: EarlyOptions, data: Data) -> Recurrent | Levels | Neighbou
         network = Levels(levels, features, classes, options.observed, options.dropout)
     elif options.model == "knn":
         S, _, y = _sets(options, data)
-        before = _input(options, data).to(data.device)
-        _fit_input(before, options, data)
-        x = torch.cat([before(batch["x"]) for batch in _training_levels(options, data, S)])
+        source = BatchSource({"x": (levels_of(options, data), data.splits["train"].rows["clip"][S])})
+        x = torch.cat([batch["x"] for batch in data.batches(source, options.batch_size, 0)])
         network = Neighbours(x, y[S], classes, options.k, options.observed)
-        network.input = before
-        return network.to(data.device)
     else:
         network = Recurrent(features, classes, options.hidden, cast(Cell, options.cell), options.dropout)
     network.input = _input(options, data)

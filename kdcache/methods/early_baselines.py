@@ -74,11 +74,10 @@ class Neighbours(Prefixes):
         """``[B, n, d]`` with n ≤ N → ``logits``: log shares ``[B, n, num_classes]``; ``ValueError`` for more levels."""
         if x.shape[1] > self.x.shape[1]:
             raise ValueError(f"{x.shape[1]} levels given to neighbours of {self.x.shape[1]}")
-        x = self.input(x)
-        queries = running_mean(x) if self.observed == "mean" else x
+        queries, known = self.input(running_mean(x) if self.observed == "mean" else x), self.input(self.x)
         far, shares = x.new_zeros(()), []
         for n in range(x.shape[1]):
-            at_n = torch.cdist(queries[:, n], self.x[:, n]).square()
+            at_n = torch.cdist(queries[:, n], known[:, n]).square()
             far = far + at_n if self.observed == "concat" else at_n
             nearest = self.y[far.topk(len(self.weights), largest=False).indices]
             votes = F.one_hot(nearest, self.num_classes) * self.weights[:, None]
