@@ -119,18 +119,20 @@ class Calls:
                             f"retrain holds no clips out in the end, on which {row.name!r} could stop: set patience=0."
                         )
 
-    @staticmethod
-    def _check_same_clips(first: str, other: str) -> None:
-        """Caches of two draws hold the same clips, or no clip in common and the same classes: splits with files of
+    def _check_same_clips(self, draws: int) -> None:
+        """Caches of draws hold the same clips, or none of the first one's and the same classes: splits with files of
         their own."""
-        one, two = Cache(first).clips, Cache(other).clips
-        ids, others = set(one["clip_id"]), set(two["clip_id"])
-        if ids == others:
-            return
-        if ids & others:
-            raise OptionError(f"{other} lacks clips of {first}, or has more: the draws cannot be compared.")
-        if any(set(one[t].dropna()) != set(two[t].dropna()) for t in TARGETS if t in one and t in two):
-            raise OptionError(f"{other} holds other clips than {first}, of other classes: they cannot be compared.")
+        first, one = self.shards(0), Cache(self.shards(0)).clips
+        ids = set(one["clip_id"])
+        for draw in range(1, draws):
+            other, two = self.shards(draw), Cache(self.shards(draw)).clips
+            others = set(two["clip_id"])
+            if ids == others:
+                continue
+            if ids & others:
+                raise OptionError(f"{other} lacks clips of {first}, or has more: the draws cannot be compared.")
+            if any(set(one[t].dropna()) != set(two[t].dropna()) for t in TARGETS if t in one and t in two):
+                raise OptionError(f"{other} holds other clips than {first}, of other classes: they cannot be compared.")
 
     def _check_draws(self, draws: int) -> None:
         if self.own_caches:
@@ -138,8 +140,7 @@ class Calls:
                 if not Path(self.shards(draw)).is_dir():
                     path = self.shards(draw)
                     raise OptionError(f"shards={self.common['shards']}: draw {draw} has no cache: extract {path}.")
-            for draw in range(1, draws):
-                self._check_same_clips(self.shards(0), self.shards(draw))
+            self._check_same_clips(draws)
             return
         rows = self.comparison.runnable
         if draws == 1 or any(r.options.get("label_fraction", 1.0) < 1 and "label_seed" not in r.options for r in rows):

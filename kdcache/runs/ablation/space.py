@@ -26,7 +26,6 @@ LR, LENGTH = "lr", "length"
 """Dimensions that all rows of a method have in common."""
 HALF_DECADES = (-2, -1, 0, 1, 2)
 FACTORS = (1.0, 2.0, 4.0)
-
 MAX_POINTS = 2**10  # of the sequence; a grid is exhausted long before
 
 
