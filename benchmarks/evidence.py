@@ -3,13 +3,14 @@
     python benchmarks/evidence.py DATA --work FOLDER [--only msr] [--hours 3] [--write]
 
 DATA holds ``skeletons/`` (MSR Action3D, JHMDB's joints) and ``weizmann/``. A *draw* has a manifest of its own (which
-groups validate; of Weizmann also which person tests), labels of its own where only a tenth is kept, and a backbone
-fitted from random weights on its labelled training clips. Where all labels are kept the features of training clips are
-cross-fitted: each clip's come from a network that has not seen its label. Settings are chosen on draw 0, by validation
-clips alone, from the same number of trials for every row; test clips choose nothing.
+groups validate; of Weizmann also which person tests), labels of its own where only a tenth is kept, and a backbone of
+its own: for joints one fitted from random weights on its labelled training clips, for Weizmann one of random weights.
+Where all labels are kept the features of training clips are cross-fitted: each clip's come from a network that has not
+seen its label. Settings are chosen on draw 0, by validation clips alone, from the same number of trials for every row;
+test clips choose nothing.
 
 Every step is a command that is printed; what is in FOLDER already is not computed again, so that an interrupted call
-goes on. After ``--hours`` no further step is begun. About four hours on two cores.
+goes on. After ``--hours`` no further step is begun. It takes hours on two cores.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ def weizmann(rows: pd.DataFrame, rng: np.random.Generator, draw: int) -> pd.Seri
 
 SKELETON = "vacnn-small --set keep=last"
 FRAMES = "--frames 16 --size 64"
+PEOPLE = "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria"
 HEAD = "--set hidden=64 --set teacher_hidden=32 --set epochs=20 --set milestones=12,16"
 """Lengths are raised to 500 optimiser steps, and searched from there."""
 
@@ -131,12 +133,12 @@ COMPARISONS = {
     for tenth in (True, False)
 } | {
     "weizmann": Comparison(
-        "weizmann", "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria", weizmann, None,
+        "weizmann", PEOPLE, weizmann, None,
         f"--stream i3d-rgb/pool --levels 10 {FRAMES}", "early", EARLY,
         f"{HEAD} --set batch_size=8 --set standardise=true", draws=6,
     ),
     "weizmann-anticipation": Comparison(
-        "weizmann", "folder --set 'subject=(?P<subject>[a-z]+)_' --set held_out=daria", weizmann, None,
+        "weizmann", PEOPLE, weizmann, None,
         f"--stream i3d-rgb/mixed4a {FRAMES}", "anticipation", ANTICIPATION,
         "--set head=light --set width=128 --set batch_size=8", draws=6, halves=True,
     ),
@@ -148,6 +150,7 @@ class Work:
 
     def __init__(self, data: Path, folder: Path, workers: int, hours: float | None) -> None:
         self.data, self.folder, self.workers = data, folder, workers
+        self.threads = max(1, cores() // workers)
         self.end = None if hours is None else time.monotonic() + 3600 * hours
 
     def kdcache(self, text: str, *more: str, threads: int | None = None) -> None:
@@ -169,12 +172,16 @@ class Work:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 
+    def root(self, name: str) -> tuple[str, str]:
+        """The option that says where a comparison's sources lie."""
+        return "--root", str(self.data / COMPARISONS[name].root)
+
     def rows(self, name: str, draw: int) -> pd.DataFrame:
         """All clips of a draw."""
         this, path = COMPARISONS[name], Path(name) / f"clips-{draw}.csv"
         (self.folder / name).mkdir(exist_ok=True)
         call = f"manifest {this.manifest.format(either=1 + draw % 2)} -o {path}"
-        self.once(f"{path}.done", call, "--root", str(self.data / this.root))
+        self.once(f"{path}.done", call, *self.root(name))
         return pd.read_csv(self.folder / path, dtype={"clip_id": str})
 
     def manifest(self, name: str, draw: int) -> Path:
@@ -199,23 +206,26 @@ class Work:
 
     def features(self, name: str, draw: int) -> None:
         """Fit the draw's backbone where it is fitted, and extract with it."""
-        this, threads = COMPARISONS[name], max(1, cores() // self.workers)
-        root = ("--root", str(self.data / this.root))
+        this = COMPARISONS[name]
         manifest = self.manifest(name, draw)
         backbone, weights = self.fit(name, draw) if this.fit else ("i3d-rgb", f"random:{draw}")
         extract = f"extract --manifest {manifest} {this.extract} --weights {backbone}={weights}"
-        self.once(f"{name}/cache-{draw}.done", f"{extract} -o {name}/cache-{draw} --workers 1", *root, threads=threads)
+        self.once(
+            f"{name}/cache-{draw}.done",
+            f"{extract} -o {name}/cache-{draw} --workers 1",
+            *self.root(name),
+            threads=self.threads,
+        )
 
     def fit(self, name: str, draw: int) -> tuple[str, Path]:
         """The backbone of a draw, and its weights relative to the folder."""
-        this, threads = COMPARISONS[name], max(1, cores() // self.workers)
+        this = COMPARISONS[name]
         assert this.fit is not None
-        root = ("--root", str(self.data / this.root))
         fit = Path(name) / f"fit-{draw}"
         labels = f"--set label_fraction={this.labels} --set label_seed={draw}" if this.labels < 1 else ""
         parts = "" if this.labels < 1 else f"--cross-fit {PARTS}"
         call = f"fit {this.fit} --set validation=0 --seed {draw} --manifest {self.fitted(name, draw)} -o {fit}"
-        self.once(f"{fit}.done", f"{call} {parts} {labels}", *root, threads=threads)
+        self.once(f"{fit}.done", f"{call} {parts} {labels}", *self.root(name), threads=self.threads)
         weights = next((self.folder / fit).glob("*.safetensors")) if this.labels < 1 else self.folder / fit
         return shlex.split(this.fit)[0], weights.relative_to(self.folder)
 

@@ -56,10 +56,8 @@ def small(everything: dict[str, Any], method: str) -> list[str]:
 def full(name: str, found: dict[str, Any]) -> list[str]:
     """Every row of a comparison, at the epoch that validation clips select and at the last."""
     lines = [f"### {NAMES[name]}", "", f"`python benchmarks/evidence.py DATA --work FOLDER --only {name}`", ""]
-    lines += [
-        f"| {found['metric']} | best epoch | difference | could be seen | p, adjusted | last epoch | difference |"
-    ]
-    lines += ["| --- " * 7 + "|"]
+    header = [found["metric"], "best epoch", "difference", "could be seen", "p, adjusted", "last epoch", "difference"]
+    lines += [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
     levels = found["test, mean ± std over draws"]
     best, last = effects_of(found, "best"), effects_of(found, "last")
     for row, level in levels["best"].items():

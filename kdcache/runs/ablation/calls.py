@@ -113,11 +113,11 @@ class Calls:
                             "retrain trains on all training clips, and the manifest names no test or validation clips "
                             "to report on: mark some, or leave retrain out."
                         )
-                    final = self(row, column, draw_numbers(self.draws)[0], "final", {})
-                    if getattr(self.settings(final)[1], "patience", 0):
-                        raise OptionError(
-                            f"retrain holds no clips out in the end, on which {row.name!r} could stop: set patience=0."
-                        )
+                final = self(row, self.columns[0], draw_numbers(self.draws)[0], "final", {})
+                if getattr(self.settings(final)[1], "patience", 0):
+                    raise OptionError(
+                        f"retrain holds no clips out in the end, on which {row.name!r} could stop: set patience=0."
+                    )
 
     def _check_same_clips(self, draws: int) -> None:
         """Caches of draws hold the same clips, or none of the first one's and the same classes: splits with files of

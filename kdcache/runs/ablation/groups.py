@@ -49,10 +49,11 @@ class SearchGroup:
         made = list[Trial]()
         for s in self.members:
             made.append(s.own())
-            if not s.trains:
+            if s.trains:
+                for number in range(1, exploring(count)):
+                    made += s.more(1, **{LENGTH: FACTORS[number % len(FACTORS)]})
+            else:
                 made += s.more(count - 1)
-            for number in range(1, exploring(count) if s.trains else 0):
-                made += s.more(1, **{LENGTH: FACTORS[number % len(FACTORS)]})
         return made
 
     def rest(self, count: int) -> list[Trial]:

@@ -79,15 +79,15 @@ class SearchedRow:
 
     @property
     def trains(self) -> bool:
-        """Whether it has a length; nearest neighbours have none."""
-        return any(d.knob.option == LENGTH for d in self.grid.dimensions)
+        """Whether it takes optimiser steps, and so has a rate and a length; nearest neighbours have none."""
+        return bool(self.surveyed.steps)
 
     def own(self) -> Trial:
         """Trial 0: the row as it is, with the common base length."""
         base, options = self.grid.base, self.surveyed.options
         point: dict[str, Any] = {d.knob.option: getattr(options, d.knob.option, None) for d in self.grid.dimensions}
         settings: dict[str, Any] = {}
-        if LENGTH in point:
+        if self.trains:
             point |= {LR: option_value(options, base.rates.lr), LENGTH: 1.0}
             wanted = base.settings({LENGTH: 1.0})
             if any(option_value(options, name) != value for name, value in wanted.items()):
