@@ -163,7 +163,7 @@ def test_an_edge_widens_the_space_for_all_rows_with_as_many_trials_each():
     a, b = group.members
     assert max(group.dimensions["lr"].values) == 1.0  # twice by half a decade, and not further
     assert group.dimensions["lr"].widened == {"low": 0, "high": 2}
-    assert len(a.trials) == len(b.trials) == 15 + 2 * 3
+    assert len(a.trials) == len(b.trials) == 15 + 2 * 3  # all that this grid has at the new rates
     assert a.edges(group.chosen(a)) == [("lr", "high")]
     assert b.edges(group.chosen(b)) == []
 

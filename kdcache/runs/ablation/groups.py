@@ -66,22 +66,24 @@ class SearchGroup:
         return made
 
     def widened(self, count: int, most: int) -> list[Trial]:
-        """Further trials where a chosen value lies on an edge: as many of every row, at the next value of that
-        dimension where the row has it, and at the common length as far as there are others; none where all that may be
-        widened has been."""
-        made, length = list[Trial](), self.length  # from before these trials
+        """Further trials where chosen values lie on edges: each such dimension gets one more value, and every row half
+        of ``count`` more trials, which take the new values of its dimensions in turn, at the common length as far as
+        there are others. None where all that may be widened has been."""
+        length = self.length  # from before these trials
         on_edge = {(name, side) for s in self.members if (best := self.chosen(s)) for name, side in s.edges(best)}
+        new: list[tuple[Dimension, Any]] = []
         for name, side in sorted(on_edge):
             dimension = next(d for s in self.members for d in s.grid.dimensions if d.knob.option == name)
-            each = math.ceil(count / len(dimension.values))
             value = dimension.widen(side, most)
-            if value is None:
-                continue
-            for s in self.members:
-                fixed = {name: value} if any(d is dimension for d in s.grid.dimensions) else {}
-                at_length = {LENGTH: length, **fixed} if s.trains else fixed  # where it may be chosen
-                new = s.more(each, **at_length)
-                made += [*new, *s.more(each - len(new), **fixed)]
+            if value is not None:
+                new.append((dimension, value))
+        made = list[Trial]()
+        for s in self.members if new else ():
+            at_length = {LENGTH: length} if s.trains else {}
+            own = [{d.knob.option: value} for d, value in new if any(d is its for its in s.grid.dimensions)] or [{}]
+            for number in range(math.ceil(count / 2)):
+                fixed = own[number % len(own)]
+                made += s.more(1, **at_length | fixed) or s.more(1, **fixed)
         return made
 
     @property
