@@ -316,8 +316,12 @@ def _input(options: EarlyOptions, data: Data) -> nn.Module:
 
 def _fit_input(network: nn.Module, options: EarlyOptions, data: Data) -> None:
     if isinstance(network, Standardise):
-        rows = data.splits["train"].rows["clip"]
-        network.fit(data.batches(BatchSource({"x": (levels_of(options, data), rows)}), options.batch_size, 0))
+        network.fit(_in_order(options, data, data.splits["train"].rows["clip"]))
+
+
+def _in_order(options: EarlyOptions, data: Data, clips: Tensor) -> Iterator[Batch]:
+    """x of these clips, a batch after the other."""
+    return data.batches(BatchSource({"x": (levels_of(options, data), clips)}), options.batch_size, 0)
 
 
 def _student(options: EarlyOptions, data: Data) -> Recurrent | Levels | Neighbours:
@@ -329,8 +333,8 @@ def _student(options: EarlyOptions, data: Data) -> Recurrent | Levels | Neighbou
         network = Levels(levels, features, classes, options.observed, options.dropout)
     elif options.model == "knn":
         S, _, y = _sets(options, data)
-        source = BatchSource({"x": (levels_of(options, data), data.splits["train"].rows["clip"][S])})
-        x = torch.cat([batch["x"] for batch in data.batches(source, options.batch_size, 0)])
+        clips = data.splits["train"].rows["clip"][S]
+        x = torch.cat([batch["x"] for batch in _in_order(options, data, clips)])
         network = Neighbours(x, y[S], classes, options.k, options.observed)
     else:
         network = Recurrent(features, classes, options.hidden, cast(Cell, options.cell), options.dropout)

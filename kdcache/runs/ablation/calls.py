@@ -122,10 +122,12 @@ class Calls:
     def _check_same_clips(self, draws: int) -> None:
         """Caches of draws hold the same clips, or none of the first one's and the same classes: splits with files of
         their own."""
-        first, one = self.shards(0), Cache(self.shards(0)).clips
+        first = self.shards(0)
+        one = Cache(first).clips
         ids = set(one["clip_id"])
         for draw in range(1, draws):
-            other, two = self.shards(draw), Cache(self.shards(draw)).clips
+            other = self.shards(draw)
+            two = Cache(other).clips
             others = set(two["clip_id"])
             if ids == others:
                 continue
@@ -137,8 +139,8 @@ class Calls:
     def _check_draws(self, draws: int) -> None:
         if self.own_caches:
             for draw in range(draws):
-                if not Path(self.shards(draw)).is_dir():
-                    path = self.shards(draw)
+                path = self.shards(draw)
+                if not Path(path).is_dir():
                     raise OptionError(f"shards={self.common['shards']}: draw {draw} has no cache: extract {path}.")
             self._check_same_clips(draws)
             return

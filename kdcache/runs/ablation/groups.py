@@ -78,7 +78,9 @@ class SearchGroup:
             if value is not None:
                 new.append((dimension, value))
         made = list[Trial]()
-        for s in self.members if new else ():
+        if not new:
+            return made
+        for s in self.members:
             at_length = {LENGTH: length} if s.trains else {}
             own = [{d.knob.option: value} for d, value in new if any(d is its for its in s.grid.dimensions)] or [{}]
             for number in range(math.ceil(count / 2)):
