@@ -14,6 +14,9 @@ from kdcache.progress import Progress, progress
 
 Row = dict[str, Any]
 
+SHOWN_EVERY = 2.0
+"""Seconds between two writings of what a stage has recorded: epochs of small heads take less than a file on a disk."""
+
 
 class Log:
     """The rows of a run, in ``metrics.csv`` and as TensorBoard curves."""
@@ -21,17 +24,20 @@ class Log:
     def __init__(self, folder: Path, bars: bool = True) -> None:
         self.folder, self.bars = folder, bars
         self.done: list[Row] = []  # of finished stages
+        self._rows: list[Row] = []  # of the stage that is trained
+        self._shown = 0.0
         self._writer: Any = None
         self._since: tuple[float, int] | None = None  # when the stage began, and what was done then
 
-    def show(self, rows: list[Row]) -> None:
-        """Replace ``metrics.csv`` by the finished stages' rows and these."""
-        every = [*self.done, *rows]
+    def show(self) -> None:
+        """Replace ``metrics.csv`` by all rows that there are."""
+        every = [*self.done, *self._rows]
         columns = list(dict.fromkeys(["stage", "epoch", *(name for row in every for name in row)]))
         with atomic(self.folder / "metrics.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(every)
+        self._shown = time.monotonic()
 
     @contextmanager
     def curves(self, stage: str, epochs: int) -> Iterator[None]:
@@ -43,14 +49,21 @@ class Log:
         try:
             yield
         finally:
+            if self._rows:
+                self.show()
+            self._rows = []
             self._writer.close()
 
-    def add(self, row: Row) -> None:
-        """Add the numbers of one epoch to the curves."""
+    def add(self, rows: list[Row]) -> None:
+        """Note the last of a stage's rows, one for each epoch. It is on the disk after ``SHOWN_EVERY`` seconds or when
+        the stage ends, whichever is first."""
+        self._rows, row = rows, rows[-1]
         for name, value in row.items():
             if isinstance(value, (int, float)) and name != "epoch":
                 self._writer.add_scalar(name, value, row["epoch"])
-        self._writer.flush()
+        if time.monotonic() - self._shown >= SHOWN_EVERY:
+            self.show()
+            self._writer.flush()
 
     def bar(self, label: str, total: int, done: int, epoch: int, epochs: int) -> Progress:
         """Samples of epoch ``epoch`` (from 0), with rate and time left; where there is no terminal, of the stage."""

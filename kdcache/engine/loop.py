@@ -160,8 +160,7 @@ def _epoch(run: _Training) -> None:
         stage.scheduler.step()
     state.rows.append(row)
     state.epoch, state.step, state.seen, state.sums = state.epoch + 1, 0, 0, {}
-    run.log.add(row)
-    run.log.show(state.rows)
+    run.log.add(state.rows)
     if run.interrupts.received is not None and not _over(run):
         _stop(run)
     if time.monotonic() - run.saved >= run.save_every and not _over(run):

@@ -159,7 +159,7 @@ def _fit_all(
             last_rows[stage.name] = summary["rows"][-1] if summary["rows"] else {}
             if interrupts.received is not None:  # within the last epoch, whose stage is saved by now
                 interrupts.leave()
-    log.show([])
+    log.show()
     return last_rows
 
 
