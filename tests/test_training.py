@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import kdcache
-from kdcache.engine import loop
+from kdcache.engine import log, loop
 from kdcache.errors import DeviceError, OptionError, WeightsError
 from kdcache.files import PARTIAL
 from kdcache.runs.config import load_config
@@ -155,6 +155,19 @@ def test_checkpoints_within_a_run_continue_exactly(shards, finished, tmp_path, m
     monkeypatch.undo()
     assert (tmp_path / "run" / "anticipation" / "state.pt").exists()
     same_numbers(train("anticipation", shards, out=tmp_path / "run", save_every=0.0, **QUICK), finished)
+
+
+def test_the_table_of_epochs_is_written_now_and_then_and_whole_when_a_stage_ends(shards, tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(log, "SHOWN_EVERY", 3600.0)
+    monkeypatch.setattr(log.Log, "show", lambda self, show=log.Log.show: (show(self), sizes.append(len(self._rows))))
+    run = train("anticipation", shards, out=tmp_path / "run", **QUICK)
+    per_stage = run.history["stage"].value_counts(sort=False).tolist()
+    assert sizes == [1, *per_stage, 0]  # the first epoch is shown at once
+    at_step(monkeypatch, 9, crash)  # in the student's second epoch
+    with pytest.raises(Crash):
+        train("anticipation", shards, out=tmp_path / "broken", **QUICK)
+    assert len(pd.read_csv(tmp_path / "broken" / "metrics.csv")) == per_stage[0] + 1
 
 
 def test_streamed_training_equals_held_training(shards, finished, tmp_path):
