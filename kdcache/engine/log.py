@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from kdcache.progress import Progress, progress
 Row = dict[str, Any]
 
 SHOWN_EVERY = 2.0
-"""Seconds between two writings of what a stage has recorded: epochs of small heads take less than a file on a disk."""
+"""Seconds that pass at least between two writings within a stage: epochs of small heads take less than one writing."""
 
 
 class Log:
@@ -45,18 +45,18 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         self._since = None
-        self._writer = SummaryWriter(str(self.folder / "tensorboard" / stage), purge_step=epochs + 1)
         try:
-            yield
+            folder = str(self.folder / "tensorboard" / stage)
+            with closing(SummaryWriter(folder, purge_step=epochs + 1)) as self._writer:
+                yield
         finally:
             if self._rows:
                 self.show()
             self._rows = []
-            self._writer.close()
 
     def add(self, rows: list[Row]) -> None:
-        """Note the last of a stage's rows, one for each epoch. It is on the disk after ``SHOWN_EVERY`` seconds or when
-        the stage ends, whichever is first."""
+        """Note the last of a stage's rows, one for each epoch. All are written where ``SHOWN_EVERY`` seconds have
+        passed since the last time, and when the stage ends or breaks off."""
         self._rows, row = rows, rows[-1]
         for name, value in row.items():
             if isinstance(value, (int, float)) and name != "epoch":

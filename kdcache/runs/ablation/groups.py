@@ -77,9 +77,9 @@ class SearchGroup:
             value = dimension.widen(side, most)
             if value is not None:
                 new.append((dimension, value))
-        made = list[Trial]()
         if not new:
-            return made
+            return []
+        made = list[Trial]()
         for s in self.members:
             at_length = {LENGTH: length} if s.trains else {}
             own = [{d.knob.option: value} for d, value in new if any(d is its for its in s.grid.dimensions)] or [{}]
