@@ -10,7 +10,8 @@ seen its label. Settings are chosen on draw 0, by validation clips alone, from t
 test clips choose nothing.
 
 Every step is a command that is printed; what is in FOLDER already is not computed again, so that an interrupted call
-goes on. After ``--hours`` no further step is begun. It takes hours on two cores.
+goes on. After ``--hours`` no further step is begun. It takes hours on two cores. With ``--write`` each comparison is
+stored when it has ended, beside those stored before, which are not run again unless ``--only`` names them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,8 @@ class Work:
         self.data, self.folder, self.workers = data, folder, workers
         self.threads = max(1, cores() // workers)
         self.end = None if hours is None else time.monotonic() + 3600 * hours
+        self.commands: list[str] = []
+        """Every command of the comparison at hand, also those that had ended before."""
 
     def kdcache(self, text: str, *more: str, threads: int | None = None) -> None:
         """One command in the folder, of so many threads; ``TimeoutError`` where the time is up."""
@@ -166,6 +170,7 @@ class Work:
 
     def once(self, mark: str, text: str, *more: str, threads: int | None = None) -> None:
         """The same, unless it has ended well before."""
+        self.commands.append(f"kdcache {shlex.join([*shlex.split(text), *more])}".replace(str(self.data), "DATA"))
         path = self.folder / mark
         if not path.exists():
             self.kdcache(text, *more, threads=threads)
@@ -232,6 +237,7 @@ class Work:
     def compare(self, name: str) -> dict[str, Any]:
         """Fits, features and the comparison over all draws; what came out."""
         this = COMPARISONS[name]
+        self.commands.clear()
         with ThreadPoolExecutor(self.workers) as pool:  # a fit of one thread each is faster than one of all
             list(pool.map(partial(self.features, name), range(this.draws)))
         rows = [word for row, options in this.rows.items() for word in ("--row", f"{row}:{options}")]
@@ -240,7 +246,10 @@ class Work:
         call += f" --tune {TRIALS} --workers {self.workers} --set eval_every=5 {this.compare} {labels}"
         call += f" -o {name}/compared"
         self.once(f"{name}/compared.done", call, *rows)
-        return summary(self.folder / name / "compared")
+        return summary(self.folder / name / "compared") | {
+            "date": date.today().isoformat(),
+            "commands": sorted(self.commands),
+        }
 
 
 def pairs(rows: pd.DataFrame, root: Path) -> pd.DataFrame:
@@ -256,7 +265,7 @@ def pairs(rows: pd.DataFrame, root: Path) -> pd.DataFrame:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Effects, levels, what was chosen: the numbers of a comparison's report."""
+    """Effects, levels, what was chosen: the numbers of a comparison's report, and those of each draw and seed."""
     results = pd.read_csv(folder / "results.csv")
     tests = pd.read_csv(folder / "tests.csv")
     tuned = pd.read_csv(folder / "tuning.csv")
@@ -267,10 +276,18 @@ def summary(folder: Path) -> dict[str, Any]:
         weights: {row: f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" for row, v in its.groupby("row", sort=False)}
         for weights, its in units.groupby("weights", sort=False)
     }
+    each = {
+        weights: {
+            row: [v["value"].round(3).tolist() for _, v in its.groupby("draw")]
+            for row, its in w.groupby("row", sort=False)
+        }
+        for weights, w in known.sort_values("seed", kind="stable").groupby("weights", sort=False)
+    }
     chosen = tuned[tuned["chosen"]][["row", "trial", "settings", "score", "edge"]]
     return {
         "metric": monitor,
         "test, mean ± std over draws": levels,
+        "test, draws × seeds": each,
         "effects": tests.round(4).to_dict("records"),
         "chosen": json.loads(chosen.to_json(orient="records")),
         "steps": sorted(int(s) for s in results["steps"].dropna().unique()),
@@ -289,18 +306,24 @@ def main() -> None:
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     work = Work(given.data.resolve(), given.work.resolve(), given.workers, given.hours)
-    found: dict[str, Any] = {}
-    for name in given.only or COMPARISONS:
+    found = stored()
+    for name in given.only or [name for name in COMPARISONS if name not in found]:
         try:
             found[name] = work.compare(name)
         except TimeoutError:
             print(f"{name}: the time is up; the same call goes on", flush=True)
             break
-    print(json.dumps(found, indent=2, ensure_ascii=False))
-    if given.write:
-        write_results("evidence", found)
-        for name in found:
+        print(json.dumps({name: found[name]}, indent=2, ensure_ascii=False), flush=True)
+        if given.write:
+            write_results("evidence", {name: found[name] for name in COMPARISONS if name in found})
             shutil.copyfile(work.folder / name / "compared" / "effects.png", RESULTS / f"effects_{name}.png")
+
+
+def stored() -> dict[str, Any]:
+    """The comparisons that were stored before, by name."""
+    path = RESULTS / "evidence.json"
+    found: dict[str, Any] = json.loads(path.read_text())["results"] if path.exists() else {}
+    return found
 
 
 if __name__ == "__main__":
