@@ -21,7 +21,8 @@ from kdcache.store.failures import Failure, load_failures
 from kdcache.store.fitted import parts, parts_file
 from kdcache.store.layout import FORMAT, QUANTISED_FORMAT, StrPath
 from kdcache.store.reader import Shard, open_shard
-from kdcache.store.scan import load_set_aside, strings
+from kdcache.store.scan import strings
+from kdcache.store.set_aside import load_set_aside
 from kdcache.text import aligned, size
 
 SHOWN_FAILURES = 10

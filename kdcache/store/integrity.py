@@ -18,7 +18,8 @@ from kdcache.store.index import INDEX, drop_locations, indexed_streams, load_ind
 from kdcache.store.layout import DamagedShard, StrPath, row_digest
 from kdcache.store.lock import locked
 from kdcache.store.reader import Shard, StreamReader, open_shard
-from kdcache.store.scan import Damage, load_set_aside, reindex, save_set_aside, strings
+from kdcache.store.scan import reindex, strings
+from kdcache.store.set_aside import Damage, load_set_aside, save_set_aside
 
 _ADVICE = "run `kdcache verify {} --repair`, then the same `kdcache extract` again"
 

@@ -2,62 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
-from kdcache.files import atomic
 from kdcache.manifest import REQUIRED
 from kdcache.store.commit import shard_files
 from kdcache.store.index import PARTS, Places, save_index
 from kdcache.store.layout import StrPath
 from kdcache.store.lock import locked
 from kdcache.store.reader import Shard, open_shard
-
-SET_ASIDE = "damaged.csv"
-
-
-class Damage(NamedTuple):
-    """One array that is not what was written. ``damaged.csv`` lists those that ``verify --repair`` set aside."""
-
-    shard: str
-    stream: str
-    row: int
-    clip_id: str
-    reason: str
-
-
-def load_set_aside(folder: Path) -> list[Damage]:
-    """The arrays that must not be used although their shard stands."""
-    path = folder / SET_ASIDE
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        return [Damage(r["shard"], r["stream"], int(r["row"]), r["clip_id"], r["reason"]) for r in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(
-            f"{path}: not a list of damaged arrays; delete it and run `kdcache verify {folder} --repair`."
-        ) from error
-
-
-def save_set_aside(folder: Path, damages: Iterable[Damage]) -> None:
-    """Replace the list; an empty one removes the file."""
-    rows = sorted(set(damages))
-    if not rows:
-        (folder / SET_ASIDE).unlink(missing_ok=True)
-        return
-    with atomic(folder / SET_ASIDE) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Damage._fields)
-        writer.writerows(rows)
+from kdcache.store.set_aside import load_set_aside
 
 
 def open_all(folder: Path) -> Iterator[tuple[Shard, dict[str, NDArray[Any]], set[tuple[str, int]]]]:
