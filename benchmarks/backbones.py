@@ -15,7 +15,7 @@ import ctypes
 import gc
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import kdcache
-from common import compare, main
+from common import compare, main, precisions
 from kdcache import backbones
 from kdcache.backbones.base import Backbone
 from kdcache.demo.scene import make_dataset
@@ -57,7 +57,7 @@ def throughput(net: Backbone, layer: str, frames: int) -> dict[str, Any]:
     """Milliseconds a clip, speed-ups over eager fp32 and relative errors of the frozen network."""
     pixels = clips(net, 1, frames)
     x = net.prepare(pixels).contiguous()
-    frozen = {precision: backbones.frozen(net, layer, precision) for precision in ("fp32", "bf16")}
+    frozen = {precision: backbones.frozen(net, layer, precision) for precision in precisions()}
     with torch.no_grad():
         runs: dict[str, Callable[[], Any]] = {"eager fp32": partial(net.features, x, layer)}
         runs |= {f"frozen {name}": partial(run, pixels) for name, run in frozen.items()}
@@ -195,17 +195,18 @@ def write_skeletons(folder: Path, count: int) -> None:
     (folder / "skeletons.csv").write_text("\n".join(rows) + "\n")
 
 
-def measure() -> dict[str, Any]:
-    """Every backbone on one thread, then the skeleton step."""
-    results: dict[str, Any] = {"agreement": agreement()}
+def measure() -> Iterator[tuple[str, Any]]:
+    """The skeleton step, then every backbone on one thread."""
+    yield "agreement", agreement()
     torch.set_num_threads(1)
-    results |= {"threads": 1, "skeleton to image": skeletons()}
+    yield "threads", 1
+    yield "skeleton to image", skeletons()
     for name, (layer, frames) in CASES.items():
         net = backbones.build(name, weights="random:0")
-        results[name] = throughput(net, layer, frames)
+        found = throughput(net, layer, frames)
         if not name.endswith("-flow"):
-            results[name]["peak MiB of a batch"] = memory(net, layer, frames)
-    return results
+            found["peak MiB of a batch"] = memory(net, layer, frames)
+        yield name, found
 
 
 if __name__ == "__main__":

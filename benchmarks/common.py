@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,39 @@ def write_results(name: str, results: dict[str, Any]) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def main(name: str, measure: Callable[[], dict[str, Any]], description: str) -> None:
-    """Run one benchmark as a script: print its results, and with ``--write`` store them."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--write", action="store_true", help=f"store the figures in results/{name}.json")
-    write = parser.parse_args().write
-    results = measure()
-    print(json.dumps(results, indent=2, ensure_ascii=False))
-    if write:
-        write_results(name, results)
+def options(name: str, description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"measure all and store it in results/{name}.json")
+    parser.add_argument("--minutes", type=float, default=4.0, help="begin no further part after so many (default 4)")
+    return parser
+
+
+def run(name: str, parts: Iterable[tuple[str, Any]], given: argparse.Namespace) -> None:
+    """Print figures part by part as they come; those of a whole run are stored with ``--write``."""
+    end = math.inf if given.write else time.monotonic() + 60 * given.minutes
+    found: dict[str, Any] = {}
+    for part, figures in parts:
+        found[part] = figures
+        print(json.dumps({part: figures}, indent=2, ensure_ascii=False), flush=True)
+        if time.monotonic() > end:
+            print(f"{given.minutes:g} minutes have passed: what is left was not measured; --minutes takes more")
+            return
+    if given.write:
+        write_results(name, found)
+
+
+def main(name: str, measure: Callable[[], Iterable[tuple[str, Any]]], description: str) -> None:
+    """Run one benchmark as a script."""
+    given = options(name, description).parse_args()
+    run(name, measure(), given)
+
+
+def precisions() -> list[str]:
+    """fp32, and bf16 where this CPU computes it; said where it does not."""
+    from kdcache.runtime import cpu_computes
+
+    if cpu_computes("bf16"):
+        return ["fp32", "bf16"]
+    print("bf16 is not measured: this CPU does not compute it", flush=True)
+    return ["fp32"]

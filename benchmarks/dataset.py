@@ -13,7 +13,7 @@ nothing else, so worker processes have nothing to overlap with but the cast.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,9 @@ def measure_case(clips: int, shape: tuple[int, ...], batch: int) -> dict[str, An
     }
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Iterator[tuple[str, Any]]:
     """All cases."""
-    return {name: measure_case(*case) for name, case in CASES.items()}
+    return ((name, measure_case(*case)) for name, case in CASES.items())
 
 
 if __name__ == "__main__":

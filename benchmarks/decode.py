@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,8 @@ def read_all(path: Path, decoder: str) -> int:
         return sum(1 for _ in source.read(range(len(source.times))))
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Iterator[tuple[str, Any]]:
     """One row a video."""
-    results: dict[str, Any] = {}
     for name in VIDEOS:
         path = SHARED / name
         wanted = clips(path)
@@ -132,7 +131,7 @@ def measure() -> dict[str, Any]:
             d: partial(read_all, path, d) for d in (("decord", "pyav") if backend == "decord" else ("pyav",))
         }
         whole_s, whole_cpu = compare(whole), compare_cpu(whole)
-        results[name] = {
+        found = {
             "backend": backend,
             "clips": len(wanted),
             "frames_in_span": last + 1,
@@ -146,9 +145,9 @@ def measure() -> dict[str, Any]:
             "cpu_clip_by_clip_to_forward": round(cpu["clip_by_clip"] / cpu["forward"], 2),
         }
         if backend == "decord":
-            results[name]["whole_file_pyav_to_decord"] = round(whole_s["pyav"] / whole_s["decord"], 2)
-            results[name]["cpu_whole_file_pyav_to_decord"] = round(whole_cpu["pyav"] / whole_cpu["decord"], 2)
-    return results
+            found["whole_file_pyav_to_decord"] = round(whole_s["pyav"] / whole_s["decord"], 2)
+            found["cpu_whole_file_pyav_to_decord"] = round(whole_cpu["pyav"] / whole_cpu["decord"], 2)
+        yield name, found
 
 
 if __name__ == "__main__":

@@ -80,22 +80,21 @@ def _peak_mb(folder: Path, clips_per_class: int) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Iterator[tuple[str, Any]]:
     """All figures."""
-    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         rows = make_dataset(root, clips_per_class=8)
-        cases: dict[str, dict[str, Any]] = {"112 px, fp32": {"size": 112}, "224 px, bf16": {"precision": "bf16"}}
+        cases: dict[str, dict[str, Any]] = {"112 px, fp32": {"size": 112}}
+        cases |= {f"224 px, {precision}": {"precision": precision} for precision in common.precisions()[1:]}
         for name, settings in cases.items():
             seconds = _stages(rows, root, settings, repeat=3)
             slowest = max(seconds["decode"], seconds["backbone"])
-            results[name] = {"seconds": seconds, "all / slowest stage": seconds["all"] / slowest, "target": 1.15}
+            yield name, {"seconds": seconds, "all / slowest stage": seconds["all"] / slowest, "target": 1.15}
         few = _peak_mb(root, 8)
         make_dataset(root, clips_per_class=32)
         many = _peak_mb(root, 32)
-        results["peak memory"] = {"96 clips, MB": few, "384 clips, MB": many}
-    return results
+        yield "peak memory", {"96 clips, MB": few, "384 clips, MB": many}
 
 
 if __name__ == "__main__":

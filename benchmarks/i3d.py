@@ -10,11 +10,13 @@ norms over the whole map.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
-from common import compare, main
+from common import compare, main, precisions
 from kdcache import backbones
 from kdcache.backbones.base import Backbone
 
@@ -26,17 +28,14 @@ def case(net: Backbone, size: int, batch: int, repeat: int) -> dict[str, Any]:
     clips = torch.randint(0, 256, (batch, 32, size, size, 3), dtype=torch.uint8, generator=torch.Generator())
     x = net.prepare(clips)
     contiguous = x.contiguous()
-    frozen = {precision: backbones.frozen(net, LAYER, precision) for precision in ("fp32", "bf16")}
+    frozen = {precision: backbones.frozen(net, LAYER, precision) for precision in precisions()}
+    runs: dict[str, Callable[[], Any]] = {
+        "eager fp32": lambda: net.features(contiguous, LAYER),
+        "eager fp32, channels-last input": lambda: net.features(x, LAYER),
+    }
+    runs |= {f"frozen {precision}": partial(run, clips) for precision, run in frozen.items()}
     with torch.no_grad():
-        seconds = compare(
-            {
-                "eager fp32": lambda: net.features(contiguous, LAYER),
-                "eager fp32, channels-last input": lambda: net.features(x, LAYER),
-                "frozen fp32": lambda: frozen["fp32"](clips),
-                "frozen bf16": lambda: frozen["bf16"](clips),
-            },
-            repeat=repeat,
-        )
+        seconds = compare(runs, repeat=repeat)
         exact = net.features(contiguous, LAYER)
     plain = seconds["eager fp32"]
     return {
@@ -48,16 +47,15 @@ def case(net: Backbone, size: int, batch: int, repeat: int) -> dict[str, Any]:
     }
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Iterator[tuple[str, Any]]:
     """32×224×224 and 32×112×112 clip by clip, and four small clips at once."""
     net = backbones.build("i3d-rgb", weights="random:0")
-    results: dict[str, Any] = {"layer": LAYER}
+    yield "layer", LAYER
     for threads in sorted({1, torch.get_num_threads()}):
         torch.set_num_threads(threads)
         for size, batch in ((224, 1), (112, 1), (112, 4)):
             name = f"32x{size}x{size}, batch {batch}, {threads} thread{'s' * (threads > 1)}"
-            results[name] = case(net, size, batch, repeat=7)
-    return results
+            yield name, case(net, size, batch, repeat=7)
 
 
 if __name__ == "__main__":

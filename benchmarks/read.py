@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +122,11 @@ def measure_case(clips: int, few: int, shape: tuple[int, ...], a_shard: int, fol
     }
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Iterator[tuple[str, Any]]:
     """All cases."""
-    results = {}
     for name, (clips, few, shape, a_shard) in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = measure_case(clips, few, shape, a_shard, Path(folder))
-    return results
+            yield name, measure_case(clips, few, shape, a_shard, Path(folder))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ The video is a rendered one (160 × 120, 48 frames), or ``--source``.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import common
 import kdcache
-from common import write_results
 from kdcache.demo.scene import make_dataset
 from kdcache.runs.cost import Cost, costs
 from kdcache.runs.requirements import extraction_calls
@@ -47,17 +46,16 @@ def clips(folder: Path) -> Path:
     return path
 
 
-def measure(source: Path | None) -> dict[str, Any]:
+def measure(source: Path | None) -> Iterator[tuple[str, Any]]:
     """Every kind of backbone."""
-    found: dict[str, Any] = {}
+    yield "video", "rendered, 160 x 120, 48 frames" if source is None else source.name
+    yield "repeats", REPEATS
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         manifest = clips(folder)
         video = source or sorted((folder / "videos").glob("*.mp4"))[0]
         for kind, options in KINDS.items():
-            found[kind] = of_kind(folder, manifest, options, video)
-            print(json.dumps({kind: found[kind]}, indent=1, ensure_ascii=False), flush=True)
-    return {"video": "rendered, 160 x 120, 48 frames" if source is None else source.name, "repeats": REPEATS, **found}
+            yield kind, of_kind(folder, manifest, options, video)
 
 
 def of_kind(folder: Path, manifest: Path, options: dict[str, Any], video: Path) -> dict[str, Any]:
@@ -94,10 +92,7 @@ def described(of: Cost, alone: Cost, two: Cost) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options("relation", __doc__ or "")
     parser.add_argument("--source", type=Path, help="a video to answer for")
-    parser.add_argument("--write", action="store_true", help="store the figures in results/relation.json")
     given = parser.parse_args()
-    results = measure(given.source)
-    if given.write:
-        write_results("relation", results)
+    common.run("relation", measure(given.source), given)

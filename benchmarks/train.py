@@ -8,6 +8,7 @@ read from the shards, in turn and in one process. The acceptance is ≤ 1.1 for 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,9 @@ def measure_case(head: str, pairs: int, shape: tuple[int, ...], batch: int) -> d
     }
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Iterator[tuple[str, Any]]:
     """All cases."""
-    return {name: measure_case(*case) for name, case in CASES.items()}
+    return ((name, measure_case(*case)) for name, case in CASES.items())
 
 
 if __name__ == "__main__":

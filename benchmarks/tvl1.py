@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +96,16 @@ def processor_seconds(runs: dict[str, Callable[[], Any]], repeat: int) -> dict[s
 
 def measure_pair(first: Image, second: Image, repeat: int) -> dict[str, float]:
     """Seconds of both on one core, taken in turn, and how far apart the results are."""
+    flows: dict[str, Flow] = {}
     seconds = processor_seconds(
         {
-            "opencv": lambda: opencv(first, second),
-            "cpu": lambda: tvl1_pairs(first[None], second[None], threads=1),
+            "opencv": lambda: flows.update(opencv=opencv(first, second)),
+            "cpu": lambda: flows.update(cpu=tvl1_pairs(first[None], second[None], threads=1)[0]),
         },
         repeat,
     )
-    theirs = opencv(first, second)
-    apart = distance(tvl1_pairs(first[None], second[None])[0], theirs)
+    theirs = flows["opencv"]
+    apart = distance(flows["cpu"], theirs)
     mean, median = own_noise(first, second, theirs)
     return {
         "opencv_s": seconds["opencv"],
@@ -130,8 +131,8 @@ def truth() -> dict[str, float]:
     }
 
 
-def video(pairs: list[tuple[str, Image, Image]]) -> dict[str, Any]:
-    rows = [measure_pair(first, second, 1) for _, first, second in pairs]
+def totals(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Of the pairs of all videos."""
     total = {key: sum(row[key] for row in rows) for key in ("opencv_s", "cpu_s")}
     ratios = sorted(row["ratio"] for row in rows)
     return {
@@ -230,20 +231,21 @@ def gpu(pairs: list[tuple[str, Image, Image]], opencv_s: float) -> dict[str, Any
     }
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Iterator[tuple[str, Any]]:
     cv2.setNumThreads(1)
-    names = ("RubberWhale", "army", "basketball")
     tvl1_pairs(*(np.zeros((1, 32, 32), np.uint8),) * 2)  # compiled or loaded before anything is timed
+    for name in ("RubberWhale", "army", "basketball"):
+        yield f"still pair {name}", measure_pair(*still_pair(name), repeat=3)
+    yield "RubberWhale_truth", truth()
+    yield "compilation", compilation()
     pairs = video_pairs()
-    real = video(pairs)
-    return {
-        "still_pairs": {name: measure_pair(*still_pair(name), repeat=3) for name in names},
-        "RubberWhale_truth": truth(),
-        "video_340x256": real,
-        "threads": scaling(pairs[::3]),
-        "compilation": compilation(),
-        "gpu": gpu(pairs, real["opencv_ms_a_pair"] / 1000),
-    }
+    yield "threads", scaling(pairs[::3])
+    rows = []
+    for name in VIDEOS:
+        rows += [measure_pair(first, second, 1) for source, first, second in pairs if source == name]
+        yield f"{name}, ratio of totals so far", totals(rows)["ratio_of_totals"]
+    yield "video_340x256", totals(rows)
+    yield "gpu", gpu(pairs, statistics.mean(row["opencv_s"] for row in rows))
 
 
 if __name__ == "__main__":

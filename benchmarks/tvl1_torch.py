@@ -7,6 +7,7 @@ input gets a little noise; the target is a mean within 1.5 × of that and a medi
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,11 @@ def agreement(name: str) -> dict[str, float]:
     }
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Iterator[tuple[str, Any]]:
     """All still pairs."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, plain torch"
-    return {"device": device, **{name: agreement(name) for name in ("RubberWhale", "army", "basketball")}}
+    yield "device", torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, plain torch"
+    for name in ("RubberWhale", "army", "basketball"):
+        yield name, agreement(name)
 
 
 if __name__ == "__main__":
