@@ -6,7 +6,7 @@ not hold. The index is a convenience: everything in it can be read back from the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from kdcache.manifest_forms import CLASS
 from kdcache.store.commit import shard_files
 from kdcache.store.layout import Entry, StrPath
 from kdcache.store.lock import locked
+from kdcache.store.set_aside import places_set_aside
 
 INDEX = "manifest.csv"
 PARTS = ("shard", "row", "key", "digest")  # of an Entry
@@ -75,7 +76,7 @@ def _row_numbers(path: Path, texts: Sequence[str]) -> list[int | None]:
 
 
 def load_places(folder: StrPath, streams: Sequence[str]) -> Places:
-    """What the index says is cached, of shards that exist: stream → key → (shard, row, digest).
+    """What the index says is cached, of shards that exist and not set aside: stream → key → (shard, row, digest).
 
     Cheaper than ``scan`` (no shard is opened) but it may lag behind the shards after a run was killed.
     """
@@ -85,11 +86,13 @@ def load_places(folder: StrPath, streams: Sequence[str]) -> Places:
         return places
     wanted = {f"{s}:{part}" for s in streams for part in PARTS}
     table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda c: c in wanted)
-    there = {p.name for p in shard_files(path.parent)}
+    there, aside = {p.name for p in shard_files(path.parent)}, places_set_aside(path.parent)
     for stream in indexed_streams(list(table.columns)):
         shards, rows, keys, digests = (table[f"{stream}:{part}"].tolist() for part in PARTS)
         cells = zip(shards, _row_numbers(path, rows), keys, digests, strict=True)
-        places[stream] = {k: (s, r, d) for s, r, k, d in cells if s in there and r is not None}
+        places[stream] = {
+            k: (s, r, d) for s, r, k, d in cells if s in there and r is not None and (s, stream, r) not in aside
+        }
     return places
 
 
@@ -99,8 +102,9 @@ def update_index(
     """Merge manifest rows and locations into the index, atomically and under the folder's lock.
 
     Rows are matched by ``clip_id``: known ones take the new columns' values, new ones are appended, rows of other
-    manifests stay. A clip whose source or span has changed loses its old locations. An index that would not change
-    is not rewritten.
+    manifests stay. A clip whose source or span has changed loses its old locations. What ``verify --repair`` has set
+    aside is left out, however the call was planned, and so are ``located`` places in shards that are gone. An index
+    that would not change is not rewritten.
 
     Args:
         folder: the cache.
@@ -118,7 +122,12 @@ def update_index(
     rows = rows.drop(columns=location_columns(list(rows.columns)))
     with locked(folder):
         old = load_index(folder) if (folder / INDEX).exists() else None
-        new = _merge(old, rows, located, missing or {})
+        there, aside = {p.name for p in shard_files(folder)}, places_set_aside(folder)
+        usable = {
+            stream: {clip: e for clip, e in at.items() if e[0] in there and (e[0], stream, e[1]) not in aside}
+            for stream, at in located.items()
+        }
+        new = _merge(old, rows, usable, missing or {}, aside)
         if old is None or list(new) != list(old.columns) or any(not _same(new[c], old[c]) for c in new):
             save_index(pd.DataFrame(new), folder)
 
@@ -169,9 +178,11 @@ def save_index(index: pd.DataFrame, folder: Path) -> None:
         ) from error
 
 
-def drop_locations(folder: Path, bad: Mapping[str, NDArray[np.bool_]]) -> None:
-    """Forget where clips lie: ``bad`` is a mask over the index's rows for each stream. The lock must be held."""
-    index = load_index(folder)
+def drop_locations(folder: Path, index: pd.DataFrame, bad: Mapping[str, NDArray[np.bool_]]) -> None:
+    """Forget where clips lie: ``bad`` is a mask over the rows of ``index``, the folder's, for each stream.
+
+    The lock must be held since the index was loaded.
+    """
     for stream, mask in bad.items():
         for part in PARTS:
             index.loc[mask, f"{stream}:{part}"] = pd.NA if part == "row" else ""
@@ -184,7 +195,11 @@ def _same(new: NDArray[Any], old: pd.Series[Any]) -> bool:
 
 
 def _merge(
-    old: pd.DataFrame | None, rows: pd.DataFrame, located: Located, missing: Mapping[str, Mapping[str, str]]
+    old: pd.DataFrame | None,
+    rows: pd.DataFrame,
+    located: Located,
+    missing: Mapping[str, Mapping[str, str]],
+    aside: Collection[tuple[str, str, int]],
 ) -> dict[str, NDArray[Any]]:
     """All columns of the new index, as object arrays."""
     old = rows.iloc[:0] if old is None else old
@@ -215,6 +230,8 @@ def _merge(
             stale[
                 [i for clip, key in missing.get(stream, {}).items() if (i := numbers[clip]) < before and keys[i] != key]
             ] = True
+            places = zip(old[f"{stream}:shard"].tolist(), old[f"{stream}:row"].tolist(), strict=True)
+            stale[[i for i, (shard, row) in enumerate(places) if aside and (shard, stream, row) in aside]] = True
         at = np.array([numbers[clip] for clip in located.get(stream, {})], np.intp)
         entries = [Entry(*e) for e in located.get(stream, {}).values()]
         for i, part in enumerate(PARTS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,8 +19,10 @@ from kdcache.store.index import INDEX, drop_locations, indexed_streams, load_ind
 from kdcache.store.layout import DamagedShard, StrPath, row_digest
 from kdcache.store.lock import locked
 from kdcache.store.reader import Shard, StreamReader, open_shard
-from kdcache.store.scan import reindex, strings
+from kdcache.store.scan import rebuild, strings
 from kdcache.store.set_aside import Damage, load_set_aside, save_set_aside
+
+Opened = dict[str, tuple[Shard, dict[str, NDArray[Any]]]]  # shard → its structure and its tables
 
 _ADVICE = "run `kdcache verify {} --repair`, then the same `kdcache extract` again"
 
@@ -35,7 +38,7 @@ class VerifyReport:
     damaged: list[Damage] = field(default_factory=list)
     """Arrays whose bytes have changed, of shards that can be opened."""
     set_aside: list[Damage] = field(default_factory=list)
-    """Of those, the ones that an earlier repair took out of use."""
+    """Of those, the ones that an earlier repair took out of use: listed, and no row of the index points at them."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """shard → why it cannot be used at all."""
     foreign: dict[str, str] = field(default_factory=dict)
@@ -99,7 +102,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
     report = VerifyReport(folder)
     before = set(load_set_aside(folder))
     paths = shard_files(folder)
-    opened: dict[str, tuple[Shard, dict[str, NDArray[Any]]]] = {}
+    opened: Opened = {}
     total = sum(p.stat().st_size for p in paths)
     with progress_of("verify", total, "B", shown=progress) as bar:
         for path in paths:
@@ -114,10 +117,16 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
                 _hash_shard(shard, tables, report)
             bar.update(path.stat().st_size)
     report.shards = len(paths)
-    report.set_aside = sorted(set(report.damaged) & before)
-    bad = _check_index(folder, opened, report)
+    used: set[tuple[str, str, int]] = set()
+    try:
+        check = _check_index(folder, opened, report)
+    except (StoreError, ManifestError) as error:
+        report.index = str(error)
+    else:
+        report.lost, used = check.lost, check.used
+    report.set_aside = sorted(d for d in set(report.damaged) & before if d.place not in used)
     if repair:
-        _repair(folder, report, bad)
+        _repair(folder, report, opened, before)
     return report
 
 
@@ -139,37 +148,45 @@ def _hash_shard(shard: Shard, tables: dict[str, NDArray[Any]], report: VerifyRep
                     report.damaged.append(Damage(shard.path.name, stream, row, clips[row], reason))
 
 
-def _check_index(
-    folder: Path, opened: dict[str, tuple[Shard, dict[str, NDArray[Any]]]], report: VerifyReport
-) -> dict[str, NDArray[np.bool_]]:
-    """Find index entries that point at nothing, at something else or at something damaged: masks by stream."""
-    try:
-        index = load_index(folder)
-    except (StoreError, ManifestError) as error:
-        report.index = str(error)
-        return {}
-    bad_arrays = {(d.shard, d.stream, d.row) for d in report.damaged}
-    bad: dict[str, NDArray[np.bool_]] = {}
+@dataclass
+class _IndexCheck:
+    """What the index's entries point at."""
+
+    index: pd.DataFrame
+    bad: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """stream → which rows point at nothing, at something else or at something damaged."""
+    lost: list[Damage] = field(default_factory=list)
+    used: set[tuple[str, str, int]] = field(default_factory=set)
+    """Shard, stream and row of all entries."""
+
+
+def _check_index(folder: Path, opened: Opened, report: VerifyReport) -> _IndexCheck:
+    """Hold the index's entries against the shards as they were found; shards published since are not judged."""
+    check = _IndexCheck(load_index(folder))
+    index, damaged = check.index, {d.place for d in report.damaged}
     for stream in indexed_streams(list(index.columns)):
         mask = np.zeros(len(index), bool)
         for name, part in index[index[f"{stream}:row"].notna()].groupby(f"{stream}:shard"):
-            place = part.index.to_numpy()
-            reason = _misplaced(stream, str(name), part, opened)
             rows = part[f"{stream}:row"].tolist()
-            mask[place] = [bool(r) or (name, stream, i) in bad_arrays for r, i in zip(reason, rows, strict=True)]
-            report.lost += [
+            check.used |= {(str(name), stream, row) for row in rows}
+            known = name in opened or name in report.unreadable or name in report.foreign
+            if not known and (folder / str(name)).exists():
+                continue
+            reasons = _misplaced(stream, str(name), part, opened)
+            mask[part.index.to_numpy()] = [
+                bool(r) or (name, stream, i) in damaged for r, i in zip(reasons, rows, strict=True)
+            ]
+            check.lost += [
                 Damage(str(name), stream, int(i), clip, r)
-                for r, i, clip in zip(reason, rows, part["clip_id"], strict=True)
+                for r, i, clip in zip(reasons, rows, part["clip_id"], strict=True)
                 if r and name not in report.unreadable and name not in report.foreign
             ]
         if mask.any():
-            bad[stream] = mask
-    return bad
+            check.bad[stream] = mask
+    return check
 
 
-def _misplaced(
-    stream: str, name: str, part: pd.DataFrame, opened: dict[str, tuple[Shard, dict[str, NDArray[Any]]]]
-) -> list[str]:
+def _misplaced(stream: str, name: str, part: pd.DataFrame, opened: Opened) -> list[str]:
     """For each index row that names this shard, what is wrong with it; empty when all is well."""
     if name not in opened:
         return [f"{name} is not there"] * len(part)
@@ -184,16 +201,24 @@ def _misplaced(
     ]
 
 
-def _repair(folder: Path, report: VerifyReport, bad: dict[str, NDArray[np.bool_]]) -> None:
-    """Take everything damaged out of use."""
-    for name in report.unreadable:
-        os.rename(folder / name, folder / (name + QUARANTINED))
-    save_set_aside(folder, report.damaged)
-    if report.index and not report.foreign and any(shard_files(folder)):
-        if (folder / INDEX).exists():
-            os.replace(folder / INDEX, folder / (INDEX + QUARANTINED))
-        reindex(folder)
-    elif bad:
-        with locked(folder):
-            drop_locations(folder, bad)
+def _repair(folder: Path, report: VerifyReport, opened: Opened, before: set[Damage]) -> None:
+    """Take everything damaged out of use: list and index change under one lock, and the index is looked at anew.
+
+    A writer that is killed between the two leaves arrays that are listed and still indexed: ``verify`` goes on naming
+    them, ``extract`` redoes them.
+    """
+    with locked(folder):
+        for name in report.unreadable:
+            with contextlib.suppress(FileNotFoundError):  # another repair was first
+                os.rename(folder / name, folder / (name + QUARANTINED))
+        since = set(load_set_aside(folder)) - before  # by another repair, while this one read
+        save_set_aside(folder, [*report.damaged, *since])
+        if report.index and not report.foreign and any(shard_files(folder)):
+            if (folder / INDEX).exists():
+                os.replace(folder / INDEX, folder / (INDEX + QUARANTINED))
+            rebuild(folder)
+        elif not report.index:
+            check = _check_index(folder, opened, report)
+            if check.bad:
+                drop_locations(folder, check.index, check.bad)
     report.repaired = True

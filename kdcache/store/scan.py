@@ -85,10 +85,18 @@ def reindex(folder: StrPath) -> pd.DataFrame:
         StoreError: no shard in the folder, or a damaged one.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder; name one that `kdcache extract` has filled.")
+    with locked(folder):
+        return rebuild(folder)
+
+
+def rebuild(folder: Path) -> pd.DataFrame:
+    """``reindex`` for those who hold the folder's lock."""
     rows: dict[str, dict[str, Any]] = {}
     spans: dict[str, tuple[Any, ...]] = {}
     streams: set[str] = set()
-    for shard, tables, aside in open_all(folder) if folder.is_dir() else ():
+    for shard, tables, aside in open_all(folder):
         streams |= shard.streams.keys()
         keys = {s: strings(tables[f"key/{s}"]) for s in shard.streams}
         digests = {s: strings(tables[f"digest/{s}"]) for s in shard.streams}
@@ -108,8 +116,7 @@ def reindex(folder: StrPath) -> pd.DataFrame:
     places = [f"{s}:{part}" for s in sorted(streams) for part in PARTS]
     columns = dict.fromkeys([*REQUIRED, *(c for row in rows.values() for c in row if c not in places), *places])
     index = pd.DataFrame({c: pd.Series([row.get(c) for row in rows.values()], dtype=object) for c in columns})
-    with locked(folder):
-        save_index(index, folder)
+    save_index(index, folder)
     return index
 
 
