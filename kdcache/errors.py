@@ -51,7 +51,7 @@ class WeightsError(KdcacheError, ValueError):
 
 
 class DeviceError(KdcacheError, RuntimeError):
-    """A device that was asked for and is not there."""
+    """A device that was asked for and is not there, whose memory is too small, or that is broken."""
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> OptionError:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
 from kdcache.backbones import Custom
+
+EXHAUSTED = "OWN_NETWORKS_EXHAUSTED"
+"""While this variable is set, in this process or where a worker was started from, a forward runs out of memory."""
 
 
 class Video(nn.Module):
@@ -19,6 +24,8 @@ class Video(nn.Module):
         self.classify = nn.Linear(8, 5)
 
     def forward(self, x):
+        if os.environ.get(EXHAUSTED) and (x != x[..., :1, :1]).any():  # plain ones only ask for shapes
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         x = self.relu(self.first(x))
         if x.mean() > 1e9:  # depends on the data
             x = -x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -25,7 +26,7 @@ class Log:
         self.folder, self.bars = folder, bars
         self.done: list[Row] = []  # of finished stages
         self._rows: list[Row] = []  # of the stage that is trained
-        self._shown = 0.0
+        self._shown = -math.inf
         self._writer: Any = None
         self._since: tuple[float, int] | None = None  # when the stage began, and what was done then
 

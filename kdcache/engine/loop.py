@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from kdcache.data.loader import Plan, common_views, feed, shuffled
+from kdcache.device_errors import device_errors
 from kdcache.engine import checkpoint
 from kdcache.engine.checkpoint import TrainState
 from kdcache.engine.freezing import frozen_but, set_train_mode
 from kdcache.engine.log import Log
 from kdcache.engine.scoring import probabilities
-from kdcache.errors import DeviceError, OptionError
+from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.methods.contract import VALIDATION, Batch, Data, Stage, reseed
 from kdcache.workers import Interrupts
@@ -64,7 +65,7 @@ def fit_stage(
 
     Raises:
         OptionError: the loss is no longer finite, early stopping without validation clips, or a damaged checkpoint.
-        DeviceError: the device's memory is too small.
+        DeviceError: the device's memory is too small, or the device is broken.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint has been written.
     """
     summary = checkpoint.load_summary(folder)
@@ -109,15 +110,15 @@ def fit_stage(
 def _run_epochs(run: _Training) -> None:
     stage = run.stage
     assert stage.optimizer is not None
-    try:
-        with run.log.curves(stage.name, run.state.epoch), frozen_but(stage.module, stage.optimizer):
-            while not _over(run):
-                _epoch(run)
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"{stage.name}: batch_size={stage.batch_size} does not fit into the memory of {run.data.device}; "
-            f"set batch_size={max(1, stage.batch_size // 2)}, or memory_fraction=0 to keep the stream off the device."
-        ) from error
+    half = f"set batch_size={stage.batch_size // 2}, or " if stage.batch_size > 1 else "set "
+    remedy = f"{half}memory_fraction=0 to keep the stream off the device"
+    with (
+        device_errors(run.data.device, f"{stage.name}: batch_size={stage.batch_size}", remedy),
+        run.log.curves(stage.name, run.state.epoch),
+        frozen_but(stage.module, stage.optimizer),
+    ):
+        while not _over(run):
+            _epoch(run)
 
 
 def _over(run: _Training) -> bool:

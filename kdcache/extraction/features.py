@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kdcache import backbones
 from kdcache.backbones.base import Backbone
+from kdcache.device_errors import device_errors, is_out_of_memory, release_memory
 from kdcache.errors import ClipError, OptionError
 from kdcache.log import logger
 from kdcache.store.quantised import READ_DTYPE, Quantised, quantise
@@ -18,6 +19,8 @@ from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Stream
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
+
+REMEDY = "take fewer --workers, which share it, end what else uses it, or extract on another --device"
 
 
 class Backbones:
@@ -39,7 +42,8 @@ class Backbones:
         }
 
     def _frozen(self, net: Backbone, stream: BackboneStream) -> Compute:
-        return backbones.frozen(net, stream.layer, precision=stream.precision, device=self.device)
+        with device_errors(self.device, f"{stream.name}: its network", REMEDY):
+            return backbones.frozen(net, stream.layer, precision=stream.precision, device=self.device)
 
     def _network(self, stream: BackboneStream, part: int | None) -> Compute:
         """That of all clips, or the one that was fitted without a part of them."""
@@ -58,8 +62,13 @@ class Backbones:
             inputs: of each clip, what the stream's ``compute`` gave, [segments, …].
             stream: which.
             part: of cross-fitted weights whose network computes them; ``None``: that of all clips.
+
+        Raises:
+            OptionError: a layer that does not keep clips apart.
+            DeviceError: not even one segment fits into the device's memory, or the device is broken. Never a clip's
+                fault.
         """
-        out = stream.assemble(self._run(np.concatenate(inputs), self._network(stream, part)))
+        out = stream.assemble(self._run(np.concatenate(inputs), self._network(stream, part), stream.name))
         views = len(out) // len(inputs)
         if stream.shape is not None and out.shape[1:] != stream.shape[1:]:
             raise OptionError(
@@ -68,30 +77,37 @@ class Backbones:
             )
         return [_checked(out[i * views : (i + 1) * views], stream) for i in range(len(inputs))]
 
-    def _run(self, segments: NDArray[Any], compute: Compute) -> NDArray[np.float32]:
+    def _run(self, segments: NDArray[Any], compute: Compute, name: str) -> NDArray[np.float32]:
         done: list[NDArray[np.float32]] = []
         position = 0
         while position < len(segments):
             part = segments[position : position + self.batch]
-            filled = np.zeros((self.batch, *part.shape[1:]), part.dtype)
-            filled[: len(part)] = part
-            try:
-                result = compute(torch.from_numpy(filled).to(self.device))
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or self.batch == 1:
-                    raise
+            result = self._computed(part, compute, name)
+            if result is None:  # the tensors of the attempt are gone by now
                 self.batch //= 2
                 logger.warning("Out of memory: going on with batches of %d segments.", self.batch)
-                if self.device != "cpu":
-                    torch.cuda.empty_cache()
+                release_memory(self.device)
                 continue
-            done.append(result[: len(part)].float().cpu().numpy())
+            done.append(result)
             position += len(part)
         return np.concatenate(done)
 
+    def _computed(self, part: NDArray[Any], compute: Compute, name: str) -> NDArray[np.float32] | None:
+        """What a network gives for at most ``batch`` segments, or None where fewer may fit into memory.
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        Raises:
+            DeviceError: one segment does not fit, or the device is broken.
+        """
+        filled = np.zeros((self.batch, *part.shape[1:]), part.dtype)
+        filled[: len(part)] = part
+        with device_errors(self.device, f"{name}: one segment", REMEDY):
+            try:
+                result = compute(torch.from_numpy(filled).to(self.device))
+                return result[: len(part)].float().cpu().numpy()
+            except (RuntimeError, MemoryError) as error:
+                if self.batch == 1 or not is_out_of_memory(error):
+                    raise
+        return None
 
 
 def _checked(features: NDArray[np.float32], stream: BackboneStream) -> NDArray[Any] | Quantised | ClipError:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from kdcache.data.training_data import TrainingData
+from kdcache.device_errors import device_errors
 from kdcache.engine.checkpoint import BEST, LAST, STATE, SUMMARY, load_summary
 from kdcache.engine.log import Log
 from kdcache.engine.loop import fit_stage
@@ -119,19 +120,21 @@ def train_into(
         raise OptionError(f"{folder} cannot be continued, for its data or machine changed: {'; '.join(changed)}.")
     if settings.method not in BUILT_IN:
         _check_answers(method, settings.method, resolved, opened)
-    stages = method.stages(resolved, opened.data)
-    first = next(stages, None)
-    if first is None:
-        raise ValueError(f"method {settings.method} yields no stage")
-    folder.mkdir(parents=True, exist_ok=True)
-    on_start()
-    write_config(folder / CONFIG, settings, options, facts)
-    write_json(folder / "environment.json", environment(opened.data.device))
-    recipes = {name: {"digest": digest(recipe), "recipe": recipe} for name, recipe in opened.recipes.items()}
-    write_json(folder / RECIPES, recipes)
-    save_failures(folder, opened.failures)
-    last_rows = _fit_all(folder, chain([first], stages), opened, settings, session)
-    return _conclude(folder, opened, last_rows)
+    too_small = "what the run keeps there beside its batches", "set a smaller batch_size, or memory_fraction=0"
+    with device_errors(opened.data.device, *too_small):  # the loop names the stage; networks and targets are made here
+        stages = method.stages(resolved, opened.data)
+        first = next(stages, None)
+        if first is None:
+            raise ValueError(f"method {settings.method} yields no stage")
+        folder.mkdir(parents=True, exist_ok=True)
+        on_start()
+        write_config(folder / CONFIG, settings, options, facts)
+        write_json(folder / "environment.json", environment(opened.data.device))
+        recipes = {name: {"digest": digest(recipe), "recipe": recipe} for name, recipe in opened.recipes.items()}
+        write_json(folder / RECIPES, recipes)
+        save_failures(folder, opened.failures)
+        last_rows = _fit_all(folder, chain([first], stages), opened, settings, session)
+        return _conclude(folder, opened, last_rows)
 
 
 def _check_answers(method: Method, name: str, resolved: Any, opened: TrainingData) -> None:
