@@ -27,7 +27,8 @@ def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: in
     import torch
 
     from kdcache.extraction.features import Backbones
-    from kdcache.extraction.plan import WorkUnit, fingerprint_sources, make_plan
+    from kdcache.extraction.plan import WorkUnit, make_plan
+    from kdcache.extraction.source_memory import fingerprint_sources
     from kdcache.extraction.worker import ClipInputs, WorkerConfig, decoded, prepared, run_unit
     from kdcache.roots import Roots
     from kdcache.store.scan import Origins

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 import common
-from kdcache.extraction.plan import fingerprint_sources
 from kdcache.extraction.run import extract
+from kdcache.extraction.source_memory import fingerprint_sources
 from kdcache.manifest import read_manifest, write_manifest
 from kdcache.recipe import clip_key
 from kdcache.roots import Roots

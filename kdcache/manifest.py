@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdcache.csv_text import quoted
 from kdcache.errors import ManifestError
 from kdcache.files import atomic
 from kdcache.manifest_forms import Columns, Problem, clip_ids, number_classes, resembling
@@ -38,7 +39,6 @@ NUMBERED = "numbered classes"
 SKELETON = "skeleton"  # column of skeleton files beside videos
 
 _DIGITS = re.compile(r"[0-9]{1,18}")
-_QUOTED = re.compile(r'[",\r\n]')
 
 
 def read_manifest(
@@ -108,7 +108,7 @@ def manifest_text(df: pd.DataFrame, name: str = "manifest", *, allow_absolute: b
         ManifestError: ``df`` breaks the contract.
     """
     rows = validate(df, name, allow_absolute=allow_absolute)
-    columns = [[_quote(str(c)), *(_quote(t) for t in _texts(rows[c], str(c)))] for c in rows.columns]
+    columns = [[quoted(str(c)), *(quoted(t) for t in _texts(rows[c], str(c)))] for c in rows.columns]
     return "".join(",".join(fields) + "\n" for fields in zip(*columns, strict=True))
 
 
@@ -322,7 +322,3 @@ def _texts(series: pd.Series[Any], column: str) -> list[str]:
         return str(value)
 
     return [text(v) for v in series.tolist()]
-
-
-def _quote(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text

@@ -16,7 +16,8 @@ from pathlib import Path
 PACKAGE = "kdcache"
 
 LAYERS = [
-    ["errors", "files", "log", "progress", "text", "device_errors", "runtime", "stopwatch", "workers", "prefetch",
+    ["errors", "files", "csv_text", "log", "progress", "text", "device_errors", "runtime", "stopwatch", "workers",
+     "prefetch",
      "manifest", "manifest_forms", "roots", "splits", "sampling", "views", "levels", "recipe", "options"],
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],

@@ -284,7 +284,7 @@ def test_running_out_of_memory_halves_the_batch(dataset, rows, tmp_path, monkeyp
 
 def test_a_full_disk_is_noticed_before_any_work(dataset, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(StoreError, match=r"GB are to be written but 0\.0 GB are free"):
+    with pytest.raises(StoreError, match=r"kB are to be written and 67\.1 MB kept free, but only 1\.0 kB are free"):
         kdcache.extract(rows, root=dataset, out=tmp_path / "out", streams=[STREAM], **SMALL)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("shard*"))
 

@@ -17,7 +17,7 @@ from kdcache.manifest import read_manifest, validate
 from kdcache.progress import counted
 from kdcache.recipe import Recipe, clip_key, digest
 from kdcache.store import Record, clean, commit_shard, scan, update_index
-from kdcache.store.failures import FILE, Failure, load_failures, save_failures
+from kdcache.store.failures import FILE, Failure, update_failures
 from kdcache.store.index import refuse_other_classes
 from kdcache.store.layout import StrPath, row_digest
 
@@ -141,17 +141,18 @@ class _Import:
             self._waiting, self._held = [], 0
 
     def fail(self, row: Row, error: ClipError) -> None:
-        self.report.failures.append(Failure(row["clip_id"], row["source"], STAGE, f"{self.stream}: {error}"))
+        self.report.failures.append(
+            Failure(row["clip_id"], row["source"], STAGE, f"{self.stream}: {error}", "", self.stream)
+        )
 
     def save(self) -> None:
         here = set(self.rows["clip_id"])
         # Failures of other streams, and of the extraction, stay listed.
-        kept = [
-            f
-            for f in load_failures(self.out)
-            if not (f.clip_id in here and f.stage == STAGE and f.reason.startswith(f"{self.stream}: "))
-        ]
-        save_failures(self.out, [*kept, *self.report.failures])
+        update_failures(
+            self.out,
+            self.report.failures,
+            lambda f: f.clip_id in here and f.stage == STAGE and f.reason.startswith(f"{self.stream}: "),
+        )
         update_index(self.out, self.rows, {self.stream: self.located})
 
 

@@ -88,7 +88,7 @@ def after_death(
     if deaths[source] >= 2:
         for task in [t for t in left if t.path == source]:
             reason = f"Two workers died ({how}) while reading {source}; check the file and the free memory."
-            on_event(Failure(task.clip_id, str(task.row["source"]), "worker", reason, next(iter(task.keys.values()))))
+            on_event(task.failed("worker", reason))
             left.remove(task)
     # One unit a source from here on: if it happens again, the culprit loses nobody else's clips.
     streams = unit.streams if unit else ()

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kdcache.errors import KdcacheError, SourceError
-from kdcache.files import atomic
-from kdcache.progress import counted
+from kdcache.errors import KdcacheError
 from kdcache.recipe import clip_key, nothing_to_enlarge
-from kdcache.roots import Roots
-from kdcache.sources import find, fingerprint
 from kdcache.store.failures import Failure
 from kdcache.streams.base import ClipSpan, Stream
 
@@ -39,6 +33,11 @@ class Task:
     def clip_id(self) -> str:
         """The manifest's ``clip_id``."""
         return str(self.row["clip_id"])
+
+    def failed(self, stage: str, reason: str) -> Failure:
+        """How it is listed when it cannot be had."""
+        first = next(iter(self.keys.values()))
+        return Failure(self.clip_id, str(self.row["source"]), stage, reason, first, " ".join(self.keys))
 
     @property
     def span(self) -> ClipSpan:
@@ -109,6 +108,7 @@ def make_plan(
         origin: shard and row → provenance of what is cached there.
         parts: number of workers; work is cut so that each gets some.
     """
+    names = " ".join(s.name for s in streams)
     plan = Plan(clips=len(manifest), located={s.name: {} for s in streams}, missing={s.name: {} for s in streams})
     first_with: dict[tuple[str, ...], Task] = {}
     missing: dict[tuple[str, ...], list[Task]] = {}
@@ -117,7 +117,7 @@ def make_plan(
     for position, (clip_id, source, start_s, stop_s) in enumerate(columns):
         fingerprint = fingerprints[source]
         if isinstance(fingerprint, KdcacheError):
-            plan.unreadable.append(Failure(clip_id, source, "open", str(fingerprint)))
+            plan.unreadable.append(Failure(clip_id, source, "open", str(fingerprint), "", names))
             continue
         lacking: dict[str, str] = {}
         for stream in streams:
@@ -132,7 +132,7 @@ def make_plan(
             continue
         before = next((failed[key] for key in lacking.values() if key in failed), None)
         if before is not None:
-            plan.skipped.append(Failure(clip_id, source, before.stage, before.reason, before.key))
+            plan.skipped.append(before._replace(clip_id=clip_id, source=source))
             continue
         if rows is None:
             rows = json_rows(manifest)
@@ -206,51 +206,3 @@ def _cut(streams: list[Stream], tasks: list[Task], parts: int) -> list[WorkUnit]
     if current:
         units.append(WorkUnit(names, tuple(current)))
     return units
-
-
-def fingerprint_sources(
-    sources: Sequence[str], roots: Roots, memory: Path, *, remember: bool = True
-) -> tuple[dict[str, str | KdcacheError], dict[str, str]]:
-    """Content fingerprints of all sources, remembering those of files whose size and time of change are as they were.
-
-    Args:
-        sources: paths as in the manifest.
-        roots: what they are relative to.
-        memory: CSV file that keeps (path, size, mtime_ns, fingerprint) from call to call.
-        remember: write what is new into it.
-
-    Returns:
-        source → fingerprint or the error that it gave, and source → absolute path.
-    """
-    known: dict[tuple[str, int, int], str] = {}
-    if memory.exists():
-        table = pd.read_csv(memory, dtype={"path": str, "size": np.int64, "mtime_ns": np.int64, "fingerprint": str})
-        known = {(p, s, m): f for p, s, m, f in table.itertuples(index=False, name=None)}
-    found: dict[str, str | KdcacheError] = {}
-    paths: dict[str, str] = {}
-    fresh = dict(known)
-    for source in counted("fingerprints", sources, "sources"):
-        try:
-            path = find(roots, source)
-            paths[source] = str(path)
-            stat = os.stat(path)
-            signature = (str(path), stat.st_size, stat.st_mtime_ns)
-            digest = known.get(signature) if path.is_file() else None
-            found[source] = digest or fingerprint(path)
-            if path.is_file():
-                fresh[signature] = str(found[source])
-        except FileNotFoundError:
-            found[source] = SourceError(
-                f"{paths[source]}: no such file; put it there or remove its rows from the manifest."
-            )
-        except KdcacheError as error:
-            found[source] = error
-        except OSError as error:
-            found[source] = SourceError(f"{paths.get(source, source)}: cannot be read ({error.strerror}); check it.")
-    if remember and fresh != known:
-        with atomic(memory) as temporary:
-            table = pd.DataFrame(
-                [(*s, f) for s, f in fresh.items()], columns=["path", "size", "mtime_ns", "fingerprint"]
-            )
-            table.to_csv(temporary, index=False)
-    return found, paths

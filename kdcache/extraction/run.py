@@ -19,7 +19,9 @@ from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import automatic_workers, estimate_seconds, resolve_without_weights
 from kdcache.extraction.fitted import cross_fits, fitted_weights, incomparable, leaks, part_weights, unknown_parts
 from kdcache.extraction.local import run_units
-from kdcache.extraction.plan import Plan, WorkUnit, fingerprint_sources, make_plan, sources_of
+from kdcache.extraction.plan import Plan, WorkUnit, make_plan, sources_of
+from kdcache.extraction.source_memory import FILE as MEMORY
+from kdcache.extraction.source_memory import fingerprint_sources
 from kdcache.extraction.worker import Computed, Done, Event, WorkerConfig
 from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
@@ -28,13 +30,14 @@ from kdcache.roots import Root, Roots
 from kdcache.runtime import cores, resolve_device
 from kdcache.splits import without_splits
 from kdcache.store import clean, load_places, scan
-from kdcache.store.failures import FILE, Failure, load_failures, save_failures
+from kdcache.store.failures import FILE, Failure, load_failures, update_failures
 from kdcache.store.fitted import save_fitted, save_parts
 from kdcache.store.index import refuse_other_classes, update_index
 from kdcache.store.scan import Origins
 from kdcache.streams.base import Stream
 from kdcache.streams.registry import resolve
 from kdcache.streams.settings import StreamSettings
+from kdcache.text import size
 from kdcache.workers import StopFlag, stop_on_signals
 
 SAVE_PAUSE = 20  # the list of failures is written again after so many times as long as writing it took
@@ -225,9 +228,7 @@ def _plan(
     if not dry_run:
         clean(out)
     sources = sources_of(rows, streams)
-    fingerprints, paths = fingerprint_sources(
-        sources.unique().tolist(), roots, out / "sources.csv", remember=not dry_run
-    )
+    fingerprints, paths = fingerprint_sources(sources.unique().tolist(), roots, out / MEMORY, remember=not dry_run)
     for stream in streams:
         stream.check_sources(list(paths.values()))
     failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}
@@ -248,8 +249,8 @@ def _check_disk(out: Path, needed: int, codec: str | None) -> None:
     free = shutil.disk_usage(folder).free
     if codec is None and needed + SPARE_BYTES > free:
         raise StoreError(
-            f"{out}: about {needed / 1e9:.1f} GB are to be written but {free / 1e9:.1f} GB are free; "
-            "free some space, choose another --out, or compress with --codec zstd."
+            f"{out}: about {size(needed)} are to be written and {size(SPARE_BYTES)} kept free, but only {size(free)} "
+            "are free; free some space, choose another --out, or compress with --codec zstd."
         )
 
 
@@ -259,9 +260,9 @@ class ExtractionRun:
     def __init__(self, rows: pd.DataFrame, plan: Plan, report: ExtractReport, bar: bool) -> None:
         self._rows, self._plan, self._report = rows, plan, report
         self._located = plan.located
-        self._here = set(rows["clip_id"])
-        self._failures = {f.clip_id: f for f in load_failures(report.out) if f.clip_id not in self._here}
-        self._failures |= {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
+        self._failures = {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
+        planned = [task.clip_id for unit in plan.units for task in unit.tasks]
+        self._judged = set(rows["clip_id"]).difference(planned, *(self._names(clip) for clip in planned))
         self._next_save = 0.0
         self._bar = progress("extract", plan.tasks, "clips", shown=bar and plan.tasks > 0)
 
@@ -279,8 +280,9 @@ class ExtractionRun:
             self._bar.update(1)
         elif isinstance(event, Failure):
             self._bar.update(1)
-            for failure in (event, *(event._replace(clip_id=t.clip_id) for t in self._same(event.clip_id))):
-                self._failures[failure.clip_id] = failure
+            for clip in (event.clip_id, *self._names(event.clip_id)):
+                self._failures[clip] = event._replace(clip_id=clip)
+                self._judged.add(clip)
             logger.warning("failed: %s (%s): %s", event.clip_id, event.stage, event.reason)
             if time.monotonic() >= self._next_save:
                 self._save_failures()
@@ -290,6 +292,9 @@ class ExtractionRun:
     def _same(self, clip_id: str) -> list[Any]:
         return self._plan.aliases.get(clip_id, [])
 
+    def _names(self, clip_id: str) -> list[str]:
+        return [task.clip_id for task in self._same(clip_id)]
+
     def _note_shard(self, event: Done) -> None:
         shard = event.shard
         logger.debug("%s: %d clips", self._report.out / shard.name, len(event.tasks))
@@ -297,18 +302,21 @@ class ExtractionRun:
         for row, task in enumerate(event.tasks):
             for clip in (task, *self._same(task.clip_id)):
                 self._report.extracted += 1
-                self._failures.pop(clip.clip_id, None)
+                self._judged.add(clip.clip_id)
                 for stream, key in clip.keys.items():
                     self._located[stream][clip.clip_id] = (shard.name, row, key, shard.digests[stream][row])
 
     def _save_failures(self) -> None:
         began = time.monotonic()
-        save_failures(self._report.out, self._failures.values())
+        streams = self._located.keys()
+        update_failures(
+            self._report.out, self._failures.values(), lambda f: f.clip_id in self._judged and f.concerns(streams)
+        )
         ended = time.monotonic()
         self._next_save = ended + SAVE_PAUSE * (ended - began)
 
     def _save(self) -> None:
         clean(self._report.out)  # of workers that died
-        self._report.failures = [f for f in self._failures.values() if f.clip_id in self._here]
+        self._report.failures = list(self._failures.values())
         self._save_failures()
         update_index(self._report.out, self._rows, self._located, self._plan.missing)

@@ -194,4 +194,4 @@ def prepared(
 
 
 def _failure(task: Task, stage: str, error: KdcacheError) -> Failure:
-    return Failure(task.clip_id, str(task.row["source"]), stage, str(error), next(iter(task.keys.values())))
+    return task.failed(stage, str(error))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
-
+from kdcache.csv_text import BrokenTable, read_table, table_text
+from kdcache.errors import StoreError
 from kdcache.files import atomic
+from kdcache.store.lock import locked
 
 FILE = "failures.csv"
+MOST_REASON = 10_000  # characters of a reason that are kept
 
 
 class Failure(NamedTuple):
@@ -21,24 +23,70 @@ class Failure(NamedTuple):
     stage: str
     reason: str
     key: str = ""  # key of the first missing stream: the failure stands while source, span and recipe are the same
+    streams: str = ""  # those that were to be computed, with spaces between; empty in lists of version 0.1
+
+    def concerns(self, streams: Iterable[str]) -> bool:
+        """Whether what failed was one of these streams, as far as the list says."""
+        return not self.streams or not set(streams).isdisjoint(self.streams.split())
 
 
 def load_failures(out: Path) -> list[Failure]:
-    """The failures listed in a cache folder; none when there is no list."""
+    """The failures listed in a cache folder; none when there is no list.
+
+    Raises:
+        StoreError: a file of this name that is no such list.
+    """
     path = out / FILE
-    if not path.exists():
+    try:
+        rows = read_table(path, ["clip_id"])  # a list written by hand may have no other column
+    except FileNotFoundError:
         return []
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    table = table.reindex(columns=list(Failure._fields), fill_value="")  # a list written by hand may have none
-    return [Failure(*row) for row in table.itertuples(index=False, name=None)]
+    except BrokenTable as error:
+        raise StoreError(
+            f"{path}: {error}, so it is no list of failed clips; delete it, and the next `kdcache extract` tries its "
+            "clips again."
+        ) from error
+    return [Failure(*(row.get(name, "") for name in Failure._fields)) for row in rows]
 
 
 def save_failures(out: Path, failures: Iterable[Failure]) -> None:
-    """Replace the list, one row a clip (the latest failure of each); an empty list removes the file."""
-    rows = {failure.clip_id: failure for failure in failures}
-    path = out / FILE
-    if not rows:
-        path.unlink(missing_ok=True)
+    """Replace the list of a folder with one writer, such as a run's; an empty list removes the file.
+
+    There is one row for each clip and set of streams, the latest failure. A list that would not change is not written.
+    """
+    listed = _listed(failures)
+    if listed == load_failures(out):
         return
-    with atomic(path) as temporary:
-        pd.DataFrame(sorted(rows.values()), columns=list(Failure._fields)).to_csv(temporary, index=False)
+    if not listed:
+        (out / FILE).unlink()
+        return
+    with atomic(out / FILE) as temporary:
+        text = table_text(Failure._fields, listed)
+        temporary.write_text(text, encoding="utf-8", newline="", errors="backslashreplace")
+
+
+def update_failures(out: Path, failures: Iterable[Failure], superseded: Callable[[Failure], bool]) -> None:
+    """Change one writer's rows of a cache's list, which others may be writing to at the same time.
+
+    Args:
+        out: the cache.
+        failures: what has failed.
+        superseded: tells which rows of the list no longer hold; all others stay.
+
+    Raises:
+        StoreError: the list cannot be read.
+    """
+    failures = list(failures)
+
+    def merged() -> list[Failure]:
+        return [*(f for f in load_failures(out) if not superseded(f)), *failures]
+
+    if _listed(merged()) == load_failures(out):  # nothing to change, perhaps on a disk that cannot be written to
+        return
+    with locked(out):
+        save_failures(out, merged())
+
+
+def _listed(failures: Iterable[Failure]) -> list[Failure]:
+    rows = {(failure.clip_id, failure.streams): failure for failure in failures}
+    return sorted(row._replace(reason=row.reason[:MOST_REASON]) for row in rows.values())

@@ -55,7 +55,7 @@ def load_index(folder: StrPath) -> pd.DataFrame:
         ManifestError: the index was edited into something else.
     """
     path = Path(folder) / INDEX
-    if not path.exists():
+    if not _there(path):
         shards = path.parent.is_dir() and shard_files(path.parent)
         hint = f"run `kdcache reindex {folder}`" if shards else "name a folder that `kdcache extract` has filled"
         raise StoreError(f"{folder}: there is no cache here ({INDEX} is missing); {hint}.")
@@ -63,6 +63,13 @@ def load_index(folder: StrPath) -> pd.DataFrame:
     for stream in indexed_streams(list(index.columns)):
         index[f"{stream}:row"] = pd.array(_row_numbers(path, index[f"{stream}:row"].tolist()), dtype="Int64")
     return index
+
+
+def _there(path: Path) -> bool:
+    """Whether there is an index; what is no plain file would be waited for, or read without end."""
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path}: not a plain file; remove it and run `kdcache reindex {path.parent}`.")
+    return path.exists()
 
 
 def _row_numbers(path: Path, texts: Sequence[str]) -> list[int | None]:
@@ -82,10 +89,16 @@ def load_places(folder: StrPath, streams: Sequence[str]) -> Places:
     """
     path = Path(folder) / INDEX
     places: Places = {s: {} for s in streams}
-    if not path.exists():
+    if not _there(path):
         return places
     wanted = {f"{s}:{part}" for s in streams for part in PARTS}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda c: c in wanted)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda c: c in wanted)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors, and so is text that is not UTF-8
+        raise StoreError(
+            f"{path}: cannot be read as an index ({str(error).strip()}); run `kdcache verify {folder} --repair`, which "
+            "rebuilds it from the shards."
+        ) from error
     there, aside = {p.name for p in shard_files(path.parent)}, places_set_aside(path.parent)
     for stream in indexed_streams(list(table.columns)):
         shards, rows, keys, digests = (table[f"{stream}:{part}"].tolist() for part in PARTS)
@@ -121,7 +134,7 @@ def update_index(
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows.drop(columns=location_columns(list(rows.columns)))
     with locked(folder):
-        old = load_index(folder) if (folder / INDEX).exists() else None
+        old = load_index(folder) if _there(folder / INDEX) else None
         there, aside = {p.name for p in shard_files(folder)}, places_set_aside(folder)
         usable = {
             stream: {clip: e for clip, e in at.items() if e[0] in there and (e[0], stream, e[1]) not in aside}
@@ -142,7 +155,7 @@ def refuse_other_classes(folder: StrPath, rows: pd.DataFrame) -> None:
     Raises:
         OptionError: a class that has another number there, or a number that has another class.
     """
-    if not rows.attrs.get(NUMBERED) or not (Path(folder) / INDEX).exists():
+    if not rows.attrs.get(NUMBERED) or not _there(Path(folder) / INDEX):
         return
     index = load_index(folder)
     if not {"label", CLASS} <= set(index.columns):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from kdcache.csv_text import read_table, table_text
 from kdcache.errors import StoreError
 from kdcache.files import atomic
 
@@ -29,17 +29,20 @@ class Damage(NamedTuple):
 
 
 def load_set_aside(folder: Path) -> list[Damage]:
-    """The arrays that must not be used although their shard stands."""
+    """The arrays that must not be used although their shard stands.
+
+    Raises:
+        StoreError: a file of this name that is no such list.
+    """
     path = folder / SET_ASIDE
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
+        rows = read_table(path, Damage._fields)
         return [Damage(r["shard"], r["stream"], int(r["row"]), r["clip_id"], r["reason"]) for r in rows]
-    except (KeyError, TypeError, ValueError) as error:
+    except FileNotFoundError:
+        return []
+    except ValueError as error:  # no table, or a row that is no number
         raise StoreError(
-            f"{path}: not a list of damaged arrays; delete it and run `kdcache verify {folder} --repair`."
+            f"{path}: not a list of damaged arrays ({error}); delete it and run `kdcache verify {folder} --repair`."
         ) from error
 
 
@@ -54,7 +57,6 @@ def save_set_aside(folder: Path, damages: Iterable[Damage]) -> None:
     if not rows:
         (folder / SET_ASIDE).unlink(missing_ok=True)
         return
-    with atomic(folder / SET_ASIDE) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Damage._fields)
-        writer.writerows(rows)
+    text = table_text(Damage._fields, [(d.shard, d.stream, str(d.row), d.clip_id, d.reason) for d in rows])
+    with atomic(folder / SET_ASIDE) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
