@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from kdcache.runs.run import Run
     from kdcache.runs.submit import submit
     from kdcache.runs.train import train
+    from kdcache.store.copying import copy
 
 _HOME = {
     "Cache": "kdcache.data.cache",
@@ -53,6 +54,7 @@ _HOME = {
     "StoreError": "kdcache.errors",
     "WeightsError": "kdcache.errors",
     "ablate": "kdcache.report.ablation",
+    "copy": "kdcache.store.copying",
     "cost": "kdcache.runs.cost",
     "evaluate": "kdcache.runs.evaluate",
     "extract": "kdcache.extraction.run",
@@ -80,6 +82,7 @@ __all__ = [
     "__version__",
     "ablate",
     "backbones",
+    "copy",
     "cost",
     "datasets",
     "evaluate",

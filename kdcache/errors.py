@@ -38,6 +38,19 @@ class SourceError(KdcacheError, OSError):
     """A video, frame folder or skeleton file that cannot be read right; names the file."""
 
 
+class RemoteError(KdcacheError, OSError):
+    """A file, folder or bucket at an address that cannot be had.
+
+    Attributes:
+        missing: nothing lies there.
+        again: the network is at fault, and a later attempt may succeed.
+    """
+
+    def __init__(self, text: str, *, missing: bool = False, again: bool = False) -> None:
+        super().__init__(text)
+        self.missing, self.again = missing, again
+
+
 class ClipError(KdcacheError, ValueError):
     """A clip that cannot be cut from a readable source (span outside it, no frames)."""
 

@@ -18,7 +18,7 @@ PACKAGE = "kdcache"
 LAYERS = [
     ["errors", "files", "csv_text", "log", "progress", "text", "device_errors", "runtime", "stopwatch", "workers",
      "prefetch",
-     "manifest", "manifest_forms", "roots", "splits", "sampling", "views", "levels", "recipe", "options"],
+     "manifest", "manifest_forms", "remote", "roots", "splits", "sampling", "views", "levels", "recipe", "options"],
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],
     ["methods", "data"],
@@ -42,6 +42,7 @@ LAYERS_0_1 = [
 HEAVY = {
     "torch", "torchvision", "h5py", "hdf5plugin", "cv2", "decord", "av", "pandas", "numpy", "numba", "llvmlite",
     "triton", "matplotlib", "scipy", "tensorboard", "lmdb", "safetensors", "PIL", "ray", "tqdm", "urllib",
+    "fsspec", "s3fs", "aiohttp",
 }  # fmt: skip
 """Libraries that take long to import: what is kept off the start by importing it within a function."""
 

@@ -1,4 +1,4 @@
-"""Commands on a cache: inspect, verify, reindex, show."""
+"""Commands on a cache: inspect, verify, reindex, copy, show."""
 
 from __future__ import annotations
 
@@ -60,6 +60,26 @@ def reindex(cache: Path) -> None:
     from kdcache.store import reindex as rebuild
 
     click.echo(f"{cache / 'manifest.csv'}: {len(rebuild(cache))} clips")
+
+
+@click.command()
+@click.argument("cache")
+@click.argument("target")
+@click.option("--verify", is_flag=True, help="Hash every file at both ends again, also those copied before.")
+@report_options
+def copy(cache: str, target: str, verify: bool, as_json: bool, out: str) -> None:
+    """Copy a cache to another folder, to a bucket, or back; only what is missing or differs is sent.
+
+    Either may be an address such as s3://bucket/prefix. An interrupted copy goes on where it was.
+
+    \b
+    Example:
+      kdcache copy out/ s3://bucket/caches/epic
+      kdcache copy s3://bucket/caches/epic out/ --verify
+    """
+    import kdcache
+
+    report(kdcache.copy(cache, target, verify=verify), as_json, out)
 
 
 @click.command()

@@ -45,6 +45,7 @@ for command in (
     cache.inspect,
     cache.verify,
     cache.reindex,
+    cache.copy,
     cache.show,
     sources.check,
     sources.idt,
