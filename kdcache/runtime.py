@@ -1,4 +1,4 @@
-"""Where and how things are computed: device, precision, cores, memory, determinism. Imports no torch until asked."""
+"""Where and how things are computed: device, precision, cores, memory. Imports no torch until asked."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
             return "fp32"  # many CPUs compute bf16 by emulation, slower than fp32
         import torch
 
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        with torch.cuda.device(device):  # the current one is asked, and that may be another
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if name not in PRECISIONS:
         raise unknown("precision", name, ["auto", *PRECISIONS])
     if device.type == "cpu" and not cpu_computes(name):
@@ -193,23 +194,3 @@ def _container() -> int | None:
             text = (root / limit).read_text().strip()
             return None if text == "max" else max(0, int(text) - int((root / used).read_text()))
     return None
-
-
-@contextmanager
-def reproducible(device: torch.device) -> Iterator[None]:
-    """Inside: deterministic algorithms on a CPU; on a GPU the fastest convolutions, whose last bits may vary.
-
-    Afterwards the process has the settings that it had before.
-    """
-    import torch
-
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(device.type == "cpu")
-    torch.backends.cudnn.benchmark = device.type == "cuda"
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.backends.cudnn.benchmark = benchmark

@@ -16,9 +16,9 @@ from pathlib import Path
 PACKAGE = "kdcache"
 
 LAYERS = [
-    ["errors", "files", "csv_text", "log", "progress", "text", "device_errors", "runtime", "stopwatch", "workers",
-     "prefetch",
-     "manifest", "manifest_forms", "remote", "roots", "splits", "sampling", "views", "levels", "recipe", "options"],
+    ["errors", "files", "csv_text", "log", "progress", "text", "device_errors", "runtime", "numerics", "stopwatch",
+     "workers", "prefetch", "manifest", "manifest_forms", "remote", "roots", "splits", "sampling", "views", "levels",
+     "recipe", "options"],
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],
     ["methods", "data"],

@@ -15,7 +15,7 @@ from make_videos import pictures, write
 import kdcache
 from kdcache import backbones, runtime
 from kdcache.errors import DeviceError, OptionError
-from kdcache.runtime import cores, cpu_computes, free_bytes, reproducible, resolve_device, resolve_precision
+from kdcache.runtime import cores, cpu_computes, free_bytes, resolve_device, resolve_precision
 
 CPU = torch.device("cpu")
 REFUSED = "precision=bf16: this CPU computes no bf16 .*: use precision=fp32"
@@ -156,26 +156,6 @@ def test_cores_are_those_that_may_be_used(monkeypatch):
     assert cores() == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     assert cores() == 64
-
-
-@pytest.mark.parametrize("before", [(False, False), (True, False), (True, True)])
-def test_determinism_is_switched_on_inside_only(before):
-    """Afterwards everything is as it was found: ``warn_only`` and cuDNN's benchmark."""
-
-    def settings() -> tuple[bool, bool, bool]:
-        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-        return torch.are_deterministic_algorithms_enabled(), warn_only, torch.backends.cudnn.benchmark
-
-    found = settings()
-    try:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = True
-        with reproducible(CPU):
-            assert settings() == (True, False, False)
-        assert settings() == (*before, True)
-    finally:
-        torch.use_deterministic_algorithms(found[0], warn_only=found[1])
-        torch.backends.cudnn.benchmark = found[2]
 
 
 def test_runtime_is_imported_without_torch():

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kdcache.backbones.base import Backbone
 from kdcache.backbones.i3d import SameConv3d
+from kdcache.numerics import deterministic_cudnn, full_precision
 from kdcache.runtime import onednn_available, resolve_device, resolve_precision, torch_dtype
 
 
@@ -26,7 +27,8 @@ class Frozen:
     """A backbone up to one layer: ``uint8 [B, T, H, W, C]`` → ``float32 [B, …]`` on the device.
 
     The network given is not touched. Weights and activations are in the precision asked for, sums in float32 (on the
-    CPU by oneDNN, on CUDA by cuDNN with deterministic algorithms and no TF32). Relative error of bf16 at I3D's
+    CPU by oneDNN, on CUDA by cuDNN with deterministic algorithms), without TF32 whatever the process has switched on.
+    Relative error of bf16 at I3D's
     ``mixed4a``, in norm: 5e-3. On the CPU the result for a clip is the same bits in any batch; on CUDA it may differ
     in the last digits of the precision.
 
@@ -51,10 +53,11 @@ class Frozen:
     @torch.inference_mode()
     def __call__(self, clips: Tensor) -> Tensor:
         """Features of a batch of clips; ``OptionError`` for another dtype, shape or modality than the network's."""
-        if self.device.type == "cpu":
-            return torch.cat([self._features(clip) for clip in torch.split(clips, 1)])
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            return self._features(clips.to(self.device, non_blocking=True))
+        with full_precision():
+            if self.device.type == "cpu":
+                return torch.cat([self._features(clip) for clip in torch.split(clips, 1)])
+            with deterministic_cudnn():
+                return self._features(clips.to(self.device, non_blocking=True))
 
     def _features(self, clips: Tensor) -> Tensor:
         return self._net.features(self._net.prepare(clips).to(self.dtype), self.layer).float().contiguous()

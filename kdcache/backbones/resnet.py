@@ -19,6 +19,7 @@ from kdcache.backbones.base import State
 from kdcache.backbones.framewise import Framewise, stem
 from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError
+from kdcache.numerics import no_autocast
 
 Unit = Callable[[str, nn.Module, Tensor], Tensor]
 """Name of a residual block (``layer2.1``), the block and its input ``[N, C, h, w]`` → its output."""
@@ -158,7 +159,8 @@ def cam_attention(maps: Tensor, weight: Tensor, scores: Tensor) -> Tensor:
         float [..., h, w], in the dtype of ``maps``, adding up to 1.
     """
     chosen = weight[scores.argmax(-1)]
-    energy = torch.einsum("...c,...chw->...hw", chosen.float(), maps.float())
+    with no_autocast(maps):
+        energy = torch.einsum("...c,...chw->...hw", chosen.float(), maps.float())
     return energy.flatten(-2).softmax(-1).reshape(energy.shape).to(maps.dtype)
 
 

@@ -20,6 +20,7 @@ from kdcache.backbones.metadata import FitMetadata
 from kdcache.backbones.resnet_layers import STAGES
 from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError, WeightsError
+from kdcache.numerics import no_autocast
 from kdcache.skeletons.image import NTU_LIMITS
 from kdcache.skeletons.rotation import rotation
 
@@ -149,8 +150,7 @@ def seen_from(images: Tensor, params: Tensor, limits: Tensor) -> Tensor:
     Returns:
         Same shape and dtype as ``images``; computed in float32.
     """
-    device = "cpu" if images.is_meta else images.device.type  # the meta device has no mixed precision
-    with torch.autocast(device, enabled=False):  # it would round angles and pixels
+    with no_autocast(images):  # it would round angles and pixels
         params, limits = params.float(), limits.float()
         turn = rotation(params[:, :3])
         low, span = limits[:, :1], limits[:, 1:] - limits[:, :1]

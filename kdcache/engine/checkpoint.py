@@ -48,16 +48,21 @@ class TrainState:
 
 
 def save_state(
-    folder: Path, stage: Stage, scaler: torch.amp.GradScaler, reached: TrainState, best: dict[str, Tensor]
+    folder: Path,
+    stage: Stage,
+    scaler: torch.amp.GradScaler,
+    reached: TrainState,
+    best: dict[str, Tensor],
+    device: torch.device,
 ) -> None:
-    """Write ``state.pt`` atomically."""
+    """Write ``state.pt`` atomically. Of a GPU's random numbers, those of the run's ``device`` alone."""
     state = {
         "model": stage.module.state_dict(),
         "optimizer": stage.optimizer.state_dict() if stage.optimizer is not None else {},
         "scheduler": stage.scheduler.state_dict() if stage.scheduler is not None else {},
         "scaler": scaler.state_dict(),
         "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda_rng": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "best": best,
         "progress": asdict(reached),
     }
@@ -65,8 +70,10 @@ def save_state(
         torch.save(state, temporary)
 
 
-def load_state(folder: Path, stage: Stage, scaler: torch.amp.GradScaler) -> tuple[TrainState, dict[str, Tensor]] | None:
-    """Continue from ``state.pt`` if there is one; ``OptionError`` when it is unreadable."""
+def load_state(
+    folder: Path, stage: Stage, scaler: torch.amp.GradScaler, device: torch.device
+) -> tuple[TrainState, dict[str, Tensor]] | None:
+    """Continue from ``state.pt`` if there is one, on any GPU; ``OptionError`` when it is unreadable."""
     path = folder / STATE
     if not path.exists():
         return None
@@ -85,8 +92,9 @@ def load_state(folder: Path, stage: Stage, scaler: torch.amp.GradScaler) -> tupl
     except Exception as error:  # a damaged file raises almost anything
         raise OptionError(f"{path} cannot be continued from ({error}): delete it to train this stage again.") from error
     torch.set_rng_state(state["rng"])
-    if torch.cuda.is_available() and state["cuda_rng"]:
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    if device.type == "cuda" and state["cuda_rng"]:  # version 0.1 kept those of every GPU of the machine
+        kept = state["cuda_rng"]
+        torch.cuda.set_rng_state(kept[min(device.index or 0, len(kept) - 1)], device)
     return reached, state["best"]
 
 

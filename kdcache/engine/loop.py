@@ -91,7 +91,7 @@ def fit_stage(
     folder.mkdir(parents=True, exist_ok=True)
     scaler = torch.amp.GradScaler(data.device.type, enabled=scale)
     reseed(data, f"{stage.name}/training")
-    state, best = checkpoint.load_state(folder, stage, scaler) or (TrainState(), {})
+    state, best = checkpoint.load_state(folder, stage, scaler, data.device) or (TrainState(), {})
     for stream in {id(s): s for s, _ in stage.train.inputs.values()}.values():
         how = "in the device's memory" if stream.resident else "read while training"
         logger.info("%s: %d examples, arrays %s %s", stage.name, len(stage.train), list(stream.shape), how)
@@ -213,7 +213,7 @@ def _remedy(run: _Training) -> str:
 
 def _save(run: _Training) -> None:
     _still_finite(run)
-    checkpoint.save_state(run.folder, run.stage, run.scaler, run.state, run.best)
+    checkpoint.save_state(run.folder, run.stage, run.scaler, run.state, run.best, run.data.device)
     run.saved = time.monotonic()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdcache.device_errors import device_errors
 from kdcache.methods.contract import Batch, BatchSource, Data
+from kdcache.numerics import full_precision
 
 Probabilities = NDArray[np.float32]
 
@@ -28,7 +29,7 @@ def probabilities(
     module.eval()
     parts = []
     remedy = "end what else uses it, set a smaller batch_size, or memory_fraction=0 to keep the stream off the device"
-    with device_errors(data.device, f"scoring {batch_size} examples at once", remedy):
+    with full_precision(), device_errors(data.device, f"scoring {batch_size} examples at once", remedy):
         for batch in data.batches(source, batch_size, 0):
             with data.autocast():
                 logits = predict(batch)

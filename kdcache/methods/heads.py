@@ -12,6 +12,7 @@ from kdcache.backbones.i3d import I3D, I3DTail
 from kdcache.backbones.resnext3d import ResNeXt3D, ResNeXt3DTail
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods.contract import Outputs
+from kdcache.numerics import no_autocast
 
 
 class I3DHead(I3DTail):
@@ -82,7 +83,8 @@ class LightHead(nn.Module):
         feature_map = F.relu(self.norm(self.project(x)))
         positions = feature_map.flatten(2).transpose(1, 2)
         weights = torch.softmax(self.attend(positions).float(), dim=1)
-        pooled = (weights.transpose(1, 2) @ positions.float()).squeeze(1)
+        with no_autocast(x):
+            pooled = (weights.transpose(1, 2) @ positions.float()).squeeze(1)
         logits = self.classify(self.dropout(pooled))
         where = weights.squeeze(2).view(len(x), *x.shape[2:])
         return {"logits": logits, "map": feature_map, "weights": where, "pooled": pooled}

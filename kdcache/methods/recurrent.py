@@ -8,10 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.methods.contract import Outputs
+from kdcache.numerics import no_autocast
 
 Cell = Literal["gru", "lstm"]
 State = Tensor | tuple[Tensor, Tensor]
 """What a network remembers of the levels so far: h ``[1, B, D]`` of a GRU, (h, c) of an LSTM."""
+
+
+def in_float32(layer: nn.GRU | nn.LSTM, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    """A recurrent layer outside automatic mixed precision: output and state, float32.
+
+    Inside, cuDNN's recurrent layers compute in fp16 even where bf16 was asked for, and gradients vanish without the
+    scaling of the loss that fp16 needs. The layers are small.
+    """
+    with no_autocast(x):
+        output, state = layer(x.float(), state)
+    return output, state
 
 
 class Recurrent(nn.Module):
@@ -40,7 +52,7 @@ class Recurrent(nn.Module):
     def forward(self, x: Tensor) -> Outputs:
         """``[B, N, d]`` → ``logits`` ``[B, N, num_classes]`` and ``latents`` ``[B, N, D]`` (D = 2 ``hidden`` if
         bidirectional)."""
-        latents, _ = self.layer(self.dropout(self.input(x)))
+        latents, _ = in_float32(self.layer, self.dropout(self.input(x)))
         return {"logits": self.classify(self.dropout(latents)), "latents": latents}
 
     @torch.no_grad()
@@ -55,5 +67,5 @@ class Recurrent(nn.Module):
         """
         if self.layer.bidirectional:
             raise ValueError("a bidirectional network cannot go step by step")
-        latent, state = self.layer(self.dropout(self.input(x_n[:, None])), state)
+        latent, state = in_float32(self.layer, self.dropout(self.input(x_n[:, None])), state)
         return self.classify(self.dropout(latent))[:, 0], state

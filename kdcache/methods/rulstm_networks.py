@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.methods.contract import Outputs
+from kdcache.methods.recurrent import State, in_float32
 
 
 class RollingUnrolling(nn.Module):
@@ -43,21 +44,21 @@ class RollingUnrolling(nn.Module):
         inputs = x[:, (first[:, None] + ahead).clamp(max=S - 1)]  # [B, A, length, d]
         count = length - torch.arange(A, device=x.device)
         state = (hidden.reshape(1, B * A, -1), cell.reshape(1, B * A, -1))
-        unrolled, _ = self.unrolling(self.dropout(inputs).flatten(0, 1), state)
+        unrolled, _ = in_float32(self.unrolling, self.dropout(inputs).flatten(0, 1), state)
         # Later answers unroll for fewer steps: what the LSTM does after these is not looked at.
-        last = unrolled.unflatten(0, (B, A))[:, torch.arange(A, device=x.device), count - 1]
+        last = unrolled.view(B, A, length, -1)[:, torch.arange(A, device=x.device), count - 1]
         return {"logits": self.classify(self.dropout(last)), "context": torch.cat([hidden, cell], -1)}
 
     def _roll(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden and cell states after each of the last A steps, both ``[B, A, H]``."""
         seen = self.dropout(x)
         before = x.shape[1] - self.answers
-        state: tuple[Tensor, Tensor] | None = None
+        state: State | None = None
         if before:
-            _, state = self.rolling(seen[:, :before])
+            _, state = in_float32(self.rolling, seen[:, :before])
         hidden, cell = [], []
         for t in range(before, x.shape[1]):  # one by one, for an LSTM returns no cell states but its last
-            _, state = self.rolling(seen[:, t : t + 1], state)
+            _, state = in_float32(self.rolling, seen[:, t : t + 1], state)
             hidden.append(state[0][0])
             cell.append(state[1][0])
         return torch.stack(hidden, 1), torch.stack(cell, 1)

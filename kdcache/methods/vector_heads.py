@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcache.methods.contract import Batch, Outputs
+from kdcache.numerics import no_autocast
 
 
 def own_positions(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -30,7 +31,8 @@ def attention_pool(x: Tensor, scores: Tensor, own: Tensor) -> tuple[Tensor, Tens
         float32 ``[B, D]`` and the weights ``[B, T]``, 0 where there is padding.
     """
     weights = torch.softmax(scores.float().masked_fill(~own, -math.inf), dim=1)
-    return (weights[:, None] @ x.float()).squeeze(1), weights
+    with no_autocast(x):
+        return (weights[:, None] @ x.float()).squeeze(1), weights
 
 
 class VectorHead(nn.Module):

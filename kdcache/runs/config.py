@@ -48,6 +48,9 @@ class RunSettings:
     """auto, cpu, cuda or cuda:N."""
     precision: str = "auto"
     """fp32, bf16 or fp16; ``auto``: fp32 on a CPU, bf16 on a GPU."""
+    deterministic: bool = False
+    """On a GPU: algorithms that give the same bits each time, slower; an operation that has none ends the run. On a CPU
+    all are such."""
     stream: str | None = None
     """Which cached streams; needed where several would do. ``a,b`` joins the vectors of two; ``input=a`` names the
     input where a method reads several."""
@@ -111,7 +114,7 @@ OF_SOURCES = ("manifest", "root", "more_roots", "allow_absolute", "decoder", "ce
 
 SETTABLE = (
     "stream", "recipe", "weights", "memory_fraction", "split_column", "validation", "validation_seed", "validation_as",
-    "tau_s", "save_every", "eval_every", "keep_stages",
+    "tau_s", "save_every", "eval_every", "keep_stages", "deterministic",
 )  # fmt: skip
 """Settings that ``train`` takes beside a method's options."""
 

@@ -26,7 +26,7 @@ from kdcache.store.failures import FILE, Failure, load_failures
 MANIFEST = "manifest.csv"
 METHOD = "recognition"
 SETTABLE = (
-    "validation", "validation_seed", "decoder", "memory_fraction", "save_every", "eval_every", "hold",
+    "validation", "validation_seed", "decoder", "memory_fraction", "save_every", "eval_every", "deterministic", "hold",
     "centre_joint", "skeleton_fps", "array",
 )  # fmt: skip
 """Settings that a fit takes beside the options; ``split_column`` and ``allow_absolute`` too."""

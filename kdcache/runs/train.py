@@ -24,6 +24,7 @@ from kdcache.methods import method as method_module
 from kdcache.methods.checks import check_inputs, check_predictor
 from kdcache.methods.contract import Method, Stage
 from kdcache.methods.registry import BUILT_IN
+from kdcache.numerics import reproducible
 from kdcache.options import build, to_table
 from kdcache.recipe import differences, digest
 from kdcache.runs.config import SETTABLE, RunSettings, own_names, read_config, write_config
@@ -31,7 +32,6 @@ from kdcache.runs.environment import environment
 from kdcache.runs.prepare import absolute
 from kdcache.runs.run import CONFIG, METRICS, PREDICTIONS, RECIPES, Run
 from kdcache.runs.session import Session
-from kdcache.runtime import reproducible
 from kdcache.store.failures import save_failures
 from kdcache.workers import Interrupts
 
@@ -68,7 +68,7 @@ def train(
         session: shared by several calls, keeps what they have in common.
         options: fields of the method's ``Options``, and of ``RunSettings``: ``weights``, ``recipe``,
             ``memory_fraction``, ``split_column``, ``validation``, ``validation_seed``, ``validation_as``, ``tau_s``,
-            ``save_every``, ``eval_every``, ``keep_stages``.
+            ``save_every``, ``eval_every``, ``keep_stages``, ``deterministic``.
 
     Returns:
         The finished run: ``.metrics``, ``.predict(...)``, ``.history``, ``.path``, ``.config``.
@@ -150,7 +150,7 @@ def _fit_all(
     log, interrupts = Log(folder, session.bars), Interrupts()
     last_rows: dict[str, Any] = {}
     scale = opened.resolved["precision"] == "fp16"
-    with reproducible(opened.data.device), interrupts.watch():
+    with reproducible(opened.data.device, settings.deterministic), interrupts.watch():
         for stage in stages:
             if stage.name in last_rows:
                 raise ValueError(f"two stages are named {stage.name!r}: the second would be taken for trained")
