@@ -1,0 +1,199 @@
+"""Faults in a command's own process: killed, refused or cut short at the k-th system call that changes its files.
+
+``shim.c`` is compiled once with ``cc`` and preloaded, so that calls of Python, of torch's C++ and of safetensors' Rust
+are met alike; nothing of the package is changed. The command runs in a fork of a server that has imported everything,
+which takes a tenth of the time of a new process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NOTHING, KILL_BEFORE, KILL_AFTER, TORN, REFUSE, FULL = range(6)
+KILLS = {"before": KILL_BEFORE, "after": KILL_AFTER, "in the middle of": TORN}
+
+_HANG = 120.0  # seconds after which a command that takes two is taken to hang
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at the ``call``-th call (from 1) below the watched folder."""
+
+    call: int = -1
+    action: int = NOTHING
+    number: int = errno.ENOSPC
+    """Of the error, where calls are refused."""
+    group: bool = True
+    """Whether a kill takes the whole process group, or the process that makes the call alone."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    """Its exit status; negative: the signal that killed it."""
+    output: str
+    """Of standard output and error."""
+    calls: int
+    """That changed files below the watched folder."""
+    seconds: float
+    peak: int
+    """Bytes of memory."""
+
+    @property
+    def killed(self) -> bool:
+        """By the fault."""
+        return self.status == -signal.SIGKILL
+
+    @property
+    def wrong(self) -> str:
+        """Why no command may end like this; empty where it may."""
+        if "Traceback (most recent call last)" in self.output:
+            return "traceback: " + self.output.strip().splitlines()[-1]
+        if self.seconds > _HANG:
+            return f"hangs: killed after {self.seconds:.0f} s"
+        return f"died with status {self.status}" if self.status < 0 and not self.killed else ""
+
+
+def preload() -> None:
+    """Start this program again with the shim in it, unless it has it."""
+    if not hasattr(ctypes.CDLL(None), "torture_arm"):
+        source = Path(__file__).with_name("shim.c")
+        name = f"kdcache-torture-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
+        library = Path(tempfile.gettempdir()) / name
+        if not library.exists():
+            made = library.with_suffix(f".{os.getpid()}")
+            subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", made, source, "-ldl"], check=True)
+            made.rename(library)
+        os.environ["LD_PRELOAD"] = str(library)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def run(
+    arguments: Sequence[str],
+    watched: Path,
+    log: Path,
+    fault: Fault | None = None,
+    kill_after: float | None = None,
+    victim: Callable[[int], int] | None = None,
+    setting: Callable[[], Any] = lambda: None,
+    workers: bool = False,
+) -> Ended:
+    """Run a command of kdcache to its end, in a fork.
+
+    Args:
+        arguments: of the command line, without ``kdcache``.
+        watched: folder whose changes are counted, and met by the fault.
+        log: file that takes standard output and error.
+        fault: what happens at which call.
+        kill_after: kill -9 after so many seconds.
+        victim: process group → process that is killed then; default the whole group.
+        setting: called in the fork before the command, to make shards small.
+        workers: the command starts new processes, which the fault meets too.
+    """
+    fault, library = fault or Fault(), ctypes.CDLL(None)
+    library.torture_arm(os.fsencode(watched), ctypes.c_long(fault.call), fault.action, fault.number, int(fault.group))
+    began = time.monotonic()
+    pid = _fork(arguments, watched, log, fault, setting, workers)
+    library.torture_arm(b"", ctypes.c_long(-1), NOTHING, 0, 0)
+    library.torture_calls.restype = ctypes.c_long
+    end = began + (_HANG if kill_after is None else kill_after)
+    status, seconds, pause, usage = None, 0.0, 0.001, None
+    while status is None:
+        done, code, usage = os.wait4(pid, os.WNOHANG)
+        seconds = time.monotonic() - began
+        if done:
+            status = os.waitstatus_to_exitcode(code)
+        elif time.monotonic() > end:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim(pid), signal.SIGKILL) if victim and kill_after else os.killpg(pid, signal.SIGKILL)
+            end, seconds = began + 2 * _HANG, seconds
+        else:
+            time.sleep(pause)
+            pause = min(0.02, 1.5 * pause)
+    with contextlib.suppress(ProcessLookupError):  # workers whose parent was killed
+        os.killpg(pid, signal.SIGKILL)
+    _reap_group(pid)
+    output = log.read_text(errors="replace") if log.exists() else ""
+    memory = usage.ru_maxrss * 1024 if usage else 0
+    return Ended(status, output, library.torture_calls(), seconds, memory)
+
+
+def _reap_group(group: int) -> None:
+    """Wait until no process of a killed group is left, so that none writes any more."""
+    for _ in range(500):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        if not _alive(group):
+            return
+        time.sleep(0.01)
+
+
+def _alive(group: int) -> bool:
+    """Whether a process of the group runs; dead ones whose parent is slow to notice do not count."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                state, _, its_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(its_group) == group and state not in "ZX":
+                    return True
+    return False
+
+
+def _fork(
+    arguments: Sequence[str], watched: Path, log: Path, fault: Fault, setting: Callable[[], Any], workers: bool
+) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        with contextlib.suppress(OSError):  # it has done so itself
+            os.setpgid(pid, pid)
+        return pid
+    status = 98
+    try:
+        os.setpgid(0, 0)
+        if workers:
+            os.environ |= {"TORTURE_WATCH": str(watched), "TORTURE_CALL": str(fault.call)}
+            os.environ["TORTURE_ACTION"] = str(fault.action)
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        setting()
+        status = _command(list(arguments))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _command(arguments: list[str]) -> int:
+    """As the program ``kdcache`` does it."""
+    import traceback
+
+    from kdcache.cli import main
+
+    try:
+        main(arguments, prog_name="kdcache")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 99
+    return 0
