@@ -21,6 +21,7 @@ from torture.cases import FAILED, Outcome, Progress, Table
 
 Case = Callable[[int], Outcome]
 
+HARNESS = "harness"  # kind of an outcome that says nothing of kdcache: the case has a mistake
 _POLL = 0.05  # seconds between two looks at a child's memory
 
 
@@ -42,6 +43,8 @@ def run_cases(
     end = time.monotonic() + seconds
     while left and time.monotonic() < end:
         for outcome in _child(left[: limits.cases], case, limits, end):
+            if outcome.kind == HARNESS:
+                raise RuntimeError(f"case {outcome.number}: {outcome.how}")
             progress.add(outcome)
             left.remove(outcome.number)
     if left:
@@ -121,7 +124,7 @@ def _serve(pipe: int, numbers: Sequence[int], case: Case, end: float) -> None:
                 outcome = case(number)
             except Exception as error:
                 trace = traceback.format_exception(error)
-                outcome = Outcome(number, "harness", FAILED, "the case itself failed: " + "".join(trace)[-600:])
+                outcome = Outcome(number, HARNESS, FAILED, "the case itself failed: " + "".join(trace)[-1500:])
             taken = outcome.seconds or time.perf_counter() - began
             outcome = replace(outcome, number=number, seconds=taken, peak=outcome.peak or max(0, peak() - base))
             data = json.dumps(asdict(outcome)).encode() + b"\n"

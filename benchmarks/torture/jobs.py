@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -26,13 +27,15 @@ from torture.materials import TINY
 
 Result = dict[str, str]
 
-EARLY = ["--set", "epochs=3", "--set", "batch_size=8", "--set", "hidden=8", "--set", "teacher_hidden=4"]
+HEAD: dict[str, Any] = {"epochs": 3, "batch_size": 8, "hidden": 8, "teacher_hidden": 4}
+EARLY = [part for name, value in HEAD.items() for part in ("--set", f"{name}={value}")]
 OFTEN = ["--set", "save_every=0"]
 CPU = ["--device", "cpu"]
 VARIES = ("environment.json", "tensorboard")
 """In names of files of a run that say where and when it was made."""
-TIMES = (b"seconds", b"budget")
-"""Beginnings of fields that differ from run to run: times, and the memory that was free."""
+TIMES = (b"seconds", b"budget", b"seal", b"files", b"# kdcache-sha256")
+"""Beginnings of fields that differ from run to run: times, the memory that was free, digests of
+files that hold these."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def leftovers(folder: Path) -> Result:
 
 def small_shards() -> None:
     """A shard after every second clip."""
-    worker.SHARD_BYTES = 2500
+    mock.patch.object(worker, "SHARD_BYTES", 2500).start()
 
 
 class Forking:
@@ -116,7 +119,7 @@ class Forking:
 def forked_workers() -> None:
     """Small shards, and workers that are forks."""
     small_shards()
-    workers.multiprocessing = Forking()  # type: ignore[attr-defined]
+    mock.patch.object(workers, "multiprocessing", Forking()).start()
 
 
 def _extract(materials: Path, folder: Path, streams: list[str], count: int) -> list[list[str]]:

@@ -61,8 +61,8 @@ def register() -> None:
     sys.modules |= {module.__name__: module, layers.__name__: layers}
     spec = InputSpec("rgb", frames=2, size=24, resize=28)
     backbones.REGISTRY[TINY] = backbones.BackboneEntry(TINY, spec)
-    recipe = {**recognition_options.RECIPES["tsm-resnet50"], "dropout": 0.25}
-    recognition_options.RECIPES[TINY] = recipe
+    recipes = recognition_options.RECIPES
+    recognition_options.RECIPES = {**recipes, TINY: {**recipes["tsm-resnet50"], "dropout": 0.25}}
 
 
 def make(folder: Path) -> Path:

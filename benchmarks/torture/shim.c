@@ -72,7 +72,7 @@ static int due(int takes) {
     if (found == KILL_BEFORE) die();
     if (found == FULL) shared->full = 1;
     if (found == NOTHING && shared->full && takes) return REFUSE;
-    return found == FULL && !takes ? NOTHING : found;
+    return (found == FULL || found == REFUSE) && !takes ? NOTHING : found; /* what frees space is never refused */
 }
 
 #define REAL(type, name, ...) static type (*real)(__VA_ARGS__); if (!real) real = dlsym(RTLD_NEXT, name)
