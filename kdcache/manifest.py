@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from kdcache.csv_text import quoted
-from kdcache.errors import ManifestError
+from kdcache.errors import ClipError, ManifestError
 from kdcache.files import atomic
 from kdcache.manifest_forms import Columns, Problem, clip_ids, number_classes, resembling
 from kdcache.roots import Root, Roots, wrong_paths
@@ -34,8 +34,14 @@ REQUIRED = (
 TIMES = ("start_s", "stop_s")  # float64, NaN = the source's start or end
 INTEGERS = ("label", "verb", "noun")  # Int64, <NA> = unlabelled
 
+MOST_SECONDS = 1e9  # 31 years; a later time is no time of a video
+MOST_RATE = 1e6  # frames a second
+NO_RATE = ("", "nan")  # cells of ``fps`` that say none
+LONGEST = {"clip_id": 1024, "source": 4096, "skeleton": 4096}  # characters; paths as Linux has them …
+LONGEST_CELL = 100_000  # … and any other text; csv itself reads no more than 131,072
 NUMBERED = "numbered classes"
 """In ``attrs`` of a manifest whose labels were names, and mean something beside its own rows alone."""
+RATE = "fps"  # column of the frame rates of folders and tars of pictures
 SKELETON = "skeleton"  # column of skeleton files beside videos
 
 _DIGITS = re.compile(r"[0-9]{1,18}")
@@ -186,6 +192,8 @@ def _build(
             typed[column], bad = _convert(column, texts, numbers, _integer, None)
         else:
             typed[column], bad = texts, _check_text(column, texts, numbers)
+            if column == RATE and roots.folders:  # sources will be read; where none is, the column is text
+                bad += _convert(column, texts, numbers, _rate, None)[1]
         problems += bad
     if "start_s" in typed and "stop_s" in typed:
         spans = zip(numbers, typed["start_s"], typed["stop_s"], strict=True)
@@ -267,15 +275,43 @@ def _convert(
     return values, problems
 
 
-def _seconds(text: str) -> float:
+def frame_rate(text: str | None) -> float | None:
+    """Frames a second in a cell of the column ``fps``, ``None`` in an empty one; ``ClipError`` where it is no rate."""
+    if text is None or text in NO_RATE:
+        return None
     try:
-        value = float(text) if "_" not in text else None
+        return _rate(text)
+    except ValueError as error:
+        raise ClipError(f"fps {text!r} {error}.") from error
+
+
+def _rate(text: str) -> float:
+    value = _number(text)
+    if text in NO_RATE:
+        return math.nan
+    if value is None or not 1 / MOST_RATE <= value <= MOST_RATE:
+        raise ValueError("is not a frame rate; write frames per second, like 25 or 29.97")
+    return value
+
+
+def _number(text: str) -> float | None:
+    """A number in ASCII digits; ``float`` reads those of all scripts, and 1_0."""
+    if not text.isascii() or "_" in text:
+        return None
+    try:
+        return float(text)
     except ValueError:
-        value = None
+        return None
+
+
+def _seconds(text: str) -> float:
+    value = _number(text)
     if value is None:
         raise ValueError("is not a number of seconds; write it like 12.5")
     if not math.isfinite(value):
         raise ValueError("is not a finite number; leave it empty for the source's start or end")
+    if value > MOST_SECONDS:
+        raise ValueError(f"is beyond {MOST_SECONDS:.0e} s; write seconds, or leave it empty for the source's end")
     if value < 0:
         raise ValueError("is negative; times count from the start of the source")
     return value
@@ -293,7 +329,15 @@ def _integer(text: str) -> int:
 
 
 def _check_text(column: str, texts: Sequence[str], numbers: Sequence[int]) -> list[Problem]:
-    """Text that cannot be written as UTF-8 (file names of another encoding)."""
+    """Text that cannot be written as UTF-8 (file names of another encoding), or that is too long for what it is."""
+    most = LONGEST.get(column, LONGEST_CELL)
+    long = [
+        (n, f"{column} {t[:40]!r}… has {len(t):,} characters, more than {most:,}; shorten it")
+        for n, t in zip(numbers, texts, strict=False)
+        if len(t) > most
+    ]
+    if long:
+        return long
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

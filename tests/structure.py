@@ -18,7 +18,7 @@ PACKAGE = "kdcache"
 LAYERS = [
     ["errors", "files", "csv_text", "log", "progress", "text", "device_errors", "runtime", "numerics", "stopwatch",
      "workers", "prefetch", "manifest", "manifest_forms", "remote", "roots", "splits", "sampling", "views", "levels",
-     "recipe", "options"],
+     "recipe", "options", "picture_size"],
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],
     ["methods", "data"],

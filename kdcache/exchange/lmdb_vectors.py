@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, OptionError, SourceError
 
+MOST_NUMBERS = 2**24  # of one frame's vector
+
 
 def library() -> Any:
     """The module ``lmdb``; ``OptionError`` where it is not installed."""
@@ -25,7 +27,10 @@ def library() -> Any:
 
 
 class Vectors:
-    """The vectors of one open environment."""
+    """The vectors of one open environment.
+
+    Values are looked at before they are copied: a damaged length would be read beyond the end of the file.
+    """
 
     def __init__(self, path: Path, transaction: Any) -> None:
         self.path, self._transaction = path, transaction
@@ -34,7 +39,7 @@ class Vectors:
             raise SourceError(f"{path}: the LMDB is empty; name another.")
         self._example = bytes(cursor.key())
         self.size, rest = divmod(len(cursor.value()), 4)
-        if rest or not self.size:
+        if rest or not 0 < self.size <= MOST_NUMBERS:
             raise SourceError(f"{path}: {_shown(self._example)} is not a float32 vector; name an LMDB of features.")
 
     def read(self, keys: Sequence[bytes]) -> NDArray[np.float32]:
@@ -69,6 +74,7 @@ class Vectors:
         cursor = self._transaction.cursor()
         if cursor.set_range(before):
             for key in cursor.iternext(keys=True, values=False):
+                key = bytes(key)
                 if not key.startswith(before):
                     break
                 middle = key[len(before) : len(key) - len(after)]
@@ -87,10 +93,21 @@ def open_vectors(path: Path) -> Iterator[Vectors]:
         with lmdb.open(
             str(path), subdir=path.is_dir(), readonly=True, lock=False, create=False, readahead=False
         ) as environment:
-            with environment.begin() as transaction:
+            _whole(path, environment)
+            with environment.begin(buffers=True) as transaction:
                 yield Vectors(path, transaction)
     except lmdb.Error as error:
         raise SourceError(f"{path}: cannot be read as an LMDB ({error}); name the folder with data.mdb.") from error
+
+
+def _whole(path: Path, environment: Any) -> None:
+    """``SourceError`` where the file ends before the last page in use: reading that would end the process (SIGBUS)."""
+    file = path / "data.mdb" if path.is_dir() else path
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if file.stat().st_size < needed:
+        raise SourceError(
+            f"{file}: the file is cut off: it has {file.stat().st_size:,} of {needed:,} bytes; copy it again."
+        )
 
 
 def _shown(key: bytes) -> str:

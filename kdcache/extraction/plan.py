@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kdcache.errors import KdcacheError
+from kdcache.manifest import frame_rate
 from kdcache.recipe import clip_key, nothing_to_enlarge
 from kdcache.store.failures import Failure
 from kdcache.streams.base import ClipSpan, Stream
@@ -42,8 +43,7 @@ class Task:
     @property
     def span(self) -> ClipSpan:
         """What streams know of the clip."""
-        fps = self.row.get("fps")
-        return ClipSpan(self.path, self.start_s, self.stop_s, float(fps) if fps else None, self.fingerprint)
+        return ClipSpan(self.path, self.start_s, self.stop_s, frame_rate(self.row.get("fps")), self.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def make_plan(
         origin: shard and row → provenance of what is cached there.
         parts: number of workers; work is cut so that each gets some.
     """
-    names = " ".join(s.name for s in streams)
+    asked = " ".join(s.name for s in streams)
     plan = Plan(clips=len(manifest), located={s.name: {} for s in streams}, missing={s.name: {} for s in streams})
     first_with: dict[tuple[str, ...], Task] = {}
     missing: dict[tuple[str, ...], list[Task]] = {}
@@ -117,7 +117,7 @@ def make_plan(
     for position, (clip_id, source, start_s, stop_s) in enumerate(columns):
         fingerprint = fingerprints[source]
         if isinstance(fingerprint, KdcacheError):
-            plan.unreadable.append(Failure(clip_id, source, "open", str(fingerprint), "", names))
+            plan.unreadable.append(Failure(clip_id, source, "open", str(fingerprint), "", asked))
             continue
         lacking: dict[str, str] = {}
         for stream in streams:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -165,7 +166,7 @@ def decoded(
                 yield _failure(task, "sample", clip) if isinstance(clip, ClipError) else (task, clip)
                 if stop.is_set():
                     return
-        except KdcacheError as error:
+        except (KdcacheError, MemoryError, cv2.error) as error:
             for task in left.values():
                 yield _failure(task, "decode", error)
 
@@ -187,11 +188,17 @@ def prepared(
                     done.inputs[stream.name] = stream.compute(clip)
                 else:
                     done.arrays[stream.name] = stream.compute(clip)
-        except KdcacheError as error:
+        except (KdcacheError, MemoryError, cv2.error) as error:
             yield _failure(task, "motion", error)
             continue
         yield done
 
 
-def _failure(task: Task, stage: str, error: KdcacheError) -> Failure:
-    return task.failed(stage, str(error))
+def _failure(task: Task, stage: str, error: Exception) -> Failure:
+    """``error``: of this clip alone. What a library ran out of memory with is no fault of the file."""
+    if isinstance(error, KdcacheError):
+        return task.failed(stage, str(error))
+    reason = f"memory does not suffice for it ({error or 'MemoryError'}); free some or take fewer --workers, then"
+    if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+        reason = f"OpenCV cannot take its frames ({error.err or error}); check the source, then"
+    return task.failed(stage, f"{task.path}: {reason} --retry-failed.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, SourceError, unknown
+from kdcache.skeletons import npz
 from kdcache.skeletons.base import Joints, Skeleton
 
 SUFFIXES = (".npy", ".npz")
@@ -113,37 +115,33 @@ def array_names(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         SourceError: it cannot be read.
     """
-    with _opened(path) as file:
-        return [] if isinstance(file, np.ndarray) else list(file.files)
+    with _named(path):
+        return npz.names_in(path)
 
 
 def _values(path: str | os.PathLike[str], name: str | None) -> NDArray[Any]:
-    with _opened(path) as file:
-        if isinstance(file, np.ndarray):
-            if name is not None:
-                raise SourceError(f"{path}: holds one array without a name; leave array={name} out.")
-            found = file
-        else:
-            if name is None and len(file.files) != 1:
-                raise SourceError(
-                    f"{path}: holds the arrays {', '.join(file.files) or '(none)'}; name one: array=NAME "
-                    "(extract --array NAME)."
-                )
-            if name is not None and name not in file.files:
-                raise SourceError(f"{path}: {unknown('array', name, file.files)}")
-            found = file[name or file.files[0]]
+    names = array_names(path)
+    archive = zipfile.is_zipfile(path)
+    if not archive and name is not None:
+        raise SourceError(f"{path}: holds one array without a name; leave array={name} out.")
+    if archive and name is None and len(names) != 1:
+        raise SourceError(
+            f"{path}: holds the arrays {', '.join(names) or '(none)'}; name one: array=NAME (extract --array NAME)."
+        )
+    if archive and name is not None and name not in names:
+        raise SourceError(f"{path}: {unknown('array', name, names)}")
+    with _named(path):
+        found = npz.read(path, name or names[0] if archive else None)
     if found.dtype.kind not in "fiu":
         raise SourceError(f"{path}: the array holds {found.dtype}; give joints as floating-point or whole numbers.")
     return found
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """What numpy opens, never by unpickling; every way in which that fails as one sentence."""
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Every way in which reading a file fails as one sentence."""
     try:
-        with open(path, "rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            yield file
+        yield
     except SourceError:
         raise
     except OSError as error:

@@ -7,6 +7,7 @@ at (0, 0, 0), as in the published files; ``kdcache.skeletons.image`` says what h
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, SourceError
 from kdcache.sampling import clip_range
+
+MOST_BYTES = 2**28
+"""Of a file of joints, or of an array in one; two bodies of 25 joints in float32 fill it in four hours."""
 
 Joints = NDArray[np.float32]  # [T, bodies × joints, 3]
 
@@ -115,8 +119,23 @@ class Skeleton:
         return None
 
 
+def openable(path: str | os.PathLike[str]) -> None:
+    """``SourceError`` where a path is not that of a plain file of a size that files of joints have."""
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror}); check the path.") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise SourceError(f"{path}: neither a file nor a folder; give a file of joints.")
+    if state.st_size > MOST_BYTES:
+        raise SourceError(
+            f"{path}: {state.st_size:,} bytes, and files of joints have up to {MOST_BYTES:,}; cut it into clips."
+        )
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a skeleton file; ``SourceError`` when it is missing, empty or not text."""
+    openable(path)
     try:
         text = Path(path).read_text(encoding="ascii")
     except UnicodeDecodeError as error:

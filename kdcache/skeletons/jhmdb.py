@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import SourceError
+from kdcache.skeletons import npz
 from kdcache.skeletons.base import Skeleton
 
 Part = Literal["train", "test"]
@@ -63,8 +64,9 @@ def clips_of(path: str | os.PathLike[str]) -> list[JhmdbClip]:
 
 def _part(path: str | os.PathLike[str], part: Part) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            pose, length, label = (file[f"{part}_{name}"] for name in ARRAYS)
+        pose, length, label = (npz.read(path, f"{part}_{name}") for name in ARRAYS)
+    except SourceError:
+        raise
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error}); check the path.") from error
     except Exception as error:  # a damaged archive fails in zipfile, zlib or numpy, each in its own way

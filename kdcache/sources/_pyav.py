@@ -13,7 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from kdcache.errors import SourceError
-from kdcache.sources.timeline import Key, VideoTimeline, damaged, open_container
+from kdcache.sources.timeline import BOUNDS, Key, VideoTimeline, damaged, open_container
 
 if TYPE_CHECKING:
     from kdcache.sources.base import Frame
@@ -87,8 +87,8 @@ class PyAVDecoder:
         self._container = open_container(self._timeline.path)
         stream = self._container.streams[self._timeline.stream]
         stream.codec_context.thread_type, stream.codec_context.thread_count = "FRAME", THREADS
-        if self._timeline.codec in STRICT:
-            stream.codec_context.options = {"err_detect": "explode"}
+        strict = {"err_detect": "explode"} if self._timeline.codec in STRICT else {}
+        stream.codec_context.options = {**BOUNDS, **strict}
         self._decoded = self._container.decode(stream)
         self._next, self._settled = 0, False
 
@@ -113,6 +113,8 @@ class PyAVDecoder:
         while True:
             try:
                 frame = next(self._decoded, None)
+            except MemoryError:  # PyAV's is an FFmpegError, too, and no damage
+                raise
             except av.FFmpegError as error:
                 self._container.close()
                 self._container = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tarfile
@@ -13,12 +14,15 @@ import cv2
 import numpy as np
 
 from kdcache.errors import SourceError
+from kdcache.picture_size import MOST_PIXELS, picture_size
 from kdcache.sources.base import Source, SourceInfo, ascending
 
 if TYPE_CHECKING:
     from kdcache.sources.base import Frame, Indices
 
 IMAGES = (".jpg", ".jpeg", ".png")
+MOST_BYTES = 2**28  # of one picture's file
+MOST_HEADER = 2**20  # bytes of a tar's extended header
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -79,13 +83,26 @@ class FrameSource(Source):
 
     def _decode(self, member: Member) -> Frame:
         name = f"{self._path}/{member.name}"
+        if member.size > MOST_BYTES:
+            raise SourceError(f"{name}: {member.size:,} bytes are no picture of a video; take it out.")
         try:
             with open(name if self._folder else self._path, "rb") as file:
                 file.seek(member.offset)
                 data = file.read(member.size)
         except OSError as error:
             raise SourceError(f"{name}: cannot be read ({error.strerror}); check it.") from error
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if ends_well(data) else None
+        size = picture_size(data)
+        if size is not None and size[0] * size[1] > MOST_PIXELS:
+            raise SourceError(
+                f"{name}: its header says {size[1]}×{size[0]} pixels, and frames have up to {MOST_PIXELS:,}; make it "
+                "smaller."
+            )
+        try:
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if ends_well(data) else None
+        except cv2.error as error:
+            raise SourceError(
+                f"{name}: cannot be decoded ({error.err or error}); copy it again from its origin."
+            ) from error
         if picture is None:
             raise SourceError(f"{name}: the image is empty, cut short or damaged; copy it again from its origin.")
         return np.ascontiguousarray(picture[:, :, ::-1], np.uint8)
@@ -160,18 +177,31 @@ def open_tar(path: str, fps: float | None) -> FrameSource:
     members: list[Member] = []
     size = os.path.getsize(path)
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open(path, "rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
             for member in tar:
                 _safe(path, member)
                 if member.isfile():
                     members.append(Member(member.name, member.offset_data, member.size))
                 if member.offset_data + member.size > size:
                     raise SourceError(f"{path}: the tar ends inside {member.name}; copy it again from its origin.")
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # numbers in a damaged header
         raise SourceError(
             f"{path}: not a whole, uncompressed tar ({error}); decompress it or copy it again."
         ) from error
     return FrameSource(path, members, fps, "tar")
+
+
+class _Headers(io.BufferedReader):
+    """A tar of which only headers are read; one may say that gigabytes of names follow."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        super().__init__(file.raw)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to ``size`` bytes, of which a header has few."""
+        if size is None or not 0 <= size <= MOST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
 
 
 def _safe(path: str, member: tarfile.TarInfo) -> None:

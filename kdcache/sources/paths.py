@@ -24,10 +24,21 @@ def inside(root: str | os.PathLike[str], relative: str | os.PathLike[str]) -> Pa
     if os.path.isabs(text):
         raise SourceError(f"{text}: an absolute path; give it relative to the root {root}.")
     base = Path(root).resolve()
-    path = (base / text).resolve()
+    path = _resolved(base / text)
     if not path.is_relative_to(base):
         raise SourceError(f"{text}: leads out of the root {root} to {path}; put it below the root or choose that root.")
     return path
+
+
+def _resolved(path: Path) -> Path:
+    """The path that links lead to; ``SourceError`` where they lead to themselves, or where a name is too long."""
+    try:
+        resolved = path.resolve()
+        resolved.exists()  # asks the system, which resolving does not do for names that are too long
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "links that lead to themselves"
+        raise SourceError(f"{path}: no path that can be followed ({reason}); correct it.") from error
+    return resolved
 
 
 def find(roots: Roots, source: str) -> Path:
@@ -40,7 +51,7 @@ def find(roots: Roots, source: str) -> Path:
             and there is no root, or absolute and that is not allowed.
     """
     if roots.allow_absolute and os.path.isabs(source):
-        return Path(source).resolve()
+        return _resolved(Path(source))
     if not roots.folders:
         raise SourceError(f"{source}: a relative path, and no root was given; pass --root with its folder.")
     paths = [inside(folder, source) for folder in roots.folders]
@@ -77,9 +88,13 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
                 )
             for entry, size in files:
                 digest.update(f"{entry}\0{size}\n".encode(errors="surrogateescape"))
+        elif not os.path.isfile(name) and os.path.exists(name):
+            raise SourceError(f"{name}: neither a file nor a folder; give a video or a folder of frames.")
         else:
             with open(name, "rb", buffering=0) as file:
                 _add_file(digest, file.fileno())
+    except SourceError:
+        raise
     except OSError as error:
         raise SourceError(
             f"{name}: cannot be read ({error.strerror}); check that it exists and may be read."

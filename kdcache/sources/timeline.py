@@ -21,6 +21,7 @@ from av.sidedata.sidedata import Type as SideData
 from numpy.typing import NDArray
 
 from kdcache.errors import SourceError
+from kdcache.picture_size import MOST_PIXELS
 from kdcache.sources.truncation import find_truncation
 
 # Containers that hold video in one local file; playlists, which can name other files and addresses, are not among them.
@@ -29,6 +30,7 @@ CONTAINERS = (
     "gif,yuv4mpegpipe,swf,wtv"
 )
 OPEN = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+BOUNDS = {"max_pixels": str(MOST_PIXELS)}  # of decoders, should a stream change its size midway
 _DECLARE_DURATION = ("mov", "matroska", "asf")  # their headers say how long the file is when it is whole
 _SYNC_POINTS = ("mov", "matroska")  # their key frames are marked by the file, not guessed from the bitstream
 
@@ -145,6 +147,11 @@ def _video_stream(container: Any, path: str) -> tuple[Any, bool]:
     chosen = best if best in videos else videos[0]
     if chosen.codec_context is None:
         raise SourceError(f"{path}: its codec is not one that FFmpeg decodes; re-encode it, for example as H.264.")
+    width, height = chosen.codec_context.width, chosen.codec_context.height
+    if width * height > MOST_PIXELS:
+        raise SourceError(
+            f"{path}: its header says {width}×{height} pixels, and frames have up to {MOST_PIXELS:,}; check the file."
+        )
     return chosen, len(container.streams.video) == 1
 
 
@@ -152,6 +159,7 @@ def _demux(container: Any, stream: Any) -> _Packets:
     found = _Packets()
     codec = stream.codec_context
     codec.thread_type, codec.thread_count = "FRAME", 1
+    codec.options = BOUNDS
     ends: dict[int, int] = {}  # stream → where its last packet ends, in its ticks
     for packet in container.demux():
         stamp, index = packet.dts if packet.pts is None else packet.pts, packet.stream_index

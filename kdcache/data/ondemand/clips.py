@@ -12,6 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 import pandas as pd
 
 from kdcache.errors import ClipError, SourceError
+from kdcache.manifest import frame_rate
 from kdcache.roots import Roots
 from kdcache.sources import find
 from kdcache.store.failures import Failure
@@ -50,7 +51,7 @@ def clips_of(rows: pd.DataFrame, roots: Roots) -> dict[str, Clip]:
     rates = rows["fps"] if "fps" in rows else [""] * len(rows)
     columns = zip(rows["clip_id"], rows["source"], rows["start_s"], rows["stop_s"], rates, strict=True)
     return {
-        clip_id: Clip(clip_id, source, paths[source], start, stop, float(fps) if fps else None)
+        clip_id: Clip(clip_id, source, paths[source], start, stop, frame_rate(fps))
         for clip_id, source, start, stop, fps in columns
     }
 
