@@ -17,7 +17,7 @@ PACKAGE = "kdcache"
 
 LAYERS = [
     ["errors", "files", "csv_text", "log", "progress", "text", "device_errors", "runtime", "numerics", "stopwatch",
-     "workers", "prefetch", "manifest", "manifest_forms", "remote", "roots", "splits", "sampling", "views", "levels",
+     "workers", "cluster", "prefetch", "manifest", "manifest_forms", "remote", "roots", "splits", "sampling", "views", "levels",
      "recipe", "options", "picture_size"],
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],

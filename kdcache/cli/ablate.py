@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, folder_option, given, workers_option
+from kdcache.cli.common import SOME_FAILED, cluster_options, folder_option, given
 from kdcache.cli.explained import ExplainedCommand, of_tables
 from kdcache.cli.printing import json_option, report
 
@@ -58,7 +58,7 @@ from kdcache.cli.printing import json_option, report
 @click.option(
     "--source", type=click.Path(path_type=Path), help="Video or skeleton file on which answers of each row are timed."
 )
-@workers_option
+@cluster_options
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
 @click.option("--stream", help="Which cached features to train on, if there are several.")

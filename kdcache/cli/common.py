@@ -7,6 +7,7 @@ Exit statuses: 0 all is well; 1 an error, or damage that ``verify`` found; 2 a c
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
+from kdcache.cluster.options import ENGINES
 from kdcache.errors import KdcacheError, OptionError
 from kdcache.log import logger, show_log
 
@@ -194,22 +196,36 @@ root_option = _root_option(_one_folder, "Folder that sources are relative to.")
 roots_option = _root_option(_folders, "Folder that sources are relative to; repeatable, and tried in that order.")
 
 
-def _workers(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
-    if value == "auto":
+def _workers(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "auto":
         return value
     if not (value.isascii() and value.isdecimal()) or int(value) < 1:
         raise click.BadParameter(f"{value!r} is no number of processes; give one from 1 on, or auto.")
     return int(value)
 
 
-workers_option = click.option(
-    "--workers",
-    default="1",
-    show_default=True,
-    metavar="N|auto",
-    callback=_workers,
-    help="Processes that share the cores; auto: one a core, as far as memory allows.",
-)
+_WORKERS: list[Callable[[Any], Any]] = [
+    click.option(
+        "--workers",
+        metavar="N|auto",
+        callback=_workers,
+        help="Processes that share the cores; auto: one a core, as far as memory allows.  [default: 1; on a cluster as "
+        "many as it has room for]",
+    ),
+    click.option(
+        "--engine", type=click.Choice(ENGINES), help="Where the work is done: this machine, or a Ray cluster.  [local]"
+    ),
+    click.option("--address", help="Of the Ray cluster, as ray.init takes it.  [RAY_ADDRESS, or this machine's]"),
+    click.option("--worker-cpus", type=float, help="Cores that each worker on the cluster takes.  [1]"),
+    click.option("--worker-gpus", type=float, help="GPUs that each takes, or a part of one.  [1 where there are any]"),
+]
+
+
+def cluster_options(command: Any) -> Any:
+    """How many workers, and where they are."""
+    return functools.reduce(lambda made, option: option(made), reversed(_WORKERS), command)
+
+
 allow_absolute_option = click.option(
     "--allow-absolute", is_flag=True, help="Take absolute paths of sources, too, wherever they lie."
 )

@@ -15,13 +15,13 @@ from kdcache.cli.common import (
     STOPPED,
     allow_absolute_option,
     by_backbone,
+    cluster_options,
     folder_option,
     given,
     out_option,
     pairs,
     root_option,
     roots_option,
-    workers_option,
 )
 from kdcache.cli.explained import ExplainedCommand, of_dataset
 from kdcache.cli.fields import field_options
@@ -49,7 +49,7 @@ from kdcache.streams.settings import StreamSettings
 )
 @field_options(StreamSettings)
 @click.option("--codec", type=click.Choice(["zstd"]), help="Compress shards.  [default: none, the fastest to read]")
-@workers_option
+@cluster_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch", type=click.IntRange(1), help="Segments a backbone takes at once.")
 @click.option("--part", metavar="I/N", help="Do the I-th of N parts of the work (job arrays).")

@@ -1,19 +1,23 @@
-"""Extraction on this machine: what a worker does with a unit, and what follows when one dies."""
+"""Units of an extraction: what a worker does with one, where workers are, and what follows when one dies."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from kdcache.backbones.custom import in_workers, is_external, known_here
+from kdcache.cluster.options import Cluster
+from kdcache.cluster.ray_actors import connected
 from kdcache.errors import KdcacheError
+from kdcache.extraction.nodes import Nodes, await_shared, left_of, shared_folder
 from kdcache.extraction.plan import Task, WorkUnit
-from kdcache.extraction.worker import Done, Event, Started, WorkerConfig, run_unit
+from kdcache.extraction.worker import Event, Started, WorkerConfig, run_unit
 from kdcache.runtime import kept_threads
 from kdcache.store.failures import Failure
 from kdcache.streams.backbone import BackboneStream
-from kdcache.workers import Executor, Processes, Serial, StopFlag
+from kdcache.workers import Processes, Serial, StopFlag
 
 Listener = Callable[[Event], None]
 
@@ -25,6 +29,8 @@ class ExtractionWork:
     config: WorkerConfig
     networks: bytes | None = None
     """Of workers in other processes: what makes the user's own networks known there."""
+    shared: tuple[Path, ...] = ()
+    """Of workers on other machines: what they must see, or else they would write elsewhere, or find no source."""
 
     def start(self, worker: int) -> Callable[[WorkUnit, Listener, StopFlag], None]:
         """See ``kdcache.workers.Work``."""
@@ -33,6 +39,8 @@ class ExtractionWork:
         from kdcache.extraction.features import Backbones
 
         config = self.config
+        for path in self.shared:
+            await_shared(path)
         if self.networks is not None:
             known_here(self.networks)
         torch.set_num_threads(config.threads)
@@ -41,9 +49,14 @@ class ExtractionWork:
 
 
 def run_units(
-    units: Sequence[WorkUnit], config: WorkerConfig, workers: int, on_event: Listener, stop: StopFlag
+    units: Sequence[WorkUnit],
+    config: WorkerConfig,
+    workers: int,
+    on_event: Listener,
+    stop: StopFlag,
+    cluster: Cluster | None = None,
 ) -> None:
-    """Run units in this process, or in ``workers`` processes where both are several.
+    """Run units in this process, or in ``workers`` processes where both are several, or by that many on a cluster.
 
     A worker that dies loses only its shard in flight: a new one takes up the clips that were not committed. A source
     at which workers die twice is listed as failed and left out.
@@ -51,18 +64,31 @@ def run_units(
     Raises:
         KdcacheError: what a worker cannot go on from.
     """
-    executor: Executor[WorkUnit, Event] = Serial(ExtractionWork(config))
-    if workers > 1 and len(units) > 1:
-        deaths: dict[str, int] = {}
-        from kdcache.backbones.external_weights import forget  # loads torch, as every worker does
-
-        forget()
-        networks = [s.backbone for s in config.streams if isinstance(s, BackboneStream) and is_external(s.backbone)]
-        work = ExtractionWork(config, in_workers(networks) if networks else None)
-        executor = Processes(work, workers, lambda unit, events, how: after_death(unit, events, how, deaths, on_event))
-    if units:  # without any, nothing heavy is imported
+    if not units:  # nothing heavy is imported
+        return
+    if cluster is None and (workers == 1 or len(units) == 1):
         with kept_threads():
-            executor.run(units, on_event, stop)
+            Serial(ExtractionWork(config)).run(units, on_event, stop)
+        return
+    from kdcache.backbones.external_weights import forget  # loads torch, as every worker does
+
+    forget()
+    own = [s.backbone for s in config.streams if isinstance(s, BackboneStream) and is_external(s.backbone)]
+    work = ExtractionWork(config, in_workers(own) if own else None)
+    deaths: dict[str, int] = {}
+
+    def on_death(unit: WorkUnit | None, events: Sequence[Event], how: str) -> list[WorkUnit]:
+        return after_death(unit, events, how, deaths, on_event)
+
+    if cluster is None:
+        Processes(work, workers, on_death).run(units, on_event, stop)
+        return
+    nodes = Nodes(config.out, on_event)
+    with shared_folder(config.out) as mark, connected(cluster, config.device) as connection:
+        there = (mark, Path(units[0].tasks[0].path))
+        work = replace(work, config=replace(config, device=connection.device), shared=there)
+        executor = connection.executor(work, workers, nodes.heard(on_death), nodes.lost, lambda unit: unit.sources)
+        executor.run(units, nodes.note, stop)
 
 
 def after_death(
@@ -80,7 +106,7 @@ def after_death(
     Raises:
         KdcacheError: two workers died before they took a unit.
     """
-    left = _left(unit, events)
+    left = left_of(unit, events)
     source = _suspect(left, events)
     deaths[source] = deaths.get(source, 0) + 1
     if not source and deaths[""] >= 2:
@@ -93,13 +119,6 @@ def after_death(
     # One unit a source from here on: if it happens again, the culprit loses nobody else's clips.
     streams = unit.streams if unit else ()
     return [WorkUnit(streams, tuple(group)) for _, group in itertools.groupby(left, key=lambda t: t.path)]
-
-
-def _left(unit: WorkUnit | None, events: Sequence[Event]) -> list[Task]:
-    """Clips of a unit that are neither committed nor failed."""
-    ended = {event.clip_id for event in events if isinstance(event, Failure)}
-    ended |= {task.clip_id for event in events if isinstance(event, Done) for task in event.tasks}
-    return [task for task in unit.tasks if task.clip_id not in ended] if unit else []
 
 
 def _suspect(left: Sequence[Task], events: Sequence[Event]) -> str:

@@ -53,6 +53,11 @@ class WorkUnit:
     streams: tuple[str, ...]
     tasks: tuple[Task, ...]
 
+    @property
+    def sources(self) -> list[str]:
+        """Paths of what it reads."""
+        return list(dict.fromkeys(task.path for task in self.tasks))
+
 
 @dataclass
 class Plan:

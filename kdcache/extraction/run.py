@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdcache.cluster.options import Cluster, asked_of, cluster_of
 from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import automatic_workers, estimate_seconds, resolve_without_weights
 from kdcache.extraction.fitted import cross_fits, fitted_weights, incomparable, leaks, part_weights, unknown_parts
 from kdcache.extraction.local import run_units
-from kdcache.extraction.plan import Plan, WorkUnit, make_plan, sources_of
+from kdcache.extraction.plan import Plan, Task, WorkUnit, make_plan, sources_of
 from kdcache.extraction.source_memory import FILE as MEMORY
 from kdcache.extraction.source_memory import fingerprint_sources
-from kdcache.extraction.worker import Computed, Done, Event, WorkerConfig
+from kdcache.extraction.worker import Computed, Done, Event, Recovered, WorkerConfig
 from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
 from kdcache.progress import progress
@@ -105,8 +106,12 @@ def extract(
     out: str | os.PathLike[str] = "out",
     streams: Sequence[str] = ("i3d-rgb/mixed4a",),
     weights: Mapping[str, str | os.PathLike[str]] | None = None,
-    workers: int | str = 1,
+    workers: int | str | None = None,
     *,
+    engine: str = "local",
+    address: str | None = None,
+    worker_cpus: float | None = None,
+    worker_gpus: float | None = None,
     device: str = "auto",
     batch: int | None = None,
     codec: str | None = None,
@@ -126,8 +131,14 @@ def extract(
         streams: what to cache, for example ``["i3d-rgb/mixed4a", "flow"]``.
         weights: backbone → checkpoint, folder of ``fit(…, cross_fit=K)`` or ``random:SEED``. With such a folder each
             clip that was fitted on is computed by the network that has not seen it, every other by the one of all.
-        workers: processes; 1 works in this one, ``"auto"`` takes one a core as far as memory allows.
-        device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: processes; 1, the default, works in this one, ``"auto"`` takes one a core as far as memory allows. On a
+            cluster the default is as many as it has room for.
+        engine: ``local``: this machine; ``ray``: a Ray cluster whose nodes see ``out`` and ``root`` by the same names.
+        address: of the cluster, as ``ray.init`` takes it; ``None``: ``RAY_ADDRESS``, the one that this machine is part
+            of, or a new one of this machine alone.
+        worker_cpus: cores, and threads, of each worker on the cluster; default 1.
+        worker_gpus: GPUs of each, which may be a fraction; default 1 where there are any and ``device`` is not ``cpu``.
+        device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or, on this machine, ``cuda:N``.
         batch: segments a backbone takes at once; halved when memory runs out.
         codec: ``zstd`` compresses shards.
         dry_run: only plan; weights that are missing are reported and not fetched.
@@ -149,18 +160,19 @@ def extract(
         rows = read_manifest(manifest, root, allow_absolute=allow_absolute)
     else:
         rows = validate(manifest, root=root, allow_absolute=allow_absolute)
+    cluster = cluster_of(engine, address, worker_cpus, worker_gpus, device)
     refuse_other_classes(out, rows)
     if (note := without_splits(rows)) is not None:
         logger.info("%s", note)
     rows = _part(rows, part)
-    if device not in ("auto", "cpu"):
+    if device not in ("auto", "cpu") and cluster is None:
         resolve_device(device)  # a GPU that is not there is an error before any work
     chosen, lacking = StreamSettings.of(settings), dict[str, str]()
     if dry_run:
         wanted, lacking = resolve_without_weights(streams, chosen, weights)
     else:
         wanted = resolve(streams, chosen, weights)
-    count = automatic_workers(workers)
+    count = automatic_workers(1 if workers is None else workers) if cluster is None else asked_of(cluster, workers)
     plan = _plan(rows, wanted, roots, out, count, lacking, retry_failed=retry_failed, dry_run=dry_run)
     for stream in wanted:
         missing = len(plan.missing.get(stream.name, {}))
@@ -170,12 +182,12 @@ def extract(
     report = ExtractReport(out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes, warnings=warnings)
     for sentence in report.warnings:
         logger.warning("%s", sentence)
-    if plan.units:  # an unchanged call needs no torch
-        device = str(resolve_device(device))
-        count = min(automatic_workers(workers, device), len(plan.units))
-    else:
+    if not plan.units:  # an unchanged call needs neither torch nor a cluster
         device, count = "cpu", 1
-    threads = max(1, cores() // count)
+    elif cluster is None or dry_run:
+        device = str(resolve_device(device))
+        count = min(automatic_workers(count if workers is None else workers, device), len(plan.units))
+    threads = max(1, cores() // count) if cluster is None else cluster.threads
     shown = (plan.sources, len(plan.units), count, threads, device)
     logger.debug("%d sources in %d units: %d workers of %d threads on %s", *shown)
     config = WorkerConfig(out, tuple(wanted), device, batch, threads, codec)
@@ -193,7 +205,7 @@ def extract(
         save_parts(out, cross.assignment, cross.lists())
     fitted |= part_weights(wanted)
     save_fitted(out, {sha256: metadata.to_json() for sha256, metadata in fitted.items()})
-    ExtractionRun(rows, plan, report, bar).go(plan.units, config, count)
+    ExtractionRun(rows, plan, report, bar).go(plan.units, config, count, cluster)
     return report
 
 
@@ -266,13 +278,13 @@ class ExtractionRun:
         self._next_save = 0.0
         self._bar = progress("extract", plan.tasks, "clips", shown=bar and plan.tasks > 0)
 
-    def go(self, units: list[WorkUnit], config: WorkerConfig, workers: int) -> None:
+    def go(self, units: list[WorkUnit], config: WorkerConfig, workers: int, cluster: Cluster | None) -> None:
         """Run the units; whatever ends the run, failures and index are saved."""
         stop = StopFlag()
         with stop_on_signals(stop), self._bar, contextlib.ExitStack() as at_end:
             config.out.mkdir(parents=True, exist_ok=True)
             at_end.callback(self._save)
-            run_units(units, config, workers, self._on_event, stop)
+            run_units(units, config, workers, self._on_event, stop, cluster)
         self._report.stopped = stop.is_set()
 
     def _on_event(self, event: Event) -> None:
@@ -287,7 +299,13 @@ class ExtractionRun:
             if time.monotonic() >= self._next_save:
                 self._save_failures()
         elif isinstance(event, Done):
-            self._note_shard(event)
+            logger.debug("%s: %d clips", self._report.out / event.shard.name, len(event.tasks))
+            self._report.shards.append(event.shard.name)
+            for row, task in enumerate(event.tasks):
+                digests = {stream: event.shard.digests[stream][row] for stream in task.keys}
+                self._note_clip(task, event.shard.name, row, digests)
+        elif isinstance(event, Recovered):
+            self._note_clip(event.task, event.shard, event.row, event.digests)
 
     def _same(self, clip_id: str) -> list[Any]:
         return self._plan.aliases.get(clip_id, [])
@@ -295,16 +313,12 @@ class ExtractionRun:
     def _names(self, clip_id: str) -> list[str]:
         return [task.clip_id for task in self._same(clip_id)]
 
-    def _note_shard(self, event: Done) -> None:
-        shard = event.shard
-        logger.debug("%s: %d clips", self._report.out / shard.name, len(event.tasks))
-        self._report.shards.append(shard.name)
-        for row, task in enumerate(event.tasks):
-            for clip in (task, *self._same(task.clip_id)):
-                self._report.extracted += 1
-                self._judged.add(clip.clip_id)
-                for stream, key in clip.keys.items():
-                    self._located[stream][clip.clip_id] = (shard.name, row, key, shard.digests[stream][row])
+    def _note_clip(self, task: Task, shard: str, row: int, digests: Mapping[str, str]) -> None:
+        for clip in (task, *self._same(task.clip_id)):
+            self._report.extracted += 1
+            self._judged.add(clip.clip_id)
+            for stream, key in clip.keys.items():
+                self._located[stream][clip.clip_id] = (shard, row, key, digests[stream])
 
     def _save_failures(self) -> None:
         began = time.monotonic()

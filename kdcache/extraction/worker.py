@@ -51,7 +51,23 @@ class Computed:
     clip_id: str
 
 
-Event = Started | Failure | Computed | Done
+@dataclass(frozen=True)
+class Recovered:
+    """A clip of a shard whose worker died before it could say so."""
+
+    task: Task
+    shard: str
+    row: int
+    digests: dict[str, str]
+    """Stream → digest."""
+
+    @property
+    def clip_id(self) -> str:
+        """Of the clip."""
+        return self.task.clip_id
+
+
+Event = Started | Failure | Computed | Done | Recovered
 
 
 @dataclass(frozen=True)

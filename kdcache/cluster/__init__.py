@@ -1,0 +1,1 @@
+"""Work on a Ray cluster: the executor, and what a worker there does."""
