@@ -20,6 +20,7 @@ def test_missing_clips_are_one_line_and_other_skips_stay_visible(tmp_path):
     )
     command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "-c", "/dev/null", "."]
     environment = os.environ | {"KDCACHE_SHARED": str(tmp_path / "absent")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,6 +8,7 @@ A worker that dies is replaced as a local one is. With a node that goes, its uni
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import pickle
@@ -72,7 +73,7 @@ def connected(cluster: Cluster, device: str) -> Iterator[ConnectedCluster]:
         DeviceError: no node has the GPUs.
     """
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise OptionError("engine=ray needs Ray: pip install 'kdcache[ray]' here and on all nodes.") from error
     ours = not ray.is_initialized()

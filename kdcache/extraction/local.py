@@ -15,7 +15,6 @@ from kdcache.extraction.nodes import Nodes, await_shared, left_of, shared_folder
 from kdcache.extraction.plan import Task, WorkUnit
 from kdcache.extraction.worker import Event, Started, WorkerConfig, run_unit
 from kdcache.runtime import kept_threads
-from kdcache.store.failures import Failure
 from kdcache.streams.backbone import BackboneStream
 from kdcache.workers import Processes, Serial, StopFlag
 

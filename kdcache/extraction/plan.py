@@ -149,8 +149,8 @@ def make_plan(
         plan.bytes += sum(s.nbytes(start_s, stop_s) for s in streams if s.name in lacking)
         missing.setdefault(tuple(lacking), []).append(task)
     by_name = {s.name: s for s in streams}
-    for names, tasks in missing.items():
-        plan.units += _cut([by_name[n] for n in names], tasks, parts)
+    for lacked, tasks in missing.items():
+        plan.units += _cut([by_name[n] for n in lacked], tasks, parts)
     return plan
 
 
