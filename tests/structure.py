@@ -17,8 +17,8 @@ PACKAGE = "kdcache"
 
 LAYERS = [
     ["errors", "files", "csv_text", "log", "progress", "text", "device_errors", "runtime", "numerics", "stopwatch",
-     "workers", "cluster", "prefetch", "manifest", "manifest_forms", "remote", "roots", "splits", "sampling", "views", "levels",
-     "recipe", "options", "picture_size"],
+     "workers", "cluster", "prefetch", "manifest", "manifest_forms", "remote", "roots", "splits", "sampling", "views",
+     "levels", "recipe", "options", "picture_size"],
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],
     ["methods", "data"],
