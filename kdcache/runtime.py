@@ -58,16 +58,27 @@ def worker_count(workers: int | str, bytes_each: int) -> int:
     return workers
 
 
-@contextmanager
-def kept_threads() -> Iterator[None]:
-    """Afterwards, torch uses as many threads in this process as before: extraction sets its own number."""
+def limit_threads(threads: int) -> None:
+    """So many for torch and for OpenCV, whose own would be one a core in every worker process."""
+    import cv2
     import torch
 
-    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+
+
+@contextmanager
+def kept_threads() -> Iterator[None]:
+    """Afterwards, torch and OpenCV use as many threads in this process as before: extraction sets its own number."""
+    import cv2
+    import torch
+
+    before = torch.get_num_threads(), cv2.getNumThreads()
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
@@ -155,11 +166,18 @@ def autocast(device: torch.device, precision: str) -> Callable[[], AbstractConte
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken: of the GPU, or of this machine and of the container around it."""
+    """Memory that can still be taken: of the GPU, or of this machine and of the container around it.
+
+    Of a GPU, what this process has taken and holds no tensors counts as free, up to the limit that it may have
+    (``torch.cuda.set_per_process_memory_fraction``).
+    """
     if device.type == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        left, total = torch.cuda.mem_get_info(device)
+        used = torch.cuda.memory_allocated(device)
+        limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+        return max(0, min(left + torch.cuda.memory_reserved(device) - used, limit - used))
     free = free_memory()
     if free is None:
         raise OptionError("The free memory of this system is unknown: set memory_fraction=0 to read from the shards.")

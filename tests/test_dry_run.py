@@ -16,6 +16,8 @@ from kdcache.cli.root import main
 from kdcache.errors import OptionError
 from kdcache.extraction import estimate
 from kdcache.extraction.estimate import WORKER_BYTES, automatic_workers
+from kdcache.extraction.plan import Plan, WorkUnit
+from kdcache.extraction.worker import WorkerConfig
 from kdcache.runs.ablation.jobs import PROCESS_BYTES, workers_for
 from kdcache.runtime import worker_count
 
@@ -55,13 +57,42 @@ def test_time_is_shared_by_no_more_workers_than_cores_and_units(
 ):
     monkeypatch.setattr("kdcache.extraction.run.cores", lambda: cores)
     monkeypatch.setattr(estimate, "cores", lambda: cores)
-    monkeypatch.setattr(estimate, "_seconds_alone", lambda plan, config: 120.0)
+    monkeypatch.setattr(estimate, "_seconds_alone", lambda plan, config: (100.0, 20.0))
     report = kdcache.extract(rows, root, tmp_path / "out", ["rgb"], workers=workers, dry_run=True, **CALL)
     assert report.seconds == 120 / share
     assert report.workers == min(workers, 6)
     assert report.threads == max(1, cores // report.workers)
     assert f"{report.workers} worker" in str(report)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("workers", "seconds"), [(1, 100), (2, 50), (5, 20), (8, 20)])
+def test_workers_share_a_gpu(tmp_path, monkeypatch, workers, seconds):
+    """Its part of the work takes place while they decode, and more of them do not shorten it."""
+    monkeypatch.setattr(estimate, "cores", lambda: 8)
+    monkeypatch.setattr(estimate, "_seconds_alone", lambda plan, config: (100.0, 20.0))
+    plan = Plan(units=[WorkUnit(("rgb",), ())] * 9)
+    config = WorkerConfig(tmp_path, (), "cuda:0", None, 1, None)
+    assert estimate.estimate_seconds(plan, config, workers) == seconds
+
+
+def test_the_networks_part_is_that_of_a_full_batch(root, rows, tmp_path, monkeypatch):
+    """One clip alone would be filled up with zeros, and cost as much as eight."""
+    given = []
+
+    class Networks:
+        batch = 8
+
+        def __init__(self, *args):
+            pass
+
+        def features(self, inputs, stream):
+            given.append(sum(map(len, inputs)))
+
+    monkeypatch.setattr("kdcache.extraction.features.Backbones", Networks)
+    options = {"views": ["centre", "centre-flip"], "weights": {"i3d-rgb": "random:0"}, "batch": 8}
+    kdcache.extract(rows, root, tmp_path / "out", ["i3d-rgb/mixed4a"], dry_run=True, **CALL, **options)
+    assert given == [8, 8]
 
 
 def test_a_plan_needs_no_weights(root, rows, tmp_path, no_weights):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -324,13 +325,25 @@ def test_a_missing_root_is_an_error(rows, tmp_path):
         kdcache.extract(rows, root=tmp_path / "nowhere", out=tmp_path, streams=[STREAM], **SMALL)
 
 
-def test_extraction_leaves_torchs_threads_as_they_were(tmp_path):
-    before = torch.get_num_threads()
+def test_extraction_sets_its_threads_and_leaves_them_as_they_were(tmp_path, monkeypatch):
+    """Those of OpenCV too: it would start one a core in every worker."""
+    before, inside = (torch.get_num_threads(), cv2.getNumThreads()), []
     write(tmp_path / "a.mp4", pictures(20))
     rows = validate(pd.DataFrame([{"clip_id": "a", "source": "a.mp4", "start_s": None, "stop_s": None}]))
-    torch.set_num_threads(before + 1)
+    monkeypatch.setattr(run_module, "cores", lambda: 3)
+    real = features_module.Backbones.features
+
+    def features(*args):
+        inside.append((torch.get_num_threads(), cv2.getNumThreads()))
+        return real(*args)
+
+    monkeypatch.setattr(features_module.Backbones, "features", features)
+    torch.set_num_threads(2)
+    cv2.setNumThreads(4)
     try:
         kdcache.extract(rows, tmp_path, tmp_path / "out", ["resnet34/pool"], {"resnet34": "random:0"}, size=32)
-        assert torch.get_num_threads() == before + 1
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (2, 4)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+    assert inside == [(3, 3)]

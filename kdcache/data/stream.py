@@ -195,6 +195,7 @@ class Part(InputStream, Protocol):
 
     name: str
     clip_ids: list[str]
+    device: torch.device
     budget: MemoryBudget
 
     @property
@@ -253,8 +254,11 @@ class JoinedStream:
         """As of one stream; stored types are widened to the widest."""
         assert self.resident is not None
         fetched = [part.fetch(rows, views, keys) for part in self.parts]
-        dtype = functools.reduce(torch.promote_types, (f.dtype for f in fetched))
-        return torch.cat([f.to(dtype) for f in fetched], dim=-1)
+        dtype, first = functools.reduce(torch.promote_types, (f.dtype for f in fetched)), fetched[0]
+        shape = (*first.shape[:-1], sum(f.shape[-1] for f in fetched))
+        pinned = first.device.type == "cpu" and self.parts[0].device.type == "cuda"  # or copying it would wait
+        out = torch.empty(shape, dtype=dtype, device=first.device, pin_memory=pinned)
+        return torch.cat([f.to(dtype) for f in fetched], dim=-1, out=out)
 
     def to_device(self, fetched: Tensor) -> Tensor:
         """On the device, float32."""

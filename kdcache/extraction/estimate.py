@@ -12,7 +12,7 @@ from kdcache.backbones.weights import Choice, folders
 from kdcache.errors import WeightsError
 from kdcache.extraction.plan import SHARD_BYTES, Plan, WorkUnit
 from kdcache.extraction.worker import ClipInputs, WorkerConfig, decoded, prepared
-from kdcache.runtime import cores, free_bytes, kept_threads, resolve_device, worker_count
+from kdcache.runtime import cores, free_bytes, kept_threads, limit_threads, resolve_device, worker_count
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Stream
 from kdcache.streams.registry import named, resolve
@@ -78,37 +78,42 @@ def estimate_seconds(plan: Plan, config: WorkerConfig, workers: int) -> float:
     """Seconds until all workers have finished; nothing is written. Sources that cannot be read cost nothing here.
 
     Two clips are computed with the threads that a worker has. No more workers count than there are cores, however many
-    are asked for, nor more than there are units of work.
+    are asked for, nor more than there are units of work. They share a GPU: its part is not divided among them, and
+    takes place while they decode.
     """
-    import torch
-
     if not plan.units:
         return 0.0
     with kept_threads():
-        torch.set_num_threads(config.threads)
-        alone = _seconds_alone(plan, config)
-    return alone / min(workers, cores(), len(plan.units))
+        limit_threads(config.threads)
+        reading, networks = _seconds_alone(plan, config)
+    share = min(workers, cores(), len(plan.units))
+    return (reading + networks) / share if config.device == "cpu" else max(reading / share, networks)
 
 
-def _seconds_alone(plan: Plan, config: WorkerConfig) -> float:
-    """Seconds that one worker would take."""
+def _seconds_alone(plan: Plan, config: WorkerConfig) -> tuple[float, float]:
+    """Seconds that one worker would take for all but the networks, and that these would take in full batches."""
     from kdcache.extraction.features import Backbones
 
-    total = 0.0
+    reading = networks = 0.0
     nets = Backbones(config.streams, config.device, config.batch)
     for names in {unit.streams for unit in plan.units}:
         tasks = [t for unit in plan.units if unit.streams == names for t in unit.tasks]
         streams = [s for s in config.streams if s.name in names]
-        taken: list[float] = []
+        features = [s for s in streams if isinstance(s, BackboneStream)]
+        taken: list[tuple[float, float]] = []
         # The first clip also pays for what happens once (compilation, buffers): the second one is the measure.
         for task in (tasks[0], tasks[-1]):
             begin = time.perf_counter()
             unit = WorkUnit(names, (task,))
             clips = list(prepared(decoded(unit, streams, config, StopFlag()), streams))
+            read = time.perf_counter()
             ready = [c for c in clips if isinstance(c, ClipInputs)]
-            for stream in streams:
-                if ready and isinstance(stream, BackboneStream):
-                    nets.features([clip.inputs[stream.name] for clip in ready], stream)
-            taken.append(time.perf_counter() - begin)
-        total += taken[-1] * len(tasks)
-    return total
+            for clip in ready:
+                alike = max(1, nets.batch // clip.segments)  # a batch is filled up, whatever is in it
+                for stream in features:
+                    nets.features([clip.inputs[stream.name]] * alike, stream)
+            computed = time.perf_counter() - read
+            taken.append((read - begin, computed / alike if ready else 0.0))
+        reading += taken[-1][0] * len(tasks)
+        networks += taken[-1][1] * len(tasks)
+    return reading, networks

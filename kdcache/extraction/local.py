@@ -14,7 +14,7 @@ from kdcache.errors import KdcacheError
 from kdcache.extraction.nodes import Nodes, await_shared, left_of, shared_folder
 from kdcache.extraction.plan import Task, WorkUnit
 from kdcache.extraction.worker import Event, Started, WorkerConfig, run_unit
-from kdcache.runtime import kept_threads
+from kdcache.runtime import kept_threads, limit_threads
 from kdcache.streams.backbone import BackboneStream
 from kdcache.workers import Processes, Serial, StopFlag
 
@@ -33,8 +33,6 @@ class ExtractionWork:
 
     def start(self, worker: int) -> Callable[[WorkUnit, Listener, StopFlag], None]:
         """See ``kdcache.workers.Work``."""
-        import torch
-
         from kdcache.extraction.features import Backbones
 
         config = self.config
@@ -42,7 +40,7 @@ class ExtractionWork:
             await_shared(path)
         if self.networks is not None:
             known_here(self.networks)
-        torch.set_num_threads(config.threads)
+        limit_threads(config.threads)
         nets = Backbones(config.streams, config.device, config.batch)
         return lambda unit, emit, stop: run_unit(unit, config, nets, emit, stop)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdcache.data.open import StreamPool
 from kdcache.data.training_data import TrainingData
+from kdcache.device_errors import release_memory
 from kdcache.engine.checkpoint import SUMMARY
 from kdcache.files import link_or_copy, temporary_name
 from kdcache.methods import method as method_module
@@ -34,22 +35,27 @@ class Session:
     Attributes:
         stages: a folder where trained stages with a ``share_key`` are kept for other runs; None shares none.
         bars: whether progress bars are shown.
+        processes: how many such sessions share this machine and its GPU; each may fill its part of the
+            ``memory_fraction``.
     """
 
     stages: Path | None = None
     bars: bool = True
+    processes: int = 1
     _pool: StreamPool = field(default_factory=StreamPool, repr=False)
     _cache: str = ""
     _opened: dict[str, TrainingData] = field(default_factory=dict, repr=False)
 
     def prepare(self, settings: RunSettings, options: Any, before: dict[str, Any]) -> TrainingData:
         """As ``prepare``, but a cache that an earlier run of the session has opened is not read again."""
+        settings = replace(settings, memory_fraction=settings.memory_fraction / self.processes)
         if before:  # continued under the conditions that it began under
             return prepare(settings, options, before)
         other = (*RUN_ONLY_SETTINGS, "validation_seed")  # whatever is held out, the same streams are read
         cache = json.dumps({k: v for k, v in asdict(settings).items() if k not in other}, sort_keys=True)
         if cache != self._cache:  # two caches may not fit into memory side by side
             self._cache, self._pool, self._opened = cache, StreamPool(), {}
+            release_memory(settings.device)
         inputs = method_module(settings.method).inputs(options)
         frames = any(one.segment is not None for one in inputs)  # their augmentation depends on the seed
         key = repr((inputs, settings.validation_seed, settings.seed if frames else None))

@@ -6,6 +6,7 @@ allow, and a pair that has met the stopping criterion is left alone on the devic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -15,11 +16,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdcache.device_errors import device_errors, is_out_of_memory, release_memory
+from kdcache.log import logger
 from kdcache.motion.tv_l1 import median_network as network
 from kdcache.motion.tv_l1.params import TVL1Params, pyramid
-from kdcache.runtime import resolve_device
+from kdcache.runtime import free_bytes, free_memory, resolve_device
 
-_BATCH = 1 << 26  # pixels of a batch; state and pyramids take about 150 bytes each
+_BATCH = 1 << 26  # pixels of a batch at most
+_BYTES = {"cuda": 160, "cpu": 320}  # that a pixel takes: images, pyramids, state; temporary ones of plain operations
+_SHARE = 0.6  # of the free memory that a batch may take
 _PAIRS = 65535  # of a batch, what one dimension of a CUDA grid holds
 _CUBIC = -0.75  # OpenCV's bicubic coefficient
 _FLAT = float(np.finfo(np.float32).eps)  # a squared gradient up to this counts as none
@@ -158,10 +163,10 @@ def _resize(image: Tensor, size: tuple[int, int], scale: float | None) -> Tensor
     for axis in (2, 1):
         length = image.shape[axis]
         step = scale or length / size[axis - 1]
-        place = (torch.arange(size[axis - 1], dtype=torch.float64) + 0.5) * step - 0.5
+        place = (torch.arange(size[axis - 1], dtype=torch.float64, device=image.device) + 0.5) * step - 0.5
         below = place.floor()
-        share = torch.where((below < 0) | (below >= length - 1), 0, place - below).float().to(image.device)
-        first = below.long().clamp(0, length - 1).to(image.device)
+        share = torch.where((below < 0) | (below >= length - 1), 0, place - below).float()
+        first = below.long().clamp(0, length - 1)
         start, end = (
             image.index_select(axis, first),
             image.index_select(axis, (first + 1).clamp(max=length - 1)),
@@ -218,12 +223,48 @@ def solve_pairs_torch(
 ) -> NDArray[np.float32]:
     """Flow float32 [N, H, W, 2] of uint8 [N, H, W] pairs, on CUDA where there is one or on the device named."""
     device = resolve_device(name or "auto")
-    size = min(_PAIRS, max(1, _BATCH // first[0].size))
+    size, k = _pairs_at_once(device, first[0].size), 0
     flows: list[Any] = []
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with torch.inference_mode(), current:
-        for k in range(0, len(first), size):
-            pair = [torch.from_numpy(frames[k : k + size]).to(device).float() for frames in (first, second)]
-            start = None if initial is None else torch.from_numpy(initial[k : k + size]).to(device)
-            flows.append(_solve(pair[0], pair[1], start, params).cpu().numpy())
+        while k < len(first):
+            batch = [None if array is None else array[k : k + size] for array in (first, second, initial)]
+            flow = _solved(batch, params, device)
+            if flow is None:  # the tensors of the attempt are gone by now
+                size = min(size, len(first) - k) // 2
+                logger.warning("TV-L1: out of memory: going on with %d pairs at once.", size)
+                release_memory(device)
+                continue
+            flows.append(flow)
+            k += len(flow)
     return np.concatenate(flows)
+
+
+def _pairs_at_once(device: torch.device, pixels: int) -> int:
+    """As many pairs as the free memory holds, at least one."""
+    free = free_bytes(device) if device.type == "cuda" else free_memory()
+    fit = _BATCH if free is None else min(_BATCH, int(_SHARE * free) // _BYTES[device.type])
+    return min(_PAIRS, max(1, fit // pixels))
+
+
+def _solved(
+    batch: Sequence[NDArray[Any] | None], params: TVL1Params, device: torch.device
+) -> NDArray[np.float32] | None:
+    """Flow of some pairs (first, second frames, initial flow), or None where fewer may fit into memory.
+
+    Raises:
+        DeviceError: one pair does not fit, or the device is broken.
+    """
+    frames = batch[0]
+    assert frames is not None
+    what = f"TV-L1 of one pair of {frames.shape[2]} × {frames.shape[1]} pixels"
+    with device_errors(device, what, "end what else uses it, or compute smaller frames or with engine cpu"):
+        try:
+            first, second, initial = [None if a is None else torch.from_numpy(a).to(device).float() for a in batch]
+            assert first is not None
+            assert second is not None
+            return np.asarray(_solve(first, second, initial, params).cpu().numpy())
+        except (RuntimeError, MemoryError) as error:
+            if len(frames) == 1 or not is_out_of_memory(error):
+                raise
+    return None

@@ -39,11 +39,13 @@ class JobEnded:
 class TrainingWork:
     """What every worker does: a session keeps the cached stream in memory from one job to the next.
 
-    ``threads``: for torch, None leaves them as they are. What runs log alike is logged once, by the first worker.
+    ``threads``: for torch, None leaves them as they are. ``processes`` share the memory. What runs log alike is logged
+    once, by the first worker.
     """
 
     stages: Path
     threads: int | None = None
+    processes: int = 1
     methods: Mapping[str, str] = field(default_factory=dict)
     """Methods of one's own that another process has to import, by name."""
 
@@ -57,7 +59,7 @@ class TrainingWork:
             register(name, where)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        session, once = Session(self.stages, bars=False), EachOnce()
+        session, once = Session(self.stages, bars=False, processes=self.processes), EachOnce()
         if worker > 0:
             logger.setLevel(max(logger.level, logging.WARNING))
 
@@ -96,7 +98,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener) 
     if workers > 1:
         for name in {job.arguments["method"] for job in jobs}:
             check_portable(name)
-        work = TrainingWork(stages, max(1, cores() // workers), origins())
+        work = TrainingWork(stages, max(1, cores() // workers), workers, origins())
         Processes(work, workers, _on_death, interruptible=True).run(jobs, on_event, StopFlag())
     else:
         Serial(TrainingWork(stages)).run(jobs, on_event, StopFlag())
