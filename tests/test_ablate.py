@@ -217,14 +217,14 @@ def test_rows_are_tuned_by_default_unless_they_differ_in_what_is_tuned(shards, c
 
 
 def test_a_trial_that_diverges_is_not_chosen_and_all_of_them_are_an_error(shards, tmp_path, monkeypatch):
-    original = loop._still_finite
+    original = loop.still_finite
 
     def diverge(run):
         original(run)
         if run.stage.optimizer.param_groups[0]["initial_lr"] < limit:
             raise OptionError("L_cls is nan: lower lr")
 
-    monkeypatch.setattr(loop, "_still_finite", diverge)
+    monkeypatch.setattr(loop, "still_finite", diverge)
     call = {
         "shards": shards,
         "rows": {"neither": ROWS["neither"]},

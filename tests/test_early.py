@@ -53,7 +53,7 @@ def train(stage, epochs: int = 1) -> list[float]:
     for epoch in range(epochs):
         rng = np.random.default_rng(epoch)
         for batch in feed.feed(stage.train, feed.shuffled(stage.train, stage.batch_size, 2, rng), CPU):
-            loss = sum(stage.losses(batch).values())
+            loss = sum(stage.terms(batch).values())
             stage.optimizer.zero_grad()
             loss.backward()
             stage.optimizer.step()
@@ -197,7 +197,7 @@ def test_objective_is_equation_4_with_unlabelled_clips_in_the_distillation_terms
     data = small_data()
     made, _ = stages_of(options_for(alpha=0.7, beta=0.3, tau=2, w_cls=0.2), data)
     batch = whole_batch(made["student"])
-    terms = made["student"].losses(batch)
+    terms = made["student"].terms(batch)
     with torch.no_grad():
         S, T = made["student"].module(batch["x"])["logits"], made["teacher"].module(batch["x"])["logits"]
     known = batch["y"] != UNLABELLED

@@ -13,6 +13,14 @@ from kdcache.cli.explained import ExplainedCommand, of_tables
 from kdcache.cli.printing import json_option, report
 
 
+def _together(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    if value in ("auto", "off"):
+        return value
+    if not (value.isascii() and value.isdecimal()) or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is no number of runs; give one from 1 on, auto or off.")
+    return int(value)
+
+
 @click.command(cls=ExplainedCommand, explain=of_tables)
 @click.argument("method")
 @click.argument("table", required=False)
@@ -59,6 +67,14 @@ from kdcache.cli.printing import json_option, report
     "--source", type=click.Path(path_type=Path), help="Video or skeleton file on which answers of each row are timed."
 )
 @cluster_options
+@click.option(
+    "--together",
+    default="auto",
+    metavar="N|auto|off",
+    callback=_together,
+    help="Runs that differ in seed and numbers alone train in one pass, so many at most.  "
+    "[default: auto: 50 on a GPU, off on a CPU]",
+)
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")
 @click.option("--stream", help="Which cached features to train on, if there are several.")

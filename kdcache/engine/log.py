@@ -23,7 +23,7 @@ class Log:
     """The rows of a run, in ``metrics.csv`` and as TensorBoard curves."""
 
     def __init__(self, folder: Path, bars: bool = True) -> None:
-        self.folder, self.bars = folder, bars
+        self.folder, self.bars, self.shown_every = folder, bars, SHOWN_EVERY
         self.done: list[Row] = []  # of finished stages
         self._rows: list[Row] = []  # of the stage that is trained
         self._shown = -math.inf
@@ -56,13 +56,13 @@ class Log:
             self._rows = []
 
     def add(self, rows: list[Row]) -> None:
-        """Note the last of a stage's rows, one for each epoch. All are written where ``SHOWN_EVERY`` seconds have
+        """Note the last of a stage's rows, one for each epoch. All are written where ``shown_every`` seconds have
         passed since the last time, and when the stage ends or breaks off."""
         self._rows, row = rows, rows[-1]
         for name, value in row.items():
             if isinstance(value, (int, float)) and name != "epoch":
                 self._writer.add_scalar(name, value, row["epoch"])
-        if time.monotonic() - self._shown >= SHOWN_EVERY:
+        if time.monotonic() - self._shown >= self.shown_every:
             self.show()
             self._writer.flush()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from kdcache.engine import checkpoint
 from kdcache.engine.checkpoint import TrainState
 from kdcache.engine.freezing import frozen_but, set_train_mode
 from kdcache.engine.log import Log
-from kdcache.engine.scoring import probabilities
+from kdcache.engine.scoring import Probabilities, probabilities
 from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.methods.contract import VALIDATION, Batch, Data, Stage, reseed
@@ -30,8 +31,8 @@ FINITE_CHECK_EVERY = 25  # steps between looks at whether the loss is still fini
 
 
 @dataclass
-class _Training:
-    """What the functions of the loop share while a stage trains."""
+class Training:
+    """A stage while it trains."""
 
     stage: Stage
     data: Data
@@ -68,10 +69,35 @@ def fit_stage(
         DeviceError: the device's memory is too small, or the device is broken.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint has been written.
     """
+    summary = trained(stage, folder)
+    if summary is not None:
+        return summary
+    run = begin(stage, data, folder, log, interrupts, save_every, scale, eval_every)
+    if stage.optimizer is not None:
+        _run_epochs(run)
+    return end(run)
+
+
+def trained(stage: Stage, folder: Path) -> dict[str, Any] | None:
+    """The summary of a stage that is finished, with whose weights its module is filled; None of another."""
     summary = checkpoint.load_summary(folder)
     if summary is not None:
         checkpoint.load_weights(folder / checkpoint.handed_on(stage), stage.module)
-        return summary
+    return summary
+
+
+def begin(
+    stage: Stage,
+    data: Data,
+    folder: Path,
+    log: Log,
+    interrupts: Interrupts,
+    save_every: float,
+    scale: bool,
+    eval_every: int,
+) -> Training:
+    """A stage that is not finished, where it stands; torch's random numbers are then those of its next step. See
+    ``fit_stage``."""
     if stage.seed is not None:
         data = replace(data, seed=stage.seed)
     if stage.patience and VALIDATION not in stage.eval_sets:
@@ -97,17 +123,18 @@ def fit_stage(
         logger.info("%s: %d examples, arrays %s %s", stage.name, len(stage.train), list(stream.shape), how)
     if state.epoch or state.step:
         logger.info("%s: going on from epoch %d, step %d", stage.name, state.epoch + 1, state.step + 1)
-    run = _Training(stage, data, folder, log, scaler, interrupts, save_every, eval_every, state, best, time.monotonic())
-    if stage.optimizer is not None:
-        _run_epochs(run)
-    checkpoint.finish(folder, stage, state, run.best)
-    checkpoint.load_weights(folder / checkpoint.handed_on(stage), stage.module)
-    summary = checkpoint.load_summary(folder)
+    return Training(stage, data, folder, log, scaler, interrupts, save_every, eval_every, state, best, time.monotonic())
+
+
+def end(run: Training) -> dict[str, Any]:
+    """Leave the weights and the summary of a stage whose epochs are done; the summary."""
+    checkpoint.finish(run.folder, run.stage, run.state, run.best)
+    summary = trained(run.stage, run.folder)
     assert summary is not None
     return summary
 
 
-def _run_epochs(run: _Training) -> None:
+def _run_epochs(run: Training) -> None:
     stage = run.stage
     assert stage.optimizer is not None
     half = f"set batch_size={stage.batch_size // 2}, or " if stage.batch_size > 1 else "set "
@@ -117,23 +144,22 @@ def _run_epochs(run: _Training) -> None:
         run.log.curves(stage.name, run.state.epoch),
         frozen_but(stage.module, stage.optimizer),
     ):
-        while not _over(run):
+        while not over(run):
             _epoch(run)
 
 
-def _over(run: _Training) -> bool:
+def over(run: Training) -> bool:
     """Whether the last epoch is done, or so many have brought nothing better that training stops early."""
     stage, state = run.stage, run.state
     stale = 0 < stage.patience <= state.epoch - state.best_epoch and state.epoch % run.eval_every == 0
     return state.epoch >= stage.epochs or stale
 
 
-def _epoch(run: _Training) -> None:
+def _epoch(run: Training) -> None:
     stage, state = run.stage, run.state
     assert stage.optimizer is not None, stage.name
     started = time.perf_counter()
-    rng = np.random.default_rng([run.data.seed, zlib.crc32(stage.name.encode()), state.epoch])
-    plan = shuffled(stage.train, stage.batch_size, common_views(stage.train), rng)
+    plan = plan_of_epoch(run)
     set_train_mode(stage.module, stage.optimizer)
     label = f"{stage.name} {state.epoch + 1}/{stage.epochs}"
     samples = sum(len(index) for index, _ in plan)
@@ -143,18 +169,40 @@ def _epoch(run: _Training) -> None:
             bar.update(len(batch["view"]))
             if run.interrupts.received is not None:
                 _stop(run)
-    _still_finite(run)
+    still_finite(run)
+    measured = diagnosed(run, plan)
+    if scores_now(run):
+        measured |= evaluated(run, {})
+    end_epoch(run, measured, time.perf_counter() - started)
+    if run.interrupts.received is not None and not over(run):
+        _stop(run)
+    if time.monotonic() - run.saved >= run.save_every and not over(run):
+        save(run)
 
+
+def plan_of_epoch(run: Training) -> Plan:
+    """The batches of the epoch under way: a function of seed, stage and epoch."""
+    stage = run.stage
+    rng = np.random.default_rng([run.data.seed, zlib.crc32(stage.name.encode()), run.state.epoch])
+    return shuffled(stage.train, stage.batch_size, common_views(stage.train), rng)
+
+
+def scores_now(run: Training) -> bool:
+    """Whether held-out clips are scored after the epoch under way."""
+    return (run.state.epoch + 1) % run.eval_every == 0 or run.state.epoch + 1 == run.stage.epochs
+
+
+def end_epoch(run: Training, measured: dict[str, float], seconds: float) -> None:
+    """Log an epoch whose steps are done, and go on to the next."""
+    stage, state = run.stage, run.state
+    assert stage.optimizer is not None, stage.name
     row: dict[str, Any] = {
         "stage": stage.name,
         "epoch": state.epoch + 1,
         "lr": stage.optimizer.param_groups[0]["lr"],
     }
     row |= {name: total / state.seen for name, total in state.sums.items()}
-    row |= _diagnosed(run, plan)
-    if (state.epoch + 1) % run.eval_every == 0 or state.epoch + 1 == stage.epochs:
-        row |= _evaluated(run)
-    row["seconds"] = round(time.perf_counter() - started, 3)
+    row |= {**measured, "seconds": round(seconds, 3)}
     if isinstance(stage.scheduler, ReduceLROnPlateau):
         stage.scheduler.step(row[f"{VALIDATION}/{stage.monitor}"])
     elif stage.scheduler is not None:
@@ -162,19 +210,13 @@ def _epoch(run: _Training) -> None:
     state.rows.append(row)
     state.epoch, state.step, state.seen, state.sums = state.epoch + 1, 0, 0, {}
     run.log.add(state.rows)
-    if run.interrupts.received is not None and not _over(run):
-        _stop(run)
-    if time.monotonic() - run.saved >= run.save_every and not _over(run):
-        _save(run)
 
 
-def _step(run: _Training, batch: Batch) -> None:
+def _step(run: Training, batch: Batch) -> None:
     stage, state = run.stage, run.state
     assert stage.optimizer is not None, stage.name
     with run.data.autocast():
-        terms = stage.losses(batch)
-    if not isinstance(terms, dict):
-        raise TypeError(f"stage {stage.name}: losses returns {type(terms).__name__}; it returns a dict of scalar terms")
+        terms = stage.terms(batch)
     loss = torch.stack(list(terms.values())).sum()
     stage.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(run.scaler.scale(loss))
@@ -191,10 +233,10 @@ def _step(run: _Training, batch: Batch) -> None:
     state.steps += 1
     state.seen += size
     if state.step % FINITE_CHECK_EVERY == 0:
-        _still_finite(run)
+        still_finite(run)
 
 
-def _still_finite(run: _Training) -> None:
+def still_finite(run: Training) -> None:
     """Bring the sums to the host, and stop if one is not finite: the last checkpoint is from before."""
     state = run.state
     state.sums = {name: float(value) for name, value in state.sums.items()}
@@ -205,20 +247,25 @@ def _still_finite(run: _Training) -> None:
             )
 
 
-def _remedy(run: _Training) -> str:
+def _remedy(run: Training) -> str:
     """What helps against numbers that are not finite."""
     rate = run.stage.optimizer.param_groups[0]["lr"] if run.stage.optimizer else 0.0
     return f"lower lr (now {rate:g}) or set grad_clip, for example grad_clip=5."
 
 
-def _save(run: _Training) -> None:
-    _still_finite(run)
+def save(run: Training) -> None:
+    still_finite(run)
     checkpoint.save_state(run.folder, run.stage, run.scaler, run.state, run.best, run.data.device)
     run.saved = time.monotonic()
 
 
-def _stop(run: _Training) -> None:
-    _save(run)
+def _stop(run: Training) -> None:
+    save(run)
+    stopped(run)
+
+
+def stopped(run: Training) -> None:
+    """Say where a stage that has been saved stands, and leave."""
     logger.info(
         "stopped in epoch %d of %s; the same command with this out goes on.", run.state.epoch + 1, run.stage.name
     )
@@ -226,7 +273,7 @@ def _stop(run: _Training) -> None:
 
 
 @torch.no_grad()
-def _diagnosed(run: _Training, plan: Plan) -> dict[str, float]:
+def diagnosed(run: Training, plan: Plan) -> dict[str, float]:
     """The stage's diagnostics, on the last batch of the epoch."""
     if run.stage.diagnostics is None:
         return {}
@@ -237,12 +284,16 @@ def _diagnosed(run: _Training, plan: Plan) -> dict[str, float]:
     return {}
 
 
-def _evaluated(run: _Training) -> dict[str, float]:
-    """Metrics on every held-out split; ``validation`` selects the best epoch, the earlier of equals."""
+def evaluated(run: Training, known: Mapping[str, Probabilities]) -> dict[str, float]:
+    """Metrics on every held-out split; ``validation`` selects the best epoch, the earlier of equals.
+
+    ``known``: probabilities of splits where they have been computed."""
     stage, state = run.stage, run.state
     measured: dict[str, float] = {}
     for split, source in stage.eval_sets.items():
-        scores = probabilities(stage.module, stage.predict, run.data, source, stage.batch_size)
+        scores = known.get(split)
+        if scores is None:
+            scores = probabilities(stage.module, stage.predict, run.data, source, stage.batch_size)
         if not np.isfinite(scores).all():  # the last step of the epoch has led there
             after = f"what it predicts after epoch {state.epoch + 1} is not finite"
             raise OptionError(f"{stage.name}: {after}: {_remedy(run)}")

@@ -9,7 +9,7 @@ numbers go is the trainer's business."""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -202,7 +202,7 @@ class Stage:
     module: nn.Module
     train: BatchSource
     losses: Callable[[Batch], dict[str, Tensor]]
-    """Weighted terms of the objective for a batch, each a scalar; their sum is minimised."""
+    """Terms of the objective for a batch, each a scalar; their sum, each with its weight, is minimised."""
     predict: Callable[[Batch], Tensor]
     """Logits ``[B, ..., C]`` of a batch of ``eval_sets``."""
     epochs: int
@@ -234,6 +234,20 @@ class Stage:
     several seeds share it."""
     share_inputs: tuple[str, ...] = ()
     """Inputs beside those of ``train`` on which its result depends, such as those of earlier stages."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Factors of terms that ``losses`` gives without them; other terms have theirs already."""
+    reads: nn.Module | None = None
+    """Of a stage that can train together with others (see ``Together``): buffers that ``losses`` reads beside
+    ``module``, such as a teacher's answers."""
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of the objective for a batch."""
+        found = self.losses(batch)
+        if not isinstance(found, dict):
+            raise TypeError(
+                f"stage {self.name}: losses returns {type(found).__name__}; it returns a dict of scalar terms"
+            )
+        return {name: self.weights[name] * term if name in self.weights else term for name, term in found.items()}
 
 
 @dataclass(frozen=True)
@@ -341,6 +355,17 @@ class Method(Protocol):
 
     def predictor(self, options: Any, data: Data) -> Predictor:
         """The untrained network that answers in the end."""
+        ...
+
+
+class Together(Protocol):
+    """The module of a method whose runs can train in one pass."""
+
+    def together(self, options: Any) -> Hashable | None:
+        """Runs on one cache for which this is equal differ in numbers alone: seed, learning rates, momentum, weight
+        decay, dropout, ``Stage.weights``. Their stages come one for one, with networks of one shape, and ``losses`` and
+        ``predict`` of any of them, given another's parameters and ``reads``, are the other's. None: trained alone.
+        """
         ...
 
 

@@ -183,6 +183,17 @@ KNOBS = (
 """What is searched of each row. [reconstructed]"""
 
 
+def together(options: EarlyOptions) -> EarlyOptions | None:
+    """The options with everything that may differ between runs that train in one pass set to one value."""
+    if options.model == "knn" or options.patience:
+        return None
+    same: dict[str, Any] = {name: float(getattr(options, name) > 0) for name in ("alpha", "beta")}
+    same |= dict.fromkeys(("lam_mse", "lam_mmd", "lam_rank", "lr"), 1.0)
+    same |= dict.fromkeys(("momentum", "weight_decay", "gamma", "dropout"), 0.0) | {"milestones": ()}
+    same |= dict.fromkeys(("w_cls", "teacher_lr", "teacher_milestones", "teacher_seed"))
+    return replace(options, **same)
+
+
 def inputs(options: EarlyOptions) -> tuple[Input, ...]:
     """x_1 … x_N of each clip: vectors of any backbone at N levels, each from nothing after its part of the clip; with
     ``parts`` a vector for each time step, of which they are made."""
@@ -249,9 +260,9 @@ def stages(options: EarlyOptions, data: Data) -> Iterator[Stage]:
     share = float((y[used] != UNLABELLED).float().mean())
     objective = _EarlyObjective(options, student, teacher, share)
     epochs = 0 if options.model == "knn" else options.epochs
-    yield _stage(
-        options, data, "student", student, BatchSource(sources, fields, steps=steps), objective, options.lr, epochs
-    )
+    train = BatchSource(sources, fields, steps=steps)
+    stage = _stage(options, data, "student", student, train, objective, options.lr, epochs)
+    yield replace(stage, weights=objective.weights, reads=None if teacher is None else teacher.kept)
 
 
 def predictor(options: EarlyOptions, data: Data) -> Predictor:
@@ -269,28 +280,30 @@ def predictor(options: EarlyOptions, data: Data) -> Predictor:
 
 
 class _EarlyObjective:
-    """(4) of a batch, or a baseline's objective; a share ``labelled`` of the clips has a label."""
+    """The terms of (4) of a batch, or of a baseline's objective; a share ``labelled`` of the clips has a label."""
 
     def __init__(self, options: EarlyOptions, S: nn.Module, T: Teacher | None, labelled: float) -> None:
         self.options, self.S, self.T, self.labelled = options, S, T, labelled
+        assert options.w_cls is not None
+        self.weights = {"L_cls": options.w_cls, "L_ts": options.alpha, "L_self": options.beta}
+        self.weights |= {"L_mse": options.lam_mse, "L_mmd": options.lam_mmd, "L_rank": options.lam_rank}
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         o, y = self.options, batch["y"].clamp(min=0)
-        assert o.w_cls is not None
         weight = (batch["y"] != UNLABELLED).float() / self.labelled
         S = self.S(batch["x"])
-        terms = {"L_cls": o.w_cls * (weight * losses.l_cls(S["logits"], y)).mean()}
+        terms = {"L_cls": (weight * losses.l_cls(S["logits"], y)).mean()}
         if self.T is not None:
             T = self.T(batch)
             if o.model == "ts-lstm":
-                terms["L_mse"] = o.lam_mse * losses.l_mse(S["latents"], T["latents"]).mean()
-                terms["L_mmd"] = o.lam_mmd * losses.l_mmd(S["latents"], T["latents"]).mean()
+                terms["L_mse"] = losses.l_mse(S["latents"], T["latents"]).mean()
+                terms["L_mmd"] = losses.l_mmd(S["latents"], T["latents"]).mean()
             else:
-                terms["L_ts"] = o.alpha * losses.l_ts(S["logits"], T["logits"]).mean()
+                terms["L_ts"] = losses.l_ts(S["logits"], T["logits"]).mean()
         if o.model == "student" and o.beta:
-            terms["L_self"] = o.beta * losses.l_self(S["logits"], o.tau, o.self_detach).mean()
+            terms["L_self"] = losses.l_self(S["logits"], o.tau, o.self_detach).mean()
         if o.model == "rank-lstm":
-            terms["L_rank"] = o.lam_rank * (weight * losses.l_rank(S["logits"], y, o.rank)).mean()
+            terms["L_rank"] = (weight * losses.l_rank(S["logits"], y, o.rank)).mean()
         return terms
 
 

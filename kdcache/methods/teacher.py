@@ -13,6 +13,19 @@ from kdcache.methods.contract import Batch, BatchSource, Data, InputStream, Outp
 Sources = Mapping[str, tuple[InputStream, Tensor]]
 
 
+class KeptTargets(nn.Module):
+    """Named outputs of a teacher for all examples in every view, ``[n, V, …]`` each, as buffers."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__()
+        for name, output in outputs.items():
+            self.register_buffer(name, output)
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Those of a batch, by its ``target`` and ``view``."""
+        return {name: kept[batch["target"], batch["view"]] for name, kept in self.named_buffers()}
+
+
 class Teacher:
     """Named outputs of a frozen network for numbered examples: logits, and feature maps or latents.
 
@@ -42,7 +55,7 @@ class Teacher:
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.forward, self.data, self.inputs, self.outputs = forward, data, dict(inputs), tuple(outputs)
-        self.kept: Outputs | None = None  # [n, V, …] each
+        self.kept: KeptTargets | None = None
         if one_shape:
             self._compute_all(batch_size)
 
@@ -61,9 +74,9 @@ class Teacher:
                         why = f"they take {size / 1e9:.1f} GB" if held else "nor is its input"
                         logger.info("teacher: its targets are not kept in memory (%s); computed in each step", why)
                         return
-                    self.kept = {n: o.new_empty((count, views, *o.shape[1:])) for n, o in outputs.items()}
+                    self.kept = KeptTargets({n: o.new_empty((count, views, *o.shape[1:])) for n, o in outputs.items()})
                 for name, output in outputs.items():
-                    self.kept[name][batch["target"], view] = output
+                    self.kept.get_buffer(name)[batch["target"], view] = output
 
     def of(self, batch: Batch) -> Outputs:
         """The named outputs for a batch of the network's inputs, of whatever examples."""
@@ -83,5 +96,5 @@ class Teacher:
     def __call__(self, batch: Batch) -> Outputs:
         """The named outputs of a batch, without gradient."""
         if self.kept is not None:
-            return {name: kept[batch["target"], batch["view"]] for name, kept in self.kept.items()}
+            return self.kept.forward(batch)
         return self._run(batch)

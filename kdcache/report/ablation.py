@@ -25,7 +25,7 @@ from kdcache.report.tables import gains_of, markdown
 from kdcache.runs import presets
 from kdcache.runs.ablation.columns import with_streams
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
-from kdcache.runs.ablation.jobs import workers_for
+from kdcache.runs.ablation.jobs import together_for, workers_for
 from kdcache.runs.ablation.protocol import DESCRIPTION, AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, run_folder, shards_of
 from kdcache.runs.ablation.results import UNIT, WEIGHTS, stage_summary, unit_means, values
@@ -107,6 +107,7 @@ def ablate(
     split_columns: Sequence[str] | None = None,
     source: str | Path | None = None,
     workers: int | str = 1,
+    together: int | str = "auto",
     device: str = "auto",
     precision: str = "auto",
     stream: str | None = None,
@@ -156,6 +157,8 @@ def ablate(
             another. None: ``split``, or what the rows' options say. (The name ``splits`` of version 0.1 still works.)
         source: video or skeleton file to answer for: the table of costs then says how long each row's first run takes.
         workers: processes; each gets an equal share of the cores. The number of threads changes the last bits.
+        together: how many runs that differ in seed and numbers alone train in one pass at most, which changes the last
+            bits; ``off``; ``auto``: 50 on a GPU, off on a CPU.
             ``"auto"``: one a core, as far as memory allows if each holds the whole cache.
         device: as for ``train``.
         precision: as for ``train``.
@@ -207,6 +210,7 @@ def ablate(
         retrain=comparison.retrain if retrain is None else retrain,
         tune_validation=tune_validation,
         workers=workers_for(workers, Path(first), device),
+        together=together_for(together, device),
         options={**options, **(grid or {})},
     )
     try:

@@ -66,7 +66,7 @@ class Session:
 
     def restore_shared_stage(self, stage: Stage, opened: TrainingData, folder: Path, eval_every: int) -> None:
         """Copy a stage that another run has trained into ``folder``, if there is one."""
-        kept = self._kept(stage, opened, eval_every)
+        kept = self.kept(stage, opened, eval_every)
         if kept is not None and (kept / SUMMARY).exists() and not (folder / SUMMARY).exists():
             folder.mkdir(parents=True, exist_ok=True)
             names = sorted(path.name for path in kept.iterdir())
@@ -75,7 +75,7 @@ class Session:
 
     def share_stage(self, stage: Stage, opened: TrainingData, folder: Path, eval_every: int) -> None:
         """Keep a trained stage for other runs."""
-        kept = self._kept(stage, opened, eval_every)
+        kept = self.kept(stage, opened, eval_every)
         if kept is None or kept.exists():
             return
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,8 @@ class Session:
             if not kept.exists():
                 raise
 
-    def _kept(self, stage: Stage, opened: TrainingData, eval_every: int) -> Path | None:
+    def kept(self, stage: Stage, opened: TrainingData, eval_every: int) -> Path | None:
+        """Where a stage is kept for all runs in which it comes out alike; None where it is not shared."""
         if self.stages is None or stage.share_key is None:
             return None
         read = {*stage.train.inputs, *stage.share_inputs}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,12 @@ from kdcache.store.failures import save_failures
 from kdcache.workers import Interrupts
 
 __all__ = ["Run", "Session", "train"]
+
+OF_TRAIN = ("seed", "device", "precision", "stream")
+"""Arguments of ``train`` that are settings of the run."""
+
+TOO_SMALL = "what the run keeps there beside its batches", "set a smaller batch_size, or memory_fraction=0"
+"""What does not fit, and what to do, where networks and targets are made; the loop names the stage."""
 
 Prepare = Callable[[dict[str, Any]], TrainingData]
 """What an earlier call of the run had resolved → the data, under the same conditions."""
@@ -82,13 +88,47 @@ def train(
         KeyboardInterrupt, SystemExit: interrupted by a signal; the same call goes on.
     """
     session, method = session or Session(), load_method(method)
-    options = own_names(method, options)
-    given = {name: options.pop(name) for name in SETTABLE if name in options}
-    given |= {"device": device, "precision": precision, "stream": stream}
-    settings = build(RunSettings, {"method": method, "shards": absolute(shards), "seed": seed, **given})
-    wanted = build(method_module(method).Options, options)
+    given = {"seed": seed, "device": device, "precision": precision, "stream": stream}
+    settings, wanted = checked(method, shards, **given, **options)
     folder = Path(out) if out is not None else free_folder(Path("runs"), method)
     return train_into(folder, settings, wanted, session, lambda before: session.prepare(settings, wanted, before))
+
+
+def checked(method: str, shards: str | Path, **given: Any) -> tuple[RunSettings, Any]:
+    """Settings of a run, and options of its method, from what ``train`` is given; ``OptionError`` for bad ones."""
+    options = own_names(method, {name: value for name, value in given.items() if name not in OF_TRAIN})
+    of_run = {name: options.pop(name) for name in SETTABLE if name in options}
+    of_run |= {name: value for name, value in given.items() if name in OF_TRAIN}
+    settings = build(RunSettings, {"method": method, "shards": absolute(shards), **of_run})
+    return settings, build(method_module(method).Options, options)
+
+
+@dataclass
+class Begun:
+    """A run of which at least the first stage has been made."""
+
+    folder: Path
+    settings: RunSettings
+    opened: TrainingData
+    stages: Iterator[Stage]
+    log: Log
+    last_rows: dict[str, Any] = field(default_factory=dict)
+    """Of each stage that is done the last row of its log."""
+
+    def next(self) -> tuple[Stage, Path] | None:
+        """The next stage and its folder; None after the last."""
+        with device_errors(self.opened.data.device, *TOO_SMALL):
+            stage = next(self.stages, None)
+        if stage is None:
+            return None
+        if stage.name in self.last_rows:
+            raise ValueError(f"two stages are named {stage.name!r}: the second would be taken for trained")
+        return stage, self.folder / stage.name
+
+    def done(self, stage: Stage, summary: dict[str, Any]) -> None:
+        """Note a trained stage."""
+        self.log.done += summary["rows"]
+        self.last_rows[stage.name] = summary["rows"][-1] if summary["rows"] else {}
 
 
 def train_into(
@@ -103,6 +143,22 @@ def train_into(
 
     ``on_start`` is called once the folder is there: what cannot even begin leaves none behind.
     """
+    begun = begin_run(folder, settings, options, session, prepare, on_start)
+    if isinstance(begun, Run):
+        return begun
+    _fit_all(begun, session)
+    return conclude(begun)
+
+
+def begin_run(
+    folder: Path,
+    settings: RunSettings,
+    options: Any,
+    session: Session,
+    prepare: Prepare,
+    on_start: Callable[[], None] = lambda: None,
+) -> Begun | Run:
+    """Open what a run reads, and write its configuration; a run that has finished as it is. See ``train_into``."""
     show_log()
     method = method_module(settings.method)
     before = _earlier(folder, settings, options)
@@ -120,21 +176,19 @@ def train_into(
         raise OptionError(f"{folder} cannot be continued, for its data or machine changed: {'; '.join(changed)}.")
     if settings.method not in BUILT_IN:
         _check_answers(method, settings.method, resolved, opened)
-    too_small = "what the run keeps there beside its batches", "set a smaller batch_size, or memory_fraction=0"
-    with device_errors(opened.data.device, *too_small):  # the loop names the stage; networks and targets are made here
-        stages = method.stages(resolved, opened.data)
+    stages = method.stages(resolved, opened.data)
+    with device_errors(opened.data.device, *TOO_SMALL):
         first = next(stages, None)
-        if first is None:
-            raise ValueError(f"method {settings.method} yields no stage")
-        folder.mkdir(parents=True, exist_ok=True)
-        on_start()
-        write_config(folder / CONFIG, settings, options, facts)
-        write_json(folder / "environment.json", environment(opened.data.device))
-        recipes = {name: {"digest": digest(recipe), "recipe": recipe} for name, recipe in opened.recipes.items()}
-        write_json(folder / RECIPES, recipes)
-        save_failures(folder, opened.failures)
-        last_rows = _fit_all(folder, chain([first], stages), opened, settings, session)
-        return _conclude(folder, opened, last_rows)
+    if first is None:
+        raise ValueError(f"method {settings.method} yields no stage")
+    folder.mkdir(parents=True, exist_ok=True)
+    on_start()
+    write_config(folder / CONFIG, settings, options, facts)
+    write_json(folder / "environment.json", environment(opened.data.device))
+    recipes = {name: {"digest": digest(recipe), "recipe": recipe} for name, recipe in opened.recipes.items()}
+    write_json(folder / RECIPES, recipes)
+    save_failures(folder, opened.failures)
+    return Begun(folder, settings, opened, chain([first], stages), Log(folder, session.bars))
 
 
 def _check_answers(method: Method, name: str, resolved: Any, opened: TrainingData) -> None:
@@ -143,44 +197,40 @@ def _check_answers(method: Method, name: str, resolved: Any, opened: TrainingDat
         check_predictor(method.predictor(resolved, opened.data), method.inputs(resolved), name)
 
 
-def _fit_all(
-    folder: Path, stages: Iterable[Stage], opened: TrainingData, settings: RunSettings, session: Session
-) -> dict[str, Any]:
-    """Train every stage in turn; the last row of each stage's log."""
-    log, interrupts = Log(folder, session.bars), Interrupts()
-    last_rows: dict[str, Any] = {}
-    scale = opened.resolved["precision"] == "fp16"
+def _fit_all(begun: Begun, session: Session) -> None:
+    """Train every stage in turn."""
+    opened, settings, interrupts = begun.opened, begun.settings, Interrupts()
+    scale, every = opened.resolved["precision"] == "fp16", settings.eval_every
     with reproducible(opened.data.device, settings.deterministic), interrupts.watch():
-        for stage in stages:
-            if stage.name in last_rows:
-                raise ValueError(f"two stages are named {stage.name!r}: the second would be taken for trained")
-            own, every = folder / stage.name, settings.eval_every
+        while (following := begun.next()) is not None:
+            stage, own = following
             session.restore_shared_stage(stage, opened, own, every)
-            summary = fit_stage(stage, opened.data, own, log, interrupts, settings.save_every, scale, every)
+            summary = fit_stage(stage, opened.data, own, begun.log, interrupts, settings.save_every, scale, every)
             session.share_stage(stage, opened, own, every)
-            log.done += summary["rows"]
-            last_rows[stage.name] = summary["rows"][-1] if summary["rows"] else {}
+            begun.done(stage, summary)
             if interrupts.received is not None:  # within the last epoch, whose stage is saved by now
                 interrupts.leave()
-    log.show()
-    return last_rows
 
 
-def _conclude(folder: Path, opened: TrainingData, last_rows: dict[str, Any]) -> Run:
+def conclude(begun: Begun) -> Run:
     """Evaluate the last and the best weights, write predictions and, as the mark of a finished run, the metrics."""
-    run = Run(folder, opened)
-    metrics = run.evaluate()
-    metrics["stages"] = last_rows
+    folder = begun.folder
+    begun.log.show()
+    run = Run(folder, begun.opened)
+    with device_errors(begun.opened.data.device, *TOO_SMALL):
+        metrics = run.evaluate()
+    metrics["stages"] = begun.last_rows
     predictor = run.predictor("last")
     summaries = [load_summary(folder / name) for name in (*predictor.trained_in, predictor.stage)]
     if all(summary and "steps" in summary for summary in summaries):  # stages of version 0.1 do not say
         metrics["steps"] = sum(summary["steps"] for summary in summaries if summary)
-    predictions = run.predictions(main_only=predictor.axis is not None)  # all of them would be gigabytes
+    with device_errors(begun.opened.data.device, *TOO_SMALL):
+        predictions = run.predictions(main_only=predictor.axis is not None)  # all of them would be gigabytes
     with atomic(folder / PREDICTIONS) as temporary:
         predictions.to_csv(temporary, float_format="%.6g", lineterminator="\n", index=False)
     write_json(folder / METRICS, metrics)
     if not run.settings.keep_stages:
-        for stage in (name for name in last_rows if name != predictor.stage):
+        for stage in (name for name in begun.last_rows if name != predictor.stage):
             for weights in (LAST, BEST):
                 (folder / stage / weights).unlink(missing_ok=True)
     return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.progress import progress
 from kdcache.runs.ablation.pool import Job, run_jobs
@@ -14,6 +15,10 @@ from kdcache.store.commit import shard_files
 STAGES = "stages"  # subfolder of a comparison: trained teachers that its runs share
 
 PROCESS_BYTES = 3 * 2**29  # torch, a head and its optimiser, batches on their way [reconstructed]
+
+
+TOGETHER = 50
+"""Runs that train in one pass on a GPU. [reconstructed]"""
 
 
 def workers_for(workers: int | str, shards: Path, device: str) -> int:
@@ -32,8 +37,29 @@ def workers_for(workers: int | str, shards: Path, device: str) -> int:
     return count
 
 
+def together_for(together: int | str, device: str) -> int:
+    """How many runs train in one pass at most: as many as were asked for; ``off``: 1; ``auto``: ``TOGETHER`` on a GPU,
+    1 on a CPU, which gains where heads are tiny alone.
+
+    Raises:
+        OptionError: something else.
+    """
+    if together == "off":
+        return 1
+    if together == "auto":
+        return TOGETHER if resolve_device(device).type == "cuda" else 1
+    if isinstance(together, bool) or not isinstance(together, int) or together < 1:
+        raise OptionError(f"together is {together!r}: give a number from 1 on, auto or off.")
+    return together
+
+
 def run_with_bar(
-    jobs: Sequence[Job], workers: int, folder: Path, what: str, check: Callable[[Job], object] | None = None
+    jobs: Sequence[Job],
+    workers: int,
+    folder: Path,
+    what: str,
+    check: Callable[[Job], object] | None = None,
+    together: int = 1,
 ) -> dict[str, str]:
     """Run jobs and count them; ``check`` is called for each that succeeded.
 
@@ -43,6 +69,7 @@ def run_with_bar(
         folder: of the comparison.
         what: the jobs are called beside the bar.
         check: what it raises ends the comparison.
+        together: how many train in one pass at most.
 
     Returns:
         Label of each job that failed → what went wrong.
@@ -59,5 +86,5 @@ def run_with_bar(
             elif check is not None:
                 check(job)
 
-        run_jobs(jobs, workers, folder / STAGES, on_end)
+        run_jobs(jobs, workers, folder / STAGES, on_end, together)
     return problems

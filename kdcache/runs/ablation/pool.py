@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,10 @@ class Job:
     arguments: dict[str, Any]
     shared: str = ""
     """Subfolder of the shared stages, where runs on other data must not share them."""
+
+
+Jobs = tuple[Job, ...]
+"""One, or several that train together."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class TrainingWork:
     methods: Mapping[str, str] = field(default_factory=dict)
     """Methods of one's own that another process has to import, by name."""
 
-    def start(self, worker: int) -> Callable[[Job, Callable[[JobEnded], None], StopFlag], None]:
+    def start(self, worker: int) -> Callable[[Jobs, Callable[[JobEnded], None], StopFlag], None]:
         """See ``kdcache.workers.Work``."""
         import torch
 
@@ -63,10 +67,16 @@ class TrainingWork:
         if worker > 0:
             logger.setLevel(max(logger.level, logging.WARNING))
 
-        def run(job: Job, emit: Callable[[JobEnded], None], stop: StopFlag) -> None:
+        def run(jobs: Jobs, emit: Callable[[JobEnded], None], stop: StopFlag) -> None:
             with once:
-                session.stages = self.stages / job.shared
-                emit(JobEnded(job, _train(job, session)))
+                session.stages = self.stages / jobs[0].shared
+                if len(jobs) == 1:
+                    emit(JobEnded(jobs[0], _train(jobs[0], session)))
+                else:
+                    from kdcache.runs.together import train_together
+
+                    calls = [(job.folder, job.arguments) for job in jobs]
+                    train_together(calls, session, lambda number, problem: emit(JobEnded(jobs[number], problem)))
 
         return run
 
@@ -75,7 +85,7 @@ Listener = Callable[[Job, str], None]
 """Told of each job that has ended, with what went wrong in one sentence, or an empty text."""
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener) -> None:
+def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener, together: int = 1) -> None:
     """Run all jobs; what ``listen`` raises ends it, and interrupted trainings keep their checkpoints.
 
     Each process holds the cached stream in memory from one job to the next, and takes over from ``stages`` what
@@ -86,6 +96,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener) 
         workers: processes, each with an equal share of the cores as torch threads; 1 stays in this one.
         stages: folder of trained stages that runs share.
         listen: told of every job that has ended.
+        together: how many that differ in numbers alone train in one pass at most.
 
     Raises:
         KdcacheError: a worker process died.
@@ -94,14 +105,28 @@ def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener) 
     def on_event(event: JobEnded) -> None:
         listen(event.job, event.problem)
 
-    workers = min(workers, len(jobs))
+    units = in_passes(jobs, together)
+    workers = min(workers, len(units))
     if workers > 1:
         for name in {job.arguments["method"] for job in jobs}:
             check_portable(name)
         work = TrainingWork(stages, max(1, cores() // workers), workers, origins())
-        Processes(work, workers, _on_death, interruptible=True).run(jobs, on_event, StopFlag())
+        Processes(work, workers, _on_death, interruptible=True).run(units, on_event, StopFlag())
     else:
-        Serial(TrainingWork(stages)).run(jobs, on_event, StopFlag())
+        Serial(TrainingWork(stages)).run(units, on_event, StopFlag())
+
+
+def in_passes(jobs: Sequence[Job], together: int) -> list[Jobs]:
+    """Jobs that train together, up to so many at once, where the first of them stands; the others alone."""
+    if together < 2:
+        return [(job,) for job in jobs]
+    from kdcache.runs.together import alike
+
+    units: dict[Hashable, list[Job]] = {}
+    for number, job in enumerate(jobs):
+        like = alike(job.folder, job.arguments)
+        units.setdefault(number if like is None else (job.shared, like), []).append(job)
+    return [tuple(unit[at : at + together]) for unit in units.values() for at in range(0, len(unit), together)]
 
 
 def _train(job: Job, session: Any) -> str:
@@ -117,10 +142,10 @@ def _train(job: Job, session: Any) -> str:
     return ""
 
 
-def _on_death(job: Job | None, events: Sequence[JobEnded], how: str) -> NoReturn:
+def _on_death(jobs: Jobs | None, events: Sequence[JobEnded], how: str) -> NoReturn:
     """A death is of all: it is most often the memory, which the next process would lack, too."""
-    what = f"The process that trained {job.label}" if job else "A process"
-    when = "" if job else " before its first training"
+    what = f"The process that trained {jobs[0].label}" if jobs else "A process"
+    when = "" if jobs else " before its first training"
     raise KdcacheError(
         f"{what} died ({how}){when}: check the free memory or take fewer workers; the same command goes on."
     )

@@ -72,6 +72,8 @@ class AblationProtocol:
     tune_validation: float = 0.2
     """Share of the training clips that the trials hold out with ``retrain``."""
     workers: int = 1
+    together: int = 1
+    """How many runs that differ in numbers alone train in one pass at most."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the call sets for all rows, with several values where it makes a grid; the rows have them already."""
 
@@ -143,7 +145,7 @@ def train_rows(protocol: AblationProtocol) -> None:
         )
         for row, replicate in final
     ]
-    ended = run_with_bar(jobs, p.workers, p.folder, "runs")
+    ended = run_with_bar(jobs, p.workers, p.folder, "runs", together=p.together)
     for (row, _), job in zip(final, jobs, strict=True):
         if job.label in ended:
             problems.setdefault(row.name, ended[job.label])
@@ -169,7 +171,7 @@ def _tune(p: AblationProtocol, calls: Calls) -> Tuned | None:
         return None
     _refuse_other_protocol(p)
     how = SearchSettings(count=count, seeds=p.tune_seeds, draws=p.tune_draws, min_steps=p.min_steps, widen=p.widen)
-    return choose(calls, p.folder, surveyed, how, p.workers)
+    return choose(calls, p.folder, surveyed, how, p.workers, p.together)
 
 
 def _refuse_other_protocol(p: AblationProtocol) -> None:

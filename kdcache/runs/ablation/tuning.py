@@ -76,6 +76,7 @@ class Search:
     folder: Path
     settings: SearchSettings
     workers: int = 1
+    together: int = 1
     groups: list[SearchGroup] = field(default_factory=list)
 
     def run(self, groups: Sequence[SearchGroup]) -> None:
@@ -96,7 +97,7 @@ class Search:
             return str(job.arguments["shards"])
 
         every = sorted((job for jobs in of_trial for job in jobs), key=shards)  # one cache after the other
-        problems = run_with_bar(every, self.workers, self.folder, "trials", lambda job: None)
+        problems = run_with_bar(every, self.workers, self.folder, "trials", None, self.together)
         for (group, trial), jobs in zip(trials, of_trial, strict=True):
             searched = next(m for m in group.members if m.row is trial.row)
             failed = [problems[job.label] for job in jobs if job.label in problems]
@@ -125,7 +126,9 @@ class Tuned:
     """What was searched: ``SearchGroup.described``."""
 
 
-def choose(calls: Calls, folder: Path, surveyed: Surveys, settings: SearchSettings, workers: int = 1) -> Tuned:
+def choose(
+    calls: Calls, folder: Path, surveyed: Surveys, settings: SearchSettings, workers: int = 1, together: int = 1
+) -> Tuned:
     """Train all trials, of teachers first, mark the best of each row on each split column, and write ``tuning.csv``.
 
     Its columns are ``row``, ``split_column``, ``trial``, ``lr``, ``epochs`` (of methods of several stages
@@ -137,7 +140,7 @@ def choose(calls: Calls, folder: Path, surveyed: Surveys, settings: SearchSettin
         OptionError: a method has nothing to tune.
     """
     problems = {name: known.problem for (name, _), known in surveyed.items() if known.problem}
-    search = Search(calls, folder, settings, workers)
+    search = Search(calls, folder, settings, workers, together)
 
     def survey_row(row: TableRow, column: str | None) -> RowSurvey:
         return survey(calls, calls(row, column, draw_numbers(calls.draws)[0], "trial", {}))
