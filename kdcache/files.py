@@ -6,12 +6,15 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"  # suffix of every file still being written; leftovers are safe to delete
+
+STALE_S = 24 * 3600.0  # a temporary file untouched for this long has no living writer, whatever its host
 
 _OURS = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(?P<pid>\d+)\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
 
@@ -25,6 +28,26 @@ def writer(name: str) -> int | None:
     """The process of this host that a ``temporary_name`` identifies; ``None`` for any other name."""
     ours = _OURS.fullmatch(name)
     return int(ours["pid"]) if ours else None
+
+
+def abandoned(path: Path) -> bool:
+    """Whether the writer of a temporary file is gone: a dead process of this host, or nothing written for a day.
+
+    Raises:
+        FileNotFoundError: its writer has just finished.
+    """
+    process = writer(path.name)
+    return time.time() - path.stat().st_mtime > STALE_S or (process is not None and not _alive(process))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

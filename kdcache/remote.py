@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit
 
 from kdcache.errors import OptionError, RemoteError
 from kdcache.log import logger
@@ -42,7 +41,7 @@ def is_address(text: str) -> bool:
 def without_scheme(text: str) -> str:
     """The path of a ``file://`` address; any other text as it is."""
     match = _SCHEME.match(text)
-    return unquote(urlsplit(text).path) if match is not None and match[1].lower() == "file" else text
+    return _unquoted("/" + text[match.end() :].partition("/")[2]) if match and match[1].lower() == "file" else text
 
 
 @dataclass(frozen=True)
@@ -104,16 +103,33 @@ class RemoteFile:
     version: str = ""
     """Changes with the content: an ETag, else the time of change; empty where there is neither."""
     folder: bool = False
-    ranges: bool = True
-    """Whether parts of the file can be read."""
+
+
+class FetchStopped(Exception):
+    """A transfer was given up because it was asked to stop."""
 
 
 class Remote:
-    """The file system that an address belongs to; a few bytes, to be made in each thread or process that needs one."""
+    """The file system that an address belongs to; a few bytes, to be made in each process that needs one."""
 
     def __init__(self, address: Address) -> None:
+        self.address = address
         self._scheme = address.scheme
         self._fs = _file_system(address)
+
+    @property
+    def lists(self) -> bool:
+        """Whether folders can be relied on to be listed; web servers may or may not."""
+        return self._scheme not in _WEB
+
+    def answers(self, address: Address) -> None:
+        """Nothing, where the host or bucket of an address answers at all; else ``RemoteError``."""
+        scheme, slashes, rest = address.url.partition("://")
+        try:
+            self.info(Address(f"{scheme}{slashes}{rest.partition('/')[0]}"))
+        except RemoteError as error:
+            if error.again:
+                raise
 
     def info(self, address: Address) -> RemoteFile:
         """Size and version of a file, or that it is a folder; ``RemoteError``."""
@@ -151,6 +167,13 @@ class Remote:
         """A small file; ``RemoteError``."""
         return bytes(self._tried(address, lambda: self._fs.cat_file(self._path(address))))
 
+    def gives_parts(self, address: Address) -> bool:
+        """Whether parts of a file can be read: a web server may send all of it instead."""
+        if self.lists:
+            return True
+        one = {"Range": "bytes=0-0"}
+        return bool(self._tried(address, lambda: self._fs.info(self._path(address), headers=one)).get("size") == 1)
+
     def read_parts(self, address: Address, parts: Sequence[tuple[int, int]]) -> list[bytes]:
         """Parts of a file that allows it, given as (start, length), read side by side; ``RemoteError``."""
         starts, stops = [a for a, _ in parts], [a + n for a, n in parts]
@@ -164,17 +187,18 @@ class Remote:
 
         return self._tried(address, fetch)
 
-    def fetch(self, address: Address, target: Path, size: int) -> None:
-        """A file of a known size into a new local one.
+    def fetch(self, address: Address, target: Path, size: int, stopped: Callable[[], bool] | None = None) -> None:
+        """A file of a known size into a new local one; it is given up where ``stopped`` says so.
 
         Raises:
+            FetchStopped: it was given up.
             RemoteError: it cannot be had, or something else arrived than ``size`` bytes.
             OSError: the local disk is full or cannot be written.
         """
         path = self._path(address)
 
         def once() -> None:
-            self._fs.get_file(path, str(target))
+            self._fs.get_file(path, str(target), callback=_watched(stopped))
             if (arrived := target.stat().st_size) != size:
                 raise OSError(f"{arrived} of {size} bytes arrived")
 
@@ -209,12 +233,12 @@ class Remote:
         if self._scheme in _WEB:
             head, slashes, rest = address.url.partition("://")
             host, slash, path = rest.partition("/")
-            return f"{head}{slashes}{host}{slash}{quote(path)}"
+            return f"{head}{slashes}{host}{slash}{_quoted(path)}"
         return str(self._fs._strip_protocol(address.url))
 
     def _key(self, name: str) -> str:
         """What a listing calls an entry, comparable with others."""
-        return unquote(name).rstrip("/") if self._scheme in _WEB else name.rstrip("/")
+        return _unquoted(name).rstrip("/") if self._scheme in _WEB else name.rstrip("/")
 
     def _tried(self, address: Address, call: Callable[[], Result]) -> Result:
         """The result of a call, which is repeated where the network is at fault."""
@@ -222,7 +246,7 @@ class Remote:
             try:
                 return call()
             except Exception as error:  # fsspec's file systems raise errors of many libraries
-                if isinstance(error, OSError) and error.errno in _LOCAL_DISK:
+                if isinstance(error, FetchStopped) or (isinstance(error, OSError) and error.errno in _LOCAL_DISK):
                     raise
                 problem = _problem(address, error, attempt)
                 if not problem.again or attempt == ATTEMPTS:
@@ -230,6 +254,31 @@ class Remote:
                 logger.warning("%s", f"{problem} Trying again ({attempt + 1} of {ATTEMPTS}).")
                 time.sleep(PAUSE_S * 2 ** (attempt - 1))
         raise AssertionError("unreachable")
+
+
+def _quoted(path: str) -> str:
+    """A path as it stands in an address of the web."""
+    from urllib.parse import quote  # not at the top: every command imports this file
+
+    return quote(path)
+
+
+def _unquoted(path: str) -> str:
+    from urllib.parse import unquote
+
+    return unquote(path)
+
+
+def _watched(stopped: Callable[[], bool] | None) -> Any:
+    """What fsspec tells of every block that arrives; it ends the transfer where ``stopped`` says so."""
+    from fsspec.callbacks import Callback
+
+    class Watch(Callback):  # type: ignore[misc]  # fsspec has no types
+        def call(self, *_: Any, **__: Any) -> None:
+            if stopped is not None and stopped():
+                raise FetchStopped
+
+    return Watch()
 
 
 def _file_system(address: Address) -> Any:
@@ -258,15 +307,19 @@ def _described(entry: dict[str, Any]) -> RemoteFile:
     if entry.get("type") == "directory":
         return RemoteFile(-1, folder=True)
     size = entry.get("size")
-    changed = next((entry[k] for k in ("LastModified", "last_modified", "mtime", "created") if entry.get(k)), "")
+    changed = next(
+        (entry[k] for k in ("LastModified", "last_modified", "Last-Modified", "mtime", "created") if entry.get(k)), ""
+    )
     version = str(entry.get("ETag") or entry.get("etag") or entry.get("md5Hash") or changed).strip('"')
     web = str(entry.get("name", "")).startswith(tuple(f"{scheme}://" for scheme in _WEB))
     page = web and entry.get("mimetype") == "text/html"
-    return RemoteFile(-1 if size is None else int(size), version, page, bool(entry.get("partial")) if web else True)
+    return RemoteFile(-1 if size is None else int(size), version, page)
 
 
 def _problem(address: Address, error: Exception, attempts: int) -> RemoteError:
     """What went wrong, as one sentence, and whether to try again."""
+    if address.scheme in _WEB and isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # fsspec calls every failure to describe a file of the web so
     status = getattr(error, "status", None)  # of aiohttp
     name = type(error).__name__
     if isinstance(error, FileNotFoundError) or status in (404, 410):

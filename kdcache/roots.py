@@ -1,4 +1,4 @@
-"""Data roots: the folders that the sources of a manifest are relative to, and which paths may not be named."""
+"""Data roots: the folders and addresses that sources are relative to, and which paths may not be named."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.errors import OptionError
+from kdcache.remote import Address, is_address, without_scheme
 
 Root = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
-"""One folder, several that are tried in order, or none where all sources are absolute."""
+"""One folder or address, several that are tried in order, or none where all sources are absolute."""
 
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|(https?|ftp|s3|gs|rtsp|file):/", re.IGNORECASE)
@@ -24,22 +25,34 @@ class Roots:
     Attributes:
         folders: in the order in which they are tried; nothing below them may lead out of them.
         allow_absolute: whether a source may be an absolute path, wherever that lies.
+        addresses: remote roots, tried after the folders.
     """
 
     folders: tuple[Path, ...] = ()
     allow_absolute: bool = False
+    addresses: tuple[Address, ...] = ()
 
     @classmethod
     def of(cls, root: Root, allow_absolute: bool = False) -> Roots:
-        """Roots as arguments give them."""
+        """Roots as arguments give them; ``OptionError`` for an address with credentials in it."""
         if root is None:
             return cls((), allow_absolute)
         each = [root] if isinstance(root, (str, os.PathLike)) else root
-        return cls(tuple(Path(folder) for folder in each), allow_absolute)
+        texts = [os.fspath(one) for one in each]
+        folders = tuple(Path(without_scheme(text)) for text in texts if not is_address(text))
+        return cls(folders, allow_absolute, tuple(Address.of(text) for text in texts if is_address(text)))
 
-    def check(self) -> Roots:
-        """These, if they are folders, of which there may be none where absolute paths are allowed; ``OptionError``."""
-        if not self.folders and not self.allow_absolute:
+    def check(self, remote: bool = False) -> Roots:
+        """These, if they are folders or, where these are taken, addresses, which are not looked at; ``OptionError``.
+
+        There may be none where absolute paths are allowed.
+        """
+        if self.addresses and not remote:
+            raise OptionError(
+                f"{self.addresses[0]}: sources are read again in every epoch here, so the data root must be a local "
+                "folder; copy them, or extract features from the address and train on those."
+            )
+        if not self.folders and not self.addresses and not self.allow_absolute:
             raise OptionError("No data root was given: pass --root with the folder that sources are relative to.")
         for folder in self.folders:
             if not folder.is_dir():
@@ -49,11 +62,11 @@ class Roots:
         return self
 
     def __str__(self) -> str:
-        return " or ".join(map(str, self.folders)) or "no root"
+        return " or ".join(map(str, (*self.folders, *self.addresses))) or "no root"
 
 
 def is_url(source: str) -> bool:
-    """Whether a source is an address (``https://…``, ``s3://…``), which is never fetched."""
+    """Whether a source is an address (``https://…``, ``s3://…``); only a root may be one."""
     return _URL.match(source) is not None
 
 
@@ -82,7 +95,7 @@ def _lexical(source: str, allow_absolute: bool) -> str | None:
     if "\0" in source:
         return f"source {source!r} holds a NUL character; remove it"
     if is_url(source):
-        return f"source {source!r} is an address, and only files are read; download it and give its path"
+        return f"source {source!r} is an address; give that of its folder as --root, and here the path below it"
     if is_absolute(source):
         if not allow_absolute:
             return (

@@ -97,7 +97,7 @@ class _Handler(SimpleHTTPRequestHandler):
         elif fault == "slow":
             time.sleep(1.0)
             self.close_connection = True
-        else:
+        elif not self._part(body=True):
             super().do_GET()
 
     def do_HEAD(self) -> None:
@@ -106,12 +106,27 @@ class _Handler(SimpleHTTPRequestHandler):
         fault = self.server.faults.get(self.path)
         if isinstance(fault, int) and fault < 500:
             self.send_error(fault)
-        else:
+        elif not self._part(body=False):
             super().do_HEAD()
+
+    def _part(self, body: bool) -> bool:
+        """Answer a request for a part of a file, if it is one and the server does."""
+        wanted = self.headers.get("Range", "").removeprefix("bytes=")
+        if not (self.server.parts and wanted):
+            return False
+        start, stop = map(int, wanted.split("-"))
+        content = (Path(self.directory) / self.path.lstrip("/")).read_bytes()
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{stop}/{len(content)}")
+        self.send_header("Content-Length", str(stop + 1 - start))
+        self.end_headers()
+        if body:
+            self.wfile.write(content[start : stop + 1])
+        return True
 
 
 class WebServer(ThreadingHTTPServer):
-    """Python's own file server; ``faults``: path → status, ``short`` or ``slow``."""
+    """Python's file server; ``faults``: path → status, ``short`` or ``slow``; ``parts``: it answers to ``Range``."""
 
     daemon_threads = True
 
@@ -119,6 +134,7 @@ class WebServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
         self.faults: dict[str, int | str] = {}
         self.requests: list[tuple[str, str]] = []
+        self.parts = False
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -69,7 +69,7 @@ def test_spans_of_one_source_have_ids_that_do_not_depend_on_other_rows(tmp_path)
         ("ClipID,source\nx,a.avi\n", "line 1: column 'clip_id' is missing (is it 'ClipID'?)"),
         ("source,label\na.avi,run\nb.avi,3\n", "line 2: label 'run' is not a whole number"),
         ("source,label,class\na.avi,run,walk\n", "line 1: label holds class names, and so does the column class"),
-        ("source\nhttps://example.com/a.mp4\n", "is an address, and only files are read; download it"),
+        ("source\nhttps://example.com/a.mp4\n", "is an address; give that of its folder as --root"),
         ("source\n/data/a.mp4\n", "is absolute; give it relative to the data root, or allow absolute paths with"),
         ('source\n""\n', "line 2: source is empty"),
     ],
@@ -149,7 +149,7 @@ def test_absolute_sources_are_taken_when_they_are_allowed(roots, tmp_path):
 
 def test_an_address_is_no_source(tmp_path):
     for source in ("https://example.com/a.mp4", "s3:/bucket/a.mp4"):
-        with pytest.raises(SourceError, match="an address, and only files are read"):
+        with pytest.raises(SourceError, match="an address, and only files are opened"):
             open_source(source)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ import click
 from kdcache.cluster.options import ENGINES
 from kdcache.errors import KdcacheError, OptionError
 from kdcache.log import logger, show_log
+from kdcache.remote import Address, is_address, without_scheme
 
 SOME_FAILED = 3  # exit status: the run ended, but clips are listed in failures.csv, or rows of a comparison failed
 STOPPED = 143  # exit status after SIGTERM or Ctrl-C: what was finished is kept
@@ -171,6 +174,24 @@ method_option = click.option(
 )
 
 
+class PlacePath(click.Path):
+    """A path, or an address such as ``s3://bucket/folder``, which stays text."""
+
+    _EACH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^:/]*(?::\d+)?[^:]*|[^:]+")
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check an address; ``OptionError`` for one with credentials in it."""
+        text = without_scheme(os.fspath(value))
+        return str(Address.of(text)) if is_address(text) else super().convert(text, param, ctx)
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        """Several in a variable have colons between them."""
+        return self._EACH.findall(rv)
+
+
 def _folders(context: click.Context, parameter: click.Parameter, value: tuple[Path, ...]) -> tuple[Path, ...] | None:
     return value or None
 
@@ -186,14 +207,16 @@ def _root_option(callback: Callable[..., Any], text: str) -> Callable[[Command],
         "--root",
         envvar="KDCACHE_DATA",
         multiple=True,
-        type=click.Path(path_type=Path),
+        type=PlacePath(),
         callback=callback,
         help=f"{text}  [env: KDCACHE_DATA]",
     )
 
 
-root_option = _root_option(_one_folder, "Folder that sources are relative to.")
-roots_option = _root_option(_folders, "Folder that sources are relative to; repeatable, and tried in that order.")
+root_option = _root_option(_one_folder, "Folder or address that sources are relative to.")
+roots_option = _root_option(
+    _folders, "Folder or address (s3://…) that sources are relative to; repeatable, and tried in that order."
+)
 
 
 def _workers(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
@@ -224,6 +247,17 @@ _WORKERS: list[Callable[[Any], Any]] = [
 def cluster_options(command: Any) -> Any:
     """How many workers, and where they are."""
     return functools.reduce(lambda made, option: option(made), reversed(_WORKERS), command)
+
+
+def source_cache_options(command: Command) -> Command:
+    """``--source-cache`` and ``--source-cache-gb`` of commands that read sources at addresses."""
+    folder = click.option(
+        "--source-cache",
+        type=FolderPath(),
+        help="Folder that sources at addresses are fetched into.  [default: ~/.cache/kdcache/sources]",
+    )
+    limit = click.option("--source-cache-gb", type=float, help="Gigabytes that these may take there.  [default: 20]")
+    return folder(limit(command))
 
 
 allow_absolute_option = click.option(

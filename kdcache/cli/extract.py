@@ -22,6 +22,7 @@ from kdcache.cli.common import (
     pairs,
     root_option,
     roots_option,
+    source_cache_options,
 )
 from kdcache.cli.explained import ExplainedCommand, of_dataset
 from kdcache.cli.fields import field_options
@@ -38,6 +39,7 @@ from kdcache.streams.settings import StreamSettings
 @click.option("--dataset", help="Make the manifest from a dataset's annotations; see `kdcache datasets`.")
 @roots_option
 @allow_absolute_option
+@source_cache_options
 @folder_option(default="out", show_default=True, help="The cache to fill.")
 @click.option("--stream", "streams", multiple=True, help="rgb, flow, flow-warped, idt or BACKBONE/LAYER; repeatable.")
 @click.option("--for", "method", metavar="METHOD", help="Exactly the streams that this method's stages read.")

@@ -29,6 +29,8 @@ from kdcache.manifest import read_manifest, validate
 from kdcache.progress import progress
 from kdcache.roots import Root, Roots
 from kdcache.runtime import cores, resolve_device
+from kdcache.sources import SourceCache
+from kdcache.sources.fetched import DEFAULT_GB
 from kdcache.splits import without_splits
 from kdcache.store import clean, load_places, scan
 from kdcache.store.failures import FILE, Failure, load_failures, update_failures
@@ -119,6 +121,8 @@ def extract(
     retry_failed: bool = False,
     part: tuple[int, int] = (1, 1),
     allow_absolute: bool = False,
+    source_cache: str | os.PathLike[str] | None = None,
+    source_cache_gb: float = DEFAULT_GB,
     bar: bool = True,
     **settings: Any,
 ) -> ExtractReport:
@@ -126,7 +130,8 @@ def extract(
 
     Args:
         manifest: a manifest file, or rows as ``read_manifest`` returns them.
-        root: the folder that ``source`` paths are relative to; or several, in which a source is looked for in turn.
+        root: the folder or address (``s3://…``, ``https://…``) that ``source`` paths are relative to; or several, in
+            which a source is looked for in turn.
         out: the cache: shards, ``manifest.csv`` and, if clips failed, ``failures.csv``.
         streams: what to cache, for example ``["i3d-rgb/mixed4a", "flow"]``.
         weights: backbone → checkpoint, folder of ``fit(…, cross_fit=K)`` or ``random:SEED``. With such a folder each
@@ -145,6 +150,8 @@ def extract(
         retry_failed: try clips again that failed before.
         part: ``(i, n)``: do the i-th of n parts of the plan, for job arrays.
         allow_absolute: sources may be absolute paths; nothing keeps these below a root.
+        source_cache: folder into which sources at addresses are fetched; default: in the user's cache folder.
+        source_cache_gb: gigabytes that these may take there.
         bar: show progress with clips/s and the time left.
         settings: sampling, views, precision and storage: the fields of ``kdcache.streams.settings.StreamSettings``.
 
@@ -153,9 +160,11 @@ def extract(
 
     Raises:
         ManifestError, OptionError, WeightsError, DeviceError: before any work.
+        RemoteError: a remote root cannot be reached or read.
         StoreError: the disk is too small or shards cannot be written.
     """
-    out, roots = Path(out), Roots.of(root, allow_absolute).check()
+    out, roots = Path(out), Roots.of(root, allow_absolute).check(remote=True)
+    fetched = SourceCache.of(source_cache, source_cache_gb) if roots.addresses else None
     if isinstance(manifest, (str, os.PathLike)):
         rows = read_manifest(manifest, root, allow_absolute=allow_absolute)
     else:
@@ -173,7 +182,7 @@ def extract(
     else:
         wanted = resolve(streams, chosen, weights)
     count = automatic_workers(1 if workers is None else workers) if cluster is None else asked_of(cluster, workers)
-    plan = _plan(rows, wanted, roots, out, count, lacking, retry_failed=retry_failed, dry_run=dry_run)
+    plan = _plan(rows, wanted, roots, fetched, out, count, lacking, retry_failed=retry_failed, dry_run=dry_run)
     for stream in wanted:
         missing = len(plan.missing.get(stream.name, {}))
         logger.debug("%s: recipe %s, shape %s, %d clips missing", stream.name, stream.digest, stream.shape, missing)
@@ -190,7 +199,7 @@ def extract(
     threads = max(1, cores() // count) if cluster is None else cluster.threads
     shown = (plan.sources, len(plan.units), count, threads, device)
     logger.debug("%d sources in %d units: %d workers of %d threads on %s", *shown)
-    config = WorkerConfig(out, tuple(wanted), device, batch, threads, codec)
+    config = WorkerConfig(out, tuple(wanted), device, batch, threads, codec, fetched)
     report.workers, report.threads = count, threads
     if dry_run:
         report.failures = plan.unreadable + plan.skipped
@@ -230,6 +239,7 @@ def _plan(
     rows: pd.DataFrame,
     streams: Sequence[Stream],
     roots: Roots,
+    fetched: SourceCache | None,
     out: Path,
     workers: int,
     lacking: Collection[str],
@@ -240,7 +250,8 @@ def _plan(
     if not dry_run:
         clean(out)
     sources = sources_of(rows, streams)
-    fingerprints, paths = fingerprint_sources(sources.unique().tolist(), roots, out / MEMORY, remember=not dry_run)
+    distinct = sources.unique().tolist()
+    fingerprints, paths = fingerprint_sources(distinct, roots, out / MEMORY, fetched, remember=not dry_run)
     for stream in streams:
         stream.check_sources(list(paths.values()))
     failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.errors import ClipError, KdcacheError
+from kdcache.errors import ClipError, KdcacheError, RemoteError
+from kdcache.extraction.fetching import readable
 from kdcache.extraction.plan import SHARD_BYTES, SHARD_SECONDS, Task, WorkUnit
 from kdcache.prefetch import prefetch
+from kdcache.sources import SourceCache
 from kdcache.store.failures import Failure
 from kdcache.store.quantised import Quantised
 from kdcache.store.writer import Committed, Record, commit_shard
@@ -80,6 +81,8 @@ class WorkerConfig:
     batch: int | None
     threads: int
     codec: str | None
+    sources: SourceCache | None = None
+    """Where sources at addresses are fetched into; None where all are local."""
 
 
 @dataclass
@@ -152,39 +155,51 @@ def run_unit(
             if held >= SHARD_BYTES or time.monotonic() - opened >= SHARD_SECONDS:
                 commit()
 
-    for item in prefetch(prepared(prefetch(decoded(unit, streams, config, stop), PREFETCH), streams), PREFETCH):
-        if not isinstance(item, ClipInputs):
-            emit(item)
-            continue
-        parts = tuple(stream.part_of(item.task.clip_id) for stream in features)
-        alike = waiting.setdefault(parts, [])
-        alike.append(item)
-        if sum(clip.segments for clip in alike) >= nets.batch:
-            finish(waiting.pop(parts))
+    unreachable: RemoteError | None = None
+    try:
+        for item in prefetch(prepared(prefetch(decoded(unit, streams, config, stop), PREFETCH), streams), PREFETCH):
+            if not isinstance(item, ClipInputs):
+                emit(item)
+                continue
+            parts = tuple(stream.part_of(item.task.clip_id) for stream in features)
+            alike = waiting.setdefault(parts, [])
+            alike.append(item)
+            if sum(clip.segments for clip in alike) >= nets.batch:
+                finish(waiting.pop(parts))
+    except RemoteError as error:  # the run ends, and what was decoded by then is kept
+        unreachable = error
     for alike in waiting.values():
         finish(alike)
     commit()
+    if unreachable is not None:
+        raise unreachable
 
 
 def decoded(
     unit: WorkUnit, streams: list[Stream], config: WorkerConfig, stop: StopFlag
 ) -> Iterator[tuple[Task, ClipData] | Failure | Started]:
     """Read each source of a unit once: its clips as they become complete, and those that cannot be had."""
-    for path, group in itertools.groupby(unit.tasks, key=lambda t: t.path):
-        if stop.is_set():
-            return
-        yield Started(path)
-        tasks = list(group)
-        left = dict(enumerate(tasks))
-        try:
-            for number, clip in streams[0].read([t.span for t in tasks], streams, config.threads):
-                task = left.pop(number)
-                yield _failure(task, "sample", clip) if isinstance(clip, ClipError) else (task, clip)
-                if stop.is_set():
-                    return
-        except (KdcacheError, MemoryError, cv2.error) as error:
-            for task in left.values():
-                yield _failure(task, "decode", error)
+    for source in readable(unit, config.sources, stop):
+        with source.hold:
+            if stop.is_set():
+                return
+            remote = source.tasks[0].path
+            yield Started(remote)
+            if source.error is not None:  # the network's fault is none of the clip's: without a key, it is tried again
+                yield from (t.failed("fetch", str(source.error))._replace(key="") for t in source.tasks)
+                continue
+            left = dict(enumerate(source.tasks))
+            spans = [replace(task.span, path=source.path) for task in source.tasks]
+            try:
+                for number, clip in streams[0].read(spans, streams, config.threads):
+                    task = left.pop(number)
+                    yield _failure(task, "sample", clip) if isinstance(clip, ClipError) else (task, clip)
+                    if stop.is_set():
+                        return
+            except (KdcacheError, MemoryError, cv2.error) as error:
+                for task in left.values():
+                    failure = _failure(task, "decode", error)
+                    yield failure._replace(reason=failure.reason.replace(source.path, remote))
 
 
 def prepared(

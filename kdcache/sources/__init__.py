@@ -6,7 +6,19 @@
 from __future__ import annotations
 
 from kdcache.sources.base import Source, SourceInfo
+from kdcache.sources.fetched import SourceCache, remote_fingerprint
 from kdcache.sources.opening import DECODERS, check, open_source
 from kdcache.sources.paths import find, fingerprint, inside
 
-__all__ = ["DECODERS", "Source", "SourceInfo", "check", "find", "fingerprint", "inside", "open_source"]
+__all__ = [
+    "DECODERS",
+    "Source",
+    "SourceCache",
+    "SourceInfo",
+    "check",
+    "find",
+    "fingerprint",
+    "inside",
+    "open_source",
+    "remote_fingerprint",
+]

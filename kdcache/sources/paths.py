@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from kdcache.errors import SourceError
 from kdcache.roots import Roots
 
+_HEAD = b"kdcache source 1\n"
 _EDGE, _BLOCK, _BLOCKS = 64 * 1024, 4 * 1024, 16
 
 
@@ -79,33 +81,43 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         SourceError: missing or unreadable.
     """
     name = os.fspath(path)
-    digest = hashlib.sha256(b"kdcache source 1\n")
     try:
         if os.path.isdir(name):
             with os.scandir(name) as entries:
-                files = sorted(
-                    (e.name, e.stat().st_size) for e in entries if not e.name.startswith(".") and e.is_file()
-                )
-            for entry, size in files:
-                digest.update(f"{entry}\0{size}\n".encode(errors="surrogateescape"))
-        elif not os.path.isfile(name) and os.path.exists(name):
+                files = [(e.name, e.stat().st_size) for e in entries if not e.name.startswith(".") and e.is_file()]
+            return fingerprint_of_folder(files)
+        if not os.path.isfile(name) and os.path.exists(name):
             raise SourceError(f"{name}: neither a file nor a folder; give a video or a folder of frames.")
-        else:
-            with open(name, "rb", buffering=0) as file:
-                _add_file(digest, file.fileno())
+        with open(name, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            return fingerprint_of_file(size, [os.pread(file.fileno(), n, start) for start, n in parts_read(size)])
     except SourceError:
         raise
     except OSError as error:
         raise SourceError(
             f"{name}: cannot be read ({error.strerror}); check that it exists and may be read."
         ) from error
+
+
+def parts_read(size: int) -> list[tuple[int, int]]:
+    """The parts (start, length) that name a file of that many bytes."""
+    spread = [(max(0, size - _BLOCK) * k // (_BLOCKS - 1), _BLOCK) for k in range(_BLOCKS)]
+    parts = [(0, _EDGE), (max(0, size - _EDGE), _EDGE), *spread]
+    return [(start, min(length, size - start)) for start, length in parts]
+
+
+def fingerprint_of_file(size: int, parts: Iterable[bytes]) -> str:
+    """As ``fingerprint``, of a file's size and the bytes of ``parts_read``."""
+    digest = hashlib.sha256(_HEAD)
+    digest.update(size.to_bytes(8, "little"))
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()[:32]
 
 
-def _add_file(digest: hashlib._Hash, fd: int) -> None:
-    size = os.fstat(fd).st_size
-    digest.update(size.to_bytes(8, "little"))
-    digest.update(os.pread(fd, _EDGE, 0))
-    digest.update(os.pread(fd, _EDGE, max(0, size - _EDGE)))
-    for k in range(_BLOCKS):
-        digest.update(os.pread(fd, _BLOCK, max(0, size - _BLOCK) * k // (_BLOCKS - 1)))
+def fingerprint_of_folder(files: Iterable[tuple[str, int]]) -> str:
+    """As ``fingerprint``, of the names and sizes of the files in a folder."""
+    digest = hashlib.sha256(_HEAD)
+    for entry, size in sorted(files):
+        digest.update(f"{entry}\0{size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:32]

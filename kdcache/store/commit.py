@@ -6,21 +6,19 @@ import errno
 import io
 import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from kdcache.files import PARTIAL, sync, temporary_name, writer
+from kdcache.files import PARTIAL, abandoned, sync, temporary_name
 from kdcache.store.layout import StrPath
 from kdcache.store.lock import locked
 
 QUARANTINED = ".damaged"  # suffix of a shard that verify --repair set aside
 
 _SHARD = re.compile(r"shard-(\d{5,})\.h5")
-_STALE_S = 24 * 3600.0  # a temporary file untouched for this long has no living writer, whatever its host
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -83,25 +81,13 @@ def clean(folder: StrPath) -> list[str]:
     """
     removed = []
     for path in sorted(Path(folder).glob(f".*{PARTIAL}")):
-        process = writer(path.name)
         try:
-            stale = time.time() - path.stat().st_mtime > _STALE_S
-            if stale or (process is not None and not _alive(process)):
+            if abandoned(path):
                 path.unlink()
                 removed.append(path.name)
         except FileNotFoundError:  # its writer has just finished
             continue
     return removed
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class Sink(io.RawIOBase):
