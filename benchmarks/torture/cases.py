@@ -46,6 +46,8 @@ class Outcome:
     seconds: float = 0.0
     peak: int = 0
     """Bytes of memory that the case took beyond what its process held before."""
+    times: int = 1
+    """How often it was disturbed (kills)."""
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:

@@ -89,7 +89,6 @@ def run(
     log: Path,
     fault: Fault | None = None,
     kill_after: float | None = None,
-    victim: Callable[[int], int] | None = None,
     setting: Callable[[], Any] = lambda: None,
     workers: bool = False,
 ) -> Ended:
@@ -100,46 +99,64 @@ def run(
         watched: folder whose changes are counted, and met by the fault.
         log: file that takes standard output and error.
         fault: what happens at which call.
-        kill_after: kill -9 after so many seconds.
-        victim: process group → process that is killed then; default the whole group.
+        kill_after: kill -9 of the whole process group after so many seconds.
         setting: called in the fork before the command, to make shards small.
         workers: the command starts new processes, which the fault meets too.
     """
     fault, library = fault or Fault(), ctypes.CDLL(None)
     library.torture_arm(os.fsencode(watched), ctypes.c_long(fault.call), fault.action, fault.number, int(fault.group))
     began = time.monotonic()
-    pid = _fork(arguments, watched, log, fault, setting, workers)
+    pid = _fork(arguments, log, setting, _environment(watched, fault) if workers else {})
     library.torture_arm(b"", ctypes.c_long(-1), NOTHING, 0, 0)
     library.torture_calls.restype = ctypes.c_long
-    end = began + (_HANG if kill_after is None else kill_after)
-    status, seconds, pause, usage = None, 0.0, 0.001, None
-    while status is None:
+    status, memory = _wait(pid, began + (_HANG if kill_after is None else kill_after))
+    seconds = time.monotonic() - began
+    _end_group(pid)
+    return Ended(status, log.read_text(errors="replace"), library.torture_calls(), seconds, memory)
+
+
+def together(
+    commands: Sequence[Sequence[str]], delays: Sequence[float], log: Path, setting: Callable[[], Any] = lambda: None
+) -> list[Ended]:
+    """Run commands at the same time, the i-th ``delays[i]`` seconds after the first."""
+    began = time.monotonic()
+    started = []
+    for number, arguments in sorted(enumerate(commands), key=lambda one: delays[one[0]]):
+        time.sleep(max(0.0, began + delays[number] - time.monotonic()))
+        own = log.with_suffix(f".{number}.log")
+        started.append((_fork(arguments, own, setting, {}), own))
+    ended = []
+    for pid, own in started:
+        status, memory = _wait(pid, began + _HANG)
+        _end_group(pid)
+        ended.append(Ended(status, own.read_text(errors="replace"), 0, time.monotonic() - began, memory))
+    return ended
+
+
+def _environment(watched: Path, fault: Fault) -> dict[str, str]:
+    """What arms processes that are started anew."""
+    return {"TORTURE_WATCH": str(watched), "TORTURE_CALL": str(fault.call), "TORTURE_ACTION": str(fault.action)}
+
+
+def _wait(pid: int, end: float) -> tuple[int, int]:
+    """Exit status and bytes of memory of a forked command, which is killed with its group when the time is over."""
+    pause = 0.001
+    while True:
         done, code, usage = os.wait4(pid, os.WNOHANG)
-        seconds = time.monotonic() - began
         if done:
-            status = os.waitstatus_to_exitcode(code)
-        elif time.monotonic() > end:
+            return os.waitstatus_to_exitcode(code), usage.ru_maxrss * 1024
+        if time.monotonic() > end:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(victim(pid), signal.SIGKILL) if victim and kill_after else os.killpg(pid, signal.SIGKILL)
-            end, seconds = began + 2 * _HANG, seconds
-        else:
-            time.sleep(pause)
-            pause = min(0.02, 1.5 * pause)
-    with contextlib.suppress(ProcessLookupError):  # workers whose parent was killed
-        os.killpg(pid, signal.SIGKILL)
-    _reap_group(pid)
-    output = log.read_text(errors="replace") if log.exists() else ""
-    memory = usage.ru_maxrss * 1024 if usage else 0
-    return Ended(status, output, library.torture_calls(), seconds, memory)
+                os.killpg(pid, signal.SIGKILL)
+        time.sleep(pause)
+        pause = min(0.02, 1.5 * pause)
 
 
-def _reap_group(group: int) -> None:
-    """Wait until no process of a killed group is left, so that none writes any more."""
+def _end_group(group: int) -> None:
+    """End workers whose parent was killed, and wait until none of them writes any more."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
     for _ in range(500):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
         if not _alive(group):
             return
         time.sleep(0.01)
@@ -156,9 +173,7 @@ def _alive(group: int) -> bool:
     return False
 
 
-def _fork(
-    arguments: Sequence[str], watched: Path, log: Path, fault: Fault, setting: Callable[[], Any], workers: bool
-) -> int:
+def _fork(arguments: Sequence[str], log: Path, setting: Callable[[], Any], environment: dict[str, str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -169,9 +184,7 @@ def _fork(
     status = 98
     try:
         os.setpgid(0, 0)
-        if workers:
-            os.environ |= {"TORTURE_WATCH": str(watched), "TORTURE_CALL": str(fault.call)}
-            os.environ["TORTURE_ACTION"] = str(fault.action)
+        os.environ |= environment
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(out, 1)
         os.dup2(out, 2)

@@ -72,7 +72,7 @@ def cache_result(folder: Path) -> Result:
             found[f"{stream} of {clip}"] = f"{row[f'{stream}:key']} {row[f'{stream}:digest']} {content}"
     rows = index.drop(columns=location_columns(list(index.columns))).sort_values("clip_id")
     found["rows"] = rows.to_csv(index=False)
-    found["failures"] = json.dumps(sorted(f"{f.clip_id} {f.stage}" for f in load_failures(folder / "out")))
+    found["failures"] = json.dumps(sorted({f"{f.clip_id} {f.stage}" for f in load_failures(folder / "out")}))
     report = verify(folder / "out", progress=False)
     found["verify"] = "ok" if report.ok else str(report)
     return found | leftovers(folder)
@@ -122,7 +122,8 @@ def forked_workers() -> None:
     mock.patch.object(workers, "multiprocessing", Forking()).start()
 
 
-def _extract(materials: Path, folder: Path, streams: list[str], count: int) -> list[list[str]]:
+def extract(materials: Path, folder: Path, streams: list[str], count: int) -> list[list[str]]:
+    """An extraction of the videos into ``folder/out``."""
     videos = materials / "videos"
     where = ["--manifest", str(videos / "clips.csv"), "--root", str(videos), "--out", str(folder / "out")]
     chosen = [part for stream in streams for part in ("--stream", stream)]
@@ -131,7 +132,7 @@ def _extract(materials: Path, folder: Path, streams: list[str], count: int) -> l
 
 
 def _extracts(streams: list[str], count: int) -> Callable[[Path, Path], list[list[str]]]:
-    return lambda materials, folder: _extract(materials, folder, streams, count)
+    return lambda materials, folder: extract(materials, folder, streams, count)
 
 
 STREAMS = ["rgb", f"{TINY}/pool"]
@@ -149,7 +150,7 @@ def _damaged(materials: Path, folder: Path) -> None:
 
 
 def _repair(materials: Path, folder: Path) -> list[list[str]]:
-    return [["verify", str(folder / "out"), "--repair"], *_extract(materials, folder, STREAMS, 1)]
+    return [["verify", str(folder / "out"), "--repair"], *extract(materials, folder, STREAMS, 1)]
 
 
 # Runs

@@ -23,8 +23,7 @@ def run(count: int, seed: int, seconds: float, folder: Path) -> Table:
     progress = Progress("kills", count, seed, folder)
     for number in progress.until(seconds):
         progress.add(case(server, seed, number))
-    kills = sum(int(outcome.how.split()[0]) for outcome in progress.table.outcomes if outcome.how[:1].isdigit())
-    progress.table.notes["kills"] = kills
+    progress.table.notes["kills"] = sum(outcome.times for outcome in progress.table.outcomes)
     return progress.table
 
 
@@ -64,4 +63,4 @@ def case(server: Server, seed: int, number: int) -> Outcome:
     taken = time.perf_counter() - began
     if verdict == SURVIVED:
         shutil.rmtree(folder)
-    return Outcome(number, kind, verdict, how, taken, peak)
+    return Outcome(number, kind, verdict, how, taken, peak, kills)
