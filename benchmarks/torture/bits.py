@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
-
 import kdcache
 from kdcache.engine import checkpoint
 from kdcache.log import logger
@@ -24,8 +22,9 @@ from torture import isolation, readers
 from torture.cases import FAILED, SILENT, SURVIVED, Outcome, Table, generator
 from torture.damage import damaged
 from torture.jobs import HEAD
-from torture.materials import all_layouts, features, register, videos
+from torture.materials import all_layouts, features, videos
 from torture.readers import Named, Served
+from torture.server import warm
 
 COUNT = 10_000
 ABOUT = "Bytes of stored files are changed: whoever uses them must say so, or serve what was written."
@@ -116,8 +115,7 @@ TARGETS = {
 
 def run(count: int, seed: int, seconds: float, folder: Path) -> Table:
     """See ``torture.cases``."""
-    register()
-    torch.set_num_threads(1)
+    warm()
     shutil.rmtree(folder / "copies", ignore_errors=True)
     limits = isolation.Limits(seconds=60, cases=200)
     table = isolation.run_cases("bits", count, seed, seconds, folder, lambda n: case(folder, seed, n), limits)

@@ -58,6 +58,15 @@ def alone(case: Callable[[], Outcome], limits: Limits) -> Outcome:
     return outcome
 
 
+_pipe: list[int] = []  # of a child to its parent
+
+
+def announce(kind: str) -> None:
+    """Say in a child what its case is about to do, in case it does not come back; its memory is measured from here."""
+    message = {"doing": kind, "base": reset_peak()}
+    os.write(_pipe[0], json.dumps(message).encode() + b"\n") if _pipe else None
+
+
 def _child(numbers: Sequence[int], case: Case, limits: Limits, end: float) -> Iterator[Outcome]:
     """Outcomes of the cases that one child finished, and of the one that ended it."""
     read, write = os.pipe()
@@ -70,7 +79,8 @@ def _child(numbers: Sequence[int], case: Case, limits: Limits, end: float) -> It
         _serve(write, numbers, case, end)
     os.close(write)
     running: int | None = numbers[0]  # what dies before its first case has tried it
-    began, base, buffer, why, taken, held = time.monotonic(), rss(pid), b"", "", 0.0, 0
+    kind, why, taken, held = "isolation", "", 0.0, 0
+    began, base, buffer = time.monotonic(), rss(pid), b""
     try:
         while not why:
             if select.select([read], [], [], _POLL)[0]:
@@ -82,6 +92,8 @@ def _child(numbers: Sequence[int], case: Case, limits: Limits, end: float) -> It
                     message = json.loads(text)
                     if "begin" in message:
                         running, began, base = message["begin"], time.monotonic(), message["base"]
+                    elif "doing" in message:
+                        kind, began, base = message["doing"], time.monotonic(), message["base"]
                     elif "end" in message:
                         running = None
                     else:
@@ -98,7 +110,7 @@ def _child(numbers: Sequence[int], case: Case, limits: Limits, end: float) -> It
             os.killpg(pid, signal.SIGKILL) if why or sys.exc_info()[0] else None
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if running is not None:
-        yield Outcome(running, "isolation", FAILED, why or f"the process died (status {status})", taken, held)
+        yield Outcome(running, kind, FAILED, why or f"the process died (status {status})", taken, held)
 
 
 def _judged(outcome: Outcome, limits: Limits) -> Outcome:
@@ -112,6 +124,7 @@ def _judged(outcome: Outcome, limits: Limits) -> Outcome:
 
 def _serve(pipe: int, numbers: Sequence[int], case: Case, end: float) -> None:
     """The child: tries cases until the numbers or the time are over, and never returns."""
+    _pipe[:] = [pipe]
     status = 1
     try:
         for number in numbers:
