@@ -60,6 +60,7 @@ from kdcache.streams.settings import StreamSettings
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done, its size and time; write nothing.")
 @click.option("--retry-failed", is_flag=True, help="Try clips again that are listed in failures.csv.")
+@click.option("--rehash", is_flag=True, help="Read all sources whole; redo the clips of those that have changed.")
 @json_option
 def extract(
     manifest: Path | None,

@@ -52,6 +52,8 @@ class WorkUnit:
 
     streams: tuple[str, ...]
     tasks: tuple[Task, ...]
+    hashed: frozenset[str] = frozenset()
+    """Paths of sources whose bytes are hashed on the way."""
 
     @property
     def sources(self) -> list[str]:

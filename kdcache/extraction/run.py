@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from kdcache.extraction.fitted import cross_fits, fitted_weights, incomparable, 
 from kdcache.extraction.local import run_units
 from kdcache.extraction.plan import Plan, Task, WorkUnit, make_plan, sources_of
 from kdcache.extraction.source_memory import FILE as MEMORY
-from kdcache.extraction.source_memory import fingerprint_sources
-from kdcache.extraction.worker import Computed, Done, Event, Recovered, WorkerConfig
+from kdcache.extraction.source_memory import add_contents, fingerprint_sources, without_content
+from kdcache.extraction.worker import Computed, Done, Event, Hashed, Recovered, WorkerConfig
 from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
 from kdcache.progress import progress
@@ -119,6 +119,7 @@ def extract(
     codec: str | None = None,
     dry_run: bool = False,
     retry_failed: bool = False,
+    rehash: bool = False,
     part: tuple[int, int] = (1, 1),
     allow_absolute: bool = False,
     source_cache: str | os.PathLike[str] | None = None,
@@ -148,6 +149,8 @@ def extract(
         codec: ``zstd`` compresses shards.
         dry_run: only plan; weights that are missing are reported and not fetched.
         retry_failed: try clips again that failed before.
+        rehash: read all sources from end to end, whatever ``sources.csv`` remembers, and redo the clips of those whose
+            bytes have changed.
         part: ``(i, n)``: do the i-th of n parts of the plan, for job arrays.
         allow_absolute: sources may be absolute paths; nothing keeps these below a root.
         source_cache: folder into which sources at addresses are fetched; default: in the user's cache folder.
@@ -182,7 +185,8 @@ def extract(
     else:
         wanted = resolve(streams, chosen, weights)
     count = automatic_workers(1 if workers is None else workers) if cluster is None else asked_of(cluster, workers)
-    plan = _plan(rows, wanted, roots, fetched, out, count, lacking, retry_failed=retry_failed, dry_run=dry_run)
+    how = {"retry_failed": retry_failed, "dry_run": dry_run, "rehash": rehash}
+    plan = _plan(rows, wanted, roots, fetched, out, count, lacking, **how)
     for stream in wanted:
         missing = len(plan.missing.get(stream.name, {}))
         logger.debug("%s: recipe %s, shape %s, %d clips missing", stream.name, stream.digest, stream.shape, missing)
@@ -214,7 +218,7 @@ def extract(
         save_parts(out, cross.assignment, cross.lists())
     fitted |= part_weights(wanted)
     save_fitted(out, {sha256: metadata.to_json() for sha256, metadata in fitted.items()})
-    ExtractionRun(rows, plan, report, bar).go(plan.units, config, count, cluster)
+    ExtractionRun(rows, plan, report, bar).go(_hashing(plan.units, out / MEMORY), config, count, cluster)
     return report
 
 
@@ -246,12 +250,15 @@ def _plan(
     *,
     retry_failed: bool,
     dry_run: bool,
+    rehash: bool,
 ) -> Plan:
     if not dry_run:
         clean(out)
     sources = sources_of(rows, streams)
     distinct = sources.unique().tolist()
-    fingerprints, paths = fingerprint_sources(distinct, roots, out / MEMORY, fetched, remember=not dry_run)
+    fingerprints, paths = fingerprint_sources(
+        distinct, roots, out / MEMORY, fetched, remember=not dry_run, rehash=rehash
+    )
     for stream in streams:
         stream.check_sources(list(paths.values()))
     failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}
@@ -263,6 +270,17 @@ def _plan(
     first = plan(load_places(out, names))
     # The index may lag behind the shards (a run was killed): only when something seems missing are they looked into.
     return plan(scan(out, names)) if first.units else first
+
+
+def _hashing(units: Sequence[WorkUnit], memory: Path) -> list[WorkUnit]:
+    """The units, of which the first that opens a source hashes it where that was not done before."""
+    left = set(without_content(memory, {task.path for unit in units for task in unit.tasks})) if units else set()
+    found = []
+    for unit in units:
+        here = frozenset(left.intersection(task.path for task in unit.tasks))
+        left -= here
+        found.append(replace(unit, hashed=here))
+    return found
 
 
 def _check_disk(out: Path, needed: int, codec: str | None) -> None:
@@ -286,6 +304,7 @@ class ExtractionRun:
         self._failures = {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
         planned = [task.clip_id for unit in plan.units for task in unit.tasks]
         self._judged = set(rows["clip_id"]).difference(planned, *(self._names(clip) for clip in planned))
+        self._contents: dict[tuple[str, int, int], str] = {}
         self._next_save = 0.0
         self._bar = progress("extract", plan.tasks, "clips", shown=bar and plan.tasks > 0)
 
@@ -307,14 +326,16 @@ class ExtractionRun:
                 self._failures[clip] = event._replace(clip_id=clip)
                 self._judged.add(clip)
             logger.warning("failed: %s (%s): %s", event.clip_id, event.stage, event.reason)
-            if time.monotonic() >= self._next_save:
-                self._save_failures()
+            self._save_now_and_then()
+        elif isinstance(event, Hashed):
+            self._contents[event.place] = event.content
         elif isinstance(event, Done):
             logger.debug("%s: %d clips", self._report.out / event.shard.name, len(event.tasks))
             self._report.shards.append(event.shard.name)
             for row, task in enumerate(event.tasks):
                 digests = {stream: event.shard.digests[stream][row] for stream in task.keys}
                 self._note_clip(task, event.shard.name, row, digests)
+            self._save_now_and_then()
         elif isinstance(event, Recovered):
             self._note_clip(event.task, event.shard, event.row, event.digests)
 
@@ -331,8 +352,15 @@ class ExtractionRun:
             for stream, key in clip.keys.items():
                 self._located[stream][clip.clip_id] = (shard, row, key, digests[stream])
 
-    def _save_failures(self) -> None:
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() >= self._next_save:
+            self._save_lists()
+
+    def _save_lists(self) -> None:
         began = time.monotonic()
+        if self._contents:
+            add_contents(self._report.out / MEMORY, self._contents)
+            self._contents.clear()
         streams = self._located.keys()
         update_failures(
             self._report.out, self._failures.values(), lambda f: f.clip_id in self._judged and f.concerns(streams)
@@ -343,5 +371,5 @@ class ExtractionRun:
     def _save(self) -> None:
         clean(self._report.out)  # of workers that died
         self._report.failures = list(self._failures.values())
-        self._save_failures()
+        self._save_lists()
         update_index(self._report.out, self._rows, self._located, self._plan.missing)

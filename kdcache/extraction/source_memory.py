@@ -1,10 +1,18 @@
-"""``sources.csv``: what sources were when they were last looked at, so that an unchanged file is not read again."""
+"""``sources.csv``: what sources were when they were last looked at, so that an unchanged one is not read again.
+
+A fingerprint names a source by samples of it, in a fraction of a millisecond. Beside it stands a digest of all its
+bytes, taken by the worker that decodes it, when they are in memory anyway. Where a source's time of change is another
+than remembered, all its bytes are hashed again: other bytes under a fingerprint that is known get another one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from kdcache.csv_text import BrokenTable, read_table, table_text
 from kdcache.errors import KdcacheError, RemoteError, SourceError
@@ -13,25 +21,50 @@ from kdcache.files import atomic
 from kdcache.log import logger
 from kdcache.progress import counted
 from kdcache.roots import Roots
-from kdcache.sources import SourceCache, find, fingerprint
+from kdcache.sources import SourceCache, content_digest, find, fingerprint, signature
 from kdcache.store.lock import locked
 
 FILE = "sources.csv"
-COLUMNS = ("path", "size", "mtime_ns", "fingerprint")
+_NEEDED = ("path", "size", "mtime_ns", "fingerprint")
+_COLUMNS = (*_NEEDED, "content", "check")
+
+
+class Look(NamedTuple):
+    """What a source was."""
+
+    path: str
+    size: int
+    changed: int
+    """Of a file its time of change in ns; of a folder a digest of the names, sizes and times of its files."""
+    fingerprint: str
+    content: str = ""
+    """Digest of all its bytes; empty where it was never taken, as by version 0.1."""
+
+    @property
+    def place(self) -> Signature:
+        """What must be as it was for the rest to hold."""
+        return self.path, self.size, self.changed
 
 
 def fingerprint_sources(
-    sources: Sequence[str], roots: Roots, memory: Path, cache: SourceCache | None = None, *, remember: bool = True
+    sources: Sequence[str],
+    roots: Roots,
+    memory: Path,
+    cache: SourceCache | None = None,
+    *,
+    remember: bool = True,
+    rehash: bool = False,
 ) -> tuple[dict[str, str | KdcacheError], dict[str, str]]:
     """Content fingerprints of all sources, remembering those of files whose size and time of change are as they were.
 
     Args:
         sources: paths as in the manifest.
         roots: what they are relative to.
-        memory: CSV file that keeps (path, size, mtime_ns, fingerprint) from call to call; of an address, ``mtime_ns``
-            is a number made of its version (``kdcache.extraction.remote_sources``).
+        memory: CSV file that keeps a row a source from call to call; of an address, ``mtime_ns`` is a number made of
+            its version (``kdcache.extraction.remote_sources``).
         cache: where sources of remote roots are fetched into.
-        remember: write what is new into it.
+        remember: write what is new into the memory.
+        rehash: read every source of this machine from end to end, whatever is remembered of it.
 
     Returns:
         source → fingerprint or the error that it gave, and source → absolute path or address.
@@ -41,11 +74,12 @@ def fingerprint_sources(
     """
     known = load_memory(memory)
     local = sources if not roots.addresses else [s for s in sources if roots.folders or os.path.isabs(s)]
-    found, paths, new = _local(local, roots, known)
+    found, paths, new = _local(local, roots, known, rehash)
+    versions = {place: look.fingerprint for place, look in known.items()}
     for address in roots.addresses:
         relative = [source for source in sources if not os.path.isabs(source)]
-        theirs, more = remote_fingerprints(relative, address, known, cache or SourceCache.of(None))
-        new |= more
+        theirs, more = remote_fingerprints(relative, address, versions, cache or SourceCache.of(None))
+        new |= {place: Look(*place, fingerprint) for place, fingerprint in more.items()}
         for source, answer in theirs.items():
             here = found.get(source)
             if here is None or _missing(here, source, roots):
@@ -60,7 +94,7 @@ def fingerprint_sources(
                 )
             elif isinstance(answer, KdcacheError):
                 found[source] = answer
-    if remember and new:
+    if remember and any(known.get(place) != look for place, look in new.items()):
         _add(memory, new)
     return found, paths
 
@@ -73,22 +107,21 @@ def _missing(answer: str | KdcacheError, source: str, roots: Roots) -> bool:
 
 
 def _local(
-    sources: Sequence[str], roots: Roots, known: Mapping[Signature, str]
-) -> tuple[dict[str, str | KdcacheError], dict[str, str], dict[Signature, str]]:
+    sources: Sequence[str], roots: Roots, known: Mapping[Signature, Look], rehash: bool
+) -> tuple[dict[str, str | KdcacheError], dict[str, str], dict[Signature, Look]]:
     """Fingerprints or errors, and paths, of sources on this machine, and what is new."""
     found: dict[str, str | KdcacheError] = {}
     paths: dict[str, str] = {}
-    new: dict[Signature, str] = {}
+    fresh: dict[str, Look] = {}
     for source in counted("fingerprints", sources, "sources"):
         try:
             path = find(roots, source)
             paths[source] = str(path)
-            stat = os.stat(path)
-            signature = (str(path), stat.st_size, stat.st_mtime_ns)
-            digest = known.get(signature) if path.is_file() else None
-            found[source] = digest or fingerprint(path)
-            if path.is_file() and digest is None:
-                new[signature] = str(found[source])
+            place = (str(path), *signature(path))
+            if place in known and not rehash:
+                found[source] = known[place].fingerprint
+            else:
+                fresh[source] = Look(*place, fingerprint(path))
         except FileNotFoundError:
             found[source] = SourceError(
                 f"{paths[source]}: no such file; put it there or remove its rows from the manifest."
@@ -97,29 +130,99 @@ def _local(
             found[source] = error
         except OSError as error:
             found[source] = SourceError(f"{paths.get(source, source)}: cannot be read ({error.strerror}); check it.")
+    new: dict[Signature, Look] = {}
+    for source, look in _told_apart(fresh, known.values(), rehash):
+        found[source] = look if isinstance(look, KdcacheError) else look.fingerprint
+        if isinstance(look, Look):
+            new[look.place] = look
     return found, paths, new
 
 
-def load_memory(memory: Path) -> dict[Signature, str]:
+def _told_apart(
+    fresh: Mapping[str, Look], known: Iterable[Look], rehash: bool
+) -> Iterable[tuple[str, Look | SourceError]]:
+    """Sources that were not remembered, with fingerprints that differ wherever their bytes do from what is known."""
+    first: dict[str, str] = {}  # fingerprint → digest of the content that has it
+    seen: set[str] = set()
+    moved: dict[tuple[int, int], Look] = {}
+    for look in known:
+        seen.add(look.fingerprint)
+        if look.content:
+            first.setdefault(look.fingerprint, look.content)
+            moved[look.size, look.changed] = look
+    paths = {(look.path, look.fingerprint) for look in fresh.values()}
+    shared = Counter(one for _, one in paths)
+    for source, look in fresh.items():
+        sampled = look.fingerprint
+        before = moved.get((look.size, look.changed))
+        alike = before is not None and before.fingerprint in (sampled, _other(sampled, before.content))
+        if before is not None and alike and not rehash and Path(look.path).is_file():  # moved; folders need more
+            yield source, look._replace(fingerprint=before.fingerprint, content=before.content)
+            continue
+        if not (rehash or sampled in seen or shared[sampled] > 1):
+            yield source, look
+            continue
+        try:
+            content = content_digest(look.path)
+        except SourceError as error:
+            yield source, error
+            continue
+        if first.setdefault(sampled, content) != content:
+            logger.debug("%s: other bytes than those known by %s", look.path, sampled)
+            look = look._replace(fingerprint=_other(sampled, content))
+        yield source, look._replace(content=content)
+
+
+def _other(sampled: str, content: str) -> str:
+    """Fingerprint of a content whose samples are those of another."""
+    return hashlib.sha256(f"{sampled}|{content}".encode()).hexdigest()[:32]
+
+
+def load_memory(memory: Path) -> dict[Signature, Look]:
     """What is remembered; of a file that cannot be read, nothing, for everything in it can be had again."""
     try:
-        rows = read_table(memory, COLUMNS)
-        return {(row["path"], int(row["size"]), int(row["mtime_ns"])): row["fingerprint"] for row in rows}
+        rows = read_table(memory, _NEEDED)
+        looks = [
+            Look(row["path"], int(row["size"]), int(row["mtime_ns"]), row["fingerprint"], row.get("content", ""))
+            for row in rows
+        ]
     except FileNotFoundError:
         return {}
     except (BrokenTable, ValueError) as error:
         logger.warning("%s: %s; it is written anew", memory, error)
         return {}
+    whole = [look for look, row in zip(looks, rows, strict=True) if row.get("check", "") in ("", _check(look))]
+    return {look.place: look for look in whole}
 
 
-def _add(memory: Path, new: dict[Signature, str]) -> None:
+def without_content(memory: Path, paths: Iterable[str]) -> frozenset[str]:
+    """Of these sources, those whose bytes were never hashed as they are now remembered."""
+    known = load_memory(memory).values()
+    return frozenset(paths) - {look.path for look in known if look.content}
+
+
+def add_contents(memory: Path, contents: Mapping[Signature, str]) -> None:
+    """Remember digests of sources; those that have changed since they were fingerprinted are left out."""
+    known = load_memory(memory)
+    new = {place: known[place]._replace(content=content) for place, content in contents.items() if place in known}
+    if any(known[place] != look for place, look in new.items()):
+        _add(memory, new)
+
+
+def _add(memory: Path, new: Mapping[Signature, Look]) -> None:
     """Write new rows, beside those that others may have written meanwhile; a disk that refuses loses only a memory."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         with locked(memory.parent):
-            rows = load_memory(memory) | new
+            looks = {**load_memory(memory), **new}.values()
+            rows = [(*map(str, look), _check(look)) for look in looks]
             with atomic(memory) as temporary:
-                text = table_text(COLUMNS, [(path, str(size), str(time), f) for (path, size, time), f in rows.items()])
+                text = table_text(_COLUMNS, rows)
                 temporary.write_text(text, encoding="utf-8", newline="", errors="backslashreplace")
     except OSError as error:
         logger.warning("%s: not written (%s), so the next call reads sources again", memory, error.strerror or error)
+
+
+def _check(look: Look) -> str:
+    """Of a row: a flipped bit of a fingerprint would be believed for ever."""
+    return hashlib.sha256("|".join(map(str, look)).encode(errors="backslashreplace")).hexdigest()[:8]

@@ -16,7 +16,7 @@ from kdcache.errors import ClipError, KdcacheError, RemoteError
 from kdcache.extraction.fetching import readable
 from kdcache.extraction.plan import SHARD_BYTES, SHARD_SECONDS, Task, WorkUnit
 from kdcache.prefetch import prefetch
-from kdcache.sources import SourceCache
+from kdcache.sources import SourceCache, content_digest, signature
 from kdcache.store.failures import Failure
 from kdcache.store.quantised import Quantised
 from kdcache.store.writer import Committed, Record, commit_shard
@@ -35,6 +35,15 @@ class Started:
     """A source is being opened; if the worker dies now, this is the one to blame."""
 
     path: str
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """All bytes of a source were read."""
+
+    place: tuple[str, int, int]
+    """Its path, size and time of change; see ``kdcache.sources.signature``."""
+    content: str
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Recovered:
         return self.task.clip_id
 
 
-Event = Started | Failure | Computed | Done | Recovered
+Event = Started | Hashed | Failure | Computed | Done | Recovered
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,7 @@ def run_unit(
 
 def decoded(
     unit: WorkUnit, streams: list[Stream], config: WorkerConfig, stop: StopFlag
-) -> Iterator[tuple[Task, ClipData] | Failure | Started]:
+) -> Iterator[tuple[Task, ClipData] | Failure | Started | Hashed]:
     """Read each source of a unit once: its clips as they become complete, and those that cannot be had."""
     for source in readable(unit, config.sources, stop):
         with source.hold:
@@ -191,6 +200,8 @@ def decoded(
             left = dict(enumerate(source.tasks))
             spans = [replace(task.span, path=source.path) for task in source.tasks]
             try:
+                if source.path in unit.hashed:
+                    yield Hashed((source.path, *signature(source.path)), content_digest(source.path))
                 for number, clip in streams[0].read(spans, streams, config.threads):
                     task = left.pop(number)
                     yield _failure(task, "sample", clip) if isinstance(clip, ClipError) else (task, clip)
@@ -203,11 +214,11 @@ def decoded(
 
 
 def prepared(
-    items: Iterator[tuple[Task, ClipData] | Failure | Started], streams: list[Stream]
-) -> Iterator[ClipInputs | Failure | Started]:
+    items: Iterator[tuple[Task, ClipData] | Failure | Started | Hashed], streams: list[Stream]
+) -> Iterator[ClipInputs | Failure | Started | Hashed]:
     """Compute everything of each clip that needs no network."""
     for item in items:
-        if isinstance(item, (Failure, Started)):
+        if isinstance(item, (Failure, Started, Hashed)):
             yield item
             continue
         task, clip = item

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from kdcache.sources.base import Source, SourceInfo
+from kdcache.sources.content import content_digest, signature
 from kdcache.sources.fetched import SourceCache, remote_fingerprint
 from kdcache.sources.opening import DECODERS, check, open_source
 from kdcache.sources.paths import find, fingerprint, inside
@@ -16,9 +17,11 @@ __all__ = [
     "SourceCache",
     "SourceInfo",
     "check",
+    "content_digest",
     "find",
     "fingerprint",
     "inside",
     "open_source",
     "remote_fingerprint",
+    "signature",
 ]
