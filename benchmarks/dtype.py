@@ -35,7 +35,7 @@ from kdcache.log import quiet
 from kdcache.manifest import validate
 from kdcache.store import Cache, Record, commit_shard, update_index
 from kdcache.store.quantised import quantise
-from kdcache.store.reader import Shard
+from kdcache.store.shard import Shard
 from kdcache.streams import axes_of
 from kdcache.streams.sharing import shared_axes
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
+import h5py
 import numpy as np
 import pandas as pd
 
 from kdcache.manifest import validate
-from kdcache.recipe import digest
+from kdcache.recipe import canonical, digest
 from kdcache.store import Committed, Record, commit_shard, update_index
+from kdcache.store.hdf5_guard import ATTRIBUTES
+from kdcache.store.layout import tables_digest
 
 FEATURE, FLOW, RGB, RAW = "i3d-rgb/mixed4a", "flow", "rgb", "raw"
 RECIPES: dict[str, dict[str, Any]] = {
@@ -104,6 +110,25 @@ def flip(path: Path, offset: int) -> None:
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 0x55]))
+
+
+@contextmanager
+def resealed(path: Path) -> Iterator[Any]:
+    """A shard opened for changes, after which its own digests, which have no key, are made to fit."""
+    with h5py.File(path, "r+") as file:
+        yield file
+        streams = json.loads(bytes(file.attrs["recipes"]))
+        file.attrs["recipe_digests"] = np.bytes_(canonical({s: digest(r) for s, r in streams.items()}))
+        data = {s if r.get("layout") == "fixed" else f"{s}/data" for s, r in streams.items() if isinstance(r, dict)}
+        tables: dict[str, Any] = {}
+
+        def take(at: str, found: Any) -> None:
+            if isinstance(found, h5py.Dataset) and at not in data and found.nbytes < 2**20:
+                tables[at] = found[()]
+
+        file.visititems(take)
+        texts = [bytes(file.attrs[a]).decode() for a in ATTRIBUTES]
+        file.attrs["tables_digest"] = np.bytes_(tables_digest(texts, tables))
 
 
 def recipe_digest(stream: str) -> str:

@@ -35,6 +35,7 @@ from kdcache.runs.ablation.survey import RowSurvey
 from kdcache.runs.ablation.trials import SearchedRow
 from kdcache.runs.presets import TableRow
 from kdcache.runs.train import Run, Session, train
+from kdcache.store import reindex
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -273,6 +274,7 @@ def test_draws_may_be_splits_with_files_of_their_own(shards, tmp_path):
     named = pd.read_csv(tmp_path / "draw-1" / "manifest.csv", dtype=str)
     named["label"] = named["label"].replace("20", "10")
     named.to_csv(tmp_path / "draw-1" / "manifest.csv", index=False)
+    reindex(tmp_path / "draw-1", keep_edits=True)
     with pytest.raises(OptionError, match=r"draw-1 holds other clips than .*draw-0, of other classes"):
         kdcache.ablate("early", out=tmp_path / "other", **call)
 

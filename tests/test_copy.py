@@ -11,7 +11,7 @@ from store_cases import FEATURE, add
 
 import kdcache
 from kdcache.errors import RemoteError, StoreError
-from kdcache.store import copying, verify
+from kdcache.store import copying, reindex, verify
 from kdcache.store.places import Folder
 
 
@@ -40,7 +40,7 @@ def test_to_a_bucket_and_back(cache, bucket, tmp_path):
     there = f"{bucket.url}/caches/one"
     report = kdcache.copy(cache, there, verify=True, bar=False)
     assert {f"caches/one/{name}" for name in [*content(cache), copying.RECORD]} == set(bucket.keys())
-    assert (report.files, len(report.sent), report.verified) == (6, 6, 6)
+    assert (report.files, len(report.sent), report.verified) == (7, 7, 7)
     assert report.bytes == sum(map(len, content(cache).values()))
     kdcache.copy(there, tmp_path / "back", bar=False)
     assert content(tmp_path / "back") == content(cache)
@@ -153,5 +153,20 @@ def test_the_command(cache, tmp_path):
 
     done = CliRunner().invoke(main, ["copy", str(cache), (tmp_path / "copy").as_uri(), "--json"])
     assert done.exit_code == 0, done.output
-    assert len(json.loads(done.stdout)["sent"]) == 6
+    assert len(json.loads(done.stdout)["sent"]) == 7
     assert content(tmp_path / "copy") == content(cache)
+
+
+def test_an_index_that_changes_meanwhile_is_copied_with_its_own_digest(cache, tmp_path, monkeypatch):
+    """The list of digests is read beside the index, and sent with it, not as it is when all shards have been sent."""
+    take = Folder.take
+
+    def late(self, name, make, ready=None):
+        if name == "shard-00000.h5":
+            reindex(cache)
+            (cache / "manifest.csv.sha256").write_text("0" * 64 + "  manifest.csv\n")
+        return take(self, name, make, ready)
+
+    monkeypatch.setattr(Folder, "take", late)
+    kdcache.copy(cache, tmp_path / "copy", bar=False)
+    assert kdcache.Cache(tmp_path / "copy").verify().ok

@@ -19,7 +19,7 @@ from store_cases import FEATURE, FLOW, RGB, add, flip, key, manifest, name, payl
 from kdcache.errors import OptionError, StoreError
 from kdcache.store import Cache, Record, clean, commit_shard, load_index, reindex, scan, update_index, verify
 from kdcache.store.commit import shard_files
-from kdcache.store.reader import Shard, open_shard
+from kdcache.store.shard import Shard, open_shard
 
 HERE = Path(__file__).parent
 
@@ -289,6 +289,7 @@ def test_a_missing_shard_and_a_wrong_place_are_named(tmp_path):
     (tmp_path / "shard-00001.h5").unlink()
     index = tmp_path / "manifest.csv"
     index.write_text(index.read_text().replace("shard-00000.h5,1,", "shard-00000.h5,2,"))
+    (tmp_path / "manifest.csv.sha256").unlink()  # as in a cache of version 0.1
     report = verify(tmp_path, repair=True)
     assert {d.clip_id: d.reason for d in report.lost} == {
         name(1): "shard-00000.h5 holds something else there",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,10 @@ import pandas as pd
 import pytest
 from store_cases import FEATURE, FLOW, RECIPES, RGB, SHAPE, add, key, manifest, name, payload, recipes, record, row
 
-from kdcache.errors import StoreError
+from kdcache.errors import ManifestError, StoreError
 from kdcache.manifest import read_manifest, validate
 from kdcache.recipe import digest
-from kdcache.store import Cache, commit_shard, load_index, load_places, reindex, scan, update_index
+from kdcache.store import Cache, commit_shard, load_index, load_places, reindex, scan, update_index, verify
 
 STREAMS = (FEATURE, FLOW, RGB)
 
@@ -130,15 +132,17 @@ def test_reindex_takes_the_latest_cut_of_a_clip(tmp_path):
     assert cache.has(FLOW)[place]
 
 
-def test_an_index_saved_by_pandas_still_reads(tmp_path):
+def test_an_index_saved_by_pandas_reads_once_that_is_accepted(tmp_path):
     add(tmp_path, range(3))
     update_index(tmp_path, manifest(range(4, 5)), {})
     table = pd.read_csv(tmp_path / "manifest.csv")
     table.to_csv(tmp_path / "manifest.csv", index=False)
     assert "shard-00000.h5,2.0," in (tmp_path / "manifest.csv").read_text()
+    reindex(tmp_path, keep_edits=True)
     np.testing.assert_array_equal(Cache(tmp_path).read(FEATURE, [name(2)])[0], payload(FEATURE, 2))
     assert load_places(tmp_path, [FLOW]) == scan(tmp_path, [FLOW])
-    (tmp_path / "manifest.csv").write_text((tmp_path / "manifest.csv").read_text().replace(",2.0,", ",two,"))
+    (tmp_path / "manifest.csv").write_text((tmp_path / "manifest.csv").read_text().replace("h5,2,", "h5,two,"))
+    (tmp_path / "manifest.csv.sha256").unlink()  # as in a cache of version 0.1
     with pytest.raises(StoreError, match=r"not a number .*'two'.*kdcache reindex"):
         Cache(tmp_path)
 
@@ -195,3 +199,145 @@ def test_shapes_that_differ_under_one_recipe_are_refused(tmp_path):
     update_index(tmp_path, manifest(range(2, 3)), commit_shard(tmp_path, [item], recipes((FEATURE,))).located)
     with pytest.raises(StoreError, match=r"shard-00001\.h5: does not fit"):
         Cache(tmp_path).shape(FEATURE)
+
+
+# --- the digest of the index ----------------------------------------------------------------------------------------
+
+
+def _edit(folder: Path, old: str, new: str) -> None:
+    path = folder / "manifest.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_sha256sum_reads_the_digest(tmp_path):
+    add(tmp_path, range(3))
+    expected = hashlib.sha256((tmp_path / "manifest.csv").read_bytes()).hexdigest()
+    assert (tmp_path / "manifest.csv.sha256").read_text() == f"{expected}  manifest.csv\n"
+
+
+EDITS = {
+    "a label": (",0.1,0,", ",0.1,2,"),
+    "an id": (name(1), name(1) + "x"),
+    "a column": (f"{FLOW}:row", f"{FLOW}:sow"),
+    "a text": ("left", "lift"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), EDITS.values(), ids=EDITS.keys())
+def test_a_changed_index_is_refused_and_says_the_ways_out(tmp_path, old, new):
+    add(tmp_path, range(3))
+    before = load_index(tmp_path)
+    _edit(tmp_path, old, new)
+    message = r"manifest\.csv: has changed since kdcache wrote it.*reindex .* --keep-edits.*rebuilds it"
+    for read in (
+        Cache,
+        load_index,
+        lambda f: load_places(f, STREAMS),
+        lambda f: update_index(f, before, {}),
+    ):
+        with pytest.raises(StoreError, match=message):
+            read(tmp_path)
+    report = verify(tmp_path)
+    assert not report.ok
+    assert "has changed since kdcache wrote it" in report.index or "lacks its column" in report.index
+    assert verify(tmp_path, repair=True).repaired
+    pd.testing.assert_frame_equal(load_index(tmp_path), before)
+    assert verify(tmp_path).ok
+
+
+def test_edits_are_kept_when_that_is_asked_for(tmp_path):
+    add(tmp_path, range(3))
+    _edit(tmp_path, *EDITS["a text"])
+    reindex(tmp_path, keep_edits=True)
+    assert Cache(tmp_path).clips["hand"].tolist() == ["lift", "left", "left"]
+    assert verify(tmp_path).ok
+    _edit(tmp_path, *EDITS["a column"])
+    with pytest.raises(StoreError, match=rf"stream '{FLOW}' lacks its column '{FLOW}:row'"):
+        reindex(tmp_path, keep_edits=True)
+
+
+def test_a_cache_without_a_digest_works_and_gets_one(tmp_path):
+    add(tmp_path, range(3))
+    (tmp_path / "manifest.csv.sha256").unlink()
+    _edit(tmp_path, *EDITS["a text"])
+    assert Cache(tmp_path).has(FLOW).all()
+    assert verify(tmp_path).ok
+    add(tmp_path, range(3, 4))
+    _edit(tmp_path, "lift", "left")
+    with pytest.raises(StoreError, match="has changed"):
+        Cache(tmp_path)
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_a_writer_killed_between_index_and_digest_leaves_both_whole(tmp_path, monkeypatch, step):
+    """Old and new digests are listed while the index changes."""
+    add(tmp_path, range(3))
+    replace, calls = os.replace, []
+
+    def killed(*args):
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        calls.append(args)
+        replace(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kdcache.files.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            add(tmp_path, range(3, 5))
+    assert len(Cache(tmp_path).clips) == (5 if step == 2 else 3)
+    assert verify(tmp_path).ok == (step == 2) or not verify(tmp_path).index
+    add(tmp_path, range(5, 6))
+    assert len((tmp_path / "manifest.csv.sha256").read_text().splitlines()) == 1
+    assert verify(tmp_path).ok
+
+
+@pytest.mark.parametrize("cell", ["../shard-00000.h5", "/etc/shard-00000.h5", "shard-00000.h5\\x", "shard-1.h5"])
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path, cell):
+    add(tmp_path, range(1))
+    _edit(tmp_path, "shard-00000.h5", cell)
+    with pytest.raises(StoreError, match="is not the name of a shard"):
+        reindex(tmp_path, keep_edits=True)
+    (tmp_path / "manifest.csv.sha256").unlink()
+    with pytest.raises(StoreError, match="is not the name of a shard; run `kdcache reindex"):
+        Cache(tmp_path)
+    assert "is not the name of a shard" in verify(tmp_path).index
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 30, "-1", "٣", "1e3"])
+def test_rows_are_numbers_that_a_shard_can_have(tmp_path, number):
+    add(tmp_path, range(1), (FLOW,))
+    (tmp_path / "manifest.csv.sha256").unlink()
+    _edit(tmp_path, "shard-00000.h5,0,", f"shard-00000.h5,{number},")
+    with pytest.raises(StoreError, match="a row of a shard is not a number"):
+        Cache(tmp_path)
+    assert "not a number" in verify(tmp_path).index
+
+
+def test_an_index_is_held_against_the_spans_and_digests_of_the_shards(tmp_path):
+    """Without a digest of its own, too: what clips were cut from, and which array lies where."""
+    add(tmp_path, range(3), (FLOW,))
+    (tmp_path / "manifest.csv.sha256").unlink()
+    whole = (tmp_path / "manifest.csv").read_text()
+    _edit(tmp_path, ",0.1,", ",0.2,")
+    assert [d.reason for d in verify(tmp_path).lost] == ["shard-00000.h5 holds another span there"]
+    swapped = whole.replace("h5,0,", "h5,7,").replace("h5,1,", "h5,0,").replace("h5,7,", "h5,1,")
+    (tmp_path / "manifest.csv").write_text(swapped)
+    assert len(verify(tmp_path).lost) == 2
+    with pytest.raises(StoreError, match="does not fit the index"):
+        Cache(tmp_path).read(FLOW, [name(0)])
+
+
+BROKEN = {"empty": b"", "binary": b"\xff\xfe\x00", "quote": b'a,"b'}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_index_is_named_to_all(tmp_path, content):
+    add(tmp_path, range(2))
+    (tmp_path / "manifest.csv.sha256").unlink()
+    (tmp_path / "manifest.csv").write_bytes(content)
+    updated = manifest(range(2))
+    for read in (Cache, lambda f: update_index(f, updated, {}), lambda f: load_places(f, STREAMS)):
+        with pytest.raises((StoreError, ManifestError), match=r"manifest\.csv"):
+            read(tmp_path)

@@ -50,16 +50,18 @@ def verify(cache: Path, repair: bool, as_json: bool, out: str) -> None:
 
 @click.command()
 @click.argument("cache", default="out", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def reindex(cache: Path) -> None:
+@click.option("--keep-edits", is_flag=True, help="Take manifest.csv as you have edited it, instead of rebuilding it.")
+def reindex(cache: Path, keep_edits: bool) -> None:
     """Rebuild the cache's manifest.csv from its shards alone.
 
     \b
     Example:
       kdcache reindex out/
+      kdcache reindex out/ --keep-edits
     """
     from kdcache.store import reindex as rebuild
 
-    click.echo(f"{cache / 'manifest.csv'}: {len(rebuild(cache))} clips")
+    click.echo(f"{cache / 'manifest.csv'}: {len(rebuild(cache, keep_edits))} clips")
 
 
 @click.command()

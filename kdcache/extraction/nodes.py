@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,8 @@ from kdcache.extraction.worker import Done, Event, Recovered
 from kdcache.files import temporary_name
 from kdcache.store.commit import shard_files
 from kdcache.store.failures import Failure
-from kdcache.store.reader import open_shard
-from kdcache.store.scan import strings
+from kdcache.store.shard import open_shard
+from kdcache.store.texts import manifest_rows, strings
 
 SHARED_S = 10.0  # a file that another machine has made is seen after so long at the latest
 
@@ -65,11 +64,11 @@ class Nodes:
             if path.name in self._known:
                 continue
             shard, tables = open_shard(path)
-            for row, text in enumerate(strings(tables["row"])):
-                task = tasks.get(json.loads(text)["clip_id"])
-                keys = {stream: strings(tables[f"key/{stream}"])[row] for stream in shard.streams}
+            for row, clip in enumerate(manifest_rows(path, tables)):
+                task = tasks.get(clip["clip_id"])
+                keys = {stream: strings(path, tables, f"key/{stream}")[row] for stream in shard.streams}
                 if task is not None and task.keys == keys:
-                    digests = {stream: strings(tables[f"digest/{stream}"])[row] for stream in keys}
+                    digests = {stream: strings(path, tables, f"digest/{stream}")[row] for stream in keys}
                     found.append(Recovered(task, path.name, row, digests))
         for event in found:
             self._on_event(event)

@@ -1,8 +1,8 @@
 """The store: shards of cached arrays, their index, reading and verifying.
 
 A cache is a folder of shards ``shard-%05d.h5`` and ``manifest.csv``, its index (``kdcache.store.index``), which can be
-rebuilt from the shards alone. A shard is one HDF5 file, written once and never changed. Format ``kdcache/1``, with
-quantised streams ``kdcache/2``:
+rebuilt from the shards alone; ``manifest.csv.sha256`` has its digest (``kdcache.store.index_digest``). A shard is one
+HDF5 file, written once and never changed. Format ``kdcache/1``, with quantised streams ``kdcache/2``:
 
 Attributes of the file, all but the last fixed-length UTF-8 (``bytes`` in h5py):
 
@@ -14,7 +14,8 @@ Attributes of the file, all but the last fixed-length UTF-8 (``bytes`` in h5py):
 - ``tables_digest``: digest of the four texts above and of all small tables (``kdcache.store.layout.tables_digest``)
 - ``complete``: 1
 
-Tables, one entry for each of ``n`` clips, fixed-length UTF-8 padded with zeros where text:
+Tables, contiguous and uncompressed, one entry for each of ``n`` clips, fixed-length UTF-8 padded with zeros where text;
+readers refuse a file that holds anything else:
 
 - ``/clip`` [n]: ids
 - ``/row`` [n]: the manifest row as JSON
@@ -22,6 +23,9 @@ Tables, one entry for each of ``n`` clips, fixed-length UTF-8 padded with zeros 
 - ``/key/<stream>`` [n]: digest of (recipe, source fingerprint, span), the name of the array
 - ``/digest/<stream>`` [n]: first 32 hex digits of the SHA-256 of the array: ``dtype|shape|`` in ASCII (as in
   ``<f2|1,480,8,14,14|``), then its little-endian bytes; for JPEG ``jpeg|lengths|``, then the files
+- ``/checksum/<stream>``: int64 [n, V], of a ``fixed`` stream one for each clip-view, else [n, 1]: what is compared when
+  the bytes are first read in a process, see below. Shards of version 0.1 have none: there a clip, with all its views,
+  is held against its ``/digest`` instead, which takes longer, once
 - ``/frames/<stream>``: source frames used, int32 [n, T]; or, when clips differ in T, a group with ``data`` and
   ``offset`` [n + 1], clip ``i`` being ``data[offset[i]:offset[i + 1]]``
 
@@ -40,6 +44,21 @@ A ``fixed`` stream whose recipe has ``quantised`` (``kdcache extract --dtype uin
 [n, V, …], of as many axes as the codes and 1 long along those that share a scale (``quantised.shared`` in the recipe
 names them), and ``error`` [n], the norm of what was lost over the norm of the clip. The ``/digest`` of such a row is
 over ``quantised|shape of the codes|shape of the scales|``, the codes, the scales and the offsets.
+
+The checksum of a clip or a view is that of its bytes as ``/digest`` orders them, without the text before them (of a
+quantised view its scales, its offsets, its codes; of JPEG all files of the clip), with this function::
+
+    def checksum(data: bytes) -> int:
+        total = len(data)
+        for i in range(0, len(data), 8):
+            z = int.from_bytes(data[i : i + 8], "little") + i // 8 * 0x9E3779B97F4A7C15 & 2**64 - 1
+            z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+            z = (z ^ z >> 27) * 0x94D049BB133111EB & 2**64 - 1
+            total += z ^ z >> 31
+        total &= 2**64 - 1
+        return total - 2**64 if total >> 63 else total  # as int64
+
+It finds damage, at the speed of memory; against forgery nothing in a shard protects.
 
 With plain h5py::
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,13 @@ from kdcache.recipe import Recipe, differences, nothing_to_enlarge, unenlarged
 from kdcache.store.failures import load_failures
 from kdcache.store.index import indexed_streams, load_index, location_columns
 from kdcache.store.integrity import VerifyReport, verify
+from kdcache.store.jpeg import decode_jpeg
 from kdcache.store.layout import StrPath
 from kdcache.store.quantised import FIELD, Packing, read_dtype
-from kdcache.store.reader import Shard, StreamReader, decode_jpeg, open_shard
-from kdcache.store.scan import Origins, open_all, span_of, strings
+from kdcache.store.reader import StreamReader, unseen
+from kdcache.store.scan import Origins, open_all, span_of
+from kdcache.store.shard import Shard, open_shard
+from kdcache.store.texts import manifest_rows, objects
 
 _Part = tuple[Shard, list[int], list[int]]  # a shard, rows in it, and their positions among the clips asked for
 
@@ -65,6 +67,7 @@ class Cache:
         self._number = {clip: i for i, clip in enumerate(self.clips["clip_id"])}
         self._opened: dict[str, Shard] = {}
         self._places: dict[str, _Places] = {}
+        self._seen: dict[tuple[str, str], bytearray] = {}  # shard, stream → clip-views whose bytes have been checked
         self._frames: dict[tuple[str, str], list[NDArray[np.int32]]] = {}
         self._chosen = self._choose([recipe] if isinstance(recipe, str) else list(recipe))
 
@@ -144,7 +147,7 @@ class Cache:
         if self._place(stream).layout == "fixed":
             raise OptionError(f"Stream {stream!r} has one shape for all clips, no frames.")
         ((shard, (row,), _),) = self._by_shard(stream, [clip_id])
-        with StreamReader(shard, stream) as reader:
+        with self._reader(shard, stream) as reader:
             payload = reader.row(row)
         if isinstance(payload, list):
             return decode_jpeg([payload[i] for i in frames.tolist()], shard.path)
@@ -184,7 +187,7 @@ class Cache:
         elif out.shape != shape or out.dtype != places.dtype or not out.flags.c_contiguous:
             raise OptionError(f"out is {out.dtype} {out.shape}; a contiguous {places.dtype} {shape} is needed.")
         for shard, rows, which in by_shard:
-            with StreamReader(shard, stream) as reader:
+            with self._reader(shard, stream) as reader:
                 reader.into(rows, which, out, view)
         return out
 
@@ -205,7 +208,7 @@ class Cache:
             raise OptionError(f"Stream {stream!r} is not quantised: read it with read.")
         out = np.empty((len(clip_ids), packing.nbytes), np.uint8) if out is None else out
         for shard, rows, which in self._by_shard(stream, clip_ids):
-            with StreamReader(shard, stream) as reader:
+            with self._reader(shard, stream) as reader:
                 reader.pack(rows, which, out, view)
         return out
 
@@ -238,8 +241,8 @@ class Cache:
             at = self._place(stream).at
             here = [clip for clip in clip_ids if clip in at and clip not in found]
             for shard, rows, which in self._by_shard(stream, here):
-                texts = open_shard(shard.path)[1]["origin"]
-                found |= {here[i]: json.loads(texts[row]) for row, i in zip(rows, which, strict=True)}
+                origins = objects(shard.path, open_shard(shard.path)[1], "origin")
+                found |= {here[i]: origins[row] for row, i in zip(rows, which, strict=True)}
         lacking = [clip for clip in clip_ids if clip not in found]
         if lacking:
             raise StoreError(self._lacking("cached stream", lacking))
@@ -249,15 +252,21 @@ class Cache:
         """Hash everything again; see ``kdcache.store.integrity``."""
         return verify(self.path, repair=repair)
 
-    @staticmethod
-    def _read_list(stream: str, count: int, by_shard: Iterable[_Part]) -> list[NDArray[Any]]:
+    def _read_list(self, stream: str, count: int, by_shard: Iterable[_Part]) -> list[NDArray[Any]]:
         found: list[Any] = [None] * count
         for shard, rows, which in by_shard:
-            with StreamReader(shard, stream) as reader:
+            with self._reader(shard, stream) as reader:
                 for row, i in zip(rows, which, strict=True):
                     payload = reader.row(row)
                     found[i] = decode_jpeg(payload, shard.path) if isinstance(payload, list) else payload
         return found
+
+    def _reader(self, shard: Shard, stream: str) -> StreamReader:
+        """A reader that checks what this cache has not read before."""
+        key = (shard.path.name, stream)
+        if key not in self._seen:
+            self._seen[key] = unseen(shard, stream)
+        return StreamReader(shard, stream, self._seen[key])
 
     def _by_shard(self, stream: str, clip_ids: Sequence[str]) -> list[_Part]:
         """The shards that hold clips, with rows in the order in which they lie; every clip must be cached.
@@ -316,8 +325,13 @@ class Cache:
         shards = [self._open(str(name)) for name in unique]
         first = self._one_recipe(stream, [(shard, row[cached[code == i]].tolist()) for i, shard in enumerate(shards)])
         for i, shard in enumerate(shards):
-            beyond = row[cached[code == i]].max() >= shard.clips
+            rows = row[cached[code == i]]
             here, there = shard.stored(stream), first.stored(stream)
+            assert here.digests is not None
+            beyond = rows.max() >= shard.clips
+            if stream not in self._chosen and not beyond:
+                told = self._index[f"{stream}:digest"].to_numpy(object)[cached[code == i]]
+                beyond = [text.encode() for text in told] != here.digests[rows].tolist()
             if beyond or (here.shape, here.packing) != (there.shape, there.packing):
                 raise StoreError(f"{shard.path}: does not fit the index; run `kdcache reindex {self.path}`.")
         stored = first.stored(stream)
@@ -378,9 +392,9 @@ class Cache:
         at: dict[tuple[Any, ...], tuple[str, int]] = {}
         for shard, tables, aside in open_all(self.path):
             if stream in shard.streams and shard.streams[stream].recipe == recipe:
-                for row, text in enumerate(strings(tables["row"])):
+                for row, clip in enumerate(manifest_rows(shard.path, tables)):
                     if (stream, row) not in aside:
-                        at[span_of(json.loads(text))] = (shard.path.name, row)
+                        at[span_of(clip)] = (shard.path.name, row)
         times = (self.clips[c].astype(object).where(self.clips[c].notna(), None) for c in ("start_s", "stop_s"))
         places = [at.get(span, ("", -1)) for span in zip(self.clips["source"], *times, strict=True)]
         return np.array([p[0] for p in places], object), np.array([p[1] for p in places], np.int64)

@@ -18,19 +18,24 @@ from kdcache.store.lock import locked
 
 QUARANTINED = ".damaged"  # suffix of a shard that verify --repair set aside
 
-_SHARD = re.compile(r"shard-(\d{5,})\.h5")
+<<<<<<< HEAD
+SHARD = re.compile(r"shard-(\d{5,})\.h5")
+=======
+SHARD = re.compile(r"shard-(\d{5,})\.h5")
+_STALE_S = 24 * 3600.0  # a temporary file untouched for this long has no living writer, whatever its host
+>>>>>>> 46c5541 (Reads are checked against a fast checksum of each clip-view, the index against a digest beside it, and shards against what the format can hold before anything is allocated)
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def shard_files(folder: Path) -> list[Path]:
     """The published shards of a folder, by number."""
-    found = [(int(m[1]), p) for p in folder.iterdir() if (m := _SHARD.fullmatch(p.name))]
+    found = [(int(m[1]), p) for p in folder.iterdir() if (m := SHARD.fullmatch(p.name))]
     return [path for _, path in sorted(found)]
 
 
 def is_shard_name(path: Path) -> bool:
     """Whether a file is called as shards are."""
-    return _SHARD.fullmatch(path.name) is not None
+    return SHARD.fullmatch(path.name) is not None
 
 
 @contextmanager
@@ -52,7 +57,7 @@ def publish(temporary: Path, folder: Path) -> str:
         The file name.
     """
     sync(temporary)
-    names = [m for p in folder.iterdir() if (m := _SHARD.fullmatch(p.name.removesuffix(QUARANTINED)))]
+    names = [m for p in folder.iterdir() if (m := SHARD.fullmatch(p.name.removesuffix(QUARANTINED)))]
     number = 1 + max((int(m[1]) for m in names), default=-1)
     while True:
         final = folder / f"shard-{number:05d}.h5"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from kdcache.errors import StoreError
 from kdcache.progress import progress
 from kdcache.store.commit import QUARANTINED
-from kdcache.store.index import INDEX
+from kdcache.store.index_digest import DIGEST, INDEX, matching_pair
 from kdcache.store.places import Listed, Place, digest_of, file_digest, place
 
 RECORD = "copied.json"
@@ -90,7 +90,7 @@ def copy(
     if str(here).rstrip("/") == str(there).rstrip("/"):
         raise StoreError(f"{here}: a cache is not copied onto itself; name another place.")
     report = CopyReport(str(here), str(there))
-    index = here.read(INDEX)  # before the shards are listed: all that it names are among them
+    index, listed, _ = matching_pair(here.read)  # before the shards are listed: all that it names are among them
     files = {name: its for name, its in here.files().items() if _belongs(name)}
     if index is None or not files:
         raise StoreError(f"{here}: no cache (it has no {INDEX}); name a folder that `kdcache extract` has filled.")
@@ -101,7 +101,7 @@ def copy(
     report.files = len(files)
     with progress("copy", sum(its.size for its in files.values()), "B", shown=bar) as shown:
         with ThreadPoolExecutor(THREADS) as pool:
-            work = {pool.submit(job.one, name): name for name in sorted(files) if name != INDEX}
+            work = {pool.submit(job.one, name): name for name in sorted(files) if name not in (INDEX, DIGEST)}
             try:
                 for done in as_completed(work):
                     job.note(report, work[done], done.result())
@@ -109,6 +109,8 @@ def copy(
             finally:
                 pool.shutdown(cancel_futures=True)
                 job.save_record()
+        if listed is not None:
+            job.note(report, DIGEST, job.bytes(DIGEST, listed))
         job.note(report, INDEX, job.bytes(INDEX, index))
         job.save_record()
     report.seconds = time.monotonic() - began

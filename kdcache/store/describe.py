@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
 from kdcache.recipe import Recipe, canonical
@@ -20,13 +17,13 @@ from kdcache.store.failures import FILE as FAILURES
 from kdcache.store.failures import Failure, load_failures
 from kdcache.store.fitted import parts, parts_file
 from kdcache.store.layout import FORMAT, QUANTISED_FORMAT, StrPath
-from kdcache.store.reader import Shard, open_shard
-from kdcache.store.scan import strings
 from kdcache.store.set_aside import load_set_aside
+from kdcache.store.shard import Shard, Tables, open_shard
+from kdcache.store.texts import objects, strings
 from kdcache.text import aligned, size
 
 SHOWN_FAILURES = 10
-Opened = list[tuple[Shard, dict[str, NDArray[Any]]]]
+Opened = list[tuple[Shard, Tables]]
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def describe(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda rec
         path=path,
         format=QUANTISED_FORMAT if quantised else FORMAT,
         shards=len(opened),
-        clips=len({c for _, tables in opened for c in strings(tables["clip"])}),
+        clips=len({c for shard, tables in opened for c in strings(shard.path, tables, "clip")}),
         bytes=sum(shard.size for shard, _ in opened),
         streams=_streams(opened, axes_of),
         recipes=dict(sorted(recipes.items())),
@@ -189,9 +186,9 @@ def _streams(opened: Opened, axes_of: Callable[[Recipe], str | None]) -> list[St
 
 def _decoders(opened: Opened) -> Counter[str]:
     return Counter(
-        str(json.loads(text).get("decoder", "not recorded"))
-        for _, tables in opened
-        for text in tables["origin"].tolist()
+        str(origin.get("decoder", "not recorded"))
+        for shard, tables in opened
+        for origin in objects(shard.path, tables, "origin")
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +17,22 @@ import numpy as np
 from kdcache.errors import StoreError
 from kdcache.store.layout import DTYPES, FORMATS, damaged
 
-MALFORMED = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError)  # what h5py raises on broken files
+MALFORMED = (
+    OSError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+)  # what h5py and numpy raise on broken files
 ZSTD = 32015  # registered number of the one filter that shards use
 ATTRIBUTES = ("format", "recipes", "recipe_digests", "libraries")
 
 _MAX_DEPTH = 12
 _MAX_OBJECTS = 10_000
+_MAX_TEXT = 16 * 2**20  # bytes of an attribute
 _ALLOWED = {np.dtype(name).newbyteorder("<") for name in DTYPES}
 
 
@@ -27,8 +40,9 @@ _ALLOWED = {np.dtype(name).newbyteorder("<") for name in DTYPES}
 def open_shard_file(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Open a shard for reading and refuse whatever could lead outside it or run code.
 
-    Refused are soft and external links, external storage, virtual data sets, objects and variable-length types,
-    compound types, filters other than zstd, named types, and files of another or an unfinished format.
+    Refused are what is no regular file, soft and external links, second names of an object, external storage, virtual
+    data sets, objects and variable-length types, compound types, filters other than zstd, named types, and files of
+    another or an unfinished format.
 
     Yields:
         The ``h5py.File`` and all its data sets by path.
@@ -37,10 +51,12 @@ def open_shard_file(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         StoreError: the file is unsafe, of another format, or damaged.
     """
     try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):  # opening a pipe would wait for ever, a link lead anywhere
+            raise StoreError(f"{path}: not a regular file; put the shard itself there, or remove it.")
         with h5py.File(path, "r", locking=False) as file:
             _check_attributes(path, file)
             datasets: dict[str, Any] = {}
-            _collect(path, file, "", 0, datasets)
+            _collect(path, file, "", 0, datasets, set())
             yield file, datasets
     except StoreError:
         raise
@@ -59,7 +75,7 @@ def _short(error: BaseException) -> str:
 def text_attribute(path: Path, file: Any, name: str) -> str:
     """An attribute that is one fixed-length text; variable-length ones can make HDF5 hang when damaged."""
     found = file.attrs.get_id(name) if name in file.attrs else None
-    if found is None or found.shape != () or found.dtype.kind != "S":
+    if found is None or found.shape != () or found.dtype.kind != "S" or found.dtype.itemsize > _MAX_TEXT:
         raise damaged(path, f"its attribute {name!r} is missing or not fixed-length text")
     return str(bytes(file.attrs[name]).decode())
 
@@ -78,17 +94,21 @@ def _check_attributes(path: Path, file: Any) -> None:
         raise damaged(path, "it was not finished")
 
 
-def _collect(path: Path, group: Any, prefix: str, depth: int, datasets: dict[str, Any]) -> None:
-    """Walk the file without following any link but plain ones."""
+def _collect(path: Path, group: Any, prefix: str, depth: int, datasets: dict[str, Any], seen: set[int]) -> None:
+    """Walk the file without following any link but plain ones, and to no object (by its address) twice."""
     for name in group:
         full = f"{prefix}{name}"
-        if depth > _MAX_DEPTH or len(datasets) > _MAX_OBJECTS:
+        if depth > _MAX_DEPTH or len(seen) > _MAX_OBJECTS:
             raise damaged(path, "it holds far more objects than a shard")
         if type(group.get(name, getlink=True)) is not h5py.HardLink:
             raise StoreError(f"{path}: {full!r} is a link, which could lead out of the file; do not use this shard.")
         found = group[name]
+        address = h5py.h5o.get_info(found.id).addr
+        if address in seen:
+            raise StoreError(f"{path}: {full!r} is a second name of another object; do not use this shard.")
+        seen.add(address)
         if isinstance(found, h5py.Group):
-            _collect(path, found, f"{full}/", depth + 1, datasets)
+            _collect(path, found, f"{full}/", depth + 1, datasets, seen)
         elif isinstance(found, h5py.Dataset):
             problem = _unsafe(found)
             if problem:
@@ -135,3 +155,39 @@ def all_there(dataset: Any) -> bool:
         return bool(dataset.id.get_storage_size() == dataset.nbytes)
     chunks = math.prod(-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
     return bool(dataset.id.get_num_chunks() == chunks)
+
+
+def allocated(path: Path) -> int:
+    """Bytes that a file takes on the disk, less than its size where most of it was never written; size if unknown."""
+    found = os.stat(path)
+    return min(found.st_size, found.st_blocks * 512) if found.st_blocks else found.st_size
+
+
+def check_packed(path: Path, dataset: Any, first: tuple[int, ...], last: tuple[int, ...]) -> None:
+    """Refuse compressed pieces from that of element ``first`` to that of ``last`` which claim another size than theirs.
+
+    The filter allocates what a piece claims before it looks further.
+
+    Raises:
+        ValueError: a piece that is not one zstd frame of its own size.
+    """
+    chunks, size = dataset.chunks, math.prod(dataset.chunks) * dataset.dtype.itemsize
+    starts = [range(a // c * c, b + 1, c) for a, b, c in zip(first, last, chunks, strict=True)]
+    with open(path, "rb") as file:
+        for at in itertools.product(*starts):
+            chunk = dataset.id.get_chunk_info_by_coord(at)
+            file.seek(chunk.byte_offset)
+            if _declared(file.read(18)) != size or chunk.filter_mask:
+                raise ValueError("a compressed piece claims another size than its own")
+
+
+def _declared(header: bytes) -> int | None:
+    """The content size in the header of a zstd frame (RFC 8878, 3.1.1.1); ``None`` where there is none."""
+    if len(header) < 6 or header[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    descriptor = header[4]
+    single, field = descriptor >> 5 & 1, descriptor >> 6
+    width = (single, 2, 4, 8)[field]
+    start = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+    value = int.from_bytes(header[start : start + width], "little")
+    return value + 256 * (field == 1) if width else None

@@ -6,6 +6,7 @@ not hold. The index is a convenience: everything in it can be read back from the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, StoreError
-from kdcache.manifest import INTEGERS, NUMBERED, TIMES, read_manifest, write_manifest
+from kdcache.manifest import INTEGERS, NUMBERED, TIMES, manifest_text, read_manifest
 from kdcache.manifest_forms import CLASS
-from kdcache.store.commit import shard_files
+from kdcache.store.commit import SHARD, shard_files
+from kdcache.store.index_digest import INDEX, check_index, replace_index
 from kdcache.store.layout import Entry, StrPath
 from kdcache.store.lock import locked
 from kdcache.store.set_aside import places_set_aside
 
-INDEX = "manifest.csv"
 PARTS = ("shard", "row", "key", "digest")  # of an Entry
 
 Place = tuple[str, int, str]  # shard, row, digest
@@ -30,6 +31,7 @@ Places = dict[str, dict[str, Place]]  # stream → key → place
 Located = Mapping[str, Mapping[str, tuple[str, int, str, str]]]  # stream → clip_id → Entry
 
 _SPAN = ("source", "start_s", "stop_s")
+_ROW = re.compile(r"[0-9]{1,9}(\.0)?")
 
 
 def indexed_streams(columns: Sequence[str]) -> list[str]:
@@ -43,15 +45,15 @@ def location_columns(columns: Sequence[str]) -> list[str]:
     return [f"{s}:{part}" for s in indexed_streams(columns) for part in PARTS]
 
 
-def load_index(folder: StrPath) -> pd.DataFrame:
-    """Read a cache's index.
+def load_index(folder: StrPath, *, edited: bool = False) -> pd.DataFrame:
+    """Read a cache's index; ``edited`` takes one that has changed since kdcache wrote it.
 
     Returns:
         One row a clip, dtypes as ``read_manifest``; ``<stream>:row`` is Int64, ``<NA>`` where nothing is cached, and
         the other three are text, empty where nothing is cached.
 
     Raises:
-        StoreError: the folder has no index.
+        StoreError: the folder has no index, or one that is not what was written.
         ManifestError: the index was edited into something else.
     """
     path = Path(folder) / INDEX
@@ -59,8 +61,18 @@ def load_index(folder: StrPath) -> pd.DataFrame:
         shards = path.parent.is_dir() and shard_files(path.parent)
         hint = f"run `kdcache reindex {folder}`" if shards else "name a folder that `kdcache extract` has filled"
         raise StoreError(f"{folder}: there is no cache here ({INDEX} is missing); {hint}.")
+    if not edited:
+        check_index(path.parent)
     index = read_manifest(path, allow_absolute=True, complete=True)  # nothing opens these sources
+    columns = set(index.columns)
+    for stream in {str(c).rpartition(":")[0] for c in columns if str(c).rpartition(":")[2] in PARTS}:
+        lacking = [part for part in PARTS if f"{stream}:{part}" not in columns]
+        if 0 < len(lacking) < len(PARTS) - 1:
+            raise _broken(path, f"stream {stream!r} lacks its column {f'{stream}:{lacking[0]}'!r}")
     for stream in indexed_streams(list(index.columns)):
+        for name in index[f"{stream}:shard"].unique():
+            if name and not SHARD.fullmatch(name):
+                raise _broken(path, f"{name!r} is not the name of a shard")
         index[f"{stream}:row"] = pd.array(_row_numbers(path, index[f"{stream}:row"].tolist()), dtype="Int64")
     return index
 
@@ -72,14 +84,16 @@ def _there(path: Path) -> bool:
     return path.exists()
 
 
+def _broken(path: Path, what: str) -> StoreError:
+    return StoreError(f"{path}: {what}; run `kdcache reindex {path.parent}`.")
+
+
 def _row_numbers(path: Path, texts: Sequence[str]) -> list[int | None]:
     """Rows as numbers, ``None`` where empty; ``3.0`` is what spreadsheets and pandas make of 3 beside empty cells."""
-    try:
-        return [int(t.removesuffix(".0")) if t else None for t in texts]
-    except ValueError as error:
-        raise StoreError(
-            f"{path}: a row of a shard is not a number ({error}); run `kdcache reindex {path.parent}`."
-        ) from error
+    for text in texts:
+        if text and not _ROW.fullmatch(text):
+            raise _broken(path, f"a row of a shard is not a number ({text[:40]!r})")
+    return [int(text.removesuffix(".0")) if text else None for text in texts]
 
 
 def load_places(folder: StrPath, streams: Sequence[str]) -> Places:
@@ -91,14 +105,12 @@ def load_places(folder: StrPath, streams: Sequence[str]) -> Places:
     places: Places = {s: {} for s in streams}
     if not _there(path):
         return places
+    check_index(path.parent)
     wanted = {f"{s}:{part}" for s in streams for part in PARTS}
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda c: c in wanted)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors, and so is text that is not UTF-8
-        raise StoreError(
-            f"{path}: cannot be read as an index ({str(error).strip()}); run `kdcache verify {folder} --repair`, which "
-            "rebuilds it from the shards."
-        ) from error
+        raise _broken(path, f"cannot be read as an index ({str(error).strip()})") from error
     there, aside = {p.name for p in shard_files(path.parent)}, places_set_aside(path.parent)
     for stream in indexed_streams(list(table.columns)):
         shards, rows, keys, digests = (table[f"{stream}:{part}"].tolist() for part in PARTS)
@@ -183,7 +195,7 @@ def save_index(index: pd.DataFrame, folder: Path) -> None:
         StoreError: the index cannot be written; the old one stands.
     """
     try:
-        write_manifest(index, folder / INDEX, allow_absolute=True)
+        replace_index(folder, manifest_text(index, str(folder / INDEX), allow_absolute=True))
     except OSError as error:
         raise StoreError(
             f"{folder / INDEX}: could not be written ({error.strerror or error}), the old one stands. Free disk space "

@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 from kdcache.errors import ManifestError, StoreError
 from kdcache.progress import progress as progress_of
 from kdcache.store.commit import QUARANTINED, shard_files
-from kdcache.store.index import INDEX, drop_locations, indexed_streams, load_index
+from kdcache.store.index import drop_locations, indexed_streams, load_index
+from kdcache.store.index_digest import INDEX, check_index
 from kdcache.store.layout import DamagedShard, StrPath, row_digest
 from kdcache.store.lock import locked
-from kdcache.store.reader import Shard, StreamReader, open_shard
-from kdcache.store.scan import rebuild, strings
+from kdcache.store.reader import StreamReader, unseen
+from kdcache.store.scan import rebuild
 from kdcache.store.set_aside import Damage, load_set_aside, save_set_aside
+from kdcache.store.shard import Shard, Tables, open_shard
+from kdcache.store.texts import manifest_rows, objects, strings
 
-Opened = dict[str, tuple[Shard, dict[str, NDArray[Any]]]]  # shard → its structure and its tables
+Span = tuple[float | None, float | None]  # None: the source's own start or end
+Opened = dict[str, tuple[Shard, Tables, list[Span]]]  # shard → its structure, its tables, the spans of its clips
 
 _ADVICE = "run `kdcache verify {} --repair`, then the same `kdcache extract` again"
 
@@ -103,19 +107,16 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
     before = set(load_set_aside(folder))
     paths = shard_files(folder)
     opened: Opened = {}
-    total = sum(p.stat().st_size for p in paths)
+    total = sum(p.lstat().st_size for p in paths)
     with progress_of("verify", total, "B", shown=progress) as bar:
         for path in paths:
             try:
-                shard, tables = open_shard(path)
+                opened[path.name] = _hash_shard(path, report)
             except DamagedShard as error:
                 report.unreadable[path.name] = str(error)
             except StoreError as error:
                 report.foreign[path.name] = str(error)
-            else:
-                opened[path.name] = shard, tables
-                _hash_shard(shard, tables, report)
-            bar.update(path.stat().st_size)
+            bar.update(path.lstat().st_size)
     report.shards = len(paths)
     used: set[tuple[str, str, int]] = set()
     try:
@@ -124,28 +125,44 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
         report.index = str(error)
     else:
         report.lost, used = check.lost, check.used
+        report.index = _changed(folder)
     report.set_aside = sorted(d for d in set(report.damaged) & before if d.place not in used)
     if repair:
         _repair(folder, report, opened, before)
     return report
 
 
-def _hash_shard(shard: Shard, tables: dict[str, NDArray[Any]], report: VerifyReport) -> None:
-    """Compare every array of a shard with its digest."""
-    clips = strings(tables["clip"])
+def _changed(folder: Path) -> str:
+    """Why the index is not what was written; empty when it is."""
+    try:
+        check_index(folder)
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
+def _hash_shard(path: Path, report: VerifyReport) -> tuple[Shard, Tables, list[Span]]:
+    """Compare every array of a shard with its digests, once its texts are known to make sense."""
+    shard, tables = open_shard(path)
+    clips = strings(path, tables, "clip")
+    spans = [(row.get("start_s"), row.get("stop_s")) for row in manifest_rows(path, tables)]
+    objects(path, tables, "origin")
+    expected = {s: strings(path, tables, f"digest/{s}") for s in shard.streams}
     for stream in shard.streams:
-        with StreamReader(shard, stream) as reader:
-            for row, expected in enumerate(strings(tables[f"digest/{stream}"])):
+        strings(path, tables, f"key/{stream}")
+        with StreamReader(shard, stream, unseen(shard, stream)) as reader:
+            for row, digest in enumerate(expected[stream]):
                 reason = "its bytes have changed since they were written"
                 try:
                     payload = reader.row(row)
                     found = row_digest(payload)
                     report.bytes += sum(map(len, payload)) if isinstance(payload, list) else payload.nbytes
-                except StoreError:
-                    found, reason = "", "its bytes cannot be read"
+                except StoreError as error:
+                    found, reason = "", reason if reason in str(error) else "its bytes cannot be read"
                 report.arrays += 1
-                if found != expected:
+                if found != digest:
                     report.damaged.append(Damage(shard.path.name, stream, row, clips[row], reason))
+    return shard, tables, spans
 
 
 @dataclass
@@ -162,7 +179,7 @@ class _IndexCheck:
 
 def _check_index(folder: Path, opened: Opened, report: VerifyReport) -> _IndexCheck:
     """Hold the index's entries against the shards as they were found; shards published since are not judged."""
-    check = _IndexCheck(load_index(folder))
+    check = _IndexCheck(load_index(folder, edited=True))
     index, damaged = check.index, {d.place for d in report.damaged}
     for stream in indexed_streams(list(index.columns)):
         mask = np.zeros(len(index), bool)
@@ -190,15 +207,19 @@ def _misplaced(stream: str, name: str, part: pd.DataFrame, opened: Opened) -> li
     """For each index row that names this shard, what is wrong with it; empty when all is well."""
     if name not in opened:
         return [f"{name} is not there"] * len(part)
-    shard, tables = opened[name]
+    shard, tables, spans = opened[name]
     if stream not in shard.streams:
         return [f"{name} does not hold {stream}"] * len(part)
-    keys, digests = (strings(tables[f"{t}/{stream}"]) for t in ("key", "digest"))
-    found = zip(*(part[f"{stream}:{p}"].tolist() for p in ("row", "key", "digest")), strict=True)
-    return [
-        "" if 0 <= r < shard.clips and (keys[r], digests[r]) == (k, d) else f"{name} holds something else there"
-        for r, k, d in found
-    ]
+    keys, digests = (strings(shard.path, tables, f"{t}/{stream}") for t in ("key", "digest"))
+    times = (part[c].astype(object).where(part[c].notna(), None).tolist() for c in ("start_s", "stop_s"))
+    places = zip(*(part[f"{stream}:{p}"].tolist() for p in ("row", "key", "digest")), strict=True)
+    reasons = []
+    for (r, k, d), span in zip(places, zip(*times, strict=True), strict=True):
+        if not 0 <= r < shard.clips or (keys[r], digests[r]) != (k, d):
+            reasons.append(f"{name} holds something else there")
+        else:
+            reasons.append("" if spans[r] == span else f"{name} holds another span there")
+    return reasons
 
 
 def _repair(folder: Path, report: VerifyReport, opened: Opened, before: set[Damage]) -> None:

@@ -21,6 +21,8 @@ FORMATS = (FORMAT, QUANTISED_FORMAT)
 LAYOUTS = ("fixed", "ragged", "jpeg")
 TABLES = ("clip", "row", "origin")  # one entry a clip
 PER_STREAM = ("key", "digest", "frames")  # groups with one entry a clip and stream
+CHECKSUM = "checksum"  # another, which shards of 0.1 lack
+SPLITMIX = (0x9E3779B97F4A7C15, (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), 31)  # step; shifts and factors
 DTYPES = ("float16", "float32", "float64", "uint8", "int8", "uint16", "int16", "int32", "int64")
 HEX = 32  # digits of a key or digest
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from numpy.typing import NDArray
 
 from kdcache.errors import StoreError
 from kdcache.manifest import REQUIRED
 from kdcache.store.commit import shard_files
-from kdcache.store.index import PARTS, Places, save_index
+from kdcache.store.index import PARTS, Places, load_index, location_columns, save_index
 from kdcache.store.layout import StrPath
 from kdcache.store.lock import locked
-from kdcache.store.reader import Shard, open_shard
 from kdcache.store.set_aside import load_set_aside
+from kdcache.store.shard import Shard, Tables, open_shard
+from kdcache.store.texts import manifest_rows, objects, strings
 
 
-def open_all(folder: Path) -> Iterator[tuple[Shard, dict[str, NDArray[Any]], set[tuple[str, int]]]]:
+def open_all(folder: Path) -> Iterator[tuple[Shard, Tables, set[tuple[str, int]]]]:
     """Every shard in order, with its tables and the (stream, row) that were set aside."""
     aside: dict[str, set[tuple[str, int]]] = {}
     for damage in load_set_aside(folder):
@@ -45,7 +44,7 @@ def scan(folder: StrPath, streams: Sequence[str] | None = None) -> Places:
         for stream in shard.streams:
             if streams is not None and stream not in places:
                 continue
-            keys, digests = (strings(tables[f"{t}/{stream}"]) for t in ("key", "digest"))
+            keys, digests = (strings(shard.path, tables, f"{t}/{stream}") for t in ("key", "digest"))
             here = places.setdefault(stream, {})
             for row, (key, digest) in enumerate(zip(keys, digests, strict=True)):
                 if (stream, row) not in aside:
@@ -63,17 +62,13 @@ class Origins:
     def at(self, shard: str, row: int) -> dict[str, Any]:
         """Source fingerprint, decoder, size of frames … of one row of a shard."""
         if shard not in self._of:
-            self._of[shard] = [json.loads(text) for text in open_shard(self._folder / shard)[1]["origin"].tolist()]
+            path = self._folder / shard
+            self._of[shard] = objects(path, open_shard(path)[1], "origin")
         return self._of[shard][row]
 
 
-def strings(table: NDArray[Any]) -> list[str]:
-    """A table of fixed-length UTF-8 as text."""
-    return [v.decode() for v in table.tolist()]
-
-
-def reindex(folder: StrPath) -> pd.DataFrame:
-    """Rebuild ``manifest.csv`` from the shards alone.
+def reindex(folder: StrPath, keep_edits: bool = False) -> pd.DataFrame:
+    """Rebuild ``manifest.csv`` from the shards alone, or with ``keep_edits`` take it as someone has edited it.
 
     Rows come in the order of shards; where a clip is there twice, the later shard counts. What no shard holds (clips
     that failed, rows edited since) comes back with the next ``extract``.
@@ -83,12 +78,17 @@ def reindex(folder: StrPath) -> pd.DataFrame:
 
     Raises:
         StoreError: no shard in the folder, or a damaged one.
+        ManifestError: edits after which ``manifest.csv`` is no manifest.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder; name one that `kdcache extract` has filled.")
     with locked(folder):
-        return rebuild(folder)
+        if not keep_edits:
+            return rebuild(folder)
+        index = load_index(folder, edited=True)
+        save_index(index, folder)
+        return index
 
 
 def rebuild(folder: Path) -> pd.DataFrame:
@@ -98,10 +98,11 @@ def rebuild(folder: Path) -> pd.DataFrame:
     streams: set[str] = set()
     for shard, tables, aside in open_all(folder):
         streams |= shard.streams.keys()
-        keys = {s: strings(tables[f"key/{s}"]) for s in shard.streams}
-        digests = {s: strings(tables[f"digest/{s}"]) for s in shard.streams}
-        for row, text in enumerate(strings(tables["row"])):
-            clip = json.loads(text)
+        keys = {s: strings(shard.path, tables, f"key/{s}") for s in shard.streams}
+        digests = {s: strings(shard.path, tables, f"digest/{s}") for s in shard.streams}
+        for row, clip in enumerate(manifest_rows(shard.path, tables)):
+            for column in location_columns(list(clip)):  # of an index that was extracted as a manifest
+                del clip[column]
             name, span = clip["clip_id"], span_of(clip)
             if spans.get(name, span) != span:  # its span has changed since: earlier shards hold another one
                 del rows[name]

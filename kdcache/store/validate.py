@@ -10,7 +10,7 @@ import numpy as np
 
 from kdcache.errors import StoreError
 from kdcache.recipe import Recipe
-from kdcache.store.layout import DTYPES, HEX, LAYOUTS, PER_STREAM, TABLES, Record
+from kdcache.store.layout import CHECKSUM, DTYPES, HEX, LAYOUTS, PER_STREAM, TABLES, Record
 from kdcache.store.quantised import FIELD, Quantised
 
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
@@ -100,7 +100,7 @@ def check_streams(names: Iterable[str]) -> None:
     Raises:
         StoreError: a name with odd characters, one of the format's own, or one that is another's parent.
     """
-    taken = {*TABLES, *PER_STREAM, FIELD}
+    taken = {*TABLES, *PER_STREAM, CHECKSUM, FIELD}
     names = list(names)
     for name in names:
         if not _STREAM.fullmatch(name):

@@ -18,18 +18,24 @@ from numpy.typing import NDArray
 
 from kdcache.errors import StoreError, unknown
 from kdcache.recipe import Recipe, canonical, digest
+from kdcache.store.checksum import checksums
 from kdcache.store.commit import Sink, partial_file, publish
 from kdcache.store.layout import (
+    CHECKSUM,
     FORMAT,
     QUANTISED_FORMAT,
+    DamagedShard,
     Entry,
+    Payload,
     Record,
     StrPath,
+    raw_bytes,
     row_digest,
     tables_digest,
 )
 from kdcache.store.quantised import FIELD, SCALES, Quantised
-from kdcache.store.reader import Shard, StreamReader
+from kdcache.store.reader import StreamReader, packed_views, unseen
+from kdcache.store.shard import Shard
 from kdcache.store.validate import check_records
 
 __all__ = ["CODECS", "Committed", "Record", "commit_shard"]
@@ -126,7 +132,7 @@ def _write(
 ) -> None:
     """Write a whole shard; ``OSError`` when the disk refuses."""
     datas = {s: _lay_out(s, recipe, records, codec) for s, recipe in recipes.items()}
-    tables = _tables(records, digests)
+    tables = _tables(records, recipes, digests)
     for data in datas.values():
         tables |= data.tables
     attributes = {
@@ -223,7 +229,18 @@ def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype("<i8")
 
 
-def _tables(records: Sequence[Record], digests: dict[str, list[str]]) -> dict[str, NDArray[Any]]:
+def _checks(payload: Payload, recipe: Recipe) -> NDArray[np.int64]:
+    """Checksums of a clip: one a view of a fixed stream, else one."""
+    if isinstance(payload, Quantised):
+        return checksums(packed_views(payload).reshape(len(payload.codes), -1))
+    flat = np.frombuffer(b"".join(payload), np.uint8) if isinstance(payload, list) else raw_bytes(payload)
+    units = len(payload) if recipe["layout"] == "fixed" else 1
+    return checksums(np.asarray(flat, np.uint8).reshape(units, -1))
+
+
+def _tables(
+    records: Sequence[Record], recipes: Mapping[str, Recipe], digests: dict[str, list[str]]
+) -> dict[str, NDArray[Any]]:
     """The small tables that every shard has: one entry a clip."""
     dump = functools.partial(json.dumps, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     tables = {
@@ -232,6 +249,7 @@ def _tables(records: Sequence[Record], digests: dict[str, list[str]]) -> dict[st
         "origin": _text([dump(r.origin, sort_keys=True) for r in records]),
     }
     for stream in digests:
+        tables[f"{CHECKSUM}/{stream}"] = np.stack([_checks(r.arrays[stream], recipes[stream]) for r in records])
         tables[f"key/{stream}"] = _text([r.keys[stream] for r in records])
         tables[f"digest/{stream}"] = _text(digests[stream])
         frames = [r.frames[stream] for r in records]
@@ -266,9 +284,13 @@ def _check_written(path: Path, digests: dict[str, list[str]]) -> None:
     """Open a finished file again and compare every clip's bytes with what was handed in."""
     shard = Shard.open(path)
     for stream, expected in digests.items():
-        with StreamReader(shard, stream) as reader:
+        with StreamReader(shard, stream, unseen(shard, stream)) as reader:
             for row, wanted in enumerate(expected):
-                if row_digest(reader.row(row)) != wanted:
+                try:
+                    found = row_digest(reader.row(row))
+                except DamagedShard:
+                    found = ""
+                if found != wanted:
                     raise StoreError(
                         f"{path.parent}: stream {stream!r} came back from the disk different from what was written "
                         f"(row {row}); this shard is dropped. Check disk and memory, then run the same command again."

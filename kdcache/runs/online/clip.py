@@ -22,8 +22,8 @@ from kdcache.runtime import cores
 from kdcache.sampling import clip_range
 from kdcache.skeletons import Skeleton, open_skeleton
 from kdcache.sources import Source, open_source
+from kdcache.store.jpeg import decode_jpeg
 from kdcache.store.quantised import Quantised, read_dtype
-from kdcache.store.reader import decode_jpeg
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Array, ClipSpan, Payload, Stream
 from kdcache.streams.skeleton import SkeletonStream

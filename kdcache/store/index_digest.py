@@ -1,0 +1,72 @@
+"""``manifest.csv.sha256``: what the index's bytes are when kdcache has written them, as ``sha256sum -c`` reads it.
+
+While the index is replaced the file lists the old and the new digest, so that a writer may be killed at any moment.
+Caches of version 0.1 have none, and nothing is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from kdcache.errors import StoreError
+from kdcache.files import atomic
+
+INDEX = "manifest.csv"
+DIGEST = f"{INDEX}.sha256"
+
+_LINE = re.compile(rb"([0-9a-f]{64})  manifest\.csv")
+_TRIES = 3  # a reader may meet a writer between its two looks
+
+
+def check_index(folder: Path) -> None:
+    """Hold the index against its digest.
+
+    Raises:
+        StoreError: it is not what kdcache wrote; says how to keep it and how to rebuild it.
+    """
+    if matching_pair(lambda name: _read(folder / name))[2]:
+        return
+    raise StoreError(
+        f"{folder / INDEX}: has changed since kdcache wrote it ({DIGEST}): if you edited it, `kdcache reindex {folder} "
+        f"--keep-edits` takes it as it is; if not, `kdcache reindex {folder}` rebuilds it from the shards."
+    )
+
+
+def matching_pair(read: Callable[[str], bytes | None]) -> tuple[bytes | None, bytes | None, bool]:
+    """An index, the list of its digests, and whether they fit; ``read`` gives a file by name, ``None`` where it is not.
+
+    An index without a list, as in caches of version 0.1, fits.
+    """
+    for _ in range(_TRIES):
+        listed, index = read(DIGEST), read(INDEX)
+        if listed is None or index is None or hashlib.sha256(index).hexdigest() in _digests(listed):
+            return index, listed, True
+    return index, listed, False
+
+
+def replace_index(folder: Path, text: str) -> None:
+    """Replace the index and its digest; ``OSError`` when the disk refuses, and the old index stands."""
+    data = text.encode()
+    new, listed, old = hashlib.sha256(data).hexdigest(), _read(folder / DIGEST), _read(folder / INDEX)
+    known = _digests(listed) if listed is not None else [] if old is None else [hashlib.sha256(old).hexdigest()]
+    _list(folder, [new, *known])
+    with atomic(folder / INDEX) as temporary:
+        temporary.write_bytes(data)
+    _list(folder, [new])
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def _digests(listed: bytes) -> list[str]:
+    """The digests in a list; a line that is none cannot match anything."""
+    return [found[1].decode() for line in listed.splitlines() if (found := _LINE.fullmatch(line))]
+
+
+def _list(folder: Path, digests: Iterable[str]) -> None:
+    with atomic(folder / DIGEST) as temporary:
+        temporary.write_text("".join(f"{digest}  {INDEX}\n" for digest in dict.fromkeys(digests)), encoding="ascii")
