@@ -18,12 +18,7 @@ from kdcache.store.lock import locked
 
 QUARANTINED = ".damaged"  # suffix of a shard that verify --repair set aside
 
-<<<<<<< HEAD
 SHARD = re.compile(r"shard-(\d{5,})\.h5")
-=======
-SHARD = re.compile(r"shard-(\d{5,})\.h5")
-_STALE_S = 24 * 3600.0  # a temporary file untouched for this long has no living writer, whatever its host
->>>>>>> 46c5541 (Reads are checked against a fast checksum of each clip-view, the index against a digest beside it, and shards against what the format can hold before anything is allocated)
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
