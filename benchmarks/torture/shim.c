@@ -28,6 +28,7 @@ static int action, number, group;
 static void arm(const char *folder, long k, int what, int error, int whole_group) {
     strncpy(watch, folder, sizeof watch - 1);
     at = k, action = what, number = error, group = whole_group;
+    if (!folder[0]) return; /* disarmed: forks go on counting */
     shared->calls = 0;
     shared->full = 0;
 }

@@ -119,7 +119,8 @@ def pictures(folder: Path) -> None:
         place.mkdir()
         for i in range(4):
             cv2.imwrite(str(place / f"{i:03d}{suffix}"), rng.integers(0, 255, (36, 44, 3), np.uint8))
-    for name, mode in (("frames.tar", "w"), ("frames.tar.gz", "w:gz")):
+    modes: dict[str, Any] = {"frames.tar": "w", "frames.tar.gz": "w:gz"}
+    for name, mode in modes.items():
         with tarfile.open(folder / name, mode) as archive:
             for path in sorted((folder / "frames.png").iterdir()):
                 archive.add(path, path.name)
@@ -162,7 +163,8 @@ def spoil_tar(path: Path, rng: random.Random) -> str:
     kind = rng.choice(("bytes", "bytes", "outside", "link", "device", "size", "bomb"))
     if kind == "bytes":
         return spoil_bytes(path, rng)
-    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+    mode: Any = "w:gz" if path.name.endswith("gz") else "w"
+    with tarfile.open(path, mode) as archive:
         member = tarfile.TarInfo("../../000.png" if kind == "outside" else "000.png")
         member.type = {"link": tarfile.SYMTYPE, "device": tarfile.CHRTYPE}.get(kind, tarfile.REGTYPE)
         member.linkname = "/etc/passwd"

@@ -222,7 +222,8 @@ def _no_file(path: Path, rng: random.Random) -> str:
     elif kind == "empty":
         path.touch()
     else:
-        path.symlink_to({"link": path.parent.parent / "outside.h5", "loop": path, "device": "/dev/zero"}[kind])
+        outside = {"link": path.parent.parent / "outside.h5", "loop": path, "device": Path("/dev/zero")}
+        path.symlink_to(outside[kind])
     return kind
 
 
