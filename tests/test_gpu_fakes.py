@@ -199,17 +199,19 @@ class Vectors:
         return out
 
 
+@pytest.mark.parametrize("kind", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(("budget", "held"), [(10 * 20 * 4, True), (10 * 20 * 4 - 1, False), (10 * 10 * 4, False)])
-def test_a_joined_stream_lies_on_the_device_as_a_whole_or_not_at_all(budget, held):
+def test_a_joined_stream_lies_on_the_device_as_a_whole_or_not_at_all(budget, held, kind):
     """Also where the memory left would hold one of its parts: tensors of two devices cannot be joined."""
-    device, clips = torch.device("meta"), [str(n) for n in range(10)]
+    device, clips = torch.device(kind), [str(n) for n in range(10)]
     shared = MemoryBudget(budget)
     joined = JoinedStream([CachedStream(Vectors(), name, clips, device, shared) for name in "ab"])
     rows = torch.arange(3)
     fetched = joined.fetch(rows, torch.zeros_like(rows), rows)
-    assert (joined.resident, fetched.device.type) == (held, "meta" if held else "cpu")
+    assert (joined.resident, fetched.device.type) == (held, kind if held else "cpu")
+    assert fetched.is_pinned() == (not held and kind == "cuda")
     placed = joined.to_device(fetched)
-    assert (placed.device.type, placed.shape) == ("meta", (3, 20))
+    assert (placed.device.type, placed.shape) == (kind, (3, 20))
     assert shared.free_bytes == budget - held * joined.nbytes
 
 

@@ -1,0 +1,270 @@
+"""Networks, extraction and flow on a GPU: what they give on the CPU, and within memory that runs out.
+
+Where a test has a twin on the CPU, the twin runs the same code, so that it is right before it meets a GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from gpu_cases import ON_EACH
+from make_videos import write_moving_squares
+
+import kdcache
+from kdcache import backbones
+from kdcache.errors import DeviceError
+from kdcache.extraction.features import Backbones
+from kdcache.motion import tvl1_pairs
+from kdcache.motion.tv_l1 import torch_engine
+from kdcache.motion.tv_l1.params import TVL1Params
+from kdcache.runtime import free_bytes, resolve_precision
+from kdcache.store.failures import load_failures
+from kdcache.streams.registry import resolve
+from kdcache.streams.settings import StreamSettings
+
+BOUNDS = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
+SLOW = ("vol2col", "slow_conv", "im2col")
+CONTROLLED = "PYTORCH_ALLOC_CONF"
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double().cpu() - expected.double().cpu()).norm() / expected.double().norm())
+
+
+# ---------------------------------------------------------------------------
+# networks
+# ---------------------------------------------------------------------------
+
+NETWORKS = [
+    ("i3d-rgb", "mixed4a", 16, 64),
+    ("i3d-flow", "mixed4a", 16, 64),
+    ("tsm-resnet50", "pool", 8, 64),
+    ("resnet34", "layer4", 2, 64),
+    ("resnext101", "layer4", 16, 112),
+    ("vacnn", "pool", 1, 224),
+]
+
+
+def pixels(net: backbones.Backbone, frames: int, size: int, clips: int = 2) -> torch.Tensor:
+    shape = (clips, frames, size, size, net.input.channels)
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize(("name", "layer", "frames", "size"), NETWORKS)
+def test_networks_give_what_they_give_on_the_cpu(name, layer, frames, size, precision):
+    net = backbones.build(name, "random:0")
+    x = pixels(net, frames, size)
+    expected = backbones.frozen(net, layer)(x)
+    frozen = backbones.frozen(net, layer, precision, device="cuda")
+    found = frozen(x)
+    assert relative(found, expected) < BOUNDS[precision]
+    assert torch.equal(frozen(x), found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize(("name", "layer", "frames", "size"), NETWORKS)
+def test_convolutions_are_those_of_cudnn(name, layer, frames, size, precision):
+    """Torch's own, taken where cuDNN has none for a layout or a dtype, are many times slower."""
+    net = backbones.build(name, "random:0")
+    frozen, x = backbones.frozen(net, layer, precision, device="cuda"), pixels(net, frames, size)
+    frozen(x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        frozen(x)
+        torch.cuda.synchronize()
+    kernels = {event.key.lower() for event in profile.key_averages()}
+    assert kernels
+    assert not [kernel for kernel in kernels if any(slow in kernel for slow in SLOW)]
+
+
+@pytest.mark.gpu
+def test_float32_is_no_tf32_whatever_the_process_has_switched_on():
+    net = backbones.build("i3d-rgb", "random:0")
+    frozen, x = backbones.frozen(net, "mixed4a", device="cuda"), pixels(net, 16, 64)
+    expected, before = frozen(x), torch.backends.fp32_precision
+    torch.backends.fp32_precision = "tf32"
+    try:
+        assert torch.equal(frozen(x), expected)
+    finally:
+        torch.backends.fp32_precision = before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_another_gpu_than_the_first():
+    net = backbones.build("resnet34", "random:0")
+    x = pixels(net, 2, 64)
+    assert resolve_precision("auto", torch.device("cuda", 1)) in ("bf16", "fp16")
+    first, second = (backbones.frozen(net, "layer4", device=f"cuda:{n}")(x) for n in range(2))
+    assert second.device.index == 1
+    assert relative(first, second) < 1e-5
+    flow = torch.zeros(2, 32, 40, dtype=torch.uint8).numpy()
+    assert not tvl1_pairs(flow, flow, "torch", device="cuda:1").any()
+
+
+# ---------------------------------------------------------------------------
+# extraction
+# ---------------------------------------------------------------------------
+
+STREAM = "i3d-rgb/mixed4a"
+SMALL = {"size": 64, "frames": 16, "weights": {"i3d-rgb": "random:0"}, "bar": False}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("squares")
+    write_moving_squares(folder)
+    return folder
+
+
+def extract(videos, out, **options):
+    return kdcache.extract(videos / "clips.csv", videos, out, [STREAM], **SMALL | options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [1, 2])
+def test_extraction_gives_what_it_gives_on_the_cpu(videos, tmp_path, workers):
+    """Under the same keys: the other device finds nothing to do."""
+    report = extract(videos, tmp_path / "gpu", device="cuda", workers=workers)
+    assert (report.extracted, report.failures) == (6, [])
+    extract(videos, tmp_path / "cpu", device="cpu")
+    assert extract(videos, tmp_path / "gpu", device="cpu").cached == 6
+    clips = [f"v{n}" for n in range(6)]
+    found, expected = (
+        torch.from_numpy(np.stack(kdcache.Cache(tmp_path / name).read(STREAM, clips)).astype(np.float32))
+        for name in ("gpu", "cpu")
+    )
+    assert relative(found, expected) < 2e-3  # float16 as it is stored
+
+
+@pytest.mark.gpu
+def test_memory_that_runs_out_halves_the_batch():
+    (stream,) = resolve([STREAM], StreamSettings(size=224, frames=64), {"i3d-rgb": "random:0"})
+    nets = Backbones([stream], "cuda", 64)
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 6 * 2**30 / total))
+    try:
+        found = nets.features([np.zeros((1, 64, 224, 224, 3), np.uint8)], stream)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert nets.batch < 64
+    assert found[0].shape[-3:] == (8, 14, 14)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_gpu_that_is_too_small_ends_the_run_and_fails_no_clip(videos, tmp_path, monkeypatch, workers):
+    total = torch.cuda.get_device_properties(0).total_memory
+    monkeypatch.setenv(CONTROLLED, f"per_process_memory_fraction:{20 * 2**20 / total}")  # of the workers
+    torch.cuda.set_per_process_memory_fraction(20 * 2**20 / total)
+    try:
+        with pytest.raises(DeviceError, match="--workers"):
+            extract(videos, tmp_path, device="cuda", workers=workers)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert load_failures(tmp_path) == []
+
+
+@pytest.mark.gpu
+def test_memory_that_was_given_back_is_free():
+    device = torch.device("cuda", 0)
+    torch.zeros(1, device=device)
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = free_bytes(device)
+    held = torch.empty(2**30, dtype=torch.uint8, device=device)
+    assert free_bytes(device) <= before - 2**30 + 2**21
+    del held  # the allocator keeps it
+    assert torch.cuda.memory_reserved(device) >= 2**30
+    assert abs(free_bytes(device) - before) < 2**26
+
+
+# ---------------------------------------------------------------------------
+# TV-L1
+# ---------------------------------------------------------------------------
+
+
+def moving(count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of smooth pictures; each moves by a fraction of a pixel more than the one before, the first not at all."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+
+    def picture(k: int, shift: float) -> np.ndarray:
+        waves = np.sin((x + shift) / (5 + k % 3)) * np.cos((y + shift / 2) / 7) + np.sin((x + y + shift) / 13)
+        return (127.5 + 60 * waves).clip(0, 255).astype(np.uint8)
+
+    pairs = [(picture(k, 0.0), picture(k, 0.4 * k)) for k in range(count)]
+    return np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs])
+
+
+def plain(monkeypatch):
+    """The engine without Triton's kernels, on whatever device."""
+
+    def level(first, second, u, v, params):
+        texture = torch.stack([second, *torch_engine.gradients(second)])
+        return torch_engine.PlainLevel(first, texture, u, v, params)
+
+    monkeypatch.setattr(torch_engine, "_level", level)
+
+
+FAST = TVL1Params(warps=2, outer_iterations=2, inner_iterations=10)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "params",
+    [
+        FAST,
+        TVL1Params(warps=2, outer_iterations=2, inner_iterations=10, median_filtering=3),
+        TVL1Params(warps=2, outer_iterations=2, inner_iterations=10, median_filtering=0),
+        TVL1Params(nscales=2, warps=1, outer_iterations=2, inner_iterations=5, epsilon=0.0),
+    ],
+    ids=["median 5", "median 3", "no median", "no stopping"],
+)
+def test_flow_of_the_fused_kernels_is_that_of_plain_operations(params, monkeypatch):
+    """Of three pairs that settle at different times; ``test_triton.py`` has them by the interpreter."""
+    first, second = moving(3, 40, 52)
+    initial = np.full((3, 40, 52, 2), 0.25, np.float32)
+    fused = [tvl1_pairs(first, second, "torch", params, start, device="cuda") for start in (None, initial)]
+    plain(monkeypatch)
+    expected = [tvl1_pairs(first, second, "torch", params, start, device="cuda") for start in (None, initial)]
+    for found, wanted in zip(fused, expected, strict=True):
+        assert np.abs(found - wanted).max() < 1e-3
+    assert np.abs(fused[0][1:]).max() > 0.1
+
+
+@ON_EACH
+def test_more_pairs_than_a_batch_holds(device, monkeypatch):
+    first, second = moving(5, 40, 52)
+    whole = tvl1_pairs(first, second, "torch", FAST, device=device)
+    monkeypatch.setattr(torch_engine, "_BATCH", 2 * 40 * 52)
+    np.testing.assert_allclose(tvl1_pairs(first, second, "torch", FAST, device=device), whole, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_flow_of_large_pictures():
+    """1080p: 4,080 tiles a pair, whose changes one program adds up."""
+    first, second = moving(2, 1080, 1920)
+    params = TVL1Params(nscales=2, warps=1, outer_iterations=1, inner_iterations=10)
+    found = tvl1_pairs(first, second, "torch", params, device="cuda")
+    expected = tvl1_pairs(first, second, "cpu", params)
+    assert np.abs(found - expected).mean() < 1e-2
+
+
+@pytest.mark.gpu
+def test_flow_takes_fewer_pairs_where_memory_runs_out(monkeypatch):
+    first, second = moving(64, 256, 340)
+    expected = tvl1_pairs(first, second, "torch", FAST, device="cuda")
+    torch.cuda.empty_cache()
+    monkeypatch.setattr(torch_engine, "_pairs_at_once", lambda *_: 64)
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(2 * 2**28 / total)  # a half of what 64 pairs take
+    try:
+        found = tvl1_pairs(first, second, "torch", FAST, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
