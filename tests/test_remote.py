@@ -252,6 +252,79 @@ def test_what_needs_local_files_says_so():
         open_source("s3://bucket/x.mp4")
 
 
+@pytest.fixture
+def classes(data, tmp_path):
+    """The videos in class folders, with a list of groups."""
+    root = tmp_path / "classes"
+    for folder, name in (("wave", "a/one.mp4"), ("clap", "a/two.mp4")):
+        (root / folder).mkdir(parents=True)
+        shutil.copy(data / name, root / folder)
+    (root / "groups.csv").write_text("source,group\nwave/one.mp4,g1\nclap/two.mp4,g2\n")
+    return root
+
+
+def test_a_data_set_in_a_bucket_has_the_manifest_of_its_folder(classes, bucket, tmp_path, monkeypatch):
+    bucket.upload(classes, "set/")
+    fetched, fetch = [], Remote.fetch
+    monkeypatch.setattr(Remote, "fetch", lambda self, a, *more: fetched.append(a.name) or fetch(self, a, *more))
+    options = {"groups": "groups.csv", "held_out": "g2"}
+    rows = kdcache.datasets.manifest_for("folder", f"{bucket.url}/set", **options)
+    assert rows.equals(kdcache.datasets.manifest_for("folder", classes, **options))
+    assert fetched == ["groups.csv"]
+    with pytest.raises(OptionError, match=r"folder with these options reads sources themselves, which lie at s3://"):
+        kdcache.datasets.manifest_for("folder", f"{bucket.url}/set", observe=0.4)
+    with pytest.raises(RemoteError, match=r"s3://\S+/nothing: nothing there"):
+        kdcache.datasets.manifest_for("folder", f"{bucket.url}/nothing")
+    with pytest.raises(OptionError, match=rf"ucf101: no classInd.txt in {bucket.url}/set"):
+        kdcache.datasets.manifest_for("ucf101", f"{bucket.url}/set")
+
+
+def test_a_data_set_on_the_web_is_listed_by_its_index_pages(classes):
+    with served(classes) as server:
+        assert kdcache.datasets.manifest_for("folder", server.url).equals(
+            kdcache.datasets.manifest_for("folder", classes)
+        )
+
+
+def test_commands_take_addresses(classes, data, bucket, tmp_path):
+    from click.testing import CliRunner
+
+    from kdcache.cli import main
+
+    bucket.upload(classes, "set/")
+    bucket.put("bad.mp4", b"no video")
+    source = f"{bucket.url}/set/wave/one.mp4"
+    call = ["check", source, f"{bucket.url}/bad.mp4", f"{bucket.url}/gone.mp4", "--source-cache", str(tmp_path / "c")]
+    checked = CliRunner().invoke(main, call)
+    assert checked.exit_code == 3, checked.output
+    lines = checked.stdout.splitlines()
+    assert lines[0].startswith(f"{source}: 48×32")
+    assert [line.partition(".mp4: ")[0] for line in lines[1:]] == [f"{bucket.url}/bad", f"{bucket.url}/gone"]
+    call = ["extract", "--dataset", "folder", "--root", f"{bucket.url}/set", "--stream", "rgb"]
+    more = ["--out", str(tmp_path / "out"), "--source-cache", str(tmp_path / "c"), "-q"]
+    done = CliRunner().invoke(main, [*call, *more])
+    assert done.exit_code == 0, done.output
+    assert set(load_index(tmp_path / "out")["source"]) == {"wave/one.mp4", "clap/two.mp4"}
+    refused = CliRunner().invoke(main, [*call[:3], "--root", "s3://key:secret@bucket", *call[5:]])
+    assert (refused.exit_code, "secret" in refused.output) == (1, False)
+
+
+def test_a_prediction_fetches_its_source(data, bucket, tmp_path, monkeypatch):
+    """The run is replaced by what notes the path that it is given and what lies there."""
+    from kdcache.runs.online import loading
+    from kdcache.runs.run import Run
+
+    class Seen:
+        def answers(self, source, span):
+            yield source.read_bytes(), source.name, span
+
+    monkeypatch.setattr(loading, "load", lambda *_: Seen())
+    monkeypatch.setattr(Run, "__init__", lambda *_: None)
+    bucket.upload(data / "a")
+    (answer,) = kdcache.predict("run", f"{bucket.url}/one.mp4", start=0.1, source_cache=tmp_path / "c")
+    assert answer == ((data / "a/one.mp4").read_bytes(), "one.mp4", (None, 0.1, None, None))
+
+
 def test_a_missing_extra_is_one_sentence(data, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
     with pytest.raises(OptionError, match=r"pip install 'kdcache\[remote\]'"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdcache.cli.common import by_backbone, given, method_option, out_option
+from kdcache.cli.common import PlacePath, by_backbone, given, method_option, out_option, source_cache_options
 from kdcache.cli.printing import STDOUT, json_option, report, write_text
 from kdcache.log import logger, quiet
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, metavar="RUN SOURCE", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, metavar="RUN SOURCE", type=PlacePath())
+@source_cache_options
 @click.option(
     "--skeleton", type=click.Path(exists=True, path_type=Path), help="The clip's skeleton file, where a run reads both."
 )
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 @json_option
 @method_option
 def predict(
-    paths: tuple[Path, ...],
+    paths: tuple[Path | str, ...],
     top: int,
     weights: tuple[str, ...],
     out: str | None,
@@ -48,8 +49,9 @@ def predict(
 ) -> None:
     """Print the likeliest classes of SOURCE, from what the run's network reads and no more.
 
-    SOURCE is what the run's clips were cut from: a video, a folder or tar of images, or a skeleton file. A run of early
-    prints a line for each observation level, from what was seen by then, as SOURCE unfolds; any other run prints one.
+    SOURCE is what the run's clips were cut from: a video, a folder or tar of images, or a skeleton file, or its
+    address (s3://…, https://…). A run of early prints a line for each observation level, from what was seen by then, as
+    SOURCE unfolds; any other run prints one.
 
     \b
     Example:
@@ -79,14 +81,14 @@ def predict(
         write_text(_table(rows), out)
 
 
-def _run_and_source(paths: tuple[Path, ...]) -> tuple[Path, Path]:
+def _run_and_source(paths: tuple[Path | str, ...]) -> tuple[Path, Path | str]:
     """The two arguments; version 0.1 had the method before them, which is taken for one release."""
     if len(paths) == 3 and str(paths[0]) == "early":
         logger.warning("predict early RUN SOURCE is predict RUN SOURCE now; the old form goes with the next release")
         paths = paths[1:]
     if len(paths) != 2:
         raise click.UsageError("Give a run's folder and a source: kdcache predict RUN SOURCE.")
-    return paths[0], paths[1]
+    return Path(paths[0]), paths[1]
 
 
 def _table(rows: list[Prediction]) -> str:

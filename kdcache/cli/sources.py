@@ -9,33 +9,42 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, Group, out_option, root_option
+from kdcache.cli.common import SOME_FAILED, Group, PlacePath, out_option, root_option, source_cache_options
 from kdcache.cli.printing import STDOUT, report, report_options
 from kdcache.errors import KdcacheError
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=PlacePath())
+@source_cache_options
 @report_options
-def check(files: tuple[Path, ...], as_json: bool, out: str) -> None:
+def check(
+    files: tuple[Path | str, ...], source_cache: Path | None, source_cache_gb: float | None, as_json: bool, out: str
+) -> None:
     """Decode videos from start to end and say which are damaged. Exit status 3 if any is.
+
+    Videos at addresses (s3://…, https://…) are fetched first.
 
     \b
     Example:
       kdcache check videos/*.mp4
     """
+    from kdcache.sources import SourceCache, at_hand
     from kdcache.sources import check as decode
 
+    cache = SourceCache.of(source_cache, source_cache_gb)
     found: list[dict[str, Any]] = []
     lines: list[str] = []
     for file in files:
         try:
-            its = decode(file)
+            with at_hand(file, cache) as path:
+                its = decode(path)
             lines.append(f"{file}: {its.width}×{its.height}, {its.duration_s:.2f} s, {its.codec}, {its.backend}: whole")
             found.append({"file": file, "problem": "", **asdict(its)})
         except KdcacheError as error:
-            lines.append(str(error))
-            found.append({"file": file, "problem": str(error)})
+            problem = str(error) if str(file) in str(error) else f"{file}: {error}"  # which names the fetched copy
+            lines.append(problem)
+            found.append({"file": file, "problem": problem})
         if not as_json and out == STDOUT:  # each as it is known: a folder of videos takes hours
             click.echo(lines[-1])
     if as_json or out != STDOUT:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from kdcache.datasets.elsewhere import likeness
 from kdcache.datasets.options import coerce, options
 from kdcache.errors import KdcacheError, ManifestError, OptionError, unknown
 from kdcache.log import logger
 from kdcache.options import OptionDescription
+from kdcache.remote import Address, is_address, without_scheme
 from kdcache.text import terms
 
 if TYPE_CHECKING:
@@ -108,7 +111,7 @@ def manifest_for(name: str, root: str | os.PathLike[str], *, missing: str = "kee
 
     Args:
         name: one of ``names()``.
-        root: the data root, laid out as ``layout(name)`` says; sources are relative to it.
+        root: the data root, laid out as ``layout(name)`` says, or its address; sources are relative to it.
         missing: ``keep`` the rows of absent files (the extraction then lists them as failures) or ``drop`` them. Either
             way they are named in the report.
         given: the dataset's own options, typed; text is converted (``"1.5"``, ``"true"``, ``"ido,ira"``).
@@ -118,7 +121,9 @@ def manifest_for(name: str, root: str | os.PathLike[str], *, missing: str = "kee
         left-out files, which is also logged.
 
     Raises:
-        OptionError: unknown dataset or option, absent root, absent annotations.
+        OptionError: unknown dataset or option, absent root, absent annotations; of an address, options that need the
+            content of videos.
+        RemoteError: an address that cannot be listed.
         ManifestError: annotations that contradict themselves or are of another kind than the dataset's.
     """
     from kdcache.datasets.pairs import assert_no_leak
@@ -128,16 +133,17 @@ def manifest_for(name: str, root: str | os.PathLike[str], *, missing: str = "kee
     chosen = coerce(module.manifest, given, name)
     if missing not in ("keep", "drop"):
         raise OptionError(f"missing is {missing!r}: choose keep or drop.")
-    folder = Path(root)
-    if not folder.is_dir():
-        raise OptionError(f"{folder}: no such folder; {name} expects below it:\n{layout(name)}")
-    rows, report = module.manifest(folder, **chosen)
+    place = without_scheme(os.fspath(root))
+    with likeness(Address.of(place), name) if is_address(place) else nullcontext(Path(place)) as folder:
+        if not folder.is_dir():
+            raise OptionError(f"{folder}: no such folder; {name} expects below it:\n{layout(name)}")
+        rows, report = module.manifest(folder, **chosen)
     if missing == "drop":
         absent = rows["source"].isin(report.missing)
         report = report.dropping({"the file is missing": rows.loc[absent, "clip_id"]})
         rows = rows[~absent]
     if not len(rows):
-        raise ManifestError(f"{folder}", [f"holds nothing of {name}; it expects:\n{layout(name)}", *report.lines()])
+        raise ManifestError(place, [f"holds nothing of {name}; it expects:\n{layout(name)}", *report.lines()])
     result = validate(rows[[*REQUIRED, *(column for column in rows if column not in REQUIRED)]], name)
     assert_no_leak(result, name)
     for line in report.lines():

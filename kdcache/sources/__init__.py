@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from kdcache.sources.base import Source, SourceInfo
 from kdcache.sources.content import content_digest, signature
-from kdcache.sources.fetched import SourceCache, remote_fingerprint
+from kdcache.sources.fetched import SourceCache, at_hand, remote_fingerprint
 from kdcache.sources.opening import DECODERS, check, open_source
 from kdcache.sources.paths import find, fingerprint, inside
 
@@ -16,6 +16,7 @@ __all__ = [
     "Source",
     "SourceCache",
     "SourceInfo",
+    "at_hand",
     "check",
     "content_digest",
     "find",

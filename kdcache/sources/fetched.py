@@ -24,7 +24,7 @@ from pathlib import Path
 from kdcache.errors import KdcacheError, OptionError, RemoteError, StoreError
 from kdcache.files import PARTIAL, abandoned, temporary_name
 from kdcache.log import logger
-from kdcache.remote import Address, FetchStopped, Remote, RemoteFile
+from kdcache.remote import Address, FetchStopped, Remote, RemoteFile, is_address, without_scheme
 from kdcache.sources.paths import fingerprint, fingerprint_of_file, fingerprint_of_folder, parts_read
 
 DEFAULT_GB = 20.0
@@ -53,8 +53,9 @@ class SourceCache:
     limit: int
 
     @classmethod
-    def of(cls, folder: str | os.PathLike[str] | None, gigabytes: float = DEFAULT_GB) -> SourceCache:
+    def of(cls, folder: str | os.PathLike[str] | None, gigabytes: float | None = None) -> SourceCache:
         """As options give it; ``OptionError`` for a limit that holds nothing."""
+        gigabytes = DEFAULT_GB if gigabytes is None else gigabytes
         if not 0 < gigabytes < float("inf"):
             raise OptionError(f"source_cache_gb is {gigabytes:g}: give the gigabytes that fetched sources may take.")
         return cls(Path(folder or default_folder()).absolute(), int(gigabytes * 1e9))
@@ -214,6 +215,21 @@ class SourceCache:
 
 def _never() -> bool:
     return False
+
+
+@contextmanager
+def at_hand(source: str | os.PathLike[str], cache: SourceCache | None = None) -> Iterator[Path]:
+    """One source as a path of this machine: itself, or what was fetched from its address.
+
+    Raises:
+        RemoteError, StoreError: as ``SourceCache.held``; ``OptionError`` for an address with credentials in it.
+    """
+    text = without_scheme(os.fspath(source))
+    if not is_address(text):
+        yield Path(text)
+        return
+    with (cache or SourceCache.of(None)).held(Address.of(text)) as path:
+        yield path
 
 
 def described(remote: Remote, address: Address) -> dict[str, RemoteFile]:

@@ -31,9 +31,7 @@ def open_source(path: str | os.PathLike[str], decoder: str = "auto", fps: float 
     if decoder not in DECODERS:
         raise unknown("decoder", decoder, DECODERS)
     if is_url(os.fspath(path)):
-        raise SourceError(
-            f"{path}: an address, and only files are opened; fetch it first (kdcache.sources.SourceCache)."
-        )
+        raise SourceError(f"{path}: an address, and only files are opened; fetch it first (kdcache.sources.at_hand).")
     name = os.path.abspath(path)  # also keeps FFmpeg from taking "name:rest" for a protocol
     if os.path.isdir(name):
         from kdcache.sources.frames import open_folder
