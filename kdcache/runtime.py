@@ -67,6 +67,14 @@ def limit_threads(threads: int) -> None:
     cv2.setNumThreads(threads)
 
 
+def decode_threads(workers: int | str, device: torch.device) -> int:
+    """How many threads make a batch from sources, which changes nothing about it: as many as were asked for, or for
+    ``auto`` one a core beside a GPU, and one where the cores compute; ``OptionError`` for something else."""
+    if workers == "auto":
+        return 1 if device.type == "cpu" else cores()
+    return worker_count(workers, 1)
+
+
 @contextmanager
 def kept_threads() -> Iterator[None]:
     """Afterwards, torch and OpenCV use as many threads in this process as before: extraction sets its own number."""

@@ -154,7 +154,7 @@ def test_messages_name_what_helps_in_the_command_that_was_called(root, tmp_path)
     assert "the manifest has no column 'pair'" in found.output
     assert "--set" not in found.output
     found = run("extract", "--manifest", clips, "--stream", "rgb", "--workers", "some", *out)
-    assert "'some' is no number of processes; give one from 1 on, or auto" in found.output
+    assert "'some' is no number of workers; give one from 1 on, or auto" in found.output
     found = run("extract", "--dataset", "folder", "--root", root, "--root", tmp_path, "--stream", "rgb")
     assert "folder lies below one root, and 2 were given: give --root once" in found.output
     found = run("manifest", "folder", "--root", root, "--root", root, "-o", tmp_path / "a.csv")

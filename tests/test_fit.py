@@ -289,8 +289,10 @@ def test_a_fraction_of_the_labels_is_the_one_that_training_keeps(folder, tmp_pat
     assert same_weights(fit, other)  # labels that are not kept are as good as none
 
 
-def test_frames_that_do_not_fit_into_memory_are_decoded_again(finished, folder, tmp_path):
-    other = kdcache.fit("tiny", folder / "clips.csv", folder, tmp_path / "decoded", **QUICK, memory_fraction=0.0)
+def test_frames_that_do_not_fit_into_memory_are_decoded_again_by_several_threads(finished, folder, tmp_path):
+    other = kdcache.fit(
+        "tiny", folder / "clips.csv", folder, tmp_path / "decoded", **QUICK, memory_fraction=0.0, workers=3
+    )
     assert same_weights(finished, other)
 
 

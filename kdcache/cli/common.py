@@ -219,11 +219,12 @@ roots_option = _root_option(
 )
 
 
-def _workers(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+def number_of_workers(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    """A number from 1 on, or ``auto``."""
     if value is None or value == "auto":
         return value
     if not (value.isascii() and value.isdecimal()) or int(value) < 1:
-        raise click.BadParameter(f"{value!r} is no number of processes; give one from 1 on, or auto.")
+        raise click.BadParameter(f"{value!r} is no number of workers; give one from 1 on, or auto.")
     return int(value)
 
 
@@ -231,7 +232,7 @@ _WORKERS: list[Callable[[Any], Any]] = [
     click.option(
         "--workers",
         metavar="N|auto",
-        callback=_workers,
+        callback=number_of_workers,
         help="Processes that share the cores; auto: one a core, as far as memory allows.  [default: 1; on a cluster as "
         "many as it has room for]",
     ),

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from kdcache.cli.common import SOME_FAILED, allow_absolute_option, folder_option, given, roots_option
+from kdcache.cli.common import (
+    SOME_FAILED,
+    allow_absolute_option,
+    folder_option,
+    given,
+    number_of_workers,
+    roots_option,
+)
 from kdcache.cli.explained import ExplainedCommand, of_fit
 from kdcache.cli.extract import clip_rows
 from kdcache.cli.printing import json_option, report
@@ -37,6 +44,12 @@ from kdcache.errors import OptionError
     type=click.IntRange(2),
     metavar="K",
     help="K + 1 fits: on all clips, and without each of K parts, which `extract` computes with the fit without them.",
+)
+@click.option(
+    "--workers",
+    metavar="N|auto",
+    callback=number_of_workers,
+    help="Threads that decode and augment the clips of a batch.  [default: auto: one a core beside a GPU, 1 on a CPU]",
 )
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: auto]")

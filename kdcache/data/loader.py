@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.data.copies import CudaCopies, one_ahead
 from kdcache.methods.contract import Batch, BatchSource, lengths_name, lengths_of
 from kdcache.prefetch import prefetch
 
@@ -70,7 +71,18 @@ def _rounds(count: int, needed: int, rng: np.random.Generator) -> Tensor:
 
 
 def feed(source: BatchSource, plan: Plan, device: torch.device) -> Iterator[Batch]:
-    """The batches of a plan; those that do not lie on the device are read by a thread while the caller computes."""
+    """The batches of a plan; those that do not lie on the device are read by a thread while the caller computes.
+
+    A GPU copies them on a stream of its own, one ahead, where none of their inputs lies there."""
+    made = _made(source, plan, device)
+    streamed = not any(stream.resident for stream, _ in source.inputs.values())
+    try:
+        yield from one_ahead(made, CudaCopies(device)) if streamed and device.type == "cuda" else made
+    finally:
+        made.close()
+
+
+def _made(source: BatchSource, plan: Plan, device: torch.device) -> Generator[Batch]:
     fields = {name: values.to(device) for name, values in source.fields.items()}
     fields |= {
         lengths_name(name): lengths[rows].to(device)

@@ -82,6 +82,7 @@ def cross_fit_into(
     device: str,
     precision: str,
     options: Mapping[str, Any],
+    workers: int | str = "auto",
 ) -> CrossFit:
     """Fit on all clips and without each part, or go on there; see ``kdcache.runs.fit.fit``.
 
@@ -94,7 +95,7 @@ def cross_fit_into(
     if (folder / CONFIG).exists():
         raise OptionError(f"{folder} holds a fit that is not cross-fitted: choose another folder for out.")
     options = renamed(METHOD, dict(options))
-    full = fit_once(backbone, manifest, root, folder / crossfit.ALL, seed, device, precision, dict(options))
+    full = fit_once(backbone, manifest, root, folder / crossfit.ALL, seed, device, precision, dict(options), workers)
     rows, part_of = _parts_of(full, parts)
     kept = {name: value for name, value in options.items() if name not in _DRAWN}
     fits = []
@@ -106,7 +107,7 @@ def cross_fit_into(
             its[target] = its[target].mask(out)
         where = folder / crossfit.part_folder(number)
         _refuse_other_parts(where, its, full.run.settings.roots.allow_absolute)
-        fits.append(fit_once(backbone, its, root, where, seed, device, precision, dict(kept)))
+        fits.append(fit_once(backbone, its, root, where, seed, device, precision, dict(kept), workers))
     _refuse_other_classes(full, fits)
     shas = [weights_digest(each.weights) for each in fits]
     random_start = starts_from_random(full.run.options)

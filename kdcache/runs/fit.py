@@ -36,6 +36,7 @@ def fit(
     device: str = "auto",
     precision: str = "auto",
     cross_fit: int = 0,
+    workers: int | str = "auto",
     **options: Any,
 ) -> Fit:
     """Train a backbone on the training clips of a manifest, or go on with a fit that was interrupted.
@@ -57,6 +58,8 @@ def fit(
             the labelled training clips, one on the others. ``extract`` then computes each of these clips with the
             network that has not seen it. 0: one fit. Parts are of whole groups, subjects or sources where there are so
             many, see ``kdcache.data.parts``.
+        workers: threads that decode and augment the clips of a batch, which are the same whatever their number;
+            ``auto``: one a core beside a GPU, 1 on a CPU, whose cores compute.
         options: fields of ``RecognitionOptions``, and of ``RunSettings``: ``split_column``, ``validation``,
             ``decoder``, ``memory_fraction``, ``save_every``, ``allow_absolute`` (sources may be absolute paths), and
             of skeleton files that are arrays ``centre_joint``, ``skeleton_fps``, ``array``.
@@ -75,8 +78,8 @@ def fit(
     """
     folder = Path(out) if out is not None else free_folder(Path("fits"), Path(file_name(canonical(backbone))).stem)
     if cross_fit:
-        return cross_fit_into(folder, cross_fit, backbone, manifest, root, seed, device, precision, options)
-    return fit_once(backbone, manifest, root, folder, seed, device, precision, options)
+        return cross_fit_into(folder, cross_fit, backbone, manifest, root, seed, device, precision, options, workers)
+    return fit_once(backbone, manifest, root, folder, seed, device, precision, options, workers)
 
 
 def parse_set(sets: Sequence[str], dataset: bool) -> tuple[dict[str, Any], tuple[str, ...]]:

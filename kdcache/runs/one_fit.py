@@ -100,6 +100,7 @@ def fit_once(
     device: str,
     precision: str,
     options: dict[str, Any],
+    workers: int | str = "auto",
 ) -> Fit:
     """Fit into a folder, or go on there; see ``kdcache.runs.fit.fit``."""
     backbone = canonical(backbone)
@@ -119,7 +120,7 @@ def fit_once(
             write_manifest(rows, folder / MANIFEST, allow_absolute=roots.allow_absolute)
 
     def opened(before: dict[str, Any]) -> TrainingData:
-        return prepare(settings, wanted, before, rows=rows)
+        return prepare(settings, wanted, before, rows=rows, workers=workers)
 
     run = train_into(folder, settings, wanted, Session(), opened, keep_rows)
     if not (folder / file_name(backbone)).exists() and "kept" not in run.metrics:  # 0.1 wrote them by itself

@@ -23,6 +23,7 @@ def prepare(
     training: bool = True,
     rows: pd.DataFrame | None = None,
     pool: StreamPool | None = None,
+    workers: int | str = "auto",
 ) -> TrainingData:
     """Open what a run reads.
 
@@ -33,6 +34,7 @@ def prepare(
         training: off, privileged inputs are left out and their streams are not opened.
         rows: of the manifest, where it has been read already.
         pool: streams of a cache that other runs of this process keep in memory.
+        workers: threads that make batches from sources, see ``runtime.decode_threads``.
 
     Raises:
         OptionError, DeviceError, StoreError, ManifestError: see ``open_cache`` and ``open_sources``.
@@ -54,7 +56,7 @@ def prepare(
 
         if rows is None:
             rows = manifest_rows(settings)
-        common |= {"decoder": settings.decoder, "joint_layout": settings.joint_layout}
+        common |= {"decoder": settings.decoder, "joint_layout": settings.joint_layout, "workers": workers}
         return open_sources(rows, settings.roots, inputs, options, **common)
     assert settings.shards is not None
     return open_cache(

@@ -14,6 +14,7 @@ from kdcache import runtime
 from kdcache.data.clips import clips
 from kdcache.data.ondemand import skeletons, videos
 from kdcache.data.ondemand.clips import Clip, Loaded, clips_of
+from kdcache.data.ondemand.stream import OnDemand
 from kdcache.data.splits import Examples, split_by
 from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError
@@ -55,6 +56,7 @@ def open_sources(
     precision: str = "auto",
     seed: int = 0,
     before: Mapping[str, Any] | None = None,
+    workers: int | str = "auto",
 ) -> TrainingData:
     """Read the clips that take part; clips that cannot be read are listed in ``failures``.
 
@@ -77,6 +79,7 @@ def open_sources(
         precision: auto, fp32, bf16 or fp16.
         seed: of the run.
         before: what an earlier call resolved.
+        workers: threads that make the arrays of a batch, see ``runtime.decode_threads``.
 
     Raises:
         OptionError: nothing labelled to train or to test on, no such split column, or labels of another kind than the
@@ -97,6 +100,7 @@ def open_sources(
     if isinstance(shown, SkeletonSegment):
         limits = limits_of([loaded.clips[name] for name in examples.splits["train"].names])
     stream = _stream(here, one, shown, limits, seed, on, None if bool(available.all()) else available)
+    stream.workers = runtime.decode_threads(workers, on)
     data = _data(examples, one, stream, limits, seed, on, precision)
     resolved = {"device": str(on), "precision": precision, "samples": fingerprint(examples)}
     return TrainingData(data, examples, resolved, failures=loaded.failures)
@@ -178,7 +182,7 @@ def _stream(
     seed: int,
     device: torch.device,
     available: Tensor | None,
-) -> InputStream:
+) -> OnDemand:
     if isinstance(shown, SkeletonSegment):
         assert limits is not None
         return skeletons.SkeletonClips(here, limits, shown, seed, device, available)

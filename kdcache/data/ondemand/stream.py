@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,9 @@ class OnDemand(ABC):
     """
 
     resident = False
+    workers = 1
+    """Threads that make the arrays of a batch, each the same whichever makes it; decoders and OpenCV compute outside of
+    Python's lock."""
 
     def __init__(
         self,
@@ -54,8 +59,19 @@ class OnDemand(ABC):
     def fetch(self, rows: Tensor, views: Tensor, keys: Tensor) -> Tensor:
         """``[b, *shape]``, uint8 or float32."""
         check_available(type(self).__name__, self.available, rows)
-        each = zip(rows.tolist(), views.tolist(), keys.tolist(), strict=True)
-        return torch.from_numpy(np.stack([self.view(row, view, key) for row, view, key in each]))
+        each = rows.tolist(), views.tolist(), keys.tolist()
+        arrays = list(self._threads.map(self.view, *each) if self.workers > 1 else map(self.view, *each))
+        if self.device.type != "cuda":
+            return torch.from_numpy(np.stack(arrays))
+        dtype = torch.from_numpy(arrays[0][:0]).dtype
+        out = torch.empty((len(arrays), *arrays[0].shape), dtype=dtype, pin_memory=True)
+        np.stack(arrays, out=out.numpy())
+        return out
+
+    @functools.cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        """They end with the stream; what one of them raises is raised for the batch, whose other arrays are dropped."""
+        return ThreadPoolExecutor(self.workers, "kdcache-decode")
 
     def to_device(self, fetched: Tensor) -> Tensor:
         """On the device, as fetched: the backbone's ``prepare`` takes it from there."""
