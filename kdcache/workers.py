@@ -120,7 +120,7 @@ class Processes(Generic[UnitT, EventT]):
         queue = deque(units)
         arguments = (pickle.dumps(self._work), self._interruptible, stop)
         workers: list[_Worker[UnitT, EventT]] = []
-        with _exit_on_sigterm() if self._interruptible else contextlib.nullcontext():
+        with exit_on_sigterm() if self._interruptible else contextlib.nullcontext():
             try:
                 for number in range(min(self._workers, len(units))):
                     workers.append(_Worker(number, *arguments))
@@ -280,7 +280,7 @@ def stop_on_signals(stop: StopFlag) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """Inside, SIGTERM ends this process as an exception does, so that it can end its workers."""
 
     def leave(number: int, _: FrameType | None) -> None:

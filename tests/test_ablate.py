@@ -31,7 +31,7 @@ from kdcache.report.tables import markdown, paper_section, results_table, shown_
 from kdcache.runs.ablation import pool, tuning
 from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.conclusion import conclude
-from kdcache.runs.ablation.pool import Job, run_jobs
+from kdcache.runs.ablation.pool import Job, Pool, run_jobs
 from kdcache.runs.ablation.rows import Comparison, choose_rows, parse_grid, parse_row
 from kdcache.runs.presets import TableRow
 from kdcache.runs.train import Run
@@ -465,7 +465,7 @@ def test_processes_get_the_same_numbers_tell_of_failures_and_keep_checkpoints_wh
         for workers in (1, 2)
     ]
     told: list[dict[str, str]] = [{}, {}]
-    run_jobs(jobs[0][1:], 1, tmp_path / "stages", lambda job, problem: told[0].update({job.label: problem}))
+    run_jobs(jobs[0][1:], Pool(), tmp_path / "stages", lambda job, problem: told[0].update({job.label: problem}))
 
     class EnoughError(Exception):
         pass
@@ -479,7 +479,7 @@ def test_processes_get_the_same_numbers_tell_of_failures_and_keep_checkpoints_wh
             raise EnoughError
 
     with pytest.raises(EnoughError):
-        run_jobs(jobs[1], 2, tmp_path / "stages", listen)
+        run_jobs(jobs[1], Pool(2), tmp_path / "stages", listen)
     assert told[0] == told[1]
     assert told[1] == {"job 1": "", "job 2": told[1]["job 2"], "job 3": ""}
     assert "tau=50: clips have 5 levels" in told[1]["job 2"]
@@ -501,7 +501,7 @@ def test_a_process_that_dies_is_named(shards, tmp_path, monkeypatch, threads, me
     common = {"method": "early", "shards": str(shards), "seed": 0}
     jobs = [Job(f"job {i}", tmp_path / str(i), common) for i in range(2)]
     with pytest.raises(KdcacheError, match=message):
-        run_jobs(jobs, 2, tmp_path / "stages", lambda *_: None)
+        run_jobs(jobs, Pool(2), tmp_path / "stages", lambda *_: None)
     assert not multiprocessing.active_children()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -9,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import clips_cache
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from worker_cases import Scripted
 
 import kdcache
@@ -149,3 +153,24 @@ def test_a_node_killed_in_the_middle_of_an_extraction_costs_nothing(nodes, conne
     np.testing.assert_array_equal(
         *(kdcache.Cache(tmp_path / name).read(STREAM, list(digests(tmp_path / name))) for name in ("local", "out"))
     )
+
+
+def test_a_comparison_on_a_cluster_gives_the_numbers_of_this_machine(nodes, connection, tmp_path):
+    table = clips_cache.rows()
+    cache = clips_cache.write(tmp_path / "cache", table, {clips_cache.STREAM: clips_cache.arrays(table)})
+    call: dict[str, Any] = {"shards": cache, "seeds": 2, "rows": {"alone": {"alpha": 0.0, "beta": 0.0}, "both": {}}}
+    call |= {"tune": 0, "device": "cpu", "epochs": 2, "milestones": (), "hidden": 8, "teacher_hidden": 8}
+    with one_thread():
+        local = kdcache.ablate("early", out=tmp_path / "local", **call)
+    ours = kdcache.ablate("early", out=tmp_path / "ray", engine="ray", address=nodes.address, **call)
+    same = ["row", "seed", "split", "weights", "metric", "value"]
+    pd.testing.assert_frame_equal(ours.results[same], local.results[same])
+    assert not list((tmp_path / "ray" / "stages").glob(".*.partial"))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

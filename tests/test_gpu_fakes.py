@@ -156,7 +156,7 @@ def test_a_comparison_tells_its_processes_how_many_they_are(monkeypatch, tmp_pat
     found = []
     monkeypatch.setattr(pool, "Processes", lambda work, workers, *args, **options: found.append(work) or Idle())
     jobs = [Job(str(n), tmp_path / str(n), {"method": "anticipation"}) for n in range(3)]
-    pool.run_jobs(jobs, 2, tmp_path, lambda job, problem: None)
+    pool.run_jobs(jobs, pool.Pool(2), tmp_path, lambda job, problem: None)
     assert found[0].processes == 2
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from kdcache.engine import vectorised
 from kdcache.engine.unrolled import unrolled
 from kdcache.methods.recurrent import Recurrent
-from kdcache.runs.ablation.pool import Job, in_passes, run_jobs
+from kdcache.runs.ablation.pool import Job, Pool, in_passes, run_jobs
 from kdcache.runs.run import Run
 from kdcache.runs.session import Session
 from kdcache.runs.together import alike, train_together
@@ -47,7 +47,12 @@ def jobs_of(folder, shards, each=DIFFERENT, **common):
 def run_all(jobs, stages, together):
     """Run jobs; labels of those that failed, with the reason."""
     problems: dict[str, str] = {}
-    run_jobs(jobs, 1, stages, lambda job, problem: problems.update({job.label: problem} if problem else {}), together)
+    run_jobs(
+        jobs,
+        Pool(together=together),
+        stages,
+        lambda job, problem: problems.update({job.label: problem} if problem else {}),
+    )
     return problems
 
 

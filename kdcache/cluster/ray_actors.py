@@ -24,7 +24,7 @@ from kdcache.cluster.actor import CRASH, ERROR, EVENT, LOG, NODE, Serving
 from kdcache.cluster.options import Cluster
 from kdcache.errors import DeviceError, OptionError
 from kdcache.log import logger
-from kdcache.workers import EventT, StopFlag, UnitT, Work
+from kdcache.workers import EventT, StopFlag, UnitT, Work, exit_on_sigterm
 
 POLL_S = 0.5  # how often the stop flag is looked at
 NODE_S = 30.0  # a worker's death and that of its node are found out by different parts of Ray; so long for the latter
@@ -44,6 +44,11 @@ class ConnectedCluster:
     """Workers that fit into it at once."""
 
     @property
+    def sharing(self) -> int:
+        """Workers that share a GPU."""
+        return int(1 / self.gpus) if 0 < self.gpus < 1 else 1
+
+    @property
     def device(self) -> str:
         """What a worker computes on: Ray shows it the GPUs that it was given and no others."""
         return "cuda" if self.gpus else "cpu"
@@ -55,9 +60,11 @@ class ConnectedCluster:
         on_death: Callable[[UnitT | None, Sequence[EventT], str], Iterable[UnitT]],
         on_lost: Callable[[UnitT | None, Sequence[EventT]], Iterable[UnitT]],
         sources: Callable[[UnitT], Collection[str]] = lambda unit: (),
+        *,
+        interruptible: bool = False,
     ) -> RayActors[UnitT, EventT]:
         """Workers on it, as many as it has room for; see ``RayActors``."""
-        return RayActors(self, work, min(workers, self.capacity), on_death, on_lost, sources)
+        return RayActors(self, work, min(workers, self.capacity), on_death, on_lost, sources, interruptible)
 
 
 @contextlib.contextmanager
@@ -171,6 +178,7 @@ class RayActors(Generic[UnitT, EventT]):
         on_lost: called when a node has gone with a worker's unit (None: it had none) and the events of this unit until
             then; returns units to run in its place.
         sources: what a unit reads, so that it goes to the node that has read it before.
+        interruptible: whether SIGTERM ends the run, and all workers, by an exception.
     """
 
     def __init__(
@@ -181,13 +189,18 @@ class RayActors(Generic[UnitT, EventT]):
         on_death: Callable[[UnitT | None, Sequence[EventT], str], Iterable[UnitT]],
         on_lost: Callable[[UnitT | None, Sequence[EventT]], Iterable[UnitT]],
         sources: Callable[[UnitT], Collection[str]] = lambda unit: (),
+        interruptible: bool = False,
     ) -> None:
         self._ray, self._work, self._workers, self._sources = connection.ray, work, workers, sources
-        self._on_death, self._on_lost = on_death, on_lost
+        self._on_death, self._on_lost, self._interruptible = on_death, on_lost, interruptible
         self._resources = {"num_cpus": connection.cluster.cpus, "num_gpus": connection.gpus}
 
     def run(self, units: Sequence[UnitT], on_event: Callable[[EventT], None], stop: StopFlag) -> None:
         """See ``kdcache.workers.Executor``."""
+        with exit_on_sigterm() if self._interruptible else contextlib.nullcontext():
+            self._run(units, on_event, stop)
+
+    def _run(self, units: Sequence[UnitT], on_event: Callable[[EventT], None], stop: StopFlag) -> None:
         queue, work = list(units), pickle.dumps(self._work)
         read: dict[str, set[str]] = {}
         """Node → sources that it has read."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from kdcache.backbones.custom import in_workers, is_external, known_here
 from kdcache.cluster.options import Cluster
 from kdcache.cluster.ray_actors import connected
+from kdcache.cluster.shared import await_shared, shared_folder
 from kdcache.errors import KdcacheError
-from kdcache.extraction.nodes import Nodes, await_shared, left_of, shared_folder
+from kdcache.extraction.nodes import Nodes, left_of
 from kdcache.extraction.plan import Task, WorkUnit
 from kdcache.extraction.worker import Event, Started, WorkerConfig, run_unit
 from kdcache.runtime import kept_threads, limit_threads

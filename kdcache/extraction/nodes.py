@@ -1,23 +1,16 @@
-"""Extraction on several machines: that they see the same folders, and what is left of a unit when one goes."""
+"""Extraction on several machines: what is left of a unit when one goes."""
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdcache.errors import StoreError
 from kdcache.extraction.plan import Task, WorkUnit
 from kdcache.extraction.worker import Done, Event, Recovered
-from kdcache.files import temporary_name
 from kdcache.store.commit import shard_files
 from kdcache.store.failures import Failure
 from kdcache.store.shard import open_shard
 from kdcache.store.texts import manifest_rows, strings
-
-SHARED_S = 10.0  # a file that another machine has made is seen after so long at the latest
 
 OnDeath = Callable[[WorkUnit | None, Sequence[Event], str], list[WorkUnit]]
 
@@ -74,30 +67,3 @@ class Nodes:
             self._on_event(event)
         self._known |= {event.shard for event in found}
         return found
-
-
-@contextlib.contextmanager
-def shared_folder(out: Path) -> Iterator[Path]:
-    """Inside, the cache's folder has a file by which other machines know that it is the same folder."""
-    path = (out / temporary_name("shared")).absolute()
-    path.touch()
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def await_shared(path: Path) -> None:
-    """Wait a little for what network file systems show late.
-
-    Raises:
-        StoreError: it is not there.
-    """
-    until = time.monotonic() + SHARED_S
-    while not path.exists():
-        if time.monotonic() > until:
-            raise StoreError(
-                f"{path.parent}: {socket.gethostname()} does not see what this folder has; --out and --root must be "
-                "shared by all nodes of the cluster, under the same names."
-            )
-        time.sleep(0.2)

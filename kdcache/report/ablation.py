@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kdcache.cluster.options import cluster_of
 from kdcache.errors import OptionError, ReferenceRowError
 from kdcache.files import atomic
 from kdcache.log import logger, show_log
@@ -25,7 +26,7 @@ from kdcache.report.tables import gains_of, markdown
 from kdcache.runs import presets
 from kdcache.runs.ablation.columns import with_streams
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
-from kdcache.runs.ablation.jobs import together_for, workers_for
+from kdcache.runs.ablation.jobs import pool_for
 from kdcache.runs.ablation.protocol import DESCRIPTION, AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, run_folder, shards_of
 from kdcache.runs.ablation.results import UNIT, WEIGHTS, stage_summary, unit_means, values
@@ -106,7 +107,11 @@ def ablate(
     against: str | None = None,
     split_columns: Sequence[str] | None = None,
     source: str | Path | None = None,
-    workers: int | str = 1,
+    workers: int | str | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    worker_cpus: float | None = None,
+    worker_gpus: float | None = None,
     together: int | str = "auto",
     device: str = "auto",
     precision: str = "auto",
@@ -157,9 +162,15 @@ def ablate(
             another. None: ``split``, or what the rows' options say. (The name ``splits`` of version 0.1 still works.)
         source: video or skeleton file to answer for: the table of costs then says how long each row's first run takes.
         workers: processes; each gets an equal share of the cores. The number of threads changes the last bits.
+            ``"auto"``: one a core, as far as memory allows if each holds the whole cache. Default 1; on a cluster as
+            many as it has room for.
         together: how many runs that differ in seed and numbers alone train in one pass at most, which changes the last
             bits; ``off``; ``auto``: 50 on a GPU, off on a CPU.
-            ``"auto"``: one a core, as far as memory allows if each holds the whole cache.
+        engine: ``local``, or ``ray``: runs are trained on a cluster whose nodes see ``shards`` and ``out`` by the same
+            names.
+        address: of the cluster; this and the next two are as for ``extract``.
+        worker_cpus: cores, and threads, of each worker on it.
+        worker_gpus: GPUs of each.
         device: as for ``train``.
         precision: as for ``train``.
         stream: as for ``train``.
@@ -172,6 +183,7 @@ def ablate(
         KeyboardInterrupt, SystemExit: interrupted; the same call goes on.
     """
     show_log()
+    cluster = cluster_of(engine, address, worker_cpus, worker_gpus, device)
     method = load_method(method)
     if "splits" in options:
         logger.warning("splits is now called split_columns; the old name will go in a later version.")
@@ -209,8 +221,7 @@ def ablate(
         widen=widen,
         retrain=comparison.retrain if retrain is None else retrain,
         tune_validation=tune_validation,
-        workers=workers_for(workers, Path(first), device),
-        together=together_for(together, device),
+        pool=pool_for(workers, cluster, together, Path(first), device),
         options={**options, **(grid or {})},
     )
     try:

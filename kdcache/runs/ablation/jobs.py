@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kdcache.cluster.options import Cluster, asked_of
 from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.progress import progress
-from kdcache.runs.ablation.pool import Job, run_jobs
+from kdcache.runs.ablation.pool import Job, Pool, run_jobs
 from kdcache.runtime import free_bytes, resolve_device, worker_count
 from kdcache.store.commit import shard_files
 
@@ -53,23 +54,30 @@ def together_for(together: int | str, device: str) -> int:
     return together
 
 
+def pool_for(
+    workers: int | str | None, cluster: Cluster | None, together: int | str, shards: Path, device: str
+) -> Pool:
+    """Where the jobs of a comparison are run; what of the arguments stands for what is said in ``ablate``.
+
+    Raises:
+        OptionError: no such numbers.
+    """
+    if cluster is not None:
+        return Pool(asked_of(cluster, workers), together_for(together, "cpu"), cluster, device)
+    return Pool(workers_for(1 if workers is None else workers, shards, device), together_for(together, device))
+
+
 def run_with_bar(
-    jobs: Sequence[Job],
-    workers: int,
-    folder: Path,
-    what: str,
-    check: Callable[[Job], object] | None = None,
-    together: int = 1,
+    jobs: Sequence[Job], pool: Pool, folder: Path, what: str, check: Callable[[Job], object] | None = None
 ) -> dict[str, str]:
     """Run jobs and count them; ``check`` is called for each that succeeded.
 
     Args:
         jobs: in this order.
-        workers: processes.
+        pool: where they are run.
         folder: of the comparison.
         what: the jobs are called beside the bar.
         check: what it raises ends the comparison.
-        together: how many train in one pass at most.
 
     Returns:
         Label of each job that failed → what went wrong.
@@ -86,5 +94,5 @@ def run_with_bar(
             elif check is not None:
                 check(job)
 
-        run_jobs(jobs, workers, folder / STAGES, on_end, together)
+        run_jobs(jobs, pool, folder / STAGES, on_end)
     return problems

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kdcache.cluster.options import Cluster
+from kdcache.cluster.ray_actors import connected
+from kdcache.cluster.shared import await_shared, shared_folder
 from kdcache.errors import KdcacheError
 from kdcache.log import EachOnce, logger, quiet
 from kdcache.methods.registry import check_portable, origins, register
@@ -32,6 +35,22 @@ Jobs = tuple[Job, ...]
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Where jobs are run, and how many at once."""
+
+    workers: int = 1
+    """Processes, each with an equal share of the cores as torch threads; 1: this one. On a cluster: the most."""
+    together: int = 1
+    """How many that differ in numbers alone train in one pass at most."""
+    cluster: Cluster | None = None
+    device: str = "auto"
+    """What the jobs compute on, as they say themselves."""
+
+
+THIS_PROCESS = Pool()
+
+
+@dataclass(frozen=True)
 class JobEnded:
     """A job has ended: ``problem`` is what went wrong in one sentence, or empty."""
 
@@ -52,6 +71,8 @@ class TrainingWork:
     processes: int = 1
     methods: Mapping[str, str] = field(default_factory=dict)
     """Methods of one's own that another process has to import, by name."""
+    shared: tuple[Path, ...] = ()
+    """Of workers on other machines: what they must see."""
 
     def start(self, worker: int) -> Callable[[Jobs, Callable[[JobEnded], None], StopFlag], None]:
         """See ``kdcache.workers.Work``."""
@@ -59,6 +80,8 @@ class TrainingWork:
 
         from kdcache.runs.session import Session
 
+        for path in self.shared:
+            await_shared(path)
         for name, where in self.methods.items():
             register(name, where)
         if self.threads is not None:
@@ -85,7 +108,7 @@ Listener = Callable[[Job, str], None]
 """Told of each job that has ended, with what went wrong in one sentence, or an empty text."""
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener, together: int = 1) -> None:
+def run_jobs(jobs: Sequence[Job], pool: Pool, stages: Path, listen: Listener) -> None:
     """Run all jobs; what ``listen`` raises ends it, and interrupted trainings keep their checkpoints.
 
     Each process holds the cached stream in memory from one job to the next, and takes over from ``stages`` what
@@ -93,10 +116,9 @@ def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener, 
 
     Args:
         jobs: in this order; each must have a folder of its own.
-        workers: processes, each with an equal share of the cores as torch threads; 1 stays in this one.
+        pool: where, and how many at once.
         stages: folder of trained stages that runs share.
         listen: told of every job that has ended.
-        together: how many that differ in numbers alone train in one pass at most.
 
     Raises:
         KdcacheError: a worker process died.
@@ -105,15 +127,29 @@ def run_jobs(jobs: Sequence[Job], workers: int, stages: Path, listen: Listener, 
     def on_event(event: JobEnded) -> None:
         listen(event.job, event.problem)
 
-    units = in_passes(jobs, together)
-    workers = min(workers, len(units))
-    if workers > 1:
-        for name in {job.arguments["method"] for job in jobs}:
-            check_portable(name)
+    units = in_passes(jobs, pool.together)
+    workers, cluster = min(pool.workers, len(units)), pool.cluster
+    if workers == 0 or (workers == 1 and cluster is None):
+        Serial(TrainingWork(stages)).run(units, on_event, StopFlag())
+        return
+    for name in {job.arguments["method"] for job in jobs}:
+        check_portable(name)
+    if cluster is None:
         work = TrainingWork(stages, max(1, cores() // workers), workers, origins())
         Processes(work, workers, _on_death, interruptible=True).run(units, on_event, StopFlag())
-    else:
-        Serial(TrainingWork(stages)).run(units, on_event, StopFlag())
+        return
+    with shared_folder(stages) as mark, connected(cluster, pool.device) as connection:
+        there = (mark, Path(jobs[0].arguments["shards"]))
+        work = TrainingWork(stages, cluster.threads, connection.sharing, origins(), there)
+        executor = connection.executor(work, workers, _on_death, _left, interruptible=True)
+        executor.run(units, on_event, StopFlag())
+
+
+def _left(jobs: Jobs | None, events: Sequence[JobEnded]) -> list[Jobs]:
+    """Those of a machine that has gone which have not ended; they go on from their checkpoints."""
+    ended = {event.job.folder for event in events}
+    left = tuple(job for job in jobs or () if job.folder not in ended)
+    return [left] if left else []
 
 
 def in_passes(jobs: Sequence[Job], together: int) -> list[Jobs]:

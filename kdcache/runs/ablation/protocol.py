@@ -13,7 +13,7 @@ from kdcache.errors import OptionError, ReferenceRowError
 from kdcache.files import atomic
 from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.jobs import run_with_bar
-from kdcache.runs.ablation.pool import Job
+from kdcache.runs.ablation.pool import THIS_PROCESS, Job, Pool
 from kdcache.runs.ablation.replicates import TRIAL_SEED, Replicate, SplitColumns, all_replicates, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.tuning import (
@@ -71,15 +71,13 @@ class AblationProtocol:
     """Trials hold some training clips out; final runs train on all and take their last epoch."""
     tune_validation: float = 0.2
     """Share of the training clips that the trials hold out with ``retrain``."""
-    workers: int = 1
-    together: int = 1
-    """How many runs that differ in numbers alone train in one pass at most."""
+    pool: Pool = THIS_PROCESS
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the call sets for all rows, with several values where it makes a grid; the rows have them already."""
 
     def __post_init__(self) -> None:
         least = {"seeds": 1, "draws": 1, "tune": 0, "tune_seeds": 1, "tune_draws": 1, "min_steps": 1, "widen": 0}
-        for name, smallest in {**least, "workers": 1}.items():
+        for name, smallest in least.items():
             value = getattr(self, name)
             if value is not None and value < smallest:
                 raise OptionError(f"{name}={value}: give {smallest} or more.")
@@ -145,7 +143,7 @@ def train_rows(protocol: AblationProtocol) -> None:
         )
         for row, replicate in final
     ]
-    ended = run_with_bar(jobs, p.workers, p.folder, "runs", together=p.together)
+    ended = run_with_bar(jobs, p.pool, p.folder, "runs")
     for (row, _), job in zip(final, jobs, strict=True):
         if job.label in ended:
             problems.setdefault(row.name, ended[job.label])
@@ -171,7 +169,7 @@ def _tune(p: AblationProtocol, calls: Calls) -> Tuned | None:
         return None
     _refuse_other_protocol(p)
     how = SearchSettings(count=count, seeds=p.tune_seeds, draws=p.tune_draws, min_steps=p.min_steps, widen=p.widen)
-    return choose(calls, p.folder, surveyed, how, p.workers, p.together)
+    return choose(calls, p.folder, surveyed, how, p.pool)
 
 
 def _refuse_other_protocol(p: AblationProtocol) -> None:

@@ -35,7 +35,7 @@ from kdcache.methods.contract import VALIDATION
 from kdcache.runs.ablation.calls import TEST, Calls, column_of
 from kdcache.runs.ablation.groups import SearchGroup, Surveys, groups_of_rows, groups_of_teachers
 from kdcache.runs.ablation.jobs import run_with_bar
-from kdcache.runs.ablation.pool import Job
+from kdcache.runs.ablation.pool import THIS_PROCESS, Job, Pool
 from kdcache.runs.ablation.replicates import draw_numbers
 from kdcache.runs.ablation.results import monitor_of
 from kdcache.runs.ablation.rows import Comparison
@@ -75,8 +75,7 @@ class Search:
     calls: Calls
     folder: Path
     settings: SearchSettings
-    workers: int = 1
-    together: int = 1
+    pool: Pool = THIS_PROCESS
     groups: list[SearchGroup] = field(default_factory=list)
 
     def run(self, groups: Sequence[SearchGroup]) -> None:
@@ -97,7 +96,7 @@ class Search:
             return str(job.arguments["shards"])
 
         every = sorted((job for jobs in of_trial for job in jobs), key=shards)  # one cache after the other
-        problems = run_with_bar(every, self.workers, self.folder, "trials", None, self.together)
+        problems = run_with_bar(every, self.pool, self.folder, "trials")
         for (group, trial), jobs in zip(trials, of_trial, strict=True):
             searched = next(m for m in group.members if m.row is trial.row)
             failed = [problems[job.label] for job in jobs if job.label in problems]
@@ -126,9 +125,7 @@ class Tuned:
     """What was searched: ``SearchGroup.described``."""
 
 
-def choose(
-    calls: Calls, folder: Path, surveyed: Surveys, settings: SearchSettings, workers: int = 1, together: int = 1
-) -> Tuned:
+def choose(calls: Calls, folder: Path, surveyed: Surveys, settings: SearchSettings, pool: Pool = THIS_PROCESS) -> Tuned:
     """Train all trials, of teachers first, mark the best of each row on each split column, and write ``tuning.csv``.
 
     Its columns are ``row``, ``split_column``, ``trial``, ``lr``, ``epochs`` (of methods of several stages
@@ -140,7 +137,7 @@ def choose(
         OptionError: a method has nothing to tune.
     """
     problems = {name: known.problem for (name, _), known in surveyed.items() if known.problem}
-    search = Search(calls, folder, settings, workers, together)
+    search = Search(calls, folder, settings, pool)
 
     def survey_row(row: TableRow, column: str | None) -> RowSurvey:
         return survey(calls, calls(row, column, draw_numbers(calls.draws)[0], "trial", {}))
