@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from common import main
 from kdcache.manifest import validate
-from kdcache.runs.ablation.pool import Job, in_passes, run_jobs
+from kdcache.runs.ablation.pool import Job, Pool, in_passes, run_jobs
 from kdcache.runs.run import Run
 from kdcache.store import Record, commit_shard, update_index
 
@@ -74,7 +74,7 @@ def trained(made: list[Job], stages: Path, together: int) -> tuple[float, float]
     """Seconds of all of it, and of the epochs alone."""
     problems: list[str] = []
     started = time.perf_counter()
-    run_jobs(made, 1, stages, lambda job, problem: problems.extend([problem] if problem else []), together)
+    run_jobs(made, Pool(together=together), stages, lambda job, problem: problems.extend([problem] if problem else []))
     seconds = time.perf_counter() - started
     assert not problems, problems
     return seconds, sum(float(Run(job.folder).history["seconds"].sum()) for job in made)
