@@ -83,8 +83,8 @@ def run_units(
         return
     nodes = Nodes(config.out, on_event)
     with shared_folder(config.out) as mark, connected(cluster, config.device) as connection:
-        there = (mark, Path(units[0].tasks[0].path))
-        work = replace(work, config=replace(config, device=connection.device), shared=there)
+        sources = [Path(path) for path in units[0].sources[:1] if not is_address(path)]
+        work = replace(work, config=replace(config, device=connection.device), shared=(mark, *sources))
         executor = connection.executor(work, workers, nodes.heard(on_death), nodes.lost, lambda unit: unit.sources)
         executor.run(units, nodes.note, stop)
 
