@@ -15,6 +15,7 @@ from kdcache.errors import KdcacheError
 from kdcache.extraction.nodes import Nodes, left_of
 from kdcache.extraction.plan import Task, WorkUnit
 from kdcache.extraction.worker import Event, Started, WorkerConfig, run_unit
+from kdcache.remote import is_address
 from kdcache.runtime import kept_threads, limit_threads
 from kdcache.streams.backbone import BackboneStream
 from kdcache.workers import Processes, Serial, StopFlag
