@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import kdcache
 from kdcache.cli import main
 from kdcache.engine import loop
 from kdcache.errors import KdcacheError, OptionError
+from kdcache.files import temporary_name
 from kdcache.metrics.early import measure_levels
 from kdcache.metrics.significance import compare
 from kdcache.report import ablation as report
@@ -522,3 +524,14 @@ def test_the_command_prints_the_table(shards, tmp_path):
     refused = CliRunner().invoke(main, [*call, "--row=alpha=0"])
     assert refused.exit_code == 1
     assert "write name:option=value" in refused.output
+
+
+def test_what_killed_calls_had_begun_to_write_is_removed(shards, tmp_path, monkeypatch):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / temporary_name("results.csv").replace(f".{os.getpid()}.", f".{dead.pid}.")
+    left.write_bytes(b"half")
+    monkeypatch.setattr(report, "train_rows", lambda protocol: (_ for _ in ()).throw(OptionError("enough")))
+    with pytest.raises(OptionError, match="enough"):
+        kdcache.ablate("early", shards=shards, rows=ROWS, out=tmp_path, **QUICK)
+    assert not left.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tomllib
 
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 import kdcache
 from kdcache.engine import log, loop
 from kdcache.errors import DeviceError, OptionError, WeightsError
-from kdcache.files import PARTIAL
+from kdcache.files import PARTIAL, temporary_name
 from kdcache.runs.config import load_config
 from kdcache.runs.evaluate import evaluate
 from kdcache.runs.train import Run, train
@@ -377,3 +378,17 @@ def test_a_folder_that_is_no_run_is_left_alone(shards, tmp_path):
 def test_a_run_killed_while_it_wrote_its_first_file_starts_anew(shards, tmp_path):
     (tmp_path / f".config.toml.host.1.abcd{PARTIAL}").write_text("method = ")
     assert train("anticipation", shards, out=tmp_path, **QUICK | {"epochs": 1}).metrics
+
+
+def test_what_killed_calls_had_begun_to_write_is_removed(shards, tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    ours = [folder / temporary_name("state.pt") for folder in (tmp_path, tmp_path / "anticipation")]
+    for path in ours:
+        path.parent.mkdir(exist_ok=True)
+        path.with_name(path.name.replace(f".{os.getpid()}.", f".{dead.pid}.")).write_bytes(b"half")
+    alive = tmp_path / temporary_name("metrics.csv")
+    (tmp_path / "config.toml").write_text('method = "anticipation"\nshards = "elsewhere"\n')
+    alive.write_bytes(b"of a call that runs")
+    train("anticipation", shards, out=tmp_path, **QUICK | {"epochs": 1})
+    assert list(tmp_path.rglob(f".*{PARTIAL}")) == [alive]

@@ -38,7 +38,7 @@ from kdcache.runs.prepare import absolute
 from kdcache.runs.presets import TableRow
 from kdcache.runs.run import Run
 from kdcache.runs.session import Session
-from kdcache.store import Cache
+from kdcache.store import Cache, clean
 from kdcache.text import aligned_markdown
 
 CONCLUDED = ("table.md", "results.csv", "tests.csv", DESCRIPTION)
@@ -224,6 +224,7 @@ def ablate(
         pool=pool_for(workers, cluster, together, Path(first), device),
         options={**options, **(grid or {})},
     )
+    clean(protocol.folder)  # what calls that were killed had begun to write
     try:
         train_rows(protocol)
     except ReferenceRowError:

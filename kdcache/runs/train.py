@@ -32,6 +32,7 @@ from kdcache.runs.environment import environment
 from kdcache.runs.prepare import absolute
 from kdcache.runs.run import CONFIG, METRICS, PREDICTIONS, RECIPES, Run
 from kdcache.runs.session import Session
+from kdcache.store import clean
 from kdcache.store.failures import save_failures
 from kdcache.workers import Interrupts
 
@@ -162,6 +163,8 @@ def begin_run(
     show_log()
     method = method_module(settings.method)
     before = _earlier(folder, settings, options)
+    for place in (folder, *folder.glob("*/")):
+        clean(place)  # what calls that were killed had begun to write, which may be gigabytes
     if (folder / METRICS).exists():
         logger.info("%s: this run has finished; delete the folder to train it again", folder)
         return Run(folder)
