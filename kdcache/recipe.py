@@ -38,6 +38,11 @@ def clip_key(recipe_digest: str, fingerprint: str, start_s: float, stop_s: float
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def any_decoder(recipe: Mapping[str, Any]) -> Recipe:
+    """The recipe whatever decoder was asked for by name: all give the same pixels, or refuse the file."""
+    return {**recipe, "decoder": "auto"} if "decoder" in recipe else dict(recipe)
+
+
 def unenlarged(recipe: Mapping[str, Any]) -> Recipe:
     """The recipe that differs only in keeping the size of frames smaller than ``short_side``."""
     return {**recipe, ENLARGE: False}

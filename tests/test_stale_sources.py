@@ -153,3 +153,18 @@ def test_two_folders_with_equal_names_and_sizes_are_two_sources(root, tmp_path):
     assert run(root, out) == (0, 2)
     assert [int(frames(out, clip).max()) for clip in ("frames", "other")] == [50, 90]
     assert run(root, out) == (2, 0)
+
+
+def test_the_name_of_the_decoder_computes_nothing_again(root, tmp_path):
+    out = tmp_path / "out"
+    run(root, out)
+    keys = load_index(out)["rgb:key"].tolist()
+    for name in ("pyav", "auto"):
+        assert run(root, out, decoder=name) == (2, 0)
+        assert load_index(out)["rgb:key"].tolist() == keys
+    shutil.copytree(root / "frames", root / "more")
+    for path in (root / "more").iterdir():
+        grey(path, 7)
+    (root / "clips.csv").write_text("source,fps\nv.avi,\nframes,25\nmore,25\n")
+    assert run(root, out, decoder="pyav") == (2, 1)
+    assert [len(clip) for clip in Cache(out).read("rgb", ["v", "frames", "more"])] == [12, 4, 4]

@@ -129,7 +129,11 @@ def make_plan(
         lacking: dict[str, str] = {}
         for stream in streams:
             key = clip_key(stream.digest_of(clip_id), fingerprint, start_s, stop_s)
-            entry = _cached(stream, key, (fingerprint, start_s, stop_s), cached.get(stream.name, {}), origin)
+            span, places = (fingerprint, start_s, stop_s), cached.get(stream.name, {})
+            entry = _cached(stream, key, span, places, origin)
+            if entry is None and places:
+                alike = ((one, clip_key(one.digest_of(clip_id), *span)) for one in stream.alike)
+                entry = next((e for one, its in alike if (e := _cached(one, its, span, places, origin))), None)
             if entry is None:
                 lacking[stream.name] = plan.missing[stream.name][clip_id] = key
             else:

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, StoreError, unknown
-from kdcache.recipe import Recipe, differences, nothing_to_enlarge, unenlarged
+from kdcache.recipe import Recipe, any_decoder, differences, digest, nothing_to_enlarge, unenlarged
 from kdcache.store.failures import load_failures
 from kdcache.store.index import indexed_streams, load_index, location_columns
 from kdcache.store.integrity import VerifyReport, verify
@@ -345,7 +345,7 @@ class Cache:
         """The first shard with the recipe on which all agree, given the rows that are used of each."""
         groups: dict[str, list[Shard]] = {}
         for shard, _ in used:
-            groups.setdefault(shard.stored(stream).recipe, []).append(shard)
+            groups.setdefault(digest(any_decoder(shard.recipes[stream])), []).append(shard)
         if not groups:
             raise StoreError(f"{self.path}: no clip has {stream} under the recipe asked for.")
         if len(groups) > 1 and (agreed := self._unenlarged(stream, used)) is not None:
@@ -353,7 +353,7 @@ class Cache:
         if len(groups) > 1:
             a, b = list(groups.values())[:2]
             fields = "; ".join(differences(a[0].recipes[stream], b[0].recipes[stream]))
-            parts = " and ".join(f"{d[:8]} in {_names(found)}" for d, found in groups.items())
+            parts = " and ".join(f"{g[0].stored(stream).recipe[:8]} in {_names(g)}" for g in groups.values())
             raise StoreError(
                 f"{self.path}: stream {stream!r} mixes recipes ({parts}), which differ in {fields}. Extract all clips "
                 "under one recipe, or choose one with recipe=DIGEST."
@@ -362,15 +362,15 @@ class Cache:
 
     def _unenlarged(self, stream: str, used: Sequence[tuple[Shard, list[int]]]) -> Shard | None:
         """A shard whose small frames kept their size, where all others differ only in enlarging, and enlarged none."""
-        common = unenlarged(used[0][0].recipes[stream])
-        if any(unenlarged(shard.recipes[stream]) != common for shard, _ in used):
+        common = any_decoder(unenlarged(used[0][0].recipes[stream]))
+        if any(any_decoder(unenlarged(shard.recipes[stream])) != common for shard, _ in used):
             return None
         origins = Origins(self.path)
         for shard, rows in used:
-            recipe = shard.recipes[stream]
+            recipe = any_decoder(shard.recipes[stream])
             if recipe != common and not all(nothing_to_enlarge(recipe, origins.at(shard.path.name, r)) for r in rows):
                 return None
-        return next((shard for shard, _ in used if shard.recipes[stream] == common), None)
+        return next((shard for shard, _ in used if any_decoder(shard.recipes[stream]) == common), None)
 
     def _choose(self, wanted: Sequence[str]) -> dict[str, str]:
         """stream → digest of the recipe to read, for those digests (or first digits) asked for."""

@@ -189,6 +189,11 @@ class Stream(CachedKind):
         return self.digest
 
     @functools.cached_property
+    def alike(self) -> list[Self]:
+        """Streams of other recipes and the same bytes."""
+        return []
+
+    @functools.cached_property
     def enlarging(self) -> Self | None:
         """The stream that differs only in enlarging the frames of small sources; ``None`` where there is no such."""
         return None

@@ -17,7 +17,7 @@ from kdcache.errors import ClipError, OptionError
 from kdcache.motion.stacks import flow_stacks
 from kdcache.recipe import ENLARGE, Recipe
 from kdcache.sampling import Sampling, clip_range, within
-from kdcache.sources import Source, open_source
+from kdcache.sources import DECODERS, Source, open_source
 from kdcache.stopwatch import FLOW, part
 from kdcache.streams.base import Array, ClipData, ClipSpan, Payload, Stream
 from kdcache.streams.settings import StreamSettings
@@ -127,6 +127,11 @@ class VideoStream(Stream):
     decoder: str
 
     medium: ClassVar[str] = "videos"
+
+    @functools.cached_property
+    def alike(self) -> list[Self]:
+        """See ``Stream``: decoders give the same pixels (tests/test_sources_backends.py)."""
+        return [replace(self, decoder=name) for name in DECODERS if name != self.decoder]
 
     @classmethod
     def check(cls, name: str, settings: StreamSettings) -> None:
