@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from kdcache.errors import SourceError
 from kdcache.picture_size import MOST_PIXELS
+from kdcache.sources.avi_index import contradiction
 from kdcache.sources.truncation import find_truncation
 
 # Containers that hold video in one local file; playlists, which can name other files and addresses, are not among them.
@@ -82,6 +83,7 @@ class _Packets:
     dts: list[int | None] = field(default_factory=list)
     key: list[bool] = field(default_factory=list)
     length: int = 0  # duration of the last packet in ticks
+    stored: int = 0  # packets of the stream, whether shown or not
     skipped: bool = False  # some packets are decoded and not shown
     changed: bool = False  # new codec parameters midway
     first: av.VideoFrame | None = None
@@ -133,6 +135,8 @@ def read_timeline(path: str) -> VideoTimeline:
         if packets.first is None:
             raise damaged(path, "none of its frames can be decoded")
         name = container.format.name.split(",")[0]
+        if name == "avi" and (wrong := contradiction(path, stream.index, stream.frames, packets.stored)) is not None:
+            raise damaged(path, wrong)
         _check_duration(container, name, packets, path)
         return _timeline(path, name, container, stream, packets, only)
 
@@ -171,6 +175,7 @@ def _demux(container: Any, stream: Any) -> _Packets:
             found.first = next(iter(packet.decode()), None)
         if packet.size == 0:  # AVI's way to say "show the last frame again", and PyAV's end of stream
             continue
+        found.stored += 1
         if packet.is_corrupt:
             raise av.InvalidDataError(0, f"corrupt packet after {len(found.pts)} frames")
         if packet.is_discard or (codec.codec.canonical_name == "vp8" and not bytes(packet)[0] & 0x10):
