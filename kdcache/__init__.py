@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SourceError,
         StoreError,
         WeightsError,
+        WriteError,
     )
     from kdcache.extraction.run import extract
     from kdcache.manifest import read_manifest, write_manifest
@@ -53,6 +54,7 @@ _HOME = {
     "SourceError": "kdcache.errors",
     "StoreError": "kdcache.errors",
     "WeightsError": "kdcache.errors",
+    "WriteError": "kdcache.errors",
     "ablate": "kdcache.report.ablation",
     "copy": "kdcache.store.copying",
     "cost": "kdcache.runs.cost",
@@ -79,6 +81,7 @@ __all__ = [
     "SourceError",
     "StoreError",
     "WeightsError",
+    "WriteError",
     "__version__",
     "ablate",
     "backbones",

@@ -59,6 +59,10 @@ class StoreError(KdcacheError, OSError):
     """A shard or cache that is damaged, incomplete, unsafe to open, or that mixes recipes."""
 
 
+class WriteError(KdcacheError, OSError):
+    """A file that cannot be written, most often because the disk is full; what it held before is still there."""
+
+
 class WeightsError(KdcacheError, ValueError):
     """A checkpoint that is missing, of another digest, or of another network's shape."""
 

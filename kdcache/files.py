@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -12,9 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kdcache.errors import KdcacheError, WriteError
+
 PARTIAL = ".partial"  # suffix of every file still being written; leftovers are safe to delete
 
 STALE_S = 24 * 3600.0  # a temporary file untouched for this long has no living writer, whatever its host
+_REFUSED = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space of your quota",
+    errno.EFBIG: "allow larger files",
+    errno.EROFS: "choose a folder that can be written to",
+}
+"""Why a disk takes no file, and what to do."""
 
 _OURS = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(?P<pid>\d+)\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
 
@@ -55,18 +65,42 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success fsync it and rename it into place.
 
     On any exception the temporary file is removed and ``path`` is left as it was.
+
+    Raises:
+        WriteError: the disk is full, or read-only.
     """
     final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(temporary_name(final.name))
+    with writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(temporary_name(final.name))
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(final.parent)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """``WriteError`` naming ``path`` where what is done inside finds the disk full, or read-only."""
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(final.parent)
+        yield
+    except OSError as error:
+        if isinstance(error, KdcacheError) or error.errno not in _REFUSED:
+            raise
+        raise unwritable(path, os.strerror(error.errno), _REFUSED[error.errno], error.errno) from error
+
+
+def unwritable(
+    path: str | os.PathLike[str], reason: str, remedy: str = "free some space", number: int | None = None
+) -> WriteError:
+    """The error for a file that could not be written."""
+    error = WriteError(f"{os.fspath(path)} cannot be written ({reason}): {remedy}; then the same command goes on.")
+    error.errno = number
+    return error
 
 
 def sync(path: Path) -> None:
@@ -82,8 +116,13 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
     """A second name for a file where the file system has them, for weights of many runs fill disks; else a copy.
 
     Files of finished stages are replaced, never changed in place."""
-    Path(target).unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
+    with writing(target):
+        Path(target).unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without hard links
+            try:
+                shutil.copyfile(source, target)
+            except BaseException:
+                Path(target).unlink(missing_ok=True)
+                raise

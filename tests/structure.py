@@ -16,8 +16,9 @@ from pathlib import Path
 PACKAGE = "kdcache"
 
 LAYERS = [
-    ["errors", "files", "csv_text", "log", "progress", "text", "device_errors", "runtime", "numerics", "stopwatch",
-     "workers", "cluster", "prefetch", "manifest", "manifest_forms", "remote", "roots", "splits", "sampling", "views",
+    ["errors", "files", "csv_text", "seals", "log", "progress", "text", "device_errors", "runtime", "numerics",
+     "stopwatch", "workers", "cluster", "prefetch", "manifest", "manifest_forms", "remote", "roots", "splits",
+     "sampling", "views",
      "levels", "recipe", "options", "picture_size"],
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],

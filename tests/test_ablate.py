@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from unsealed import unsealed
 from worker_cases import FatalTraining
 
 import kdcache
@@ -371,7 +372,7 @@ def test_tables_say_how_many_steps_each_row_took(compared, tmp_path, steps, cell
     folder = shutil.copytree(compared.path, tmp_path / "out")
     for row, count in steps.items():
         paths = [p for name in ("metrics.json", "student/summary.json") for p in (folder / row).glob(f"seed-*/{name}")]
-        for path in paths:
+        for path in map(unsealed, paths):
             content = {k: v for k, v in json.loads(path.read_text()).items() if k != "steps"}
             path.write_text(json.dumps(content | ({} if count is None else {"steps": count})))
     conclusion = conclude(folder)

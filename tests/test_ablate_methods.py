@@ -9,6 +9,7 @@ import clips_cache
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from unsealed import unsealed
 
 import kdcache
 from kdcache.cli import main
@@ -163,7 +164,7 @@ def test_factors_alone_are_the_columns_and_an_old_description_opens(shards, tmp_
     assert list(made.tuning.columns[2:6]) == ["trial", "lr_factor", "length", "settings"]
     assert "| row | trial | lr_factor | length | score |" in made.text
     assert "another method" not in made.text
-    path = tmp_path / "ablation.json"
+    path = unsealed(tmp_path / "ablation.json")
     stored = json.loads(path.read_text())
     for row in stored["comparison"]["rows"]:
         del row["method"]  # as versions wrote it that knew one method a table

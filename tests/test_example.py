@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from unsealed import unsealed
 
 import kdcache
 from kdcache.cli import main
@@ -123,7 +124,7 @@ def test_it_predicts_without_the_stream_that_only_training_reads(shards, finishe
     with pytest.raises(StoreError):
         kdcache.Cache(bare).read("i3d-flow/mixed4a", [kdcache.Cache(bare).clips["clip_id"][0]])
     copy = Path(shutil.copytree(finished.path, tmp_path / "run"))
-    config = copy / "config.toml"
+    config = unsealed(copy / "config.toml")
     config.write_text(config.read_text().replace(str(shards), str(bare)))
     run = Run(copy)
     for split in ("validation", "test"):

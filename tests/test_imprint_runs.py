@@ -12,6 +12,7 @@ import pytest
 import streams_cache
 import torch
 from make_videos import write_moving_squares
+from unsealed import unsealed
 
 import kdcache
 from kdcache.engine import loop
@@ -77,7 +78,7 @@ def test_rgb_alone_answers(run, videos, tmp_path):
     shutil.copytree(videos / "out", folder)
     moved = tmp_path / "run"
     shutil.copytree(run.path, moved)
-    config = moved / "config.toml"
+    config = unsealed(moved / "config.toml")
     config.write_text(config.read_text().replace(str(videos / "out"), str(folder)))
     for stream in ("idt", "resnet34/layer3"):
         streams_cache.shard_of(folder, stream).write_bytes(b"no longer a shard")

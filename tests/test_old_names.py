@@ -8,6 +8,7 @@ import pairs_cache
 import pytest
 import torch
 from click.testing import CliRunner
+from unsealed import unsealed
 
 import kdcache
 from kdcache.cli import main
@@ -43,7 +44,7 @@ def interrupted(shards, out, step, monkeypatch, **options):
         patched.setattr(loop, "_step", stopping)
         with pytest.raises(Crash):
             kdcache.train("anticipation", shards, out=out, save_every=0.0, **QUICK | options)
-    config = out / "config.toml"
+    config = unsealed(out / "config.toml")
     text = config.read_text().replace("memory_fraction", "hold").replace("split_column", "split")
     text = re.sub(r"tau_s = (.*)\n", "", text)
     for table in ("[options]", "[resolved.options]"):

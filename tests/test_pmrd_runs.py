@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import streams_cache
 import torch
+from unsealed import unsealed
 
 import kdcache
 from kdcache.engine import loop
@@ -66,7 +67,7 @@ def test_rgb_alone_answers(run, shards, tmp_path):
     folder, moved = tmp_path / "out", tmp_path / "run"
     shutil.copytree(shards, folder)
     shutil.copytree(run.path, moved)
-    config = moved / "config.toml"
+    config = unsealed(moved / "config.toml")
     config.write_text(config.read_text().replace(str(shards), str(folder)))
     for stream in ("flow", "resnet34/layer3"):
         streams_cache.shard_of(folder, stream).write_bytes(b"no longer a shard")

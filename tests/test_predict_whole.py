@@ -14,6 +14,7 @@ import test_privileged
 import torch
 from click.testing import CliRunner
 from make_videos import pictures, write
+from unsealed import unsealed
 
 import kdcache
 from kdcache.cli import main
@@ -106,7 +107,7 @@ def test_a_privileged_stream_is_neither_read_nor_computed(with_flow, videos, tmp
     run = kdcache.train("with-flow", cache, out=tmp_path / "run", device="cpu", epochs=1)
     expected = run.predict(["v4"])
     streams_cache.shard_of(cache, "flow").unlink()
-    text = (run.path / "recipes.json").read_text().replace('"tvl1"', '"destroyed"')
+    text = unsealed(run.path / "recipes.json").read_text().replace('"tvl1"', '"destroyed"')
     (run.path / "recipes.json").write_text(text)
     monkeypatch.setattr(video.FlowMemory, "get", lambda *args: pytest.fail("flow was computed"))
     assert_one_answer(kdcache.predict(run.path, videos / "v4.mp4", **SPAN), expected)

@@ -12,6 +12,7 @@ import pytest
 import streams_cache
 import torch
 from make_videos import write_moving_squares
+from unsealed import unsealed
 
 import kdcache
 import kdcache.motion
@@ -83,7 +84,7 @@ def test_rgb_alone_answers(run, videos, tmp_path, monkeypatch):
     folder, moved = tmp_path / "out", tmp_path / "run"
     shutil.copytree(videos / "out", folder)
     shutil.copytree(run.path, moved)
-    config = moved / "config.toml"
+    config = unsealed(moved / "config.toml")
     config.write_text(config.read_text().replace(str(videos / "out"), str(folder)))
     for stream in ("flow", "i3d-flow/mixed4a"):
         streams_cache.shard_of(folder, stream).write_bytes(b"no longer a shard")

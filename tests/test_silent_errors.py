@@ -11,6 +11,7 @@ import clips_cache
 import pairs_cache
 import pandas as pd
 import pytest
+from unsealed import unsealed
 
 import kdcache
 from kdcache.engine import loop
@@ -42,7 +43,7 @@ def test_pairs_that_0_1_trained_on_are_not_validated_on(tmp_path, caplog):
     table["split"] = table["split"].replace("validation", "test")
     folder = pairs_cache.write(tmp_path / "cache", table, pairs_cache.arrays(table))
     run = train("anticipation", folder, out=tmp_path / "run", validation=0.0, **PAIRS)
-    config = run.path / "config.toml"
+    config = unsealed(run.path / "config.toml")
     config.write_text(config.read_text().replace("validation = 0.0", "validation = 0.2"))
     assert list(Run(run.path).evaluate()["last"]) == ["test"]
     assert "other examples" not in caplog.text

@@ -10,6 +10,7 @@ import pairs_cache
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from unsealed import unsealed
 
 import kdcache
 from kdcache.cli import main
@@ -157,7 +158,7 @@ def test_a_run_splits_by_its_column(shards, tmp_path):
 def test_runs_from_before_there_were_columns_are_still_read(shards, tmp_path):
     folder = clips_cache.cache(tmp_path / "cache", train=24, validation=6, test=6)
     run = kdcache.train("early", folder, out=tmp_path / "run", alpha=0, **QUICK)
-    config = run.path / "config.toml"
+    config = unsealed(run.path / "config.toml")
     config.write_text(config.read_text().replace('split_column = "split"\n', ""))
     assert Run(run.path).settings.split_column == "split"
     assert kdcache.train("early", folder, out=run.path, alpha=0, **QUICK).metrics == run.metrics

@@ -10,6 +10,7 @@ import numpy as np
 import pairs_cache
 import pytest
 from click.testing import CliRunner
+from unsealed import unsealed
 
 import kdcache
 from kdcache.cli import main
@@ -266,7 +267,7 @@ def test_the_same_call_trains_and_fuses_nothing_again(shards, filled, monkeypatc
     again = kdcache.ablate("anticipation", "table1", shards=shards, seeds=2, only=only, out=filled.path, **LONGER)
     assert {p: p.stat().st_mtime_ns for p in filled.path.rglob("metrics.json")} == before
     assert again.text == filled.text
-    kept = filled.path / "i3d-both" / "seed-0" / fused.FUSED
+    kept = unsealed(filled.path / "i3d-both" / "seed-0" / fused.FUSED)
     content = json.loads(kept.read_text())
     content["of"]["I3D, rgb"]["epochs"] = {"last": 7}
     kept.write_text(json.dumps(content))

@@ -365,7 +365,7 @@ def test_damaged_checkpoints_are_named(shards, tmp_path, monkeypatch):
         train("anticipation", shards, out=tmp_path / "run", save_every=0.0, **QUICK)
     weights = tmp_path / "run" / "recognition" / "last.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(WeightsError, match=r"last.safetensors does not hold"):
+    with pytest.raises(WeightsError, match=r"last.safetensors is not as it was written"):
         train("anticipation", shards, out=tmp_path / "run", save_every=0.0, **QUICK)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdcache.errors import WeightsError
 from kdcache.files import atomic
+from kdcache.seals import BLANK, KEY, seal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,8 +82,10 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: F
     if Path(path).suffix != SUFFIX:
         raise WeightsError(f"{os.fspath(path)}: fitted weights are safetensors; give a name that ends in {SUFFIX}.")
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    about = json.dumps({KEY: BLANK, **metadata.to_json()}, sort_keys=True)
     with atomic(path) as temporary:
-        temporary.write_bytes(save(tensors, {_KEY: json.dumps(metadata.to_json(), sort_keys=True)}))
+        temporary.write_bytes(save(tensors, {_KEY: about}))
+        seal(temporary)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> FitMetadata | None:

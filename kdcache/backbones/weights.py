@@ -27,6 +27,7 @@ from kdcache.backbones.spec import Weights
 from kdcache.errors import OptionError, WeightsError, unknown
 from kdcache.files import atomic
 from kdcache.progress import progress
+from kdcache.seals import is_broken
 
 log = logging.getLogger("kdcache")
 
@@ -275,12 +276,21 @@ def list_weights() -> list[dict[str, Any]]:
 
 
 def weights_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file (64 hex digits), remembered in this process while its size and time stay the same."""
+    """SHA-256 of a file (64 hex digits), remembered in this process while its size and time stay the same.
+
+    Raises:
+        WeightsError: a file that says its digest, as those of ``kdcache fit`` do, and it is another.
+    """
     status = os.stat(path)
     key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
     if key not in _digests:
         with open(path, "rb") as file:
-            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if is_broken(Path(path)):
+            raise WeightsError(
+                f"{os.fspath(path)} is not as it was written, its SHA-256 differs: copy it again, or fit it again."
+            )
+        _digests[key] = found
     return _digests[key]
 
 

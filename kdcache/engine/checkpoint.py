@@ -3,12 +3,14 @@
 While a stage trains, ``<stage>/state.pt`` holds everything that continues it exactly: weights, optimiser, schedule,
 scaler, torch's random numbers, the place in the epoch, the best weights so far, the log. When it is done, the folder
 holds ``last.safetensors``, ``best.safetensors`` and ``summary.json``, and the state is gone. All is read without
-running code from the files.
+running code from the files, and each holds its own digest (``kdcache.seals``), against which it is held first.
 """
 
 from __future__ import annotations
 
-import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from torch import Tensor, nn
 
 from kdcache.data.loader import steps_of_a_pass
 from kdcache.errors import OptionError, WeightsError
-from kdcache.files import atomic, link_or_copy
+from kdcache.files import atomic, link_or_copy, unwritable
 from kdcache.methods.contract import VALIDATION, Stage
+from kdcache.seals import BLANK, is_broken, is_sealed, read_json, seal, seal_zip, write_json
 
 STATE, SUMMARY = "state.pt", "summary.json"
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -66,18 +69,25 @@ def save_state(
         "best": best,
         "progress": asdict(reached),
     }
-    with atomic(folder / STATE) as temporary:
+    with _saved(folder / STATE) as temporary:
         torch.save(state, temporary)
+        seal_zip(temporary)
 
 
 def load_state(
     folder: Path, stage: Stage, scaler: torch.amp.GradScaler, device: torch.device
 ) -> tuple[TrainState, dict[str, Tensor]] | None:
-    """Continue from ``state.pt`` if there is one, on any GPU; ``OptionError`` when it is unreadable."""
+    """Continue from ``state.pt`` if there is one, on any GPU; ``OptionError`` when it is damaged."""
     path = folder / STATE
     if not path.exists():
         return None
     try:
+        if is_broken(path):
+            raise ValueError("it is not as it was written, its SHA-256 differs")
+        if not is_sealed(path):  # of an earlier version; torch looks at no checksum
+            with zipfile.ZipFile(path) as archive:
+                if (bad := archive.testzip()) is not None:
+                    raise ValueError(f"checksum of {bad}")
         state = torch.load(path, map_location="cpu", weights_only=True)
         as_many = stage.train.steps in (None, steps_of_a_pass(stage.train, stage.batch_size))
         if "steps" not in state["progress"] and not as_many:
@@ -100,18 +110,41 @@ def load_state(
 
 def save_weights(path: Path, state: dict[str, Tensor], epoch: int) -> None:
     """Write a state dict as safetensors, with the number of finished epochs."""
+    with _saved(path) as temporary:
+        about = {"epoch": f"{epoch} {BLANK}"}  # a second name would stand before or behind it by chance
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary, about)
+        seal(temporary)
+
+
+@contextmanager
+def _saved(path: Path) -> Iterator[Path]:
+    """``atomic`` for what torch and safetensors write, which have errors of their own for a disk that is full."""
     with atomic(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary, {"epoch": str(epoch)})
+        try:
+            yield temporary
+        except (RuntimeError, SafetensorError) as error:
+            raise unwritable(path, str(error).splitlines()[0]) from error
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
     """Fill ``module`` from a safetensors file; ``WeightsError`` when it is missing, damaged or another network's."""
     if not path.exists():
         raise WeightsError(f"{path} is missing: the run has not finished; repeat its command to go on.")
+    if is_broken(path):
+        raise WeightsError(f"{path} is not as it was written, its SHA-256 differs: {_remedy(path.parent)}.")
     try:
         module.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise WeightsError(f"{path} does not hold this network's weights: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file raises almost anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path} does not hold this network's weights: {reason}") from error
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a damaged file of a finished stage."""
+    return (
+        f"restore it; or delete the folder {folder}, and metrics.json beside it, and repeat the run's command, which "
+        "trains this stage again"
+    )
 
 
 def finish(folder: Path, stage: Stage, reached: TrainState, best: dict[str, Tensor]) -> None:
@@ -134,8 +167,7 @@ def finish(folder: Path, stage: Stage, reached: TrainState, best: dict[str, Tens
         "best": reached.best,
         "handed_on": handed_on(stage),
     }
-    with atomic(folder / SUMMARY) as temporary:
-        temporary.write_text(json.dumps({**content, "rows": reached.rows}, indent=1))
+    write_json(folder / SUMMARY, {**content, "rows": reached.rows})
     (folder / STATE).unlink(missing_ok=True)
 
 
@@ -145,11 +177,11 @@ def handed_on(stage: Stage) -> str:
 
 
 def load_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a trained stage, None for one that is not."""
+    """The summary of a trained stage, None for one that is not; ``OptionError`` for one that is damaged."""
     path = folder / SUMMARY
     if not path.exists():
         return None
-    summary = dict(json.loads(path.read_text()))
+    summary = read_json(path, _remedy(folder))
     if "select" in summary:  # as version 0.1 called it
         summary["monitor"] = summary.pop("select")
     return summary

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdcache.files import atomic
+from kdcache.files import atomic, writing
 from kdcache.progress import Progress, progress
 
 Row = dict[str, Any]
@@ -27,7 +27,7 @@ class Log:
         self.done: list[Row] = []  # of finished stages
         self._rows: list[Row] = []  # of the stage that is trained
         self._shown = -math.inf
-        self._writer: Any = None
+        self._curves: _Curves | None = None
         self._since: tuple[float, int] | None = None  # when the stage began, and what was done then
 
     def show(self) -> None:
@@ -43,12 +43,10 @@ class Log:
     @contextmanager
     def curves(self, stage: str, epochs: int) -> Iterator[None]:
         """Write TensorBoard events of a stage inside; events of epochs that are trained again are dropped."""
-        from torch.utils.tensorboard import SummaryWriter
-
         self._since = None
         try:
-            folder = str(self.folder / "tensorboard" / stage)
-            with closing(SummaryWriter(folder, purge_step=epochs + 1)) as self._writer:
+            folder = self.folder / "tensorboard" / stage
+            with closing(_Curves(folder, epochs + 1)) as self._curves:
                 yield
         finally:
             if self._rows:
@@ -58,13 +56,12 @@ class Log:
     def add(self, rows: list[Row]) -> None:
         """Note the last of a stage's rows, one for each epoch. All are written where ``shown_every`` seconds have
         passed since the last time, and when the stage ends or breaks off."""
-        self._rows, row = rows, rows[-1]
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and name != "epoch":
-                self._writer.add_scalar(name, value, row["epoch"])
+        self._rows = rows
+        assert self._curves is not None
+        self._curves.add(rows[-1])
         if time.monotonic() - self._shown >= self.shown_every:
             self.show()
-            self._writer.flush()
+            self._curves.flush()
 
     def bar(self, label: str, total: int, done: int, epoch: int, epochs: int) -> Progress:
         """Samples of epoch ``epoch`` (from 0), with rate and time left; where there is no terminal, of the stage."""
@@ -83,3 +80,31 @@ class Log:
             leave=False,
             ticks=False,
         )
+
+
+class _Curves:
+    """TensorBoard's events of a stage; steps from ``purge`` on that are there already are dropped."""
+
+    def __init__(self, folder: Path, purge: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = folder
+        with writing(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=purge)
+
+    def add(self, row: Row) -> None:
+        """One epoch."""
+        with writing(self._folder):
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "epoch":
+                    self._writer.add_scalar(name, value, row["epoch"])
+
+    def flush(self) -> None:
+        """Write what was added."""
+        with writing(self._folder):
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Write what was added, and end its thread."""
+        with writing(self._folder):
+            self._writer.close()

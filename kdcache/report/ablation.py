@@ -26,8 +26,9 @@ from kdcache.report.tables import gains_of, markdown
 from kdcache.runs import presets
 from kdcache.runs.ablation.columns import with_streams
 from kdcache.runs.ablation.conclusion import Conclusion, conclude
+from kdcache.runs.ablation.description import DESCRIPTION
 from kdcache.runs.ablation.jobs import pool_for
-from kdcache.runs.ablation.protocol import DESCRIPTION, AblationProtocol, train_rows
+from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, run_folder, shards_of
 from kdcache.runs.ablation.results import UNIT, WEIGHTS, stage_summary, unit_means, values
 from kdcache.runs.ablation.rows import choose_rows

@@ -15,6 +15,7 @@ from kdcache.methods import method as method_module
 from kdcache.methods.declared import check_method, option_names
 from kdcache.options import build, parse_texts, to_table
 from kdcache.roots import Roots
+from kdcache.seals import BLANK, is_broken, sealed
 from kdcache.skeletons import JointLayout
 
 
@@ -184,26 +185,57 @@ def write_config(path: Path, settings: RunSettings, options: Any, resolved: Mapp
 
     content = {**to_table(settings), "options": to_table(options), "resolved": dict(resolved)}
     with atomic(path) as temporary:
-        temporary.write_bytes(tomli_w.dumps(content).encode())
+        temporary.write_bytes(sealed(f"# {BLANK}\n{tomli_w.dumps(content)}"))
 
 
 def read_config(path: str | Path) -> tuple[RunSettings, Any, dict[str, Any]]:
-    """Settings, the method's options, and what was resolved, from a ``config.toml``, also of version 0.1.
+    """Settings, the method's options, and what was resolved, of the run in whose folder a ``config.toml`` lies; also
+    of version 0.1.
 
     Raises:
-        OptionError: no such file, or unknown settings.
+        OptionError: no such file, one that is not as its run wrote it, or unknown settings.
     """
     path = Path(path)
     if not path.exists():
         raise OptionError(f"{path.parent} is no run: it has no {path.name}; name a folder that `kdcache train` made.")
+    content = _tables(path)
+    if is_broken(path):
+        raise OptionError(
+            f"{path} is not as its run wrote it, its SHA-256 differs: restore it; delete its first line if you changed "
+            "it on purpose, such as a path that has moved; to train with other settings, give the file to --config, "
+            "and another folder to --out."
+        )
+    return _interpreted(content, path)
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    """The content of a ``config.toml``, ``options`` and ``resolved`` among it."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:  # neither TOML nor UTF-8, or nested without end
         raise OptionError(f"{path} is damaged ({error}): restore it, or train again in another folder.") from error
     if not ("method" in content or "backbone" in content):
         raise OptionError(f"{path} names no method: it is damaged or not of a run; train again in another folder.")
-    resolved = content.pop("resolved", {})
-    options = content.pop("options", {})
+    resolved = content.setdefault("resolved", {})
+    for name, table in {"options": content.setdefault("options", {}), "resolved": resolved}.items():
+        if not isinstance(table, dict):
+            raise OptionError(f"{path}: {name} is no table; it is damaged or not of a run, train in another folder.")
+    if not isinstance(resolved.get("options", {}), dict):
+        raise OptionError(f"{path}: resolved.options is no table; it is damaged or not of a run.")
+    return content
+
+
+def _interpreted(content: dict[str, Any], path: Path) -> tuple[RunSettings, Any, dict[str, Any]]:
+    """Settings, options and what was resolved, under today's names and of their types; errors name the file."""
+    try:
+        return _of_tables(content)
+    except OptionError as error:
+        raise OptionError(f"{path}: {error}") from error
+
+
+def _of_tables(content: dict[str, Any]) -> tuple[RunSettings, Any, dict[str, Any]]:
+    resolved = content.pop("resolved")
+    options = content.pop("options")
     if "method" not in content and "backbone" in content:  # a fit of version 0.1
         content["method"], options["backbone"] = "recognition", content.pop("backbone")
         resolved.get("options", {})["backbone"] = options["backbone"]
@@ -221,8 +253,13 @@ def read_config(path: str | Path) -> tuple[RunSettings, Any, dict[str, Any]]:
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
-    """The arguments of ``train`` that a ``config.toml`` stands for: ``train(**load_config(path), out=...)``."""
-    settings, options, _ = read_config(path)
+    """The arguments of ``train`` that a ``config.toml`` stands for: ``train(**load_config(path), out=...)``.
+
+    It may have been edited since its run wrote it, which is logged."""
+    path = Path(path)
+    settings, options, _ = _interpreted(_tables(path), path)
+    if is_broken(path):
+        logger.warning("%s was changed since its run wrote it: this is another run's configuration", path)
     own = {f.name: getattr(settings, f.name) for f in fields(settings)}
     if settings.manifest is None:
         own = {name: value for name, value in own.items() if name not in OF_SOURCES}

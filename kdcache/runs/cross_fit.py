@@ -23,9 +23,9 @@ from kdcache.methods.labels import keep_fraction, labelled_sets
 from kdcache.methods.recognition import origin, starts_from_random
 from kdcache.roots import Root
 from kdcache.runs.config import renamed
+from kdcache.runs.folder import CONFIG
 from kdcache.runs.one_fit import MANIFEST, METHOD, Fit, fit_once
 from kdcache.runs.prepare import manifest_rows
-from kdcache.runs.run import CONFIG
 from kdcache.splits import SPLIT, TRAIN
 
 _DRAWN = ("label_fraction", "label_seed", "split_column")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kdcache.runs.folder import check_tables
 from kdcache.runs.run import Run
 
 
@@ -17,6 +18,9 @@ def evaluate(run: Run | str | Path, split: str | None = None, many_shot: int | N
         many_shot: also give recalls over the classes with more training samples than this (EPIC-KITCHENS-55: 100).
 
     Raises:
-        OptionError: no run, one that has not finished, or an unknown split.
+        OptionError: no run, one that has not finished, one with a damaged file, or an unknown split.
+        WeightsError: damaged weights.
     """
-    return (run if isinstance(run, Run) else Run(run)).evaluate(split, many_shot)
+    opened = run if isinstance(run, Run) else Run(run)
+    check_tables(opened.path)
+    return opened.evaluate(split, many_shot)

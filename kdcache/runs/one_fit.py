@@ -18,7 +18,7 @@ from kdcache.options import build
 from kdcache.roots import Root, Roots
 from kdcache.runs.config import RunSettings, renamed
 from kdcache.runs.prepare import absolute, prepare
-from kdcache.runs.run import METRICS, Run
+from kdcache.runs.run import Run
 from kdcache.runs.session import Session
 from kdcache.runs.train import train_into
 from kdcache.store.failures import FILE, Failure, load_failures
@@ -50,7 +50,7 @@ class Fit:
         if run.settings.method != METHOD or run.options.backbone is None:
             raise OptionError(f"{run.path} is a run of {run.settings.method} on features: name a folder of a fit.")
         weights = run.path / file_name(canonical(run.options.backbone))
-        if not (run.path / METRICS).exists():
+        if not run.finished:
             raise OptionError(f"{run.path} has not finished: repeat its command to go on.")
         return cls(run, weights, load_failures(run.path))
 

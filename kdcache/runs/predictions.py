@@ -1,4 +1,4 @@
-"""Metrics of class probabilities, for the target and for the verb and noun of an action."""
+"""Metrics of class probabilities, for the target and for the verb and noun of an action; as text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from kdcache.engine.scoring import Probabilities
 from kdcache.errors import OptionError
 from kdcache.methods.contract import UNLABELLED, Data, MetricsFn
 from kdcache.metrics import topk as metrics
+from kdcache.metrics.anticipation import in_words
+from kdcache.text import aligned
 
 
 def parts_of(data: Data, target: str) -> dict[str, NDArray[np.int64]]:
@@ -76,3 +78,17 @@ def measure_all(
             scored = values[known], y[known]
             measured[name] = metrics.measure(*scored, many) if measure is None else dict(measure(*scored))
     return measured
+
+
+def score_table(scores: list[tuple[tuple[str, str, str], dict[str, float]]]) -> list[str]:
+    """Weights, split and target with their metrics in columns; metrics at several times are curves in lines below."""
+    names = list(dict.fromkeys(name for _, values in scores for name in values if "@" not in name))
+    lines = []
+    if names:
+        rows = [("weights", "split", "target", *names)]
+        rows += [(*of, *(f"{v[name]:.1f}" if name in v else "" for name in names)) for of, v in scores]
+        lines += aligned(rows, numbers_from=3)
+    for (which, split, target), values in scores:
+        if curves := {name: value for name, value in values.items() if "@" in name}:
+            lines.append(f"{which}, {split} {target}: {in_words(curves)}")
+    return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -32,16 +31,14 @@ from kdcache.methods.contract import (
     Predictor,
     Split,
 )
-from kdcache.metrics.anticipation import in_words
 from kdcache.metrics.early import percent
 from kdcache.options import build, to_table
 from kdcache.recipe import Recipe
+from kdcache.runs import folder
 from kdcache.runs.config import RunSettings, read_config
-from kdcache.runs.predictions import baselines, measure_all
+from kdcache.runs.folder import CONFIG, METRICS
+from kdcache.runs.predictions import baselines, measure_all, score_table
 from kdcache.runs.prepare import absolute, prepare
-from kdcache.text import aligned
-
-CONFIG, METRICS, PREDICTIONS, RECIPES = "config.toml", "metrics.json", "predictions.csv", "recipes.json"
 
 
 class Run:
@@ -64,13 +61,13 @@ class Run:
             self.training_data = opened
 
     def __repr__(self) -> str:
-        state = "finished" if (self.path / METRICS).exists() else "not finished"
+        state = "finished" if self.finished else "not finished"
         return f"<kdcache.Run {self.path}: {self.settings.method} on {self.settings.shards}, {state}>"
 
     def _repr_html_(self) -> str:
         """For notebooks: its result, a row for each epoch that counts, split and target."""
         head = pd.DataFrame([{"run": str(self.path), "method": self.settings.method, "on": self.settings.shards}])
-        if not (self.path / METRICS).exists():
+        if not self.finished:
             return str(head.assign(state="not finished").to_html(index=False))
         rows = [
             {"weights": which, "split": split, "target": target} | values
@@ -90,7 +87,7 @@ class Run:
             for split, targets in splits.items()
             for target, values in targets.items()
         ]
-        lines = [str(self.path), *(f"  {line}" for line in _score_table(scores))]
+        lines = [str(self.path), *(f"  {line}" for line in score_table(scores))]
         for split, known in self.metrics.get("baselines", {}).items():
             lines.append(
                 f"  {split}: {known['clips']} clips; chance {known['chance']:.1f}, "
@@ -106,6 +103,11 @@ class Run:
             "seed": self.settings.seed,
             "metrics": self.metrics,
         }
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has been trained and judged to its end."""
+        return (self.path / METRICS).exists()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -142,16 +144,14 @@ class Run:
         the number of clips, and the accuracy by chance.
         ``OptionError`` while the run has not finished.
         """
-        path = self.path / METRICS
-        if not path.exists():
+        if not self.finished:
             raise self._unfinished()
-        return dict(json.loads(path.read_text()))
+        return folder.result(self.path)
 
     @property
     def recipes(self) -> dict[str, Recipe]:
         """Of each cached stream that its training read; empty where it read none, or has not begun."""
-        path = self.path / RECIPES
-        kept = json.loads(path.read_text()) if path.exists() else {}
+        kept = folder.recipes(self.path)
         return {name: its["recipe"] for name, its in kept.items()}
 
     @property
@@ -160,7 +160,7 @@ class Run:
 
         Without rows where there was nothing to train.
         """
-        return pd.read_csv(self.path / "metrics.csv")
+        return folder.history(self.path)
 
     @cached_property
     def training_data(self) -> TrainingData:
@@ -341,15 +341,15 @@ class Run:
         if which not in self._predictors:
             predictor = self._method.predictor(self._resolved_options, self.training_data.data)
             check_predictor(predictor, self._method.inputs(self._resolved_options), self.settings.method)
-            folder = self.path / predictor.stage
-            summary = checkpoint.load_summary(folder)
+            stage = self.path / predictor.stage
+            summary = checkpoint.load_summary(stage)
             if summary is None:
                 raise self._unfinished(predictor.stage)
             if which == "best" and summary["selected_by"] != VALIDATION:
                 raise OptionError(
                     f"{self.path} has no best epoch, for it had no validation clips to select one: use last."
                 )
-            checkpoint.load_weights(folder / f"{which}.safetensors", predictor.module)
+            checkpoint.load_weights(stage / f"{which}.safetensors", predictor.module)
             self._predictors[which] = predictor
         return self._predictors[which]
 
@@ -392,17 +392,3 @@ class Run:
         probs = self._probabilities(seen[usable], which)
         several = self._predictor(which).metrics_fn if probs.ndim == 3 else None
         return measure_all(probs, labels, self.training_data.data, self.target, many_shot, several)
-
-
-def _score_table(scores: list[tuple[tuple[str, str, str], dict[str, float]]]) -> list[str]:
-    """Weights, split and target with their metrics in columns; metrics at several times are curves in lines below."""
-    names = list(dict.fromkeys(name for _, values in scores for name in values if "@" not in name))
-    lines = []
-    if names:
-        rows = [("weights", "split", "target", *names)]
-        rows += [(*of, *(f"{v[name]:.1f}" if name in v else "" for name in names)) for of, v in scores]
-        lines += aligned(rows, numbers_from=3)
-    for (which, split, target), values in scores:
-        if curves := {name: value for name, value in values.items() if "@" in name}:
-            lines.append(f"{which}, {split} {target}: {in_words(curves)}")
-    return lines

@@ -13,11 +13,13 @@ from kdcache.data.open import StreamPool
 from kdcache.data.training_data import TrainingData
 from kdcache.device_errors import release_memory
 from kdcache.engine.checkpoint import SUMMARY
-from kdcache.files import link_or_copy, temporary_name
+from kdcache.errors import WeightsError
+from kdcache.files import link_or_copy, temporary_name, writing
 from kdcache.methods import method as method_module
 from kdcache.methods.contract import Stage
 from kdcache.runs.config import RunSettings
 from kdcache.runs.prepare import prepare
+from kdcache.seals import is_broken
 
 RUN_ONLY_SETTINGS = (
     "seed",
@@ -70,6 +72,12 @@ class Session:
         if kept is not None and (kept / SUMMARY).exists() and not (folder / SUMMARY).exists():
             folder.mkdir(parents=True, exist_ok=True)
             names = sorted(path.name for path in kept.iterdir())
+            for name in names:
+                if is_broken(kept / name):
+                    raise WeightsError(
+                        f"{kept / name} is not as it was written, its SHA-256 differs: delete the folder {kept}, and "
+                        "the stage is trained again where a run still lacks it."
+                    )
             for name in [n for n in names if n != SUMMARY] + [SUMMARY]:  # the summary says that it is whole
                 link_or_copy(kept / name, folder / name)
 
@@ -78,13 +86,14 @@ class Session:
         kept = self.kept(stage, opened, eval_every)
         if kept is None or kept.exists():
             return
-        kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_name(temporary_name(kept.name))
-        shutil.copytree(folder, temporary, copy_function=link_or_copy)
         try:
-            temporary.rename(kept)
-        except OSError:  # another process kept the same stage in the meantime
-            shutil.rmtree(temporary)
+            with writing(kept):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copytree(folder, temporary, copy_function=link_or_copy)
+                temporary.rename(kept)
+        except BaseException:  # another process kept the same stage in the meantime, or the disk is full
+            shutil.rmtree(temporary, ignore_errors=True)
             if not kept.exists():
                 raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -29,9 +28,11 @@ from kdcache.options import build, to_table
 from kdcache.recipe import differences, digest
 from kdcache.runs.config import SETTABLE, RunSettings, own_names, read_config, write_config
 from kdcache.runs.environment import environment
+from kdcache.runs.folder import CONFIG, METRICS, PREDICTIONS, RECIPES, write_result
 from kdcache.runs.prepare import absolute
-from kdcache.runs.run import CONFIG, METRICS, PREDICTIONS, RECIPES, Run
+from kdcache.runs.run import Run
 from kdcache.runs.session import Session
+from kdcache.seals import write_json
 from kdcache.store import clean
 from kdcache.store.failures import save_failures
 from kdcache.workers import Interrupts
@@ -231,7 +232,7 @@ def conclude(begun: Begun) -> Run:
         predictions = run.predictions(main_only=predictor.axis is not None)  # all of them would be gigabytes
     with atomic(folder / PREDICTIONS) as temporary:
         predictions.to_csv(temporary, float_format="%.6g", lineterminator="\n", index=False)
-    write_json(folder / METRICS, metrics)
+    write_result(folder, metrics)
     if not run.settings.keep_stages:
         for stage in (name for name in begun.last_rows if name != predictor.stage):
             for weights in (LAST, BEST):
@@ -263,9 +264,3 @@ def _earlier(folder: Path, settings: RunSettings, options: Any) -> dict[str, Any
     if changed:
         raise OptionError(f"{folder} holds a run with other settings ({'; '.join(changed)}): choose another out.")
     return resolved
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a small table atomically."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,8 @@ from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.runs.ablation import results
 from kdcache.runs.ablation.costs import COSTS, costs_of_rows
+from kdcache.runs.ablation.description import DESCRIPTION, REMEDY, read_description
 from kdcache.runs.ablation.factors import Factors, factors
-from kdcache.runs.ablation.protocol import DESCRIPTION
 from kdcache.runs.ablation.replicates import Replicate, all_replicates, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.tuning import read_tuning
@@ -70,15 +69,14 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
         OptionError: the folder holds no comparison, or a run has not finished.
     """
     folder = Path(folder)
-    if not (folder / DESCRIPTION).exists():
-        raise OptionError(
-            f"{folder} holds no finished comparison: it has no {DESCRIPTION}; run `kdcache ablate` first."
-        )
-    description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
-    comparison = Comparison.from_plain(description["comparison"])
-    columns = description.get("split_columns", [None])
-    replicates = all_replicates(columns, description["seeds"], description.get("draws"))
-    against = description["against"]
+    description = read_description(folder)
+    try:
+        comparison = Comparison.from_plain(description["comparison"])
+        columns = description.get("split_columns", [None])
+        replicates = all_replicates(columns, description["seeds"], description.get("draws"))
+        against, is_tuned = description["against"], description["tune"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise OptionError(f"{folder / DESCRIPTION} is of no comparison ({error!r}): {REMEDY}.") from error
     run = Run(run_folder(folder, comparison.row(against).slug, replicates[0]))
     monitor = results.monitor_of(run)
     found = results.collect(comparison, folder, replicates)
@@ -88,7 +86,7 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
     for name, table in (("results.csv", found), ("tests.csv", tests), (COSTS, costs)):
         with atomic(folder / name) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-    tuned = read_tuning(folder) if description["tune"] else pd.DataFrame()
+    tuned = read_tuning(folder) if is_tuned else pd.DataFrame()
     same = all(
         len({Run(run_folder(folder, row.slug, each)).resolved.get("samples") for row in comparison.runnable}) == 1
         for each in replicates

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from kdcache.files import atomic
 from kdcache.log import quiet
 from kdcache.runs.ablation.replicates import Replicate, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.fuse import fuse
 from kdcache.runs.presets import TableRow
-from kdcache.runs.run import METRICS, Run
+from kdcache.runs.run import Run
+from kdcache.seals import read_json, write_json
 
 KEYS = {"last": "last", "best": "best@validation"}
 """Kind of weights → their key in a run's metrics."""
@@ -31,16 +30,14 @@ def fused_metrics(comparison: Comparison, row: TableRow, out: Path, replicate: R
     parts = [Run(run_folder(out, comparison.row(name).slug, replicate)) for name in row.fused]
     target = parts[0].target
     wanted = {which: key for which, key in KEYS.items() if all(key in part.metrics for part in parts)}
-    of = {name: json.loads((part.path / METRICS).read_text()) for name, part in zip(row.fused, parts, strict=True)}
+    of = {name: part.metrics for name, part in zip(row.fused, parts, strict=True)}
     file = run_folder(out, row.slug, replicate) / FUSED
     if file.exists():
-        kept: dict[str, Any] = json.loads(file.read_text())
-        if kept["of"] == of:
+        kept = read_json(file, "delete it, and it is computed again")
+        if kept.get("of") == of:
             return dict(kept["metrics"])
     with quiet():
         found = {key: fuse(parts, which=which) for which, key in wanted.items()}
     made = {key: {split: {target: m} for split, m in its.items()} for key, its in found.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(file) as temporary:
-        temporary.write_text(json.dumps({"of": of, "metrics": made}, indent=1) + "\n")
+    write_json(file, {"of": of, "metrics": made})
     return made

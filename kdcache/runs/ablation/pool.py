@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from kdcache.cluster.options import Cluster
 from kdcache.cluster.ray_actors import connected
 from kdcache.cluster.shared import await_shared, shared_folder
-from kdcache.errors import KdcacheError
+from kdcache.errors import KdcacheError, WriteError
 from kdcache.log import EachOnce, logger, quiet
 from kdcache.methods.registry import check_portable, origins, register
 from kdcache.runtime import cores
@@ -167,12 +167,14 @@ def in_passes(jobs: Sequence[Job], together: int) -> list[Jobs]:
 
 def _train(job: Job, session: Any) -> str:
     """Train, or find it finished with the same settings; what went wrong."""
-    from kdcache.runs.run import METRICS
+    from kdcache.runs.folder import METRICS
     from kdcache.runs.train import train
 
     try:
         with quiet() if (job.folder / METRICS).exists() else nullcontext():
             train(**job.arguments, out=job.folder, session=session)
+    except WriteError:  # no other run could be written either
+        raise
     except KdcacheError as error:
         return str(error)
     return ""

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kdcache.errors import OptionError, ReferenceRowError
-from kdcache.files import atomic
 from kdcache.runs.ablation.calls import Calls
+from kdcache.runs.ablation.description import DESCRIPTION, write_description
 from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import THIS_PROCESS, Job, Pool
 from kdcache.runs.ablation.replicates import TRIAL_SEED, Replicate, SplitColumns, all_replicates, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.tuning import (
     MIN_STEPS,
+    TABLE,
     TRIALS,
     WIDEN,
     SearchSettings,
@@ -30,8 +30,7 @@ from kdcache.runs.ablation.tuning import (
     survey_rows,
 )
 from kdcache.runs.presets import TableRow
-
-DESCRIPTION = "ablation.json"
+from kdcache.seals import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +175,7 @@ def _refuse_other_protocol(p: AblationProtocol) -> None:
     """``OptionError`` where the folder holds a comparison that a version with other trials has tuned."""
     path = p.folder / DESCRIPTION
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_json(path, f"restore it, or delete it if {p.folder} was not tuned by a version before 0.2")
         if before.get("tune") and "space" not in before:
             raise OptionError(
                 f"{p.folder} was tuned by an earlier version, whose trials were others: choose another folder for out."
@@ -228,5 +227,4 @@ def _describe(protocol: AblationProtocol, tuned: Tuned | None, jobs: list[Job]) 
         content["options"] = dict(p.options)
     content["comparison"] = asdict(p.comparison)
     content["rows"] = [{"label": j.label, "folder": str(j.folder), "arguments": j.arguments} for j in jobs]
-    with atomic(p.folder / DESCRIPTION) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_description(p.folder, content, [] if tuned is None else [TABLE])

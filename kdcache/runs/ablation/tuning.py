@@ -33,6 +33,7 @@ from kdcache.files import atomic
 from kdcache.log import logger
 from kdcache.methods.contract import VALIDATION
 from kdcache.runs.ablation.calls import TEST, Calls, column_of
+from kdcache.runs.ablation.description import REMEDY
 from kdcache.runs.ablation.groups import SearchGroup, Surveys, groups_of_rows, groups_of_teachers
 from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import THIS_PROCESS, Job, Pool
@@ -208,10 +209,13 @@ def _table(search: Search) -> pd.DataFrame:
 
 def read_tuning(folder: Path) -> pd.DataFrame:
     """``tuning.csv`` as ``choose`` returned it, to the last digit."""
-    table = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
-    names = [name for name in (*ONE_STAGE, *STAGES, "score") if name in table]
-    numbers = {name: table[name].map(lambda text: float(text or "nan")) for name in names}
-    return _with_types(table.astype({"trial": int}).assign(**numbers, chosen=table["chosen"] == "True"))
+    try:
+        table = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
+        names = [name for name in (*ONE_STAGE, *STAGES, "score") if name in table]
+        numbers = {name: table[name].map(lambda text: float(text or "nan")) for name in names}
+        return _with_types(table.astype({"trial": int}).assign(**numbers, chosen=table["chosen"] == "True"))
+    except (ValueError, KeyError, OverflowError) as error:
+        raise OptionError(f"{folder / TABLE} is damaged ({error}): {REMEDY}.") from error
 
 
 def _with_types(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,59 @@
+"""The small files of a run's folder that are read back, each held against its digest first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdcache.errors import OptionError
+from kdcache.seals import digest_of_file, read_json, write_json
+
+CONFIG, METRICS, RECIPES = "config.toml", "metrics.json", "recipes.json"
+HISTORY, PREDICTIONS = "metrics.csv", "predictions.csv"
+
+_FILES = "files"
+"""In ``metrics.json``: SHA-256 of the tables, which cannot hold their own."""
+
+
+def write_result(run: Path, metrics: dict[str, Any]) -> None:
+    """Write ``metrics.json``, the last file of a run and the mark that it has finished."""
+    tables = {name: digest_of_file(run / name) for name in (HISTORY, PREDICTIONS)}
+    write_json(run / METRICS, {**metrics, _FILES: tables})
+
+
+def result(run: Path) -> dict[str, Any]:
+    """The metrics of a finished run; ``OptionError`` for a file that is damaged."""
+    return {name: value for name, value in read_json(run / METRICS, _remedy(run, METRICS)).items() if name != _FILES}
+
+
+def recipes(run: Path) -> dict[str, Any]:
+    """For each cached stream that a run read its ``digest`` and ``recipe``; empty where there is no such file."""
+    path = run / RECIPES
+    return read_json(path, _remedy(run, RECIPES)) if path.exists() else {}
+
+
+def history(run: Path) -> pd.DataFrame:
+    """The rows of ``metrics.csv``; ``OptionError`` for a file that is damaged."""
+    check_tables(run, HISTORY)
+    try:
+        return pd.read_csv(run / HISTORY)
+    except (ValueError, OverflowError) as error:  # pandas' own are among them, and text that is not UTF-8
+        raise OptionError(f"{run / HISTORY} is damaged ({error}): {_remedy(run, HISTORY)}.") from error
+
+
+def check_tables(run: Path, *names: str) -> None:
+    """``OptionError`` for a table of a finished run that is not as it was written."""
+    if not (run / METRICS).exists():
+        return
+    known = read_json(run / METRICS, _remedy(run, METRICS)).get(_FILES, {})
+    for path, name in ((run / name, name) for name in names or (HISTORY, PREDICTIONS)):
+        if name in known and path.exists() and digest_of_file(path) != known[name]:
+            raise OptionError(f"{path} is not as it was written, its SHA-256 differs: {_remedy(run, name)}.")
+
+
+def _remedy(run: Path, name: str) -> str:
+    """What to do about a damaged file that a run's command writes again."""
+    others = "" if name == METRICS else f" and {METRICS}"
+    return f"restore it; or delete it{others} and repeat the run's command with out={run}, which writes it again"
