@@ -49,6 +49,17 @@ BROKEN = (
 )
 
 
+UNMAPPED = (
+    "can't start new thread",
+    "failed to map segment",
+    "insufficient memory",  # cv2
+    "storage size calculation overflowed",  # torch
+    "unable to allocate",  # numpy
+    "could not find/load shared object file",  # llvmlite, when its library could not be mapped
+)
+"""Parts of the messages of other libraries where a limit of memory or of threads is reached."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is exhausted, of a GPU or of this machine."""
     import torch
@@ -69,6 +80,21 @@ def is_broken_device(error: BaseException) -> bool:
     if isinstance(error, KdcacheError) or is_out_of_memory(error):
         return False
     return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and _says(error, BROKEN))
+
+
+def lack_of_memory(error: BaseException) -> KdcacheError | None:
+    """The sentence for an exception of any library that means that this machine's memory or threads are exhausted, or
+    that was raised because of one; None for others. Imports no torch."""
+    following: BaseException | None = error
+    while following is not None and not isinstance(following, KdcacheError):
+        text = str(following).lower()
+        if isinstance(following, MemoryError) or any(part in text for part in (*EXHAUSTED, *UNMAPPED)):
+            return KdcacheError(
+                f"There is not enough memory ({_first_line(following)[:200]}): allow more, or take fewer workers or a "
+                "smaller batch; what was finished is kept, and the same command goes on."
+            )
+        following = following.__cause__ or following.__context__
+    return None
 
 
 def _says(error: BaseException, parts: tuple[str, ...]) -> bool:

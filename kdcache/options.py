@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -16,6 +17,7 @@ from kdcache.errors import OptionError, unknown
 
 T = TypeVar("T")
 NONE = "none"  # TOML has no null
+LARGEST = 2**63 - 1  # whole number that an option may be
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -51,7 +53,7 @@ def _parsed(name: str, text: str, hint: Any) -> Any:
     elif of := next((get_args(k)[0] for k in kinds if get_origin(k) is tuple), None):
         parts = [part.strip() for part in text.split(",") if part.strip() and text.lower() != NONE]
         value = tuple(int(p) if of is int and p.lstrip("-").isdecimal() else p for p in parts)
-    elif int in kinds or float in kinds:
+    elif (int in kinds or float in kinds) and text.isascii():
         try:
             value = int(text) if int in kinds else float(text)
         except ValueError:
@@ -60,8 +62,12 @@ def _parsed(name: str, text: str, hint: Any) -> Any:
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
-    """``value`` as the annotated type; whole numbers pass as floats, lists as tuples, ``"none"`` as None."""
+    """``value`` as the annotated type; whole numbers pass as floats, lists as tuples, ``"none"`` as None.
+
+    Numbers are finite, and whole ones have 64 bits; texts, which may be paths, hold no NUL."""
     kinds = _kinds(hint)
+    for part in value if isinstance(value, (list, tuple)) else (value,):
+        _check_part(name, part)
     if NoneType in kinds and (value is None or value == NONE):
         return None
     for kind in kinds:
@@ -79,6 +85,15 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         elif kind is str and isinstance(value, Path):
             return str(value)
     raise OptionError(f"{name}={value!r}: give {' or '.join(_says(kind) for kind in kinds)}.")
+
+
+def _check_part(name: str, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise OptionError(f"{name}={value}: give a finite number.")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise OptionError(f"{name} is beyond {LARGEST}: give a smaller number.")
+    if isinstance(value, str) and "\0" in value:
+        raise OptionError(f"{name}={value!r}: a text holds no NUL.")
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ from multiprocessing.sharedctypes import RawValue
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
+from kdcache.device_errors import lack_of_memory
 from kdcache.errors import KdcacheError
 from kdcache.log import logger, show_log
 
@@ -223,6 +224,10 @@ def _serve(pipe: Connection, number: int, work: bytes, interruptible: bool, stop
             run_unit(unit, functools.partial(send, _EVENT), stop)
     except KdcacheError as error:
         send(_ERROR, error)
+    except Exception as error:
+        if (known := lack_of_memory(error)) is None:
+            raise
+        send(_ERROR, known)
 
 
 @contextlib.contextmanager

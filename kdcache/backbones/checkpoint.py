@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,11 +68,12 @@ def load_state_dict(path: str | os.PathLike[str]) -> State:
 
             content: Any = load_file(path)
         else:
+            _refuse_inflating(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, _safetensor_error()) as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
+    except Exception as error:  # a damaged file raises almost anything, memory that it asks for included
+        reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
         raise WeightsError(
             f"{path} is not a checkpoint of plain tensors ({reason}): it is damaged, of another format, or holds more "
             f"than tensors; download it again, or save its state_dict as .safetensors."
@@ -80,7 +81,11 @@ def load_state_dict(path: str | os.PathLike[str]) -> State:
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()) or not content:
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(v, Tensor) and v.layout == torch.strided and not v.is_meta for v in content.values())
+    ):
         raise WeightsError(f"{path} holds no state dict (a dict of named tensors); save the network's state_dict().")
     state = {str(k): v for k, v in content.items()}
     while all(k.startswith("module.") for k in state):
@@ -88,11 +93,14 @@ def load_state_dict(path: str | os.PathLike[str]) -> State:
     return state
 
 
-def _safetensor_error() -> type[Exception]:
-    from safetensors import SafetensorError
-
-    error: type[Exception] = SafetensorError
-    return error
+def _refuse_inflating(path: Path) -> None:
+    """``ValueError`` for an archive whose members are together larger than itself: torch writes them as they are."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        inflated = sum(member.file_size for member in archive.infolist())
+    if inflated > path.stat().st_size:
+        raise ValueError(f"its members would take {inflated} bytes of memory, more than the file")
 
 
 def fill(
@@ -131,6 +139,11 @@ def fill(
             has = "is missing" if found is None else f"has shape {list(found.shape)}"
             raise _misfit(source, f"{name} {has}, expected {list(own.shape)}", state)
         chosen[name] = found.to(own.dtype)
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            raise WeightsError(
+                f"{os.fspath(source)}: {name} holds values that are not finite (NaN or infinite), so that features "
+                "would be, too; take another checkpoint."
+            )
     extra = [] if part else [name for name in state if name not in expected and not name.endswith(_COUNTER)]
     if extra:
         raise _misfit(source, f"{extra[0]} (and {len(extra) - 1} more) is not part of this network", state)

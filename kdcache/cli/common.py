@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import click
 
 from kdcache.cluster.options import ENGINES
+from kdcache.device_errors import lack_of_memory
 from kdcache.errors import KdcacheError, OptionError
 from kdcache.log import logger, show_log
 from kdcache.remote import Address, is_address, without_scheme
@@ -37,8 +38,13 @@ def sentences() -> Iterator[None]:
         yield
     except KdcacheError as error:
         raise click.ClickException(str(error)) from error
-    except OSError as error:
-        if error.errno in (None, errno.EPIPE):  # click ends quietly when whoever reads standard output has left
+    except (MemoryError, RuntimeError, ImportError, OSError, ValueError) as error:
+        if (known := lack_of_memory(error)) is not None:
+            raise click.ClickException(str(known)) from error
+        if not isinstance(error, OSError) or error.errno in (
+            None,
+            errno.EPIPE,
+        ):  # click ends quietly when whoever reads standard output has left
             raise
         where = f"{error.filename}: " if error.filename else ""
         raise click.ClickException(f"{where}{error.strerror}.") from error

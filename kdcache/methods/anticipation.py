@@ -46,7 +46,13 @@ from kdcache.methods.contract import (
 )
 from kdcache.methods.heads import I3DHead, LightHead, cells, initialise
 from kdcache.methods.labels import check_leak, held_out_sets, keep_fraction, labelled_sets
-from kdcache.methods.options import LeakOptions, TrainOptions, refuse_negative, refuse_unless_positive
+from kdcache.methods.options import (
+    LeakOptions,
+    TrainOptions,
+    refuse_negative,
+    refuse_unless_positive,
+    refuse_unless_share,
+)
 from kdcache.methods.search import Knob, TeacherRun
 from kdcache.methods.teacher import Teacher
 from kdcache.methods.vector_heads import VectorHead
@@ -121,9 +127,8 @@ class AnticipationOptions(LeakOptions, TrainOptions):
         LeakOptions.__post_init__(self)
         TrainOptions.__post_init__(self)
         refuse_unless_positive(self, "temperature", "width", "teacher_lr", "teacher_epochs")
-        refuse_negative(self, "teacher_seed")
-        if not 0 <= self.dropout < 1:
-            raise OptionError(f"dropout={self.dropout}: give a share below 1.")
+        refuse_negative(self, "teacher_seed", "teacher_milestones", "lam", "alpha")
+        refuse_unless_share(self, "dropout")
         if self.head == "light" and self.layer != AnticipationOptions.layer:
             raise OptionError(f"layer={self.layer} is for head=i3d; the light head has one map: leave layer out.")
         if self.head == "light" and self.init == "checkpoint":

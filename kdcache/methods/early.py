@@ -44,7 +44,13 @@ from kdcache.methods.contract import (
 )
 from kdcache.methods.early_baselines import Levels, Neighbours
 from kdcache.methods.labels import check_leak, held_out_sets, keep_fraction, labelled_sets
-from kdcache.methods.options import LeakOptions, TrainOptions, refuse_negative, refuse_unless_positive
+from kdcache.methods.options import (
+    LeakOptions,
+    TrainOptions,
+    refuse_negative,
+    refuse_unless_positive,
+    refuse_unless_share,
+)
 from kdcache.methods.parts import means_of_parts
 from kdcache.methods.recurrent import Cell, Recurrent
 from kdcache.methods.search import Knob, TeacherRun
@@ -128,9 +134,8 @@ class EarlyOptions(LeakOptions, TrainOptions):
         if min(self.alpha, self.beta, self.lam_mse, self.lam_mmd, self.lam_rank, self.w_cls or 0) < 0:
             raise OptionError("alpha, beta, w_cls, lam_mse, lam_mmd and lam_rank are weights: none can be negative.")
         refuse_unless_positive(self, "hidden", "teacher_hidden", "k", "tau", "teacher_lr", "teacher_epochs", "parts")
-        refuse_negative(self, "teacher_seed")
-        if not 0 <= self.dropout < 1:
-            raise OptionError(f"dropout={self.dropout}: give a share below 1.")
+        refuse_negative(self, "teacher_seed", "teacher_milestones")
+        refuse_unless_share(self, "dropout")
         if self.model == "ts-lstm" and self.hidden != 2 * self.teacher_hidden:
             raise OptionError(
                 f"model=ts-lstm compares latents: set hidden={2 * self.teacher_hidden}, twice teacher_hidden."

@@ -18,7 +18,7 @@ from kdcache.backbones.weights import asked_by
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Batch, Data, Input, Segment
 from kdcache.methods.labels import Clips, check_leak
-from kdcache.methods.options import LeakOptions, refuse_negative, refuse_unless_positive
+from kdcache.methods.options import LeakOptions, refuse_negative, refuse_unless_positive, refuse_unless_share
 from kdcache.methods.schedule import ScheduleOptions
 
 VIEWS = (
@@ -64,8 +64,7 @@ class EgocentricOptions(LeakOptions, ScheduleOptions):
         ScheduleOptions.__post_init__(self)
         refuse_unless_positive(self, "frames", "size", "hidden")
         refuse_negative(self, "augmentations", "cam_classes")
-        if not 0 <= self.dropout < 1:
-            raise OptionError(f"dropout={self.dropout}: give a share below 1.")
+        refuse_unless_share(self, "dropout")
 
     def shared(self, *names: str) -> dict[str, Any]:
         """``share_key`` of a stage that depends on these options of the method, beside those of all methods here."""

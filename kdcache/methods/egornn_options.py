@@ -7,7 +7,7 @@ from typing import Literal
 
 from kdcache.errors import OptionError
 from kdcache.methods.egocentric import EgocentricOptions
-from kdcache.methods.options import refuse_unless_positive
+from kdcache.methods.options import refuse_unless_positive, refuse_unless_share
 
 SCHEDULES = ("rgb_1", "rgb_2", "flow_net", "joint", "spatial")
 _ADAM = "weight_decay=4e-5 eps=1e-4"
@@ -53,7 +53,6 @@ class EgoRNNOptions(RGBStreamOptions):
         refuse_unless_positive(self, "snippets", "flow_weight")
         for name in SCHEDULES:
             self.schedule(name)
-        if not 0 <= self.snippet_dropout < 1:
-            raise OptionError(f"snippet_dropout={self.snippet_dropout}: give a share below 1.")
+        refuse_unless_share(self, "snippet_dropout")
         if not self.attention and self.network not in ("rgb", "average"):
             raise OptionError(f"attention=false is for network=rgb or average, not {self.network}.")

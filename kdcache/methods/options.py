@@ -44,7 +44,8 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         refuse_unless_positive(self, "batch_size", "epochs", "lr")
-        refuse_negative(self, "momentum", "weight_decay", "gamma", "grad_clip", "patience")
+        refuse_unless_share(self, "momentum")
+        refuse_negative(self, "weight_decay", "gamma", "grad_clip", "patience", "milestones")
 
     def optimise(self, parameters: Parameters, lr: float | None = None) -> tuple[Optimizer, LRScheduler]:
         """Optimiser and schedule of ``parameters`` (or groups of them) at ``lr``, by default that of the options."""
@@ -118,6 +119,7 @@ class LabelOptions:
     def __post_init__(self) -> None:
         if not 0 < self.label_fraction <= 1:
             raise OptionError(f"label_fraction={self.label_fraction}: give the share of labels to keep, in (0, 1].")
+        refuse_negative(self, "label_seed")
 
     def choose_target(self, data: Data) -> Literal["label", "verb", "noun"]:
         """The column; ``OptionError`` where the data has none of that name."""
@@ -181,11 +183,20 @@ def refuse_unless_positive(options: Any, *names: str) -> None:
 
 
 def refuse_negative(options: Any, *names: str) -> None:
-    """``OptionError`` for an option that is set and below 0."""
+    """``OptionError`` for an option that is set and below 0, or of several numbers one that is."""
     for name in names:
         value = getattr(options, name)
-        if value is not None and not value >= 0:
-            raise OptionError(f"{name}={value}: it must not be negative.")
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None and not each >= 0:
+                raise OptionError(f"{name}={each}: it must not be negative.")
+
+
+def refuse_unless_share(options: Any, *names: str) -> None:
+    """``OptionError`` for an option that is set and not a share from 0 to below 1."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not 0 <= value < 1:
+            raise OptionError(f"{name}={value}: give a share from 0 to below 1.")
 
 
 def refuse_meaningless(options: Any, *rules: tuple[bool, str, tuple[str, ...]]) -> None:

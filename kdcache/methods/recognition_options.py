@@ -10,7 +10,13 @@ from kdcache import backbones
 from kdcache.backbones import input_spec
 from kdcache.backbones.weights import RANDOM
 from kdcache.errors import OptionError
-from kdcache.methods.options import LeakOptions, refuse_meaningless, refuse_negative, refuse_unless_positive
+from kdcache.methods.options import (
+    LeakOptions,
+    refuse_meaningless,
+    refuse_negative,
+    refuse_unless_positive,
+    refuse_unless_share,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +105,17 @@ class RecognitionOptions(LeakOptions):
 
     def __post_init__(self) -> None:
         LeakOptions.__post_init__(self)
-        refuse_unless_positive(self, "lr", "batch_size", "epochs", "levels", "frames", "width")
+        refuse_unless_positive(self, "lr", "batch_size", "epochs", "levels", "frames", "width", "fps", "size", "resize")
         refuse_meaningless(
             self,
             (self.backbone is not None, "a backbone, for it is of classifiers on features", FEATURES),
             (self.backbone is None, "features, for it is of a backbone", (*_TRAINED_BACKBONE, *_SKELETONS, *_VIDEOS)),
             (self.head == "linear", "head=linear", ("width",)),
         )
-        refuse_negative(self, "augmentations", "plateau", "patience", "grad_clip", "weight_decay", "momentum")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise OptionError(f"dropout={self.dropout}: give a share of the features, 0 to below 1.")
+        refuse_negative(
+            self, "augmentations", "plateau", "patience", "grad_clip", "weight_decay", "gamma", "milestones", "view_lr"
+        )
+        refuse_unless_share(self, "dropout", "momentum")
 
     def completed(self) -> RecognitionOptions:
         """The options with what they leave open, as far as the data does not decide it."""

@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 from kdcache.errors import OptionError
 from kdcache.methods.contract import Input, Segment
-from kdcache.methods.options import LeakOptions, refuse_meaningless, refuse_negative, refuse_unless_positive
+from kdcache.methods.options import (
+    LeakOptions,
+    refuse_meaningless,
+    refuse_negative,
+    refuse_unless_positive,
+    refuse_unless_share,
+)
 from kdcache.methods.schedule import Schedule, ScheduleOptions
 
 STAGES = ("teacher", "appearance", "student", "fused")
@@ -94,8 +100,7 @@ class RelationOptions(LeakOptions, ScheduleOptions):
             raise OptionError(f"rep={self.rep} and mu={self.mu}: give finite weights.")
         for name in STAGES:
             self.schedule(name)
-        if not 0 <= self.dropout < 1:
-            raise OptionError(f"dropout={self.dropout}: give a share below 1.")
+        refuse_unless_share(self, "dropout")
         if self.ce == "fc" and self.has_student and not self.distils:
             raise OptionError(
                 "ce=fc leaves all but the classifier to the distillation: rep=0 with ir=none trains none."

@@ -29,7 +29,7 @@ from kdcache.errors import OptionError
 from kdcache.log import logger
 from kdcache.methods.contract import AnswerAxis, Batch, Data, Input, Predictor, Stage, predict_with, reseed
 from kdcache.methods.labels import Clips, check_leak
-from kdcache.methods.options import LeakOptions, TrainOptions, refuse_unless_positive
+from kdcache.methods.options import LeakOptions, TrainOptions, refuse_unless_positive, refuse_unless_share
 from kdcache.methods.rulstm_networks import ModalityAttention, RollingUnrolling
 from kdcache.methods.search import Knob
 from kdcache.metrics.anticipation import at_time, measure_times
@@ -88,8 +88,7 @@ class RulstmOptions(LeakOptions, TrainOptions):
         refuse_unless_positive(self, "anticipation_steps", "step_s", "hidden", "completion_epochs")
         if self.encoding_steps < 0:
             raise OptionError(f"encoding_steps={self.encoding_steps}: it must not be negative.")
-        if not 0 <= self.dropout < 1:
-            raise OptionError(f"dropout={self.dropout}: give a share below 1.")
+        refuse_unless_share(self, "dropout")
         if self.at_s not in self.times:
             known = ", ".join(f"{tau:g}" for tau in self.times)
             raise OptionError(f"at_s={self.at_s:g}: the network answers {known} s before an action; choose one.")

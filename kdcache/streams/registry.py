@@ -59,6 +59,8 @@ def resolve(
                 f"{names[0]} reads {kinds[0].medium} and {name} {kind.medium}: extract them in two calls."
             )
         kind.check(name, settings)
+    if settings.levels is not None and not any(issubclass(kind, (FeatureStream, SkeletonStream)) for kind in kinds):
+        raise OptionError(f"levels is {settings.levels}, but {', '.join(names)} is of whole clips: leave it out.")
     choose = chooser(weights)
     return [kind.from_settings(name, settings, choose) for name, kind in zip(names, kinds, strict=True)]
 

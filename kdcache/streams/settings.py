@@ -80,22 +80,34 @@ class StreamSettings:
         return cls(**{**given, "views": tuple(given["views"])} if "views" in given else given)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 100:
-            raise OptionError(f"quality is {self.quality}: JPEG quality lies between 1 and 100.")
-        if self.short_side is not None and self.short_side < 32:
-            raise OptionError(f"short_side is {self.short_side}: frames need at least 32 pixels.")
-        if self.levels is not None and self.levels < 1:
-            raise OptionError(f"levels is {self.levels}: a clip is cut into at least 1 part.")
+        for name, (least, most, what) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:  # nor is NaN
+                raise OptionError(f"{name} is {value}: {what} is from {least:g} to {most:g}.")
         if self.progress not in (None, "segment", "prefix"):
             raise OptionError(
                 f"progress is {self.progress!r}: it is segment or prefix, what a level shows (bar=False hides the bar)."
             )
-        if not self.bound > 0:
-            raise OptionError(f"bound is {self.bound}: give a positive number of pixels.")
         for name in _CHOICES:
             value = getattr(self, name)
             if value is not None and value not in _CHOICES[name]:
                 raise unknown(name, value, _CHOICES[name])
+
+
+_RANGES = {
+    "frames": (1, 10_000, "the number of frames of a segment"),
+    "fps": (0.001, 100_000, "a rate in frames a second"),
+    "size": (1, 8192, "the side of an input in pixels"),
+    "resize": (1, 8192, "the short side in pixels"),
+    "quality": (1, 100, "JPEG quality"),
+    "short_side": (32, 8192, "the short side in pixels"),
+    "bound": (1e-3, 1e6, "the largest flow in pixels"),
+    "levels": (1, 10_000, "the number of parts of a clip"),
+    "rotations": (0, 10_000, "the number of turned views"),
+    "centre_joint": (0, 10_000, "the number of a joint"),
+    "skeleton_fps": (0.001, 100_000, "a rate in frames a second"),
+}
+"""Of what is a number: the least, the largest, and what it is."""
 
 
 def choices(kind: Any) -> tuple[str, ...]:
