@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import threading
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import clips_cache
@@ -21,7 +25,7 @@ import kdcache
 from kdcache.backbones import metadata
 from kdcache.backbones.weights import weights_digest
 from kdcache.engine.checkpoint import TrainState, load_state, load_weights, save_state, save_weights
-from kdcache.errors import KdcacheError, OptionError, WeightsError
+from kdcache.errors import KdcacheError, OptionError, WeightsError, WriteError
 from kdcache.methods.contract import BatchSource, Stage
 from kdcache.runs.config import load_config, read_config
 from kdcache.runs.evaluate import evaluate
@@ -80,10 +84,13 @@ def state_of(found: tuple[TrainState, dict[str, torch.Tensor]], made: Stage) -> 
 
 @pytest.fixture
 def saved_state(tmp_path):
-    save_state(tmp_path, stage(), SCALER, TrainState(epoch=1, rows=[{"epoch": 1, "loss": 0.5}]), {"w": torch.ones(2)})
+    save_state(
+        tmp_path, stage(), SCALER, TrainState(epoch=1, rows=[{"epoch": 1, "loss": 0.5}]), {"w": torch.ones(2)}, CPU
+    )
     return tmp_path
 
 
+CPU = torch.device("cpu")
 SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
@@ -96,7 +103,7 @@ def test_a_state_with_a_changed_byte_is_refused_or_the_same(saved_state, old):
         path.write_bytes(content[: content.rindex(b"kdcache-sha256") - 2] + bytes(2))
     assert is_sealed(path) is not old
     pristine, made, refused = path.read_bytes(), stage(), 0
-    found = load_state(saved_state, made, SCALER)
+    found = load_state(saved_state, made, SCALER, CPU)
     assert found is not None
     assert found[0].rows == [{"epoch": 1, "loss": 0.5}]
     expected = state_of(found, made)
@@ -109,7 +116,7 @@ def test_a_state_with_a_changed_byte_is_refused_or_the_same(saved_state, old):
         place = flipped(path, *change)
         again = stage()
         try:
-            other = load_state(saved_state, again, SCALER)
+            other = load_state(saved_state, again, SCALER, CPU)
         except OptionError as error:
             refused += 1
             assert str(error).startswith(f"{path} cannot be continued from")  # noqa: PT017
@@ -126,11 +133,11 @@ def test_a_state_with_a_changed_byte_is_refused_or_the_same(saved_state, old):
 @given(st.integers(0, 10**4))
 def test_a_truncated_state_is_refused(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("state")
-    save_state(folder, stage(), SCALER, TrainState(), {})
+    save_state(folder, stage(), SCALER, TrainState(), {}, CPU)
     content = (folder / "state.pt").read_bytes()
     (folder / "state.pt").write_bytes(content[: cut % (len(content) - 80)])
     with pytest.raises(OptionError, match=r"state\.pt cannot be continued from .*delete it"):
-        load_state(folder, stage(), SCALER)
+        load_state(folder, stage(), SCALER, CPU)
     shutil.rmtree(folder)
 
 
@@ -329,3 +336,32 @@ def test_a_shared_stage_that_is_damaged_is_named(tmp_path):
         kdcache.train(
             "early", shards, out=tmp_path / "b", session=Session(tmp_path / "stages"), **QUICK | {"alpha": 0.5}
         )
+
+
+@contextmanager
+def files_of(most: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes: writing fails as on a disk that is full, in torch and in Python."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_while_training_is_one_sentence_and_the_run_goes_on(run, tmp_path, capfd):
+    named = set()
+    for number, (most, often) in enumerate([(10, True), (2000, True), (2000, False), (2300, False)]):
+        out = tmp_path / str(number)
+        options = QUICK | {"save_every": 0.0 if often else 1000.0}
+        with files_of(most), pytest.raises(WriteError, match=r"cannot be written .*; then the same command") as full:
+            kdcache.train("early", run.settings.shards, out=out, **options)
+        named.add(Path(str(full.value).partition(" cannot")[0]).name)
+        assert "\n" not in str(full.value)
+        assert not list(out.rglob("*.partial"))
+        assert threading.active_count() == 1
+        again = kdcache.train("early", run.settings.shards, out=out, **options)
+        assert again.metrics["last"] == run.metrics["last"]
+        assert (out / "predictions.csv").read_bytes() == (run.path / "predictions.csv").read_bytes()
+    assert {"config.toml", "state.pt"} < named, named
+    assert "Traceback" not in capfd.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -46,7 +47,7 @@ class Log:
         self._since = None
         try:
             folder = self.folder / "tensorboard" / stage
-            with closing(_Curves(folder, epochs + 1)) as self._curves:
+            with _told_once(), closing(_Curves(folder, epochs + 1)) as self._curves:
                 yield
         finally:
             if self._rows:
@@ -80,6 +81,22 @@ class Log:
             leave=False,
             ticks=False,
         )
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """What ends TensorBoard's own thread inside is raised by the next call, and not printed by the thread as well."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class _Curves:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -91,6 +92,10 @@ class RunSettings:
                 raise OptionError(f"{name}={getattr(self, name)}: give a whole number from 0 on.")
         if self.eval_every < 1:
             raise OptionError(f"eval_every={self.eval_every}: give a whole number of epochs from 1 on.")
+        for name in ("save_every", "tau_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise OptionError(f"{name}={value}: give a number of seconds from 0 on.")
         if not 0 <= self.memory_fraction <= 1:
             raise OptionError(f"memory_fraction={self.memory_fraction}: give a share of the free memory, 0 to 1.")
         if not 0 <= self.validation < 1:

@@ -52,6 +52,10 @@ class JointLayout:
             raise OptionError(
                 "centre_joint and skeleton_fps describe .npy and .npz skeleton files together: give both."
             )
+        if not (centre_joint >= 0 and 0 < skeleton_fps < math.inf):
+            raise OptionError(
+                f"centre_joint={centre_joint} and skeleton_fps={skeleton_fps}: joints count from 0, rates are above 0."
+            )
         return cls(centre_joint, float(skeleton_fps), array)
 
     def to_recipe(self) -> dict[str, Any]:
