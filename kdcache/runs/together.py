@@ -18,7 +18,8 @@ from kdcache.log import logger
 from kdcache.methods.contract import Stage
 from kdcache.methods.registry import method
 from kdcache.numerics import reproducible
-from kdcache.runs.run import METRICS, Run
+from kdcache.runs.folder import METRICS
+from kdcache.runs.run import Run
 from kdcache.runs.session import Session
 from kdcache.runs.train import Begun, begin_run, checked, conclude
 from kdcache.workers import Interrupts
