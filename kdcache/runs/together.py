@@ -13,7 +13,7 @@ from kdcache.data.training_data import TrainingData
 from kdcache.engine.log import SHOWN_EVERY
 from kdcache.engine.loop import begin, end, fit_stage, trained
 from kdcache.engine.vectorised import Head, TooLarge, fit_together, head_of, why_not_together
-from kdcache.errors import KdcacheError, OptionError
+from kdcache.errors import KdcacheError, OptionError, WriteError
 from kdcache.log import logger
 from kdcache.methods.contract import Stage
 from kdcache.methods.registry import method
@@ -105,6 +105,8 @@ class _Pass:
         """What a step of one run gives; None where it failed, which ends this run alone."""
         try:
             return do()
+        except WriteError:  # no other run could be written either
+            raise
         except KdcacheError as error:
             self.ended(number, str(error))
             return None
@@ -177,6 +179,8 @@ class _Pass:
             fit_together([head for _, head in heads])
         except TooLarge:
             too_large = True
+        except WriteError:
+            raise
         except KdcacheError as error:
             for run, _ in heads:
                 self.ended(run.number, str(error))
