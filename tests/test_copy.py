@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from store_cases import FEATURE, add
 
 import kdcache
 from kdcache.errors import RemoteError, StoreError
+from kdcache.files import temporary_name
 from kdcache.store import copying, reindex, verify
 from kdcache.store.places import Folder
 
@@ -170,3 +172,17 @@ def test_an_index_that_changes_meanwhile_is_copied_with_its_own_digest(cache, tm
     monkeypatch.setattr(Folder, "take", late)
     kdcache.copy(cache, tmp_path / "copy", bar=False)
     assert kdcache.Cache(tmp_path / "copy").verify().ok
+
+
+def test_what_a_killed_copy_had_begun_to_write_is_removed(cache, tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    target = tmp_path / "copy"
+    left = [folder / temporary_name("shard-00001.h5") for folder in (target, target / "fitted")]
+    left = [path.with_name(path.name.replace(f".{os.getpid()}.", f".{dead.pid}.")) for path in left]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    kdcache.copy(cache, target, bar=False)
+    assert not list(target.rglob(".*.partial"))
+    assert content(target) == content(cache)

@@ -80,11 +80,13 @@ def _copy(source: str, target: str) -> None:
 
 
 def _whole(folder: Path, name: str) -> Path:
-    """The files of a kind, made once for this process and all that it forks."""
-    place = folder / "cases" / f"{os.getpid()}-whole" / name.replace(" ", "-")
+    """The files of a kind, made once for all processes of a call."""
+    place = folder / "cases" / "whole" / name.replace(" ", "-")
     if not place.exists():
-        place.mkdir(parents=True)
-        KINDS[name].make(place)
+        making = place.with_name(f"making-{os.getpid()}")
+        making.mkdir(parents=True)
+        KINDS[name].make(making)
+        making.rename(place)
     return place
 
 

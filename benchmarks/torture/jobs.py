@@ -153,6 +153,10 @@ def _repair(materials: Path, folder: Path) -> list[list[str]]:
     return [["verify", str(folder / "out"), "--repair"], *extract(materials, folder, STREAMS, 1)]
 
 
+def _copy(materials: Path, folder: Path) -> list[list[str]]:
+    return [["copy", str(materials / "extracted" / "out"), str(folder / "out")]]
+
+
 # Runs
 
 
@@ -208,6 +212,7 @@ JOBS = {
         Job("extract-3", _extracts(STREAMS, 3), cache_result, setting=forked_workers, accepted=(3,)),
         Job("extract-spawned", _extracts(["rgb"], 3), cache_result, spawns=True, accepted=(3,)),
         Job("repair", _repair, cache_result, prepare=_damaged, setting=small_shards, accepted=(0, 3)),
+        Job("copy", _copy, cache_result),
         Job("train", _train, run_result),
         Job("fit", _fit, run_result, accepted=(3,)),
         Job("ablate", _ablate, run_result),

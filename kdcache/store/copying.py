@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from kdcache.errors import StoreError
 from kdcache.progress import progress
-from kdcache.store.commit import QUARANTINED
+from kdcache.store.commit import QUARANTINED, clean
 from kdcache.store.index_digest import DIGEST, INDEX, matching_pair
-from kdcache.store.places import Listed, Place, digest_of, file_digest, place
+from kdcache.store.places import Folder, Listed, Place, digest_of, file_digest, place
 
 RECORD = "copied.json"
 SOURCES = "sources.csv"  # fingerprints by the paths of one machine
@@ -98,6 +98,9 @@ def copy(
         raise StoreError(f"{here}: the name {out!r} there leads out of the cache; rename or remove it.")
     job = _Copy(here, there, files, verify)
     job.refuse_another_cache()
+    if isinstance(there, Folder):
+        for folder in (there.path, *there.path.glob("*/")):
+            clean(folder)  # what a copy that was killed had begun to write
     report.files = len(files)
     with progress("copy", sum(its.size for its in files.values()), "B", shown=bar) as shown:
         with ThreadPoolExecutor(THREADS) as pool:
