@@ -85,9 +85,7 @@ def load_state(
         if is_broken(path):
             raise ValueError("it is not as it was written, its SHA-256 differs")
         if not is_sealed(path):  # of an earlier version; torch looks at no checksum
-            with zipfile.ZipFile(path) as archive:
-                if (bad := archive.testzip()) is not None:
-                    raise ValueError(f"checksum of {bad}")
+            _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         as_many = stage.train.steps in (None, steps_of_a_pass(stage.train, stage.batch_size))
         if "steps" not in state["progress"] and not as_many:
@@ -99,13 +97,21 @@ def load_state(
             stage.scheduler.load_state_dict(state["scheduler"])
         scaler.load_state_dict(state["scaler"])
         reached = TrainState(**state["progress"])
+        torch.set_rng_state(state["rng"])
     except Exception as error:  # a damaged file raises almost anything
         raise OptionError(f"{path} cannot be continued from ({error}): delete it to train this stage again.") from error
-    torch.set_rng_state(state["rng"])
     if device.type == "cuda" and state["cuda_rng"]:  # version 0.1 kept those of every GPU of the machine
         kept = state["cuda_rng"]
         torch.cuda.set_rng_state(kept[min(device.index or 0, len(kept) - 1)], device)
     return reached, state["best"]
+
+
+def _check_archive(path: Path) -> None:
+    """``ValueError`` where the members of an archive do not have their checksums, or are not as torch writes them."""
+    with zipfile.ZipFile(path) as archive:
+        bad = next((m.filename for m in archive.infolist() if m.compress_type or m.file_size != m.compress_size), None)
+        if (bad := bad or archive.testzip()) is not None:
+            raise ValueError(f"its member {bad} is damaged")
 
 
 def save_weights(path: Path, state: dict[str, Tensor], epoch: int) -> None:
