@@ -6,7 +6,7 @@ import math
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from kdcache.data.loader import Plan, common_views, feed, shuffled
 from kdcache.device_errors import device_errors
 from kdcache.engine import checkpoint
 from kdcache.engine.checkpoint import TrainState
+from kdcache.engine.distributed import Rank, here
 from kdcache.engine.freezing import frozen_but, set_train_mode
 from kdcache.engine.log import Log
 from kdcache.engine.scoring import Probabilities, probabilities
@@ -45,6 +46,11 @@ class Training:
     state: TrainState
     best: dict[str, Tensor]
     saved: float
+    place: Rank = field(default_factory=Rank)
+    sizes: list[int] = field(default_factory=list)
+    """Examples of each batch of the epoch, of all processes together."""
+    asked: bool = False
+    """Whether any of several processes has been asked to stop."""
 
 
 def fit_stage(
@@ -123,7 +129,10 @@ def begin(
         logger.info("%s: %d examples, arrays %s %s", stage.name, len(stage.train), list(stream.shape), how)
     if state.epoch or state.step:
         logger.info("%s: going on from epoch %d, step %d", stage.name, state.epoch + 1, state.step + 1)
-    return Training(stage, data, folder, log, scaler, interrupts, save_every, eval_every, state, best, time.monotonic())
+    now, place = time.monotonic(), here()
+    if place.rank:  # other masks of dropout than process 0
+        reseed(data, f"{stage.name}/training/{place.rank}/{state.steps}")
+    return Training(stage, data, folder, log, scaler, interrupts, save_every, eval_every, state, best, now, place)
 
 
 def end(run: Training) -> dict[str, Any]:
@@ -162,22 +171,27 @@ def _epoch(run: Training) -> None:
     plan = plan_of_epoch(run)
     set_train_mode(stage.module, stage.optimizer)
     label = f"{stage.name} {state.epoch + 1}/{stage.epochs}"
-    samples = sum(len(index) for index, _ in plan)
-    with run.log.bar(label, samples, state.seen, state.epoch, stage.epochs) as bar:
-        for batch in feed(stage.train, plan[state.step :], run.data.device):
+    run.sizes = [len(index) for index, _ in plan]
+    with run.log.bar(label, sum(run.sizes), state.seen, state.epoch, stage.epochs) as bar:
+        for batch in feed(stage.train, run.place.part(plan[state.step :]), run.data.device):
             _step(run, batch)
-            bar.update(len(batch["view"]))
-            if run.interrupts.received is not None:
+            bar.update(run.sizes[state.step - 1])
+            if _asked(run):
                 _stop(run)
     still_finite(run)
     measured = diagnosed(run, plan)
     if scores_now(run):
         measured |= evaluated(run, {})
     end_epoch(run, measured, time.perf_counter() - started)
-    if run.interrupts.received is not None and not over(run):
+    if run.place.world == 1 and _asked(run) and not over(run):  # several agree in the next step
         _stop(run)
     if time.monotonic() - run.saved >= run.save_every and not over(run):
         save(run)
+
+
+def _asked(run: Training) -> bool:
+    """Whether to stop after this step: of several processes all do, or none."""
+    return run.asked if run.place.world > 1 else run.interrupts.received is not None
 
 
 def plan_of_epoch(run: Training) -> Plan:
@@ -220,13 +234,14 @@ def _step(run: Training, batch: Batch) -> None:
     loss = torch.stack(list(terms.values())).sum()
     stage.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(run.scaler.scale(loss))
+    moved = [p for p in stage.module.parameters() if p.requires_grad]  # others may hold gradients of earlier stages
+    size, stop = run.sizes[state.step], run.interrupts.received is not None
+    terms, run.asked = run.place.average(moved, terms, len(batch["view"]), size, stop)
     if stage.grad_clip:
         run.scaler.unscale_(stage.optimizer)
-        moved = [p for p in stage.module.parameters() if p.requires_grad]  # others may hold gradients of earlier stages
         torch.nn.utils.clip_grad_norm_(moved, stage.grad_clip)
     run.scaler.step(stage.optimizer)
     run.scaler.update()
-    size = len(batch["view"])
     for name, value in terms.items():
         state.sums[name] = state.sums.get(name, 0.0) + value.detach().double() * size
     state.step += 1
@@ -297,7 +312,7 @@ def evaluated(run: Training, known: Mapping[str, Probabilities]) -> dict[str, fl
         if not np.isfinite(scores).all():  # the last step of the epoch has led there
             after = f"what it predicts after epoch {state.epoch + 1} is not finite"
             raise OptionError(f"{stage.name}: {after}: {_remedy(run)}")
-        metrics = stage.metrics_fn(scores, source.fields["y"].numpy())
+        metrics = run.place.of_first(stage.metrics_fn(scores, source.fields["y"].numpy()))
         measured |= {f"{split}/{name}": value for name, value in metrics.items()}
         value = metrics[stage.monitor]
         if split == VALIDATION and (state.best is None or value > state.best):

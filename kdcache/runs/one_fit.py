@@ -11,6 +11,7 @@ import pandas as pd
 from kdcache.backbones import canonical
 from kdcache.backbones.metadata import FitMetadata, file_name, read_metadata
 from kdcache.data.training_data import TrainingData
+from kdcache.engine.distributed import here
 from kdcache.errors import OptionError
 from kdcache.manifest import read_manifest, validate, write_manifest
 from kdcache.methods.recognition_options import RecognitionOptions, with_recipe
@@ -123,8 +124,9 @@ def fit_once(
         return prepare(settings, wanted, before, rows=rows, workers=workers)
 
     run = train_into(folder, settings, wanted, Session(), opened, keep_rows)
-    if not (folder / file_name(backbone)).exists() and "kept" not in run.metrics:  # 0.1 wrote them by itself
+    if here().rank == 0 and not (folder / file_name(backbone)).exists() and "kept" not in run.metrics:  # as 0.1 did
         run.export()
+    here().wait()
     return Fit.open(folder)
 
 

@@ -13,6 +13,7 @@ import torch
 from kdcache.data.training_data import TrainingData
 from kdcache.device_errors import device_errors
 from kdcache.engine.checkpoint import BEST, LAST, STATE, SUMMARY, load_summary
+from kdcache.engine.distributed import here
 from kdcache.engine.log import Log
 from kdcache.engine.loop import fit_stage
 from kdcache.errors import OptionError
@@ -143,13 +144,17 @@ def train_into(
 ) -> Run:
     """Train with checked settings and options, or go on with the training in ``folder``; see ``train``.
 
-    ``on_start`` is called once the folder is there: what cannot even begin leaves none behind.
+    ``on_start`` is called once the folder is there: what cannot even begin leaves none behind. Processes that
+    ``torchrun`` has started train the run together.
     """
-    begun = begin_run(folder, settings, options, session, prepare, on_start)
-    if isinstance(begun, Run):
-        return begun
-    _fit_all(begun, session)
-    return conclude(begun)
+    place = here()
+    with place.folder(folder) as own:
+        begun = begin_run(own, settings, options, session, prepare, on_start if place.rank == 0 else lambda: None)
+        if isinstance(begun, Begun):
+            _fit_all(begun, session)
+            if place.rank == 0:
+                return conclude(begun)
+    return begun if isinstance(begun, Run) and place.rank == 0 else Run(folder)
 
 
 def begin_run(

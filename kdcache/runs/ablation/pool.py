@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 from kdcache.cluster.options import Cluster
 from kdcache.cluster.ray_actors import connected
 from kdcache.cluster.shared import await_shared, shared_folder
-from kdcache.errors import KdcacheError, WriteError
+from kdcache.errors import KdcacheError, OptionError, WriteError
 from kdcache.log import EachOnce, logger, quiet
 from kdcache.methods.registry import check_portable, origins, register
 from kdcache.runtime import cores
@@ -127,6 +128,8 @@ def run_jobs(jobs: Sequence[Job], pool: Pool, stages: Path, listen: Listener) ->
     def on_event(event: JobEnded) -> None:
         listen(event.job, event.problem)
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError("torchrun's processes train one run together: start a comparison without it, with workers=N.")
     units = in_passes(jobs, pool.together)
     workers, cluster = min(pool.workers, len(units)), pool.cluster
     if workers == 0 or (workers == 1 and cluster is None):
