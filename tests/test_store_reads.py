@@ -46,12 +46,13 @@ def test_three_ways_to_the_same_checksum(size, skipped, seed):
     data = np.random.default_rng(seed).integers(0, 256, 2 * size + skipped, dtype=np.uint8)[skipped:].reshape(2, size)
     wanted = [documented()(row.tobytes()) for row in data]
     out = np.empty(2, np.uint64)
-    sum_rows(data, out)
+    sum_rows(data, np.arange(2), out)
     assert out.view(np.int64).tolist() == wanted
     assert [int(np.uint64(_with_numpy(row)).view(np.int64)) for row in data] == wanted
     frozen = data.copy()
     frozen.setflags(write=False)
     assert checksums(frozen).tolist() == wanted
+    assert checksums(data, [1, 0, 1]).tolist() == [wanted[1], wanted[0], wanted[1]]
 
 
 def test_checksums_over_more_than_a_block():

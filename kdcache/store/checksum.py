@@ -10,6 +10,7 @@ in plain Python stands in ``kdcache.store``.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,17 @@ _PATIENCE = 64 * 2**20  # bytes that numpy sums up before importing numba, which
 _summed = 0
 
 
-def checksums(rows: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The checksum of each row of bytes, uint8 [n, m], C-contiguous → int64 [n]."""
+def checksums(rows: NDArray[np.uint8], chosen: Sequence[int] | None = None) -> NDArray[np.int64]:
+    """The checksum of each row of bytes, or of the chosen ones, uint8 [n, m], C-contiguous → int64 [n]."""
     global _summed
+    which = np.arange(len(rows)) if chosen is None else np.array(chosen, np.int64)
     if "numba" not in sys.modules and _summed < _PATIENCE:
-        _summed += rows.nbytes
-        return np.array([_with_numpy(row) for row in rows], np.uint64).view(np.int64)
+        _summed += len(which) * rows.shape[1]
+        return np.array([_with_numpy(rows[i]) for i in which], np.uint64).view(np.int64)
     from kdcache.store.checksum_kernel import sum_rows
 
-    out = np.empty(len(rows), np.uint64)
-    sum_rows(rows if rows.flags.writeable else rows.copy(), out)  # one machine code serves all
+    out = np.empty(len(which), np.uint64)
+    sum_rows(rows if rows.flags.writeable else rows.copy(), which, out)  # one machine code serves all
     return out.view(np.int64)
 
 

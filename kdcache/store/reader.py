@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import FileIO
 from itertools import pairwise
 from types import TracebackType
@@ -25,6 +25,8 @@ from kdcache.store.layout import DamagedShard, Payload, damaged, row_digest
 from kdcache.store.quantised import Quantised
 from kdcache.store.shard import Shard, open_shard
 from kdcache.store.texts import strings
+
+_GROUP = 2**20  # bytes that are read before they are checked
 
 
 class StreamReader:
@@ -77,14 +79,14 @@ class StreamReader:
     def row(self, row: int) -> Payload:
         """One clip as it was handed in: an array, or for jpeg the list of files."""
         payload = self._payload(row)
-        if self._due(row, None):
+        if self._due([(row, 0)], None):
             if self.stored.checks is None:
                 self._check_digest(row, payload)
             elif isinstance(payload, Quantised):
-                self._check(row, None, packed_views(payload))
+                self._check([(row, 0)], None, packed_views(payload)[None])
             else:
                 flat = np.frombuffer(b"".join(payload), np.uint8) if isinstance(payload, list) else payload.reshape(-1)
-                self._check(row, None, flat.view(np.uint8))
+                self._check([(row, 0)], None, flat.view(np.uint8)[None])
         return payload
 
     def _payload(self, row: int) -> Payload:
@@ -119,14 +121,31 @@ class StreamReader:
         if self.stored.packing is not None:
             self._decoded(rows, places, out, view)
             return
-        flat = out.reshape(-1).view(np.uint8)
-        buffer, size = flat.data, out[:1].nbytes
-        for row, place in zip(rows, places, strict=True):
-            due = self._due(row, view)
-            piece = slice(place * size, (place + 1) * size)
-            self._fixed(row, view, out, place, buffer[piece])
+        flat = out.reshape(len(out), -1).view(np.uint8)
+        buffer, size = flat.reshape(-1).data, flat.shape[1]
+
+        def read(row: int, place: int) -> None:
+            self._fixed(row, view, out, place, buffer[place * size : (place + 1) * size])
+
+        self._read_checked(rows, places, view, flat, read)
+
+    def _read_checked(
+        self,
+        rows: Sequence[int],
+        places: Sequence[int],
+        view: int | None,
+        flat: NDArray[np.uint8],
+        read: Callable[[int, int], None],
+    ) -> None:
+        """Read rows into ``flat[place]``, and check those that are due by groups that the processor's caches hold."""
+        group = max(1, _GROUP // flat.shape[1]) if self.seen is not None else len(rows)
+        for start in range(0, len(rows), group):
+            some = list(zip(rows[start : start + group], places[start : start + group], strict=True))
+            due = self._due(some, view)
+            for row, place in some:
+                read(row, place)
             if due:
-                self._check(row, view, flat[piece])
+                self._check(due, view, flat)
 
     def _fixed(self, row: int, view: int | None, out: NDArray[Any], place: int, piece: memoryview) -> None:
         """A clip, or one view of it, into ``out[place]``, whose bytes ``piece`` is; unchecked."""
@@ -144,23 +163,20 @@ class StreamReader:
 
         packing = self.stored.packing
         assert packing is not None
-        packed, values = np.empty(packing.nbytes, np.uint8), np.empty(math.prod(packing.shape), np.float32)
+        packed, values = np.empty((1, packing.nbytes), np.uint8), np.empty(math.prod(packing.shape), np.float32)
         for row, place in zip(rows, places, strict=True):
             for number in range(self.stored.shape[0]) if view is None else (view,):
-                scale, offset, codes = packing.parts(self._checked(row, number, packed))
+                self.pack([row], [0], packed, number)
+                scale, offset, codes = packing.parts(packed[0])
                 decode(codes, scale, offset, out[place, number] if view is None else out[place], values)
 
     def pack(self, rows: Sequence[int], places: Sequence[int], out: NDArray[np.uint8], view: int) -> None:
         """Read one view of clips of a quantised stream as it is stored into ``out[place]``; see ``Packing``."""
-        for row, place in zip(rows, places, strict=True):
-            self._checked(row, view, out[place])
 
-    def _checked(self, row: int, view: int, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        due = self._due(row, view)
-        self._packed(row, view, out)
-        if due:
-            self._check(row, view, out)
-        return out
+        def read(row: int, place: int) -> None:
+            self._packed(row, view, out[place])
+
+        self._read_checked(rows, places, view, out, read)
 
     def _packed(self, row: int, view: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """One view of a quantised stream as ``Packing`` says, unchecked."""
@@ -179,30 +195,34 @@ class StreamReader:
             self._fill(stored.start + number * codes.nbytes, codes.data)
         return packed
 
-    def _due(self, row: int, view: int | None) -> bool:
-        """Whether a clip, or one view of it, is still to be checked."""
-        if self.seen is None:
-            return False
-        units = self.stored.units
-        if view is not None:
-            return not self.seen[row * units + view]
-        return 0 in self.seen[row * units : (row + 1) * units]
+    def _due(self, rows: list[tuple[int, int]], view: int | None) -> list[tuple[int, int]]:
+        """Those of (row, place) of which the view, or any, is still to be checked."""
+        seen, units = self.seen, self.stored.units
+        if seen is None:
+            return []
+        if view is not None or units == 1:
+            number = view or 0
+            return [(row, place) for row, place in rows if not seen[row * units + number]]
+        return [(row, place) for row, place in rows if 0 in seen[row * units : (row + 1) * units]]
 
-    def _check(self, row: int, view: int | None, data: NDArray[np.uint8]) -> None:
-        """Compare bytes just read, of one view or of all, with the checksums stored beside them."""
+    def _check(self, due: list[tuple[int, int]], view: int | None, flat: NDArray[np.uint8]) -> None:
+        """Compare the bytes of rows at their places in ``flat`` with the checksums stored beside them."""
         assert self.seen is not None
         units, checks = self.stored.units, self.stored.checks
         if checks is None:
-            self._check_digest(row, self._payload(row))
+            for row, _ in due:
+                self._check_digest(row, self._payload(row))
             return
-        if view is None:
-            if not np.array_equal(checksums(data.reshape(units, -1)), checks[row]):
-                raise self._broken(row, "its bytes have changed since they were written")
-            self.seen[row * units : (row + 1) * units] = b"\1" * units
-            return
-        if checksums(data.reshape(1, -1))[0] != checks[row, view]:
-            raise self._broken(row, "its bytes have changed since they were written")
-        self.seen[row * units + view] = 1
+        read = units if view is None else 1
+        pieces = [place * read + unit for _, place in due for unit in range(read)]
+        found = checksums(flat.reshape(len(flat) * read, -1), pieces).reshape(-1, read)
+        expected = checks[[row for row, _ in due]]
+        wrong = (found != (expected if view is None else expected[:, view : view + 1])).any(axis=1)
+        if wrong.any():
+            raise self._broken(due[int(wrong.argmax())][0], "its bytes have changed since they were written")
+        first = view or 0
+        for row, _ in due:
+            self.seen[row * units + first : row * units + first + read] = b"\1" * read
 
     def _check_digest(self, row: int, payload: Payload) -> None:
         """Shards of 0.1 have no checksums: the clip, all its views, is held against its SHA-256."""
