@@ -11,14 +11,16 @@ import clips_cache
 import pairs_cache
 import pandas as pd
 import pytest
+from store_cases import flip
 from unsealed import unsealed
 
 import kdcache
 from kdcache.engine import loop
-from kdcache.errors import OptionError
+from kdcache.errors import OptionError, StoreError
 from kdcache.runs.config import renamed
 from kdcache.runs.run import Run
 from kdcache.runs.train import train
+from kdcache.store.shard import Shard
 
 PAIRS = {"head": "light", "width": 8, "epochs": 1, "milestones": (), "batch_size": 8, "device": "cpu", "data": "S"}
 EARLY = {"hidden": 8, "teacher_hidden": 4, "epochs": 1, "milestones": (), "batch_size": 12, "device": "cpu"}
@@ -118,3 +120,17 @@ def test_an_option_and_its_old_name_together_are_refused():
 def test_one_text_for_all_weights_is_refused_with_how_to_write_it(tmp_path):
     with pytest.raises(OptionError, match="name the backbone of each, as in weights="):
         kdcache.extract(clips_cache.rows(2, 1).assign(source="a.mp4"), tmp_path, tmp_path / "out", weights="random:0")
+
+
+@pytest.mark.parametrize("memory_fraction", [0.0, 0.6], ids=["read batch by batch", "held in memory"])
+def test_training_stops_at_a_damaged_clip_and_names_it(tmp_path, memory_fraction):
+    """One bit of one mantissa: nothing but a checksum can tell. Cached anew, the same command goes on."""
+    folder = clips_cache.cache(tmp_path / "cache", train=24, validation=6, test=6)
+    (path,) = folder.glob("*.h5")
+    whole, stored = path.read_bytes(), Shard.open(path).streams[clips_cache.STREAM]
+    flip(path, stored.start + 7)
+    chosen = {"out": tmp_path / "run", "memory_fraction": memory_fraction, **EARLY}
+    with pytest.raises(StoreError, match=r"h5: stream 'vacnn/pool' of clip '.*' \(row 0\).*--repair.*kdcache extract"):
+        train("early", folder, **chosen)
+    path.write_bytes(whole)
+    train("early", folder, **chosen)
