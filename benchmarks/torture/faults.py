@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torture.isolation import rss
+
 NOTHING, KILL_BEFORE, KILL_AFTER, TORN, REFUSE, FULL = range(6)
 KILLS = {"before": KILL_BEFORE, "after": KILL_AFTER, "in the middle of": TORN}
 
@@ -52,7 +54,7 @@ class Ended:
     """That changed files below the watched folder."""
     seconds: float
     peak: int
-    """Bytes of memory."""
+    """Bytes of memory beyond what the server holds; of the command's own process."""
 
     @property
     def killed(self) -> bool:
@@ -139,12 +141,15 @@ def _environment(watched: Path, fault: Fault) -> dict[str, str]:
 
 
 def _wait(pid: int, end: float) -> tuple[int, int]:
-    """Exit status and bytes of memory of a forked command, which is killed with its group when the time is over."""
+    """Exit status of a forked command, and bytes of memory that it took beyond what the server holds.
+
+    It is killed with its group when the time is over.
+    """
     pause = 0.001
     while True:
         done, code, usage = os.wait4(pid, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(code), usage.ru_maxrss * 1024
+            return os.waitstatus_to_exitcode(code), max(0, usage.ru_maxrss * 1024 - rss(os.getpid()))
         if time.monotonic() > end:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
