@@ -32,6 +32,11 @@ def quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
 
 
+def quoted_column(texts: list[str]) -> list[str]:
+    """``quoted`` of many cells, of which few, or none, need it."""
+    return [quoted(text) for text in texts] if _QUOTED.search("".join(texts)) else texts
+
+
 def neutral(text: str) -> str:
     """A cell that spreadsheets show as it is: formulas get an apostrophe, numbers and other text stay."""
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text

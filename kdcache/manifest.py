@@ -10,19 +10,20 @@ is its video). Any other column is text and travels through untouched.
 from __future__ import annotations
 
 import csv
-import math
 import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from kdcache.csv_text import quoted
+from kdcache.csv_text import quoted_column
 from kdcache.errors import ClipError, ManifestError
 from kdcache.files import atomic
 from kdcache.manifest_forms import Columns, Problem, clip_ids, number_classes, resembling
+from kdcache.manifest_numbers import INTEGERS, NO_RATE, NUMBERS, TIMES, check_spans, convert, number_column, rate
+from kdcache.plain_csv import plain_table
 from kdcache.roots import Root, Roots, wrong_paths
 
 REQUIRED = (
@@ -31,20 +32,12 @@ REQUIRED = (
     "start_s",
     "stop_s",
 )  # of every manifest that has been read; files may leave all but one
-TIMES = ("start_s", "stop_s")  # float64, NaN = the source's start or end
-INTEGERS = ("label", "verb", "noun")  # Int64, <NA> = unlabelled
-
-MOST_SECONDS = 1e9  # 31 years; a later time is no time of a video
-MOST_RATE = 1e6  # frames a second
-NO_RATE = ("", "nan")  # cells of ``fps`` that say none
 LONGEST = {"clip_id": 1024, "source": 4096, "skeleton": 4096}  # characters; paths as Linux has them …
 LONGEST_CELL = 100_000  # … and any other text; csv itself reads no more than 131,072
 NUMBERED = "numbered classes"
 """In ``attrs`` of a manifest whose labels were names, and mean something beside its own rows alone."""
 RATE = "fps"  # column of the frame rates of folders and tars of pictures
 SKELETON = "skeleton"  # column of skeleton files beside videos
-
-_DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 def read_manifest(
@@ -114,11 +107,11 @@ def manifest_text(df: pd.DataFrame, name: str = "manifest", *, allow_absolute: b
         ManifestError: ``df`` breaks the contract.
     """
     rows = validate(df, name, allow_absolute=allow_absolute)
-    columns = [[quoted(str(c)), *(quoted(t) for t in _texts(rows[c], str(c)))] for c in rows.columns]
-    return "".join(",".join(fields) + "\n" for fields in zip(*columns, strict=True))
+    columns = [quoted_column([str(c), *_texts(rows[c], str(c))]) for c in rows.columns]
+    return "\n".join([*map(",".join, zip(*columns, strict=True)), ""])
 
 
-def _parse(name: str) -> tuple[Columns, list[int], list[Problem]]:
+def _parse(name: str) -> tuple[Columns, Sequence[int], list[Problem]]:
     """The file as text: columns, the line on which each row starts, and rows that do not fit the header."""
     problems: list[Problem] = []
     rows: list[list[str]] = []
@@ -126,6 +119,8 @@ def _parse(name: str) -> tuple[Columns, list[int], list[Problem]]:
     header: list[str] = []
     line = 1
     try:
+        if os.path.isfile(name) and (table := plain_table(Path(name).read_bytes())) is not None:
+            return {c: table.texts(c) for c in table.names}, range(2, table.rows + 2), problems
         with open(name, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             for row in reader:
@@ -186,22 +181,15 @@ def _build(
         columns["label"] = [""] * len(numbers)
     typed: dict[str, Any] = {}
     for column, texts in columns.items():
-        if column in TIMES:
-            typed[column], bad = _convert(column, texts, numbers, _seconds, math.nan)
-        elif column in INTEGERS:
-            typed[column], bad = _convert(column, texts, numbers, _integer, None)
+        if column in NUMBERS:
+            typed[column], bad = number_column(column, texts, numbers)
         else:
             typed[column], bad = texts, _check_text(column, texts, numbers)
             if column == RATE and roots.folders:  # sources will be read; where none is, the column is text
-                bad += _convert(column, texts, numbers, _rate, None)[1]
+                bad += convert(column, texts, numbers, rate, None)[1]
         problems += bad
     if "start_s" in typed and "stop_s" in typed:
-        spans = zip(numbers, typed["start_s"], typed["stop_s"], strict=True)
-        problems += [
-            (n, f"stop_s {stop!r} is not after " + (f"start_s {start!r}" if start == start else "the source's start"))
-            for n, start, stop in spans
-            if stop <= start or (stop == 0 and start != start)
-        ]
+        problems += check_spans(typed["start_s"], typed["stop_s"], numbers)
     if problems:
         problems.sort(key=lambda p: p[0])
         raise ManifestError(name, [text if n < 0 else f"{word} {n}: {text}" for n, text in problems])
@@ -233,8 +221,10 @@ def _filled_in(columns: Columns, rows: int, word: str, complete: bool) -> tuple[
     return filled, problems
 
 
-def _check_ids(ids: Iterable[str], numbers: Sequence[int], word: str, made: bool) -> list[Problem]:
+def _check_ids(ids: Sequence[str], numbers: Sequence[int], word: str, made: bool) -> list[Problem]:
     """``made``: of sources, whose own problems are found elsewhere."""
+    if len(set(ids)) == len(ids) and all(map(str.strip, ids)) and "".join(ids).isprintable():
+        return []
     problems: list[Problem] = []
     first: dict[str, int] = {}
     for number, clip in zip(numbers, ids, strict=False):
@@ -258,79 +248,21 @@ def _check_sources(sources: Sequence[str], numbers: Sequence[int], roots: Roots)
     return [(n, wrong[s]) for n, s in zip(numbers, sources, strict=False) if s in wrong] if wrong else []
 
 
-def _convert(
-    column: str, texts: Sequence[str], numbers: Sequence[int], read: Callable[[str], Any], missing: Any
-) -> tuple[list[Any], list[Problem]]:
-    """Read a column of numbers; bad cells become ``missing`` and a problem."""
-    values: list[Any] = []
-    problems: list[Problem] = []
-    for number, text in zip(numbers, texts, strict=False):
-        value = missing
-        if text:
-            try:
-                value = read(text)
-            except ValueError as error:
-                problems.append((number, f"{column} {text!r} {error}"))
-        values.append(value)
-    return values, problems
-
-
 def frame_rate(text: str | None) -> float | None:
     """Frames a second in a cell of the column ``fps``, ``None`` in an empty one; ``ClipError`` where it is no rate."""
     if text is None or text in NO_RATE:
         return None
     try:
-        return _rate(text)
+        return rate(text)
     except ValueError as error:
         raise ClipError(f"fps {text!r} {error}.") from error
-
-
-def _rate(text: str) -> float:
-    value = _number(text)
-    if text in NO_RATE:
-        return math.nan
-    if value is None or not 1 / MOST_RATE <= value <= MOST_RATE:
-        raise ValueError("is not a frame rate; write frames per second, like 25 or 29.97")
-    return value
-
-
-def _number(text: str) -> float | None:
-    """A number in ASCII digits; ``float`` reads those of all scripts, and 1_0."""
-    if not text.isascii() or "_" in text:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _seconds(text: str) -> float:
-    value = _number(text)
-    if value is None:
-        raise ValueError("is not a number of seconds; write it like 12.5")
-    if not math.isfinite(value):
-        raise ValueError("is not a finite number; leave it empty for the source's start or end")
-    if value > MOST_SECONDS:
-        raise ValueError(f"is beyond {MOST_SECONDS:.0e} s; write seconds, or leave it empty for the source's end")
-    if value < 0:
-        raise ValueError("is negative; times count from the start of the source")
-    return value
-
-
-def _integer(text: str) -> int:
-    if not _DIGITS.fullmatch(text):
-        negative = text.startswith("-") and _DIGITS.fullmatch(text[1:])
-        raise ValueError(
-            "is negative; leave it empty for an unlabelled clip"
-            if negative
-            else "is not a whole number; classes are 0, 1, 2, …"
-        )
-    return int(text)
 
 
 def _check_text(column: str, texts: Sequence[str], numbers: Sequence[int]) -> list[Problem]:
     """Text that cannot be written as UTF-8 (file names of another encoding), or that is too long for what it is."""
     most = LONGEST.get(column, LONGEST_CELL)
+    if max(map(len, texts), default=0) <= most and "".join(texts).isascii():
+        return []
     long = [
         (n, f"{column} {t[:40]!r}… has {len(t):,} characters, more than {most:,}; shorten it")
         for n, t in zip(numbers, texts, strict=False)

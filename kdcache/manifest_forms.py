@@ -58,10 +58,10 @@ def number_classes(columns: Columns) -> str | None:
     Returns:
         What is wrong, as a sentence; ``None`` where nothing is.
     """
-    labels = [text.strip() for text in columns.get("label", [])]
-    names = sorted({text for text in labels if text})
+    names = sorted({text.strip() for text in set(columns.get("label", []))} - {""})
     if not names or any(map(_numeric, names)):
         return None
+    labels = [text.strip() for text in columns["label"]]
     if CLASS in columns and [text.strip() for text in columns[CLASS]] != labels:
         return "label holds class names, and so does the column class, others; remove one of the two"
     at = {name: str(i) for i, name in enumerate(names)}

@@ -13,6 +13,7 @@ SPLIT = "split"  # the column that assigns splits where no other is named
 TRAIN = "train"
 HELD_OUT = ("validation", "test")  # never trained on; only validation may select anything
 OTHER_NAMES = {"val": "validation", "valid": "validation"}
+_LOOK = 1000  # cells that show of most columns that they are no splits
 NAMES = frozenset({TRAIN, *HELD_OUT, *OTHER_NAMES})
 
 
@@ -28,7 +29,8 @@ def cells(column: pd.Series[Any]) -> set[str]:
 
 def split_columns(rows: pd.DataFrame) -> list[str]:
     """The columns of a manifest whose cells are names of splits or empty, and not all empty."""
-    return [str(column) for column in rows if (found := cells(rows[column])) and found <= NAMES]
+    likely = [column for column in rows if cells(rows[column].iloc[:_LOOK]) <= NAMES]
+    return [str(column) for column in likely if (found := cells(rows[column])) and found <= NAMES]
 
 
 def without_splits(rows: pd.DataFrame) -> str | None:

@@ -1,0 +1,202 @@
+"""What a cache costs as it grows from ten thousand clips to a million: ``python benchmarks/scale.py [--write]``.
+
+    python benchmarks/scale.py --clips 10000,100000
+
+Each step runs in a process of its own, on a synthetic manifest of two streams and 100 clips a source: seconds, seconds
+of processor time (on a machine that others use these count), and the peak memory of the process with its libraries.
+Sources are files of a few bytes, of which planning looks at names, sizes and times alone. One shard of 1,000 clips is
+real; the others are further names of it, so opening one costs what it costs, and the index says what a full extraction
+would have left. Clips are added as a finished extraction does it, by the call that writes the index; looking into all
+shards, which planning does before it computes anything, is a row of its own.
+
+Targets at 1,000,000 clips: an unchanged extraction 10 s and 2 GB, opening the cache 5 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common import RESULTS, options, run
+from kdcache.extraction.source_memory import fingerprint_sources
+from kdcache.manifest import read_manifest
+from kdcache.recipe import clip_key
+from kdcache.roots import Roots
+from kdcache.store import Record, commit_shard, load_index, scan, update_index
+from kdcache.store.index_digest import replace_index
+from kdcache.streams.registry import resolve
+from kdcache.streams.settings import StreamSettings
+
+STREAMS = ["i3d-flow/mixed4a", "i3d-rgb/mixed4a"]
+WEIGHTS = {"i3d-rgb": "random:0", "i3d-flow": "random:0"}
+A_SOURCE, A_SHARD, NEW = 100, 1000, 1000  # clips of a source, of a shard, and those that are added or trained on
+SHAPE = (1, 4, 2, 2, 2)  # of an array: small, for none is read but the digests of one shard
+
+
+def prepare(folder: Path, clips: int) -> None:
+    """A manifest, its sources, and the cache of all its clips."""
+    root, out = folder / "videos", folder / "out"
+    root.mkdir()
+    out.mkdir()
+    number = np.arange(clips)
+    names = [f"{i:06d}.mp4" for i in range(-(-clips // A_SOURCE))]
+    for i, name in enumerate(names):
+        (root / name).write_bytes(i.to_bytes(4, "little") * 16)
+    prints, _ = fingerprint_sources(names, Roots.of(root), out / "sources.csv")
+    rows = {
+        "clip_id": [f"clip-{i:07d}" for i in range(clips)],
+        "source": [names[i // A_SOURCE] for i in range(clips)],
+        "start_s": (number % A_SOURCE * 2.0).tolist(),
+        "stop_s": (number % A_SOURCE * 2.0 + 32 / 30).tolist(),
+        "label": (number % 125).tolist(),
+        "split": ["train" if i < 0.8 * NEW else "test" if i < NEW else "pretraining" for i in range(clips)],
+    }
+    streams = resolve(STREAMS, StreamSettings(), WEIGHTS)
+    spans = list(zip((str(prints[s]) for s in rows["source"]), rows["start_s"], rows["stop_s"], strict=True))
+    keys = {s.name: [clip_key(s.digest, *span) for span in spans] for s in streams}
+    rng = np.random.default_rng(0)
+    records = [
+        Record(
+            {column: values[i] for column, values in rows.items()},
+            {},
+            {name: of[i] for name, of in keys.items()},
+            {name: np.arange(32, dtype=np.int32) for name in keys},
+            {name: rng.random(SHAPE).astype(np.float16) for name in keys},
+        )
+        for i in range(A_SHARD)
+    ]
+    done = commit_shard(out, records, {s.name: s.recipe for s in streams})
+    shards = [f"shard-{i:05d}.h5" for i in range(-(-clips // A_SHARD))]
+    for name in shards[1:]:
+        os.link(out / shards[0], out / name)
+    places: dict[str, list[Any]] = {}
+    for name in STREAMS:
+        digests = [entry[3] for entry in done.located[name].values()]
+        places[f"{name}:shard"] = [shards[i // A_SHARD] for i in range(clips)]
+        places[f"{name}:row"] = (number % A_SHARD).tolist()
+        places[f"{name}:key"] = keys[name]
+        places[f"{name}:digest"] = [digests[i % A_SHARD] for i in range(clips)]
+    (folder / "clips.csv").write_text(_csv(rows))
+    replace_index(out, _csv(rows | places))
+
+
+def _csv(columns: dict[str, list[Any]]) -> str:
+    lines = zip(*(map(str, values) for values in columns.values()), strict=True)
+    return "".join(f"{','.join(line)}\n" for line in [tuple(columns), *lines])
+
+
+def _extract(folder: Path) -> None:
+    from kdcache.extraction.run import extract
+
+    report = extract(folder / "clips.csv", folder / "videos", folder / "out", STREAMS, WEIGHTS, bar=False)
+    assert report.cached == report.clips, report
+
+
+def _open(folder: Path) -> None:
+    from kdcache.store import Cache
+
+    assert Cache(folder / "out").streams == STREAMS
+
+
+def _train(folder: Path) -> None:
+    from kdcache.data.open import open_cache
+    from kdcache.methods.contract import Input
+
+    read = Input(name="x", axes="CTHW", stream=STREAMS[1])
+    opened = open_cache(folder / "out", [read], device="cpu", memory_fraction=0.0)
+    sizes = {split: len(part) for split, part in opened.examples.splits.items()}
+    assert sizes["train"] + sizes["validation"] + sizes["test"] == NEW, sizes
+
+
+def _scan(folder: Path) -> None:
+    scan(folder / "out", STREAMS)
+
+
+def _add(folder: Path) -> None:
+    new = range(10_000_000, 10_000_000 + NEW)
+    table = {"source": "new.mp4", "start_s": np.arange(NEW) * 2.0, "stop_s": np.arange(NEW) * 2.0 + 1, "label": 1}
+    rows = pd.DataFrame({"clip_id": [f"clip-{i:07d}" for i in new], **table, "split": "train"})
+    rows = rows.astype({"label": "Int64"})
+    places = {c: ("shard-00000.h5", i, f"{i:032x}", "0" * 32) for i, c in enumerate(rows["clip_id"])}
+    update_index(folder / "out", rows, dict.fromkeys(STREAMS, places))
+
+
+STEPS: dict[str, Callable[[Path], Any]] = {
+    "read the manifest": lambda folder: read_manifest(folder / "clips.csv", folder / "videos"),
+    "unchanged extraction": _extract,
+    "open the cache": _open,
+    "read the whole index": lambda folder: load_index(folder / "out"),
+    "start a training on 1,000 clips": _train,
+    "look into all shards": _scan,
+    "add 1,000 clips to the index": _add,
+}
+
+
+def step(name: str, folder: Path) -> None:
+    """One step, in a process of its own; what it took is printed as JSON."""
+    if name == "start a training on 1,000 clips":
+        import kdcache.data.open  # noqa: F401  # torch is loaded before the clock starts
+    begin, used = time.perf_counter(), time.process_time()
+    STEPS[name](folder)
+    seconds, processor = time.perf_counter() - begin, time.process_time() - used
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": round(seconds, 2), "processor s": round(processor, 2), "peak MiB": round(peak)}))
+
+
+def measure(counts: list[int], keep: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All steps at each size."""
+    for clips in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            prepare(Path(folder), clips)
+            for name in STEPS:
+                command = [sys.executable, __file__, "--step", name, "--folder", folder]
+                figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+                figures["µs a clip"] = round(1e6 * figures["processor s"] / clips, 1)
+                keep.setdefault(name, {})[clips] = figures
+                yield f"{clips:,} clips, {name}", figures
+
+
+def draw(figures: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
+    """Seconds and memory of each step over the number of clips."""
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, what in zip(picture.subplots(1, 2), ("processor s", "peak MiB"), strict=True):
+        for name, sizes in figures.items():
+            axes.loglog(list(sizes), [max(0.01, one[what]) for one in sizes.values()], marker="o", label=name)
+        axes.set(xlabel="clips", title={"processor s": "processor time, s", "peak MiB": "peak memory, MiB"}[what])
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    picture.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure, print, and with ``--write`` store and draw."""
+    parser: argparse.ArgumentParser = options("scale", __doc__ or "")
+    parser.add_argument("--clips", default="10000,100000,1000000", help="sizes of the cache, with commas between")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.step:
+        step(given.step, given.folder)
+        return
+    figures: dict[str, Any] = {}
+    run("scale", measure([int(n) for n in given.clips.split(",")], figures), given)
+    if given.write:
+        draw(figures, RESULTS / "scale.png")
+
+
+if __name__ == "__main__":
+    main()
