@@ -37,7 +37,7 @@ def number_column(column: str, texts: Sequence[str], numbers: Sequence[int]) -> 
 def check_spans(starts: Sequence[float], stops: Sequence[float], numbers: Sequence[int]) -> list[Problem]:
     """Spans that are empty, or run backwards."""
     start, stop = np.asarray(starts, float), np.asarray(stops, float)
-    wrong = np.flatnonzero((stop <= start) | ((stop == 0) & np.isnan(start)))
+    wrong = np.flatnonzero((stop <= start) | ((stop == 0) & np.isnan(start))).tolist()
     before = ["the source's start" if np.isnan(start[i]) else f"start_s {float(start[i])!r}" for i in wrong]
     return [
         (numbers[i], f"stop_s {float(stop[i])!r} is not after {what}") for i, what in zip(wrong, before, strict=True)

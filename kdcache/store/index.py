@@ -16,8 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, StoreError
-from kdcache.manifest import INTEGERS, NUMBERED, TIMES, manifest_text, read_manifest
+from kdcache.manifest import NUMBERED, manifest_text, read_manifest
 from kdcache.manifest_forms import CLASS
+from kdcache.manifest_numbers import INTEGERS, TIMES
 from kdcache.store.commit import SHARD, shard_files
 from kdcache.store.index_digest import INDEX, check_index, replace_index
 from kdcache.store.layout import Entry, StrPath
