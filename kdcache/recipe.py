@@ -19,6 +19,11 @@ ENLARGE = "enlarge"
 where they are enlarged to it."""
 
 
+FLOW_ENGINE = "flow_engine"
+"""Field of the origins of clips: the engine that computed their flow. Where it is absent, there is no flow or it is of
+``cpu``, the only engine of version 0.1."""
+
+
 def canonical(recipe: Mapping[str, Any]) -> str:
     """The one JSON text of a recipe: sorted keys, no spaces, no NaN."""
     return json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -38,9 +43,15 @@ def clip_key(recipe_digest: str, fingerprint: str, start_s: float, stop_s: float
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def any_decoder(recipe: Mapping[str, Any]) -> Recipe:
-    """The recipe whatever decoder was asked for by name: all give the same pixels, or refuse the file."""
-    return {**recipe, "decoder": "auto"} if "decoder" in recipe else dict(recipe)
+def by_any_means(recipe: Mapping[str, Any]) -> Recipe:
+    """The recipe whatever decoder or engine of flow was asked for by name.
+
+    Decoders give the same pixels, or refuse the file; engines give flow within a stated bound (docs/gpu.md).
+    """
+    found = {**recipe, "decoder": "auto"} if "decoder" in recipe else dict(recipe)
+    if isinstance(found.get("flow"), Mapping):
+        found["flow"] = {name: value for name, value in found["flow"].items() if name != "engine"}
+    return found
 
 
 def unenlarged(recipe: Mapping[str, Any]) -> Recipe:

@@ -149,9 +149,9 @@ def test_flow_that_the_network_reads_is_computed(with_flow, videos, tmp_path, mo
     run = kdcache.train("with-flow", videos / "out", out=tmp_path / "run", device="cpu", epochs=1)
     computed, get = [], video.FlowMemory.get
 
-    def spy(self, clip, pairs, short_side):
+    def spy(self, clip, pairs, *how):
         computed.append(len(pairs))
-        return get(self, clip, pairs, short_side)
+        return get(self, clip, pairs, *how)
 
     monkeypatch.setattr(video.FlowMemory, "get", spy)
     assert_one_answer(kdcache.predict(run.path, videos / "v4.mp4", **SPAN), run.predict(["v4"]))

@@ -94,7 +94,7 @@ class NumbersStream(Stream):
 
     @classmethod
     def read(
-        cls, spans: Sequence[ClipSpan], streams: Sequence[Any], threads: int
+        cls, spans: Sequence[ClipSpan], streams: Sequence[Any], threads: int, device: str = "cpu"
     ) -> Iterator[tuple[int, ClipData | ClipError]]:
         values = np.loadtxt(spans[0].path, dtype=np.float32)
         for number, span in enumerate(spans):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,8 @@ def make_plan(
             entry = _cached(stream, key, span, places, origin)
             if entry is None and places:
                 alike = ((one, clip_key(one.digest_of(clip_id), *span)) for one in stream.alike)
-                entry = next((e for one, its in alike if (e := _cached(one, its, span, places, origin))), None)
+                found = ((one, e) for one, its in alike if (e := _cached(one, its, span, places, origin)))
+                entry = next((e for one, e in found if stream.takes(one, partial(origin, *e[:2]))), None)
             if entry is None:
                 lacking[stream.name] = plan.missing[stream.name][clip_id] = key
             else:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.errors import ClipError, KdcacheError, RemoteError
+from kdcache.errors import ClipError, DeviceError, KdcacheError, RemoteError
 from kdcache.extraction.fetching import readable
 from kdcache.extraction.plan import SHARD_BYTES, SHARD_SECONDS, Task, WorkUnit
 from kdcache.prefetch import prefetch
@@ -202,7 +202,7 @@ def decoded(
             try:
                 if source.path in unit.hashed:
                     yield Hashed((source.path, *signature(source.path)), content_digest(source.path))
-                for number, clip in streams[0].read(spans, streams, config.threads):
+                for number, clip in streams[0].read(spans, streams, config.threads, config.device):
                     task = left.pop(number)
                     yield _failure(task, "sample", clip) if isinstance(clip, ClipError) else (task, clip)
                     if stop.is_set():
@@ -230,6 +230,8 @@ def prepared(
                     done.inputs[stream.name] = stream.compute(clip)
                 else:
                     done.arrays[stream.name] = stream.compute(clip)
+        except DeviceError:  # of flow on a GPU: no clip's fault
+            raise
         except (KdcacheError, MemoryError, cv2.error) as error:
             yield _failure(task, "motion", error)
             continue

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, StoreError, unknown
-from kdcache.recipe import Recipe, any_decoder, differences, digest, nothing_to_enlarge, unenlarged
+from kdcache.recipe import Recipe, by_any_means, differences, digest, nothing_to_enlarge, unenlarged
 from kdcache.store.failures import load_failures
 from kdcache.store.index import indexed_streams, load_index, location_columns
 from kdcache.store.integrity import VerifyReport, verify
@@ -345,7 +345,7 @@ class Cache:
         """The first shard with the recipe on which all agree, given the rows that are used of each."""
         groups: dict[str, list[Shard]] = {}
         for shard, _ in used:
-            groups.setdefault(digest(any_decoder(shard.recipes[stream])), []).append(shard)
+            groups.setdefault(digest(by_any_means(shard.recipes[stream])), []).append(shard)
         if not groups:
             raise StoreError(f"{self.path}: no clip has {stream} under the recipe asked for.")
         if len(groups) > 1 and (agreed := self._unenlarged(stream, used)) is not None:
@@ -362,15 +362,15 @@ class Cache:
 
     def _unenlarged(self, stream: str, used: Sequence[tuple[Shard, list[int]]]) -> Shard | None:
         """A shard whose small frames kept their size, where all others differ only in enlarging, and enlarged none."""
-        common = any_decoder(unenlarged(used[0][0].recipes[stream]))
-        if any(any_decoder(unenlarged(shard.recipes[stream])) != common for shard, _ in used):
+        common = by_any_means(unenlarged(used[0][0].recipes[stream]))
+        if any(by_any_means(unenlarged(shard.recipes[stream])) != common for shard, _ in used):
             return None
         origins = Origins(self.path)
         for shard, rows in used:
-            recipe = any_decoder(shard.recipes[stream])
+            recipe = by_any_means(shard.recipes[stream])
             if recipe != common and not all(nothing_to_enlarge(recipe, origins.at(shard.path.name, r)) for r in rows):
                 return None
-        return next((shard for shard, _ in used if any_decoder(shard.recipes[stream]) == common), None)
+        return next((shard for shard, _ in used if by_any_means(shard.recipes[stream]) == common), None)
 
     def _choose(self, wanted: Sequence[str]) -> dict[str, str]:
         """stream → digest of the recipe to read, for those digests (or first digits) asked for."""

@@ -137,7 +137,7 @@ class BackboneStream(Stream):
         """The same stream for a clip of one level, seen in its first view alone: what runs answer from."""
 
     @abstractmethod
-    def level_inputs(self, span: ClipSpan, threads: int) -> Iterator[tuple[float, Array]]:
+    def level_inputs(self, span: ClipSpan, threads: int, device: str = "cpu") -> Iterator[tuple[float, Array]]:
         """The network's input for the first view of each level in turn, and the second at which its part ends.
 
         Nothing after a part is read before its input was handed on.

@@ -159,7 +159,7 @@ class Stream(CachedKind):
     @classmethod
     @abstractmethod
     def read(
-        cls, spans: Sequence[ClipSpan], streams: Sequence[Any], threads: int
+        cls, spans: Sequence[ClipSpan], streams: Sequence[Any], threads: int, device: str = "cpu"
     ) -> Iterator[tuple[int, ClipData | ClipError]]:
         """Read clips of one source, which all streams share, forward and once.
 
@@ -190,8 +190,12 @@ class Stream(CachedKind):
 
     @functools.cached_property
     def alike(self) -> list[Self]:
-        """Streams of other recipes and the same bytes."""
+        """Streams of other recipes whose arrays are as good as its own, where ``takes`` agrees."""
         return []
+
+    def takes(self, other: Stream, origin: Callable[[], Mapping[str, Any]]) -> bool:
+        """Whether an array by ``other``, one of ``alike``, counts as its own; ``origin`` gives the array's."""
+        return True
 
     @functools.cached_property
     def enlarging(self) -> Self | None:

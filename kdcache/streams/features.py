@@ -22,6 +22,7 @@ from kdcache.sources import open_source
 from kdcache.streams.backbone import BackboneStream, layer_axes, split_name
 from kdcache.streams.base import Array, Choose, ClipSpan, level_shape
 from kdcache.streams.flow import flow_recipe
+from kdcache.streams.flow_memory import AUTO
 from kdcache.streams.settings import StreamSettings
 from kdcache.streams.video import ClipFrames, ClipRequest, FrameRequest, Part, VideoStream, flow_pairs, read_requests
 from kdcache.views import Views, cut
@@ -72,6 +73,7 @@ class FeatureStream(VideoStream, BackboneStream):
             sampling=sampling,
             short_side=views.short_side,
             decoder=settings.decoder,
+            flow_engine=settings.flow_engine if spec.modality == "flow" else None,
             views=views,
             levels=None if settings.levels is None else LevelSpec(settings.levels, settings.progress or "segment"),
             bound=settings.bound if spec.modality == "flow" else None,
@@ -90,6 +92,7 @@ class FeatureStream(VideoStream, BackboneStream):
             sampling=Sampling.from_recipe(recipe["sampling"]),
             short_side=views.short_side,
             decoder=recipe["decoder"],
+            flow_engine=recipe["flow"].get("engine", AUTO) if "flow" in recipe else None,
             views=views,
             levels=LevelSpec.from_recipe(recipe["progress"]) if "progress" in recipe else None,
             bound=recipe.get("bound"),
@@ -147,8 +150,8 @@ class FeatureStream(VideoStream, BackboneStream):
             "views": self.views.to_recipe(),
             "backbone": self._backbone_recipe(),
         }
-        if self.bound is not None:
-            recipe |= {"flow": flow_recipe(), "bound": self.bound}
+        if self.flow_engine is not None:
+            recipe |= {"flow": flow_recipe(self.flow_engine), "bound": self.bound}
         if self.stack > 1:
             recipe["stack"] = self.stack
         if self.levels is not None:
@@ -171,16 +174,19 @@ class FeatureStream(VideoStream, BackboneStream):
 
     def compute(self, clip: ClipFrames) -> NDArray[np.uint8]:
         """Segments uint8 [V × N, T, size, size, C]; N is 1 without levels."""
-        frames = cut(clip.stack(self), self.views) if self.bound is None else self._flow(clip, self.bound)
+        if self.bound is None or self.flow_engine is None:
+            frames = cut(clip.stack(self), self.views)
+        else:
+            frames = self._flow(clip, self.bound, self.flow_engine)
         if self.levels is None:
             return frames
         return frames.reshape(len(frames) * self.levels.levels, -1, *frames.shape[2:])
 
-    def _flow(self, clip: ClipFrames, bound: float) -> NDArray[np.uint8]:
+    def _flow(self, clip: ClipFrames, bound: float, engine: str) -> NDArray[np.uint8]:
         """Flow of all views as bytes, [V, T, size, size, 2 × stack]; a field that is used several times is cut once."""
         pairs, at = np.unique(clip.requests[self.name].pairs, axis=0, return_inverse=True)
         at = at.reshape(-1, self.stack)
-        fields = quantise(cut(clip.flow(pairs, self.short_side), self.views, flow=True), bound)
+        fields = quantise(cut(clip.flow(pairs, self.short_side, engine), self.views, flow=True), bound)
         if self.stack == 1:
             return fields[:, at[:, 0]]
         return np.stack([stacked(view, at.astype(np.int32)) for view in fields])
@@ -203,7 +209,7 @@ class FeatureStream(VideoStream, BackboneStream):
         views = replace(self.views, names=self.views.names[:1])
         return replace(self, views=views, levels=self.levels and LevelSpec(1))
 
-    def level_inputs(self, span: ClipSpan, threads: int) -> Iterator[tuple[float, Array]]:
+    def level_inputs(self, span: ClipSpan, threads: int, device: str = "cpu") -> Iterator[tuple[float, Array]]:
         """See ``BackboneStream``; a segment of frames each time that the last of them has been decoded."""
         assert self.levels is not None
         one = self.first_view()
@@ -214,5 +220,5 @@ class FeatureStream(VideoStream, BackboneStream):
             request, count = self.request(source.times, span), self.levels.levels
             split = zip(np.split(request.indices, count), np.split(request.pairs, count), strict=True)
             requests = [ClipRequest(n, span, {self.name: FrameRequest(*part)}) for n, part in enumerate(split)]
-            for level, clip in read_requests(source, requests, {self.short_side}, threads):
+            for level, clip in read_requests(source, requests, {self.short_side}, threads, device):
                 yield float(ends[stops[level.number]]), one.compute(clip)

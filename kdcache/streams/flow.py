@@ -13,6 +13,7 @@ from kdcache.motion.flow_image import colour_wheel, dequantise, legend, quantise
 from kdcache.motion.tv_l1.params import TVL1Params
 from kdcache.recipe import Recipe
 from kdcache.streams.base import Array, Choose, Payload, Strip
+from kdcache.streams.flow_memory import AUTO
 from kdcache.streams.settings import StreamSettings
 from kdcache.streams.video import ClipFrames, DenseStream, FrameRequest, flow_pairs
 
@@ -32,12 +33,14 @@ class FlowStream(DenseStream):
     @classmethod
     def from_settings(cls, name: str, settings: StreamSettings, choose: Choose) -> Self:
         """See ``Stream``."""
-        return cls(name=name, bound=settings.bound if settings.flow == "uint8" else None, **cls.common(settings))
+        bound = settings.bound if settings.flow == "uint8" else None
+        return cls(name=name, bound=bound, flow_engine=settings.flow_engine, **cls.common(settings))
 
     @classmethod
     def from_recipe(cls, name: str, recipe: Recipe, choose: Choose) -> Self:
         """See ``Stream``."""
-        return cls(name=name, bound=recipe.get("bound"), **cls.common_in(recipe))
+        engine = recipe["flow"].get("engine", AUTO)
+        return cls(name=name, bound=recipe.get("bound"), flow_engine=engine, **cls.common_in(recipe))
 
     @classmethod
     def axes_in(cls, recipe: Mapping[str, Any]) -> str | None:
@@ -56,7 +59,7 @@ class FlowStream(DenseStream):
 
     def to_recipe(self) -> Recipe:
         """See ``Stream``."""
-        recipe = {**super().to_recipe(), "flow": flow_recipe()}
+        recipe = {**super().to_recipe(), "flow": flow_recipe(self.flow_engine or AUTO)}
         return {**recipe, "dtype": "float16"} if self.bound is None else {**recipe, "bound": self.bound}
 
     def pairs(self, indices: NDArray[np.int32], low: int, high: int) -> NDArray[np.int32]:
@@ -75,7 +78,7 @@ class FlowStream(DenseStream):
         """uint8 or float16 [T − 1, H, W, 2]."""
         request = clip.requests[self.name]
         if len(request.pairs):
-            flow = clip.flow(request.pairs, self.side(clip.native))
+            flow = clip.flow(request.pairs, self.side(clip.native), self.flow_engine or AUTO)
         else:  # a clip of one frame has no motion
             height, width = clip.pixels[int(request.indices[0]), self.side(clip.native)].shape[:2]
             flow = np.zeros((0, height, width, 2), np.float32)
@@ -96,6 +99,6 @@ class FlowStream(DenseStream):
         )
 
 
-def flow_recipe() -> dict[str, Any]:
-    """What recipes say of TV-L1."""
-    return {"algorithm": "tvl1", **asdict(TVL1Params())}
+def flow_recipe(engine: str) -> dict[str, Any]:
+    """What recipes say of TV-L1; of the engine only where one was asked for by name."""
+    return {"algorithm": "tvl1", **asdict(TVL1Params()), **({} if engine == AUTO else {"engine": engine})}

@@ -55,7 +55,9 @@ class IdtStream(DenseStream):
 
         return motion_maps(clip.stack(self))
 
-    def compute_some(self, source: Source, span: ClipSpan, numbers: NDArray[np.integer[Any]], threads: int) -> Payload:
+    def compute_some(
+        self, source: Source, span: ClipSpan, numbers: NDArray[np.integer[Any]], threads: int, device: str = "cpu"
+    ) -> Payload:
         """See ``DenseStream``; trajectories need the whole clip."""
         maps: Array = np.asarray(self.compute(self.read_clip(source, span, threads)))[numbers]
         return maps

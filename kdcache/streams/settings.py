@@ -48,6 +48,9 @@ class StreamSettings:
     """Stored type of flow: bounded and quantised (the field's convention), or as it is."""
     bound: float = 20.0
     """Flow beyond this many pixels is clipped when stored as ``uint8`` or fed to a backbone."""
+    flow_engine: Literal["auto", "cpu", "torch"] = "auto"
+    """What computes flow: compiled code, or torch on the run's device; ``auto``: torch on a GPU, and what either has
+    cached counts."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
     """Which decoder reads videos; ``auto`` is a function of the file alone."""
     levels: int | None = None

@@ -109,7 +109,7 @@ class SkeletonStream(BackboneStream):
 
     @classmethod
     def read(
-        cls, spans: Sequence[ClipSpan], streams: Sequence[SkeletonStream], threads: int
+        cls, spans: Sequence[ClipSpan], streams: Sequence[SkeletonStream], threads: int, device: str = "cpu"
     ) -> Iterator[tuple[int, ClipData | ClipError]]:
         """Open a skeleton file once and cut its clips."""
         source = open_skeleton(spans[0].path, streams[0].joint_layout)
@@ -170,7 +170,7 @@ class SkeletonStream(BackboneStream):
         """See ``BackboneStream``."""
         return replace(self, imaging=replace(self.imaging, progress=LevelSpec(1, self.levels.mode), rotations=0))
 
-    def level_inputs(self, span: ClipSpan, threads: int) -> Iterator[tuple[float, Array]]:
+    def level_inputs(self, span: ClipSpan, threads: int, device: str = "cpu") -> Iterator[tuple[float, Array]]:
         """See ``BackboneStream``; an image each time, from the frames up to the end of a part."""
         skeleton = open_skeleton(span.path, self.joint_layout).span(span.start_s, span.stop_s)
         for start, stop in self.levels.spans(skeleton.total).tolist():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, OptionError
 from kdcache.motion.stacks import flow_stacks
-from kdcache.recipe import ENLARGE, Recipe
+from kdcache.recipe import ENLARGE, FLOW_ENGINE, Recipe
 from kdcache.sampling import Sampling, clip_range, within
 from kdcache.sources import DECODERS, Source, open_source
-from kdcache.stopwatch import FLOW, part
 from kdcache.streams.base import Array, ClipData, ClipSpan, Payload, Stream
+from kdcache.streams.flow_memory import AUTO, FLOW_ENGINES, FlowMemory
 from kdcache.streams.settings import StreamSettings
 from kdcache.views import resize_short_side
 
@@ -64,31 +64,6 @@ class ClipRequest:
         return np.concatenate([r.used for r in self.streams.values()])
 
 
-class FlowMemory:
-    """TV-L1 flow of one source's frame pairs, kept while a later clip may ask for them again."""
-
-    def __init__(self, threads: int) -> None:
-        self._fields: dict[tuple[int, int, int], Array] = {}
-        self._threads = threads
-
-    def get(self, clip: ClipFrames, pairs: NDArray[np.int32], short_side: int) -> Array:
-        """Flow of ``pairs`` [n, 2]: float32 [n, H, W, 2], in pixels of frames with that short side."""
-        from kdcache.motion import tvl1_pairs
-
-        fields = self._fields
-        for key in [k for k in fields if k[0] < clip.first]:
-            del fields[key]
-        wanted = [(int(a), int(b), short_side) for a, b in pairs]
-        new = sorted({k for k in wanted if k not in fields})
-        if new:
-            gray = {i: clip.gray(i, short_side) for i in {k[0] for k in new} | {k[1] for k in new}}
-            first = np.stack([gray[k[0]] for k in new])
-            second = np.stack([gray[k[1]] for k in new])
-            with part(FLOW):
-                fields.update(zip(new, tvl1_pairs(first, second, threads=self._threads), strict=True))
-        return np.stack([fields[k] for k in wanted])
-
-
 @dataclass
 class ClipFrames(ClipData):
     """A clip of a video, decoded."""
@@ -112,9 +87,9 @@ class ClipFrames(ClipData):
         """One frame in grey, uint8 [H, W]."""
         return np.asarray(cv2.cvtColor(self.pixels[index, short_side], cv2.COLOR_RGB2GRAY), np.uint8)
 
-    def flow(self, pairs: NDArray[np.int32], short_side: int) -> Array:
-        """TV-L1 flow of frame pairs [n, 2], n > 0: float32 [n, H, W, 2] in pixels."""
-        return self.memory.get(self, pairs, short_side)
+    def flow(self, pairs: NDArray[np.int32], short_side: int, engine: str) -> Array:
+        """TV-L1 flow of frame pairs [n, 2], n > 0, by one of ``FLOW_ENGINES``: float32 [n, H, W, 2] in pixels."""
+        return self.memory.get(self, pairs, short_side, engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +100,27 @@ class VideoStream(Stream):
     short_side: int
     """Short side in pixels of the frames that it takes."""
     decoder: str
+    flow_engine: str | None = None
+    """Which of ``FLOW_ENGINES`` computes TV-L1; ``None`` for streams that need none."""
 
     medium: ClassVar[str] = "videos"
 
     @functools.cached_property
     def alike(self) -> list[Self]:
-        """See ``Stream``: decoders give the same pixels (tests/test_sources_backends.py)."""
-        return [replace(self, decoder=name) for name in DECODERS if name != self.decoder]
+        """See ``Stream``: decoders give the same pixels (tests/test_sources_backends.py), and engines flow that differs
+        by no more than ``docs/gpu.md`` says, which is what ``auto`` asks for."""
+        own = self.decoder, self.flow_engine
+        engines = (
+            FLOW_ENGINES if self.flow_engine == AUTO else dict.fromkeys((self.flow_engine, self.flow_engine and AUTO))
+        )
+        return [replace(self, decoder=d, flow_engine=e) for e in engines for d in DECODERS if (d, e) != own]
+
+    def takes(self, other: Stream, origin: Callable[[], Mapping[str, Any]]) -> bool:
+        """See ``Stream``: of an engine that was asked for by name, what that engine has computed."""
+        assert isinstance(other, VideoStream)
+        if self.flow_engine in (None, AUTO, other.flow_engine):
+            return True
+        return bool(origin().get(FLOW_ENGINE, "cpu") == self.flow_engine)  # there was one when it was not noted
 
     @classmethod
     def check(cls, name: str, settings: StreamSettings) -> None:
@@ -146,7 +135,7 @@ class VideoStream(Stream):
 
     @classmethod
     def read(
-        cls, spans: Sequence[ClipSpan], streams: Sequence[VideoStream], threads: int
+        cls, spans: Sequence[ClipSpan], streams: Sequence[VideoStream], threads: int, device: str = "cpu"
     ) -> Iterator[tuple[int, ClipData | ClipError]]:
         """Decode a source forward once and yield its clips as they become complete, in the order in which they end."""
         with open_source(spans[0].path, decoder=streams[0].decoder, fps=spans[0].fps) as source:
@@ -159,7 +148,7 @@ class VideoStream(Stream):
                     continue
                 requests.append(ClipRequest(number, span, found))
             sides = {s.side(native_side(source)) for s in streams}
-            for request, clip in read_requests(source, requests, sides, threads):
+            for request, clip in read_requests(source, requests, sides, threads, device):
                 yield request.number, clip
 
     def side(self, native: int) -> int:
@@ -191,7 +180,12 @@ class VideoStream(Stream):
         return clip.requests[self.name].indices
 
     def read_clip(
-        self, source: Source, span: ClipSpan, threads: int, request: FrameRequest | None = None
+        self,
+        source: Source,
+        span: ClipSpan,
+        threads: int,
+        request: FrameRequest | None = None,
+        device: str = "cpu",
     ) -> ClipFrames:
         """One clip of an opened source, or of it only the frames of ``request``.
 
@@ -201,7 +195,7 @@ class VideoStream(Stream):
         """
         wanted = {self.name: request or self.request(source.times, span)}
         sides = {self.side(native_side(source))}
-        ((_, clip),) = read_requests(source, [ClipRequest(0, span, wanted)], sides, threads)
+        ((_, clip),) = read_requests(source, [ClipRequest(0, span, wanted)], sides, threads, device)
         return clip
 
 
@@ -284,14 +278,16 @@ class DenseStream(VideoStream):
         """What the frames, fields or maps ``numbers`` (int [n]) of a clip are computed from."""
         return FrameRequest(request.indices[numbers])
 
-    def compute_some(self, source: Source, span: ClipSpan, numbers: NDArray[np.integer[Any]], threads: int) -> Payload:
+    def compute_some(
+        self, source: Source, span: ClipSpan, numbers: NDArray[np.integer[Any]], threads: int, device: str = "cpu"
+    ) -> Payload:
         """As ``compute`` of a clip of an opened source, but of its frames, fields or maps ``numbers`` (int [n]) alone.
 
         Raises:
             ClipError, SourceError: as ``read_clip``.
         """
         request = self.some(self.request(source.times, span), numbers)
-        payload: Payload = self.compute(self.read_clip(source, span, threads, request))
+        payload: Payload = self.compute(self.read_clip(source, span, threads, request, device))
         return payload
 
     @functools.cached_property
@@ -337,7 +333,7 @@ def flow_pairs(
 
 
 def read_requests(
-    source: Source, requests: Sequence[ClipRequest], sizes: set[int], threads: int
+    source: Source, requests: Sequence[ClipRequest], sizes: set[int], threads: int, device: str = "cpu"
 ) -> Iterator[tuple[ClipRequest, ClipFrames]]:
     """Decode forward once and yield what was asked for, in the order of last frames; none after those is read before.
 
@@ -347,7 +343,8 @@ def read_requests(
         source: opened.
         requests: in any order.
         sizes: short sides in pixels that frames are resized to.
-        threads: of flow.
+        threads: of flow on the CPU.
+        device: of flow, where the engine asked for is ``torch`` or goes by the device.
 
     Raises:
         SourceError: the source is damaged; what was yielded before is whole.
@@ -360,7 +357,7 @@ def read_requests(
     firsts = [bounds[i][1] for i in order]
     first_later = np.minimum.accumulate(firsts[::-1])[::-1]  # earliest frame needed from here on
     held: dict[tuple[int, int], Frame] = {}
-    memory = FlowMemory(threads)
+    memory = FlowMemory(threads, device)
     done = 0
     for index, frame in zip(wanted.tolist(), source.read(wanted), strict=True):
         for short_side in sizes:

@@ -123,13 +123,15 @@ class SourceClip:
     def read_frames(self, stream: str, clip_id: str, frames: NDArray[np.integer[Any]]) -> NDArray[Any]:
         """See ``Cache``; JPEG files are made and decoded again."""
         dense = self._dense(stream)
-        return self._decoded(dense.compute_some(self._source(dense), self._span[stream], frames, cores()))
+        return self._decoded(dense.compute_some(self._source(dense), self._span[stream], frames, cores(), self._device))
 
     def read(self, stream: str, clip_ids: Sequence[str], view: int | None = None, out: Any = None) -> Any:
         """See ``Cache``; of one view, only that is computed."""
         one = self._stream[stream]
         if isinstance(one, DenseStream):
-            whole = self._decoded(one.compute(one.read_clip(self._source(one), self._span[stream], cores())))
+            whole = self._decoded(
+                one.compute(one.read_clip(self._source(one), self._span[stream], cores(), device=self._device))
+            )
             return [whole for _ in clip_ids]
         assert isinstance(one, BackboneStream)
         if (stream, view) not in self._features:
@@ -144,7 +146,7 @@ class SourceClip:
         """Features [V, …] of all views, or those of one, […]."""
         span = self._span[stream.name]
         if isinstance(stream, VideoStream):
-            inputs = stream.compute(stream.read_clip(self._source(stream), span, cores()))
+            inputs = stream.compute(stream.read_clip(self._source(stream), span, cores(), device=self._device))
         else:
             inputs = stream.compute(_whole(stream, span))
         if view is not None:

@@ -41,7 +41,7 @@ def stream_features(stream: BackboneStream, clip: ClipSpan, nets: Backbones) -> 
         ClipError: a span that it does not have, or features that are not finite.
     """
     one = stream.first_view()
-    for seconds, inputs in stream.level_inputs(clip, cores()):
+    for seconds, inputs in stream.level_inputs(clip, cores(), nets.device):
         features = nets.features([inputs], one)[0]
         if isinstance(features, ClipError):
             raise features
