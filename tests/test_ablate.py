@@ -212,7 +212,7 @@ def test_rows_are_tuned_by_default_unless_they_differ_in_what_is_tuned(shards, c
     common = {"method": "early", "shards": str(shards), "device": "cpu", "precision": "auto", "stream": None}
     quick = {name: value for name, value in QUICK.items() if name != "device"}
     calls = Calls(comparison=choose_rows("early", None, ROWS, {}, None, quick), common=common)
-    assert tuning.automatic(calls, tuning.survey_rows(calls)) == tuning.TRIALS == 16
+    assert tuning.automatic(calls, tuning.survey_rows(calls, None)) == tuning.TRIALS == 16
     assert "tune=16: each row gets 16 trials of learning rate, length and what its objective adds" in caplog.text
     differing = choose_rows("early", None, {}, {"lr": [0.1, 1.0]}, None, quick)
     assert tuning.automatic(Calls(comparison=differing, common=common), None) == 0

@@ -188,7 +188,7 @@ def test_rows_share_the_teacher_that_their_options_make(shards):
         "own": {"teacher_lr": 1.0},
     }
     calls = calls_of(shards, rows)
-    facts = tuning.survey_rows(calls)
+    facts = tuning.survey_rows(calls, None)
     assert {name: known.steps for (name, _), known in facts.items()} == dict.fromkeys(rows, 3)  # 18 clips of 24, by 8
     groups, of_row = groups_of_teachers(calls, facts, 1, lambda row, column: RowSurvey(facts["both", None].options, 3))
     assert [group.members[0].row.name for group in groups] == ["teacher of both, L_ts", "teacher of TS"]
@@ -237,6 +237,31 @@ def test_draws_vary_labels_and_validation_groups_and_share_one_teacher(shards, t
     assert stored["draws"] == 2
     assert conclude(tmp_path).replicates == [Replicate(None, seed, draw) for draw in (0, 1) for seed in (0, 1)]
     assert "2 draws × 2 seeds" in done.text
+
+
+def test_each_draw_is_tuned_by_itself(shards, tmp_path):
+    """What its runs take is what its own trials have chosen; with ``tune_draws=1``, what those of draw 0 have."""
+    call = {"shards": shards, "rows": {"neither": NEITHER}, "seeds": 1, "draws": 2, "tune": 4, **SHORT, **QUICK}
+    done = kdcache.ablate("early", out=tmp_path / "each", **call)
+    chosen = done.tuning[done.tuning["chosen"]].set_index("draw")["settings"].map(json.loads)
+    assert list(chosen.index) == [0, 1]
+    for draw in (0, 1):
+        trained = Run(tmp_path / "each" / "neither" / f"draw-{draw}" / "seed-0").options
+        assert {name: getattr(trained, name) for name in ("lr", "epochs")} == {
+            name: chosen[draw].get(name, QUICK.get(name, trained.lr)) for name in ("lr", "epochs")
+        }
+        trials = (tmp_path / "each" / "neither").glob(f"tuning/trial-*/draw-{draw}/seed-*/metrics.json")
+        assert len(list(trials)) == len(done.tuning[done.tuning["draw"] == draw]) == 4
+    pd.testing.assert_frame_equal(tuning.read_tuning(tmp_path / "each"), done.tuning)
+    assert "and what tuning chose" in done.text
+    assert "Held fixed: the clips that test" in done.text
+    assert "(trials on each draw by itself with 1 seed each)" in done.text
+    once = kdcache.ablate("early", out=tmp_path / "once", tune_draws=1, **call)
+    assert "draw" not in once.tuning
+    pd.testing.assert_frame_equal(once.tuning, done.tuning[done.tuning["draw"] == 0].drop(columns="draw"))
+    assert "what tuning chose" in once.text.partition("Held fixed")[2].partition("\n")[0]
+    with pytest.raises(OptionError, match="tune_draws=all: give a number, or each"):
+        kdcache.ablate("early", tune_draws="all", **call)
 
 
 def test_each_draw_reads_its_own_cache_and_shares_no_teacher_with_others(shards, tmp_path):

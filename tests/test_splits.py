@@ -262,10 +262,10 @@ def test_a_split_without_validation_clips_leaves_all_untuned(tmp_path, caplog):
     common = {"method": "early", "shards": str(folder), "device": "cpu", "precision": "auto", "stream": None}
     wanted = choose_rows("early", None, ROWS, {}, None, {"validation": 0.0})
     both, one = (Calls(comparison=wanted, common=common, columns=columns) for columns in (COLUMNS, ["split_1"]))
-    facts = tuning.survey_rows(both)
+    facts = tuning.survey_rows(both, None)
     assert tuning.automatic(both, facts) == 0
     assert caplog.messages[-1] == "not tuned: split_2 has no validation clips"
-    assert tuning.automatic(one, tuning.survey_rows(one)) == tuning.TRIALS
+    assert tuning.automatic(one, tuning.survey_rows(one, None)) == tuning.TRIALS
     with pytest.raises(OptionError, match="validation clips that are not reported, and split_2 has no validation"):
         tuning.refuse(both, facts)
 

@@ -21,6 +21,14 @@ def _together(context: click.Context, parameter: click.Parameter, value: str) ->
     return int(value)
 
 
+def _draws(context: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    if value == "each":
+        return value
+    if not (value.isascii() and value.isdecimal()) or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is no number of draws; give one from 1 on, or each.")
+    return int(value)
+
+
 @click.command(cls=ExplainedCommand, explain=of_tables)
 @click.argument("method")
 @click.argument("table", required=False)
@@ -47,7 +55,14 @@ def _together(context: click.Context, parameter: click.Parameter, value: str) ->
     "[default: 16 if possible]",
 )
 @click.option("--tune-seeds", default=1, show_default=True, help="Trainings a trial.")
-@click.option("--tune-draws", default=1, show_default=True, help="Draws on which each trial is trained.")
+@click.option(
+    "--tune-draws",
+    default="each",
+    show_default=True,
+    metavar="N|each",
+    callback=_draws,
+    help="Draws on which each trial is trained, for one choice; each: a choice for each draw.",
+)
 @click.option("--min-steps", default=500, show_default=True, help="Optimiser steps that tuned rows take at least.")
 @click.option("--widen", default=2, show_default=True, help="How often what is searched may be widened on each side.")
 @click.option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ from kdcache.runs.ablation.protocol import AblationProtocol, train_rows
 from kdcache.runs.ablation.replicates import Replicate, choose_columns, run_folder, shards_of
 from kdcache.runs.ablation.results import UNIT, WEIGHTS, stage_summary, unit_means, values
 from kdcache.runs.ablation.rows import choose_rows
-from kdcache.runs.ablation.tuning import MIN_STEPS, WIDEN
+from kdcache.runs.ablation.tuning import EACH, MIN_STEPS, WIDEN
 from kdcache.runs.latency import check_readable
 from kdcache.runs.online.answer import class_names
 from kdcache.runs.prepare import absolute
@@ -100,7 +100,7 @@ def ablate(
     draws: int | None = None,
     tune: int | None = None,
     tune_seeds: int = 1,
-    tune_draws: int = 1,
+    tune_draws: int | Literal["each"] = EACH,
     min_steps: int = MIN_STEPS,
     widen: int = WIDEN,
     retrain: bool | None = None,
@@ -147,7 +147,8 @@ def ablate(
             its objective adds: see ``kdcache.runs.ablation.tuning``. 0: every row keeps its own. None: 16, where there
             is something to tune and clips to tune it on that are not reported.
         tune_seeds: trainings a trial on each draw, of which the mean score counts.
-        tune_draws: the first so many draws take part in the trials; what is chosen holds for all draws.
+        tune_draws: ``"each"``: every draw is tuned by itself, so that intervals hold what another choice would change.
+            A number is cheaper: so many draws take part in the trials, and what is chosen holds for all draws.
         min_steps: rows that are tuned take at least so many optimiser steps; epochs and milestones are raised to that.
         widen: how often a dimension of what is searched is widened on each side where a choice lies on its edge.
         retrain: trials hold some of the training clips out, final runs train on all of them and take the last epoch.

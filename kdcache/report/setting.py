@@ -36,7 +36,7 @@ def setting(conclusion: Conclusion) -> list[str]:
     if f.teachers:
         fixed.append("the teacher that rows and seeds share" + " within a draw" * (f.draws > 1))
     if len(conclusion.tuning):
-        fixed.append("what tuning chose")
+        (varied if "draw" in conclusion.tuning else fixed).append("what tuning chose")
     where = " within a split" * (len(f.splits) > 1)
     lines = [f"Varied: {listed(varied)}."]
     return [*lines, "", f"Held fixed{where}: {listed(fixed)}."] if fixed else lines

@@ -11,6 +11,7 @@ import pandas as pd
 from kdcache.options import shown
 from kdcache.report.setting import listed, tuned_names
 from kdcache.runs.ablation.conclusion import Conclusion
+from kdcache.runs.ablation.tuning import EACH
 
 
 def tuning_section(conclusion: Conclusion) -> list[str]:
@@ -19,11 +20,12 @@ def tuning_section(conclusion: Conclusion) -> list[str]:
     by = ["row"]
     if len(tuned[["row", "split_column"]].drop_duplicates()) > tuned["row"].nunique():
         by.append("split_column")
+    by += ["draw"] * ("draw" in tuned)
     counts = sorted(tuned.groupby(by)["trial"].nunique().unique())
     count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     known = _columns(tuned)
     others = [name for name in tuned_names(tuned) if name not in known and not name.endswith("milestones")]
-    lines = [f"Selected from {count} trials by {c.monitor} on validation clips" + " of each split" * (len(by) - 1)]
+    lines = [f"Selected from {count} trials by {c.monitor} on validation clips{_of_each(by)}"]
     header = [*by, "trial", *known, *["also"] * bool(others), "score", "score of its own settings"]
     lines += ["", f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
     edges = []
@@ -45,6 +47,11 @@ def tuning_section(conclusion: Conclusion) -> list[str]:
     return lines
 
 
+def _of_each(by: Sequence[str]) -> str:
+    units = [{"split_column": "split", "draw": "draw"}[name] for name in by[1:]]
+    return f" of each {' and '.join(units)}" if units else ""
+
+
 def searched(search: Mapping[str, Any]) -> list[str]:
     """The values of each dimension, and which were widened, for the rows that were searched together.
 
@@ -53,7 +60,8 @@ def searched(search: Mapping[str, Any]) -> list[str]:
     """
     if not search.get("space"):
         return []
-    on = "draw 0" if search["tune_draws"] == 1 else f"draws 0 to {search['tune_draws'] - 1}"
+    count = search["tune_draws"]
+    on = "draw 0" if count == 1 else "each draw by itself" if count == EACH else f"draws 0 to {count - 1}"
     seeds = f"{search['tune_seeds']} seed" + "s" * (search["tune_seeds"] > 1)
     lines = ["", f"Searched, the same values for all rows that have the option (trials on {on} with {seeds} each):", ""]
     together: dict[str, list[Mapping[str, Any]]] = {}

@@ -6,16 +6,24 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kdcache.errors import OptionError, ReferenceRowError
 from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.description import DESCRIPTION, write_description
 from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import THIS_PROCESS, Job, Pool
-from kdcache.runs.ablation.replicates import TRIAL_SEED, Replicate, SplitColumns, all_replicates, run_folder
+from kdcache.runs.ablation.replicates import (
+    TRIAL_SEED,
+    Replicate,
+    SplitColumns,
+    all_replicates,
+    draw_numbers,
+    run_folder,
+)
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.tuning import (
+    EACH,
     MIN_STEPS,
     TABLE,
     TRIALS,
@@ -61,7 +69,8 @@ class AblationProtocol:
     tune: int | None = None
     """Trials that each row gets; None: as ``tuning.automatic`` decides."""
     tune_seeds: int = 1
-    tune_draws: int = 1
+    tune_draws: int | Literal["each"] = "each"
+    """Draws on which each trial is trained, for one choice; ``each``: a choice for each draw."""
     min_steps: int = MIN_STEPS
     """Optimiser steps that every row takes at least where it is tuned."""
     widen: int = WIDEN
@@ -78,11 +87,13 @@ class AblationProtocol:
         least = {"seeds": 1, "draws": 1, "tune": 0, "tune_seeds": 1, "tune_draws": 1, "min_steps": 1, "widen": 0}
         for name, smallest in least.items():
             value = getattr(self, name)
-            if value is not None and value < smallest:
+            if isinstance(value, int) and value < smallest:
                 raise OptionError(f"{name}={value}: give {smallest} or more.")
         if self.seeds > TRIAL_SEED:
             raise OptionError(f"seeds={self.seeds}: give up to {TRIAL_SEED}.")
-        if self.tune_draws > (self.draws or 1):
+        if isinstance(self.tune_draws, str) and self.tune_draws != EACH:
+            raise OptionError(f"tune_draws={self.tune_draws}: give a number, or {EACH}.")
+        if isinstance(self.tune_draws, int) and self.tune_draws > (self.draws or 1):
             raise OptionError(f"tune_draws={self.tune_draws}: give no more than there are draws ({self.draws or 1}).")
         if not 0 < self.tune_validation < 1:
             raise OptionError(f"tune_validation={self.tune_validation}: give a share of the training clips.")
@@ -159,7 +170,8 @@ def _tune(p: AblationProtocol, calls: Calls) -> Tuned | None:
         if p.tune is None:
             automatic(calls, None)
         return None
-    surveyed = survey_rows(calls)
+    numbers = draw_numbers(calls.draws)
+    surveyed = survey_rows(calls, numbers[0])
     _refuse_without_reference(p, {name: known.problem for (name, _), known in surveyed.items() if known.problem})
     if p.tune:
         refuse(calls, surveyed)
@@ -167,8 +179,9 @@ def _tune(p: AblationProtocol, calls: Calls) -> Tuned | None:
     if not count:
         return None
     _refuse_other_protocol(p)
-    how = SearchSettings(count=count, seeds=p.tune_seeds, draws=p.tune_draws, min_steps=p.min_steps, widen=p.widen)
-    return choose(calls, p.folder, surveyed, how, p.pool)
+    how = SearchSettings(count=count, seeds=p.tune_seeds, min_steps=p.min_steps, widen=p.widen)
+    draws = [[n] for n in numbers] if isinstance(p.tune_draws, str) else [numbers[: p.tune_draws]]
+    return choose(calls, p.folder, how, draws, p.pool)
 
 
 def _refuse_other_protocol(p: AblationProtocol) -> None:
@@ -188,7 +201,7 @@ def _by_data(replicates: Sequence[Replicate]) -> list[list[Replicate]]:
 
 
 def _chosen(tuned: Tuned | None, row: TableRow, replicate: Replicate) -> dict[str, Any]:
-    return {} if tuned is None else tuned.chosen[row.name, replicate.split_column]
+    return {} if tuned is None else tuned.settings(row.name, replicate.split_column, replicate.draw)
 
 
 def _refuse_without_reference(protocol: AblationProtocol, problems: Mapping[str, str]) -> None:
@@ -218,7 +231,13 @@ def _describe(protocol: AblationProtocol, tuned: Tuned | None, jobs: list[Job]) 
     if p.retrain:
         content["retrain"] = True
     if tuned is not None:
-        content |= {"tune_draws": p.tune_draws, "min_steps": p.min_steps, "widen": p.widen, "space": tuned.space}
+        several = len(draw_numbers(p.draws)) > 1
+        content |= {
+            "tune_draws": p.tune_draws if several else 1,
+            "min_steps": p.min_steps,
+            "widen": p.widen,
+            "space": tuned.space,
+        }
         if p.retrain:
             content["tune_validation"] = p.tune_validation
     if list(p.split_columns) != [None]:

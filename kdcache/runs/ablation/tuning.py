@@ -10,11 +10,15 @@ chosen holds for all rows that have it. Then all rows of a method take one lengt
 optimiser steps. Where a chosen value lies on the edge of a grid, the grid gets one more value beyond it, and every row
 the same number of further trials.
 
-Trials are trained with seeds that no final run has, on the first draw unless more are asked for, and scored by the
+Trials are trained with seeds that no final run has and scored by the
 metric that selects epochs, at the best epoch on the validation clips; where final runs train on all clips, and so take
 their last epoch, at the last. Nothing here reads a number of other clips, and nothing is tuned on clips that are
 reported. Where a protocol has several split columns, each row is tuned on each of them by itself: what is a test clip
 in one may be a validation clip in another.
+
+Where there are draws, each is tuned by itself, too. Trials differ by less than the validation clips can tell, so that
+another draw chooses other settings: with settings of one draw, intervals over draws leave out what the choice adds,
+which may be more than all they hold. ``tune_draws=N`` chooses once, by the mean over the first N draws.
 """
 
 from __future__ import annotations
@@ -22,9 +26,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -37,7 +41,6 @@ from kdcache.runs.ablation.description import REMEDY
 from kdcache.runs.ablation.groups import SearchGroup, Surveys, groups_of_rows, groups_of_teachers
 from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import THIS_PROCESS, Job, Pool
-from kdcache.runs.ablation.replicates import draw_numbers
 from kdcache.runs.ablation.results import monitor_of
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.ablation.survey import RowSurvey, survey
@@ -47,6 +50,7 @@ from kdcache.runs.run import Run
 
 TRIALS = 16
 """For each row, where nobody says how many: three at each of three lengths, then seven at the best. [reconstructed]"""
+EACH: Literal["each"] = "each"
 MIN_STEPS = 500
 WIDEN = 2
 TUNED = (*ONE_STAGE, MILESTONES, *STAGES)
@@ -61,7 +65,8 @@ class SearchSettings:
     """Trials of each row before any dimension is widened."""
     seeds: int = 1
     """Trainings a trial on each draw, of which the mean score counts."""
-    draws: int = 1
+    draws: Sequence[int | None] = (None,)
+    """On which each trial is trained."""
     """The first so many draws take part, where there are any."""
     min_steps: int = MIN_STEPS
     """The base length is raised to so many optimiser steps where a row would take fewer."""
@@ -90,8 +95,7 @@ class Search:
 
     def _train(self, trials: Sequence[tuple[SearchGroup, Trial]]) -> None:
         s, calls = self.settings, self.calls
-        draws = draw_numbers(calls.draws)[: s.draws]
-        of_trial = [trial.jobs(calls, self.folder, s.seeds, draws) for _, trial in trials]
+        of_trial = [trial.jobs(calls, self.folder, s.seeds, s.draws) for _, trial in trials]
 
         def shards(job: Job) -> str:
             return str(job.arguments["shards"])
@@ -112,36 +116,82 @@ class Search:
         return of_teacher or self.calls.retrain is not None
 
 
+Chosen = dict[tuple[str, str | None], dict[str, Any]]
+"""Settings of each row, by its name and split column, on top of its options."""
+
+
 @dataclass(frozen=True)
 class Tuned:
     """What tuning came to."""
 
     table: pd.DataFrame
     """See ``choose``."""
-    chosen: dict[tuple[str, str | None], dict[str, Any]]
-    """Settings of each row, by its name and split column, on top of its options."""
+    chosen: dict[int | None, Chosen]
+    """By draw; None: of all."""
     problems: dict[str, str]
     """Name of each row of which, on some split column, nothing could be chosen → why."""
     space: list[dict[str, Any]]
-    """What was searched: ``SearchGroup.described``."""
+    """What was searched: ``SearchGroup.described``, and the draw where each has its own."""
+
+    def settings(self, row: str, column: str | None, draw: int | None) -> dict[str, Any]:
+        """What was chosen for a row, on top of its options."""
+        return self.chosen[draw if draw in self.chosen else None][row, column]
 
 
-def choose(calls: Calls, folder: Path, surveyed: Surveys, settings: SearchSettings, pool: Pool = THIS_PROCESS) -> Tuned:
+def choose(
+    calls: Calls,
+    folder: Path,
+    settings: SearchSettings,
+    draws: Sequence[Sequence[int | None]],
+    pool: Pool = THIS_PROCESS,
+) -> Tuned:
     """Train all trials, of teachers first, mark the best of each row on each split column, and write ``tuning.csv``.
 
-    Its columns are ``row``, ``split_column``, ``trial``, ``lr``, ``epochs`` (of methods of several stages
-    ``lr_factor``, ``length``; both pairs where rows are of both kinds, NA in those that a row has not), ``settings``
-    (JSON: on top of the row's options), ``score`` (NaN where a training failed), ``problem``, ``chosen``, and ``edge``:
-    which chosen values still lie on the edge of what was searched, such as ``lr high``.
+    Its columns are ``row``, ``split_column``, ``draw`` (where there are several choices), ``trial``, ``lr``, ``epochs``
+    (of methods of several stages ``lr_factor``, ``length``; both pairs where rows are of both kinds, NA in those that a
+    row has not), ``settings`` (JSON: on top of the row's options), ``score`` (NaN where a training failed),
+    ``problem``, ``chosen``, and ``edge``: which chosen values still lie on the edge of what was searched, such as
+    ``lr high``.
+
+    Args:
+        calls: of the comparison.
+        folder: of it.
+        settings: how much is searched.
+        draws: of each choice, those on which its trials are trained; several choices hold for one draw each.
+        pool: where trials are trained.
 
     Raises:
         OptionError: a method has nothing to tune.
     """
-    problems = {name: known.problem for (name, _), known in surveyed.items() if known.problem}
-    search = Search(calls, folder, settings, pool)
+    each = len(draws) > 1
+    tables, spaces = list[pd.DataFrame](), list[dict[str, Any]]()
+    chosen, problems = dict[int | None, Chosen](), dict[str, str]()
+    for of_choice in draws:
+        search = Search(calls, folder, replace(settings, draws=of_choice), pool)
+        chosen[of_choice[0] if each else None] = _chosen(search, problems)
+        table, space = _table(search), [group.described() for group in search.groups]
+        if each:
+            table.insert(list(table.columns).index("trial"), "draw", of_choice[0])
+            space = [{"draw": of_choice[0], **group} for group in space]
+        tables.append(table)
+        spaces += space
+    table = pd.concat(tables, ignore_index=True)
+    with atomic(folder / TABLE) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    return Tuned(table, chosen, problems, spaces)
+
+
+def _chosen(search: Search, problems: dict[str, str]) -> Chosen:
+    """Train the trials of one choice; ``problems`` takes what went wrong with a row."""
+    calls, settings = search.calls, search.settings
+    draw = settings.draws[0]
+    surveyed = survey_rows(calls, draw)
+    for (name, _), known in surveyed.items():
+        if known.problem:
+            problems.setdefault(name, known.problem)
 
     def survey_row(row: TableRow, column: str | None) -> RowSurvey:
-        return survey(calls, calls(row, column, draw_numbers(calls.draws)[0], "trial", {}))
+        return survey(calls, calls(row, column, draw, "trial", {}))
 
     teachers, of_row = groups_of_teachers(calls, surveyed, settings.min_steps, survey_row)
     search.run(teachers)
@@ -157,7 +207,7 @@ def choose(calls: Calls, folder: Path, surveyed: Surveys, settings: SearchSettin
     for group in rows:
         group.members = [m for m in group.members if m.row.name not in problems]
     search.run([group for group in rows if group.members])
-    chosen: dict[tuple[str, str | None], dict[str, Any]] = {}
+    chosen: Chosen = {}
     for group in search.groups:
         for m in group.members:
             best = group.chosen(m)
@@ -166,10 +216,7 @@ def choose(calls: Calls, folder: Path, surveyed: Surveys, settings: SearchSettin
             elif not group.is_teacher:
                 on = f"on {m.split_column} " if len(calls.columns) > 1 else ""
                 problems.setdefault(m.row.name, on + _why_none(m))
-    table = _table(search)
-    with atomic(folder / TABLE) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
-    return Tuned(table, chosen, problems, [group.described() for group in search.groups])
+    return chosen
 
 
 def _why_none(searched: SearchedRow) -> str:
@@ -213,7 +260,8 @@ def read_tuning(folder: Path) -> pd.DataFrame:
         table = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
         names = [name for name in (*ONE_STAGE, *STAGES, "score") if name in table]
         numbers = {name: table[name].map(lambda text: float(text or "nan")) for name in names}
-        return _with_types(table.astype({"trial": int}).assign(**numbers, chosen=table["chosen"] == "True"))
+        whole = {name: int for name in ("trial", "draw") if name in table}
+        return _with_types(table.astype(whole).assign(**numbers, chosen=table["chosen"] == "True"))
     except (ValueError, KeyError, OverflowError) as error:
         raise OptionError(f"{folder / TABLE} is damaged ({error}): {REMEDY}.") from error
 
@@ -225,9 +273,8 @@ def _with_types(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"epochs": "Int64" if table["epochs"].isna().any() else int})
 
 
-def survey_rows(calls: Calls) -> Surveys:
-    """What is known of each row on each split column before it trains, of the first draw."""
-    draw = draw_numbers(calls.draws)[0]
+def survey_rows(calls: Calls, draw: int | None) -> Surveys:
+    """What is known of each row on each split column before it trains on a draw."""
     return {
         (row.name, column): survey(calls, calls(row, column, draw, "trial", {}))
         for column in calls.columns
