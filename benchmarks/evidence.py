@@ -6,8 +6,8 @@ DATA holds ``skeletons/`` (MSR Action3D, JHMDB's joints) and ``weizmann/``. A *d
 groups validate; of Weizmann also which person tests), labels of its own where only a tenth is kept, and a backbone of
 its own: for joints one fitted from random weights on its labelled training clips, for Weizmann one of random weights.
 Where all labels are kept the features of training clips are cross-fitted: each clip's come from a network that has not
-seen its label. Settings are chosen on draw 0, by validation clips alone, from the same number of trials for every row;
-test clips choose nothing.
+seen its label. Settings are chosen in each draw by its own validation clips, from the same number of trials for every
+row; test clips choose nothing.
 
 Every step is a command that is printed; what is in FOLDER already is not computed again, so that an interrupted call
 goes on. After ``--hours`` no further step is begun. It takes hours on two cores. With ``--write`` each comparison is
@@ -40,6 +40,7 @@ from kdcache.runtime import cores
 from kdcache.sources import open_source
 
 SEEDS, PARTS, TRIALS = 3, 3, 8
+TOGETHER = 16  # runs that differ in numbers alone train in one pass
 
 EARLY = {
     "Without distillation": "alpha=0,beta=0",
@@ -243,8 +244,8 @@ class Work:
         rows = [word for row, options in this.rows.items() for word in ("--row", f"{row}:{options}")]
         labels = f"--set label_fraction={this.labels}" if this.labels < 1 else ""
         call = f"ablate {this.method} --shards {name}/cache-{{draw}} --draws {this.draws} --seeds {SEEDS}"
-        call += f" --tune {TRIALS} --workers {self.workers} --set eval_every=5 {this.compare} {labels}"
-        call += f" -o {name}/compared"
+        call += f" --tune {TRIALS} --workers {self.workers} --together {TOGETHER} --set eval_every=5 {this.compare}"
+        call += f" {labels} -o {name}/compared"
         self.once(f"{name}/compared.done", call, *rows)
         return summary(self.folder / name / "compared") | {
             "date": date.today().isoformat(),
@@ -283,7 +284,7 @@ def summary(folder: Path) -> dict[str, Any]:
         }
         for weights, w in known.sort_values("seed", kind="stable").groupby("weights", sort=False)
     }
-    chosen = tuned[tuned["chosen"]][["row", "trial", "settings", "score", "edge"]]
+    chosen = tuned[tuned["chosen"]][["row", "draw", "trial", "settings", "score", "edge"]]
     return {
         "metric": monitor,
         "test, mean ± std over draws": levels,

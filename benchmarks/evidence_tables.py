@@ -67,7 +67,7 @@ def full(name: str, found: dict[str, Any]) -> list[str]:
         its = best[row]
         seen = f"{its['detectable']:.1f} | {its['p_adjusted']:.3f}"
         lines.append(f"| {row} | {level} | {cell(its)} | {seen} | {levels['last'][row]} | {cell(last[row])} |")
-    edges = [f"{each['row']} ({each['edge']})" for each in found["chosen"] if each["edge"]]
+    edges = [f"{each['row']}, draw {each['draw']} ({each['edge']})" for each in found["chosen"] if each["edge"]]
     steps = ", ".join(str(each) for each in found["steps"] if each)
     lines += ["", f"Optimiser steps of a run: {steps}{' (neighbours: none)' * (0 in found['steps'])}."]
     lines += [f"Chosen on the edge of what was searched: {'; '.join(edges)}."] if edges else []
