@@ -134,7 +134,7 @@ def test_every_form_of_exhausted_memory_halves_the_batch(stream, error, monkeypa
     found = nets.features([clip()] * 5, stream)
     assert seen == [8, 4, 2, 2, 2]
     assert all(np.array_equal(f, np.ones((1, 480, 2, 2, 2), np.float16)) for f in found)
-    assert nets.batch == 2  # the next clips do not try again
+    assert nets.most == 2  # the next clips do not try again
 
 
 @pytest.mark.parametrize("error", [EXHAUSTED[0], EXHAUSTED[5], BROKEN[0]], ids=str)
@@ -184,3 +184,17 @@ def test_a_forward_that_runs_out_of_memory_is_no_failure_of_the_clips(workers, t
     monkeypatch.delenv(own_networks.EXHAUSTED)
     again = extract()
     assert (again.extracted, again.failures) == (6, [])
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((32, 224, 224, 3), 8), ((64, 224, 224, 3), 4), ((8, 224, 224, 3), 32), ((1, 224, 224, 3), 256), ((50_000,), 256)],
+)
+def test_a_gpu_is_given_batches_of_about_one_size_in_bytes(stream, shape, expected, monkeypatch):
+    networks(stream, maps, monkeypatch)
+    nets = Backbones([stream], "cuda:0", None)
+    assert nets.size(np.empty((3, *shape), np.uint8)) == expected
+    assert Backbones([stream], "cuda:0", 6).size(np.empty((3, *shape), np.uint8)) == 6
+    assert Backbones([stream], "cpu", None).size(np.empty((3, *shape), np.uint8)) == 1
+    nets.most = 2
+    assert nets.size(np.empty((3, *shape), np.uint8)) == 2

@@ -81,10 +81,11 @@ def test_the_networks_part_is_that_of_a_full_batch(root, rows, tmp_path, monkeyp
     given = []
 
     class Networks:
-        batch = 8
-
         def __init__(self, *args):
             pass
+
+        def size(self, segments):
+            return 8
 
         def features(self, inputs, stream):
             given.append(sum(map(len, inputs)))

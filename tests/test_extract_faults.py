@@ -24,7 +24,9 @@ from kdcache.demo.scene import make_dataset
 from kdcache.errors import KdcacheError
 from kdcache.extraction import local as local_module
 from kdcache.extraction import run as run_module
-from kdcache.extraction.local import ExtractionWork, after_death
+from kdcache.extraction.deaths import after_death
+from kdcache.extraction.decoding import Prepared
+from kdcache.extraction.local import ExtractionWork
 from kdcache.extraction.plan import Task, WorkUnit
 from kdcache.extraction.worker import Computed, Done, Started
 from kdcache.prefetch import prefetch
@@ -206,6 +208,7 @@ def task(clip_id: str, path: str) -> Task:
 
 
 A1, A2, B1, C1 = task("a1", "a.mp4"), task("a2", "a.mp4"), task("b1", "b.mp4"), task("c1", "c.mp4")
+D1 = task("d1", "d.mp4")
 
 
 def after(
@@ -220,12 +223,11 @@ def after(
 AT_A = Started("/root/a.mp4")
 
 
-def test_after_a_first_death_all_that_was_not_committed_is_tried_again():
+def test_after_a_first_death_all_that_was_neither_committed_nor_handed_over_is_tried_again():
     done = Done(Committed("shard-00000.h5", ["a1"], {}, {}), (A1,))
     deaths: dict[str, int] = {}
-    units, failures = after(
-        A1, A2, B1, C1, events=[AT_A, done, Failure("c1", "c.mp4", "decode", "damaged.")], deaths=deaths
-    )
+    events = [AT_A, done, Failure("c1", "c.mp4", "decode", "damaged."), Prepared(D1, ("rgb",), None)]
+    units, failures = after(A1, A2, B1, C1, D1, events=events, deaths=deaths)
     assert units == [WorkUnit(("rgb",), (A2,)), WorkUnit(("rgb",), (B1,))]
     assert (failures, deaths) == ([], {"/root/a.mp4": 1})
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from kdcache import backbones
 from kdcache.backbones.published import published_for
@@ -15,27 +17,39 @@ from kdcache.extraction.worker import ClipInputs, WorkerConfig, decoded, prepare
 from kdcache.runtime import cores, free_bytes, kept_threads, limit_threads, resolve_device, worker_count
 from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Stream
+from kdcache.streams.flow_memory import engine_on
 from kdcache.streams.registry import named, resolve
 from kdcache.streams.settings import StreamSettings
+from kdcache.streams.video import VideoStream
 from kdcache.workers import StopFlag
 
+if TYPE_CHECKING:
+    from kdcache.extraction.features import Backbones
+
 WORKER_BYTES = 5 * 2**28 + 2 * SHARD_BYTES  # 1.6 GB were measured for I3D at 224 px, the heaviest; with its shard twice
-GPU_WORKER_BYTES = 4 * 2**30  # [reconstructed] CUDA's own, a network, and what a batch of 8 segments takes
+GPU_FLOW_BYTES = 4 * 2**30  # [reconstructed] of a GPU's memory: CUDA's own, and a few hundred pairs of frames
+DECODER_BYTES = 2**30  # [reconstructed] of one that has no network: what it decodes ahead, and its slots
 
 
-def automatic_workers(workers: int | str, device: str | None = None) -> int:
-    """Processes of an extraction; for ``auto`` one a core, as far as memory allows, that of the GPU included.
+def automatic_workers(workers: int | str, device: str | None = None, streams: Sequence[Stream] = ()) -> int:
+    """Processes of an extraction; for ``auto`` one a core, as far as memory allows. Beside a GPU they only decode, and
+    compute flow on it.
 
     Args:
         workers: a number, or ``auto``.
         device: as resolved; ``None``: not known yet, and not asked, for that loads torch.
+        streams: of the run.
 
     Raises:
         OptionError: neither.
     """
-    count = worker_count(workers, WORKER_BYTES)
-    if workers == "auto" and device is not None and device != "cpu":
-        return max(1, min(count, free_bytes(resolve_device(device)) // GPU_WORKER_BYTES))
+    if device in (None, "cpu"):
+        return worker_count(workers, WORKER_BYTES)
+    count = worker_count(workers, DECODER_BYTES)
+    engines = [s.flow_engine for s in streams if isinstance(s, VideoStream) and s.flow_engine is not None]
+    flow = any(engine_on(device, engine) != "cpu" for engine in engines)
+    if workers == "auto" and flow:
+        return max(1, min(count, free_bytes(resolve_device(device)) // GPU_FLOW_BYTES))
     return count
 
 
@@ -106,14 +120,20 @@ def _seconds_alone(plan: Plan, config: WorkerConfig) -> tuple[float, float]:
             begin = time.perf_counter()
             unit = WorkUnit(names, (task,))
             clips = list(prepared(decoded(unit, streams, config, StopFlag()), streams))
-            read = time.perf_counter()
-            ready = [c for c in clips if isinstance(c, ClipInputs)]
-            for clip in ready:
-                alike = max(1, nets.batch // clip.segments)  # a batch is filled up, whatever is in it
-                for stream in features:
-                    nets.features([clip.inputs[stream.name]] * alike, stream)
-            computed = time.perf_counter() - read
-            taken.append((read - begin, computed / alike if ready else 0.0))
+            read = time.perf_counter() - begin
+            computed = 0.0
+            for clip in clips:
+                if isinstance(clip, ClipInputs):
+                    computed += sum(_seconds_in_batch(nets, stream, clip.inputs[stream.name]) for stream in features)
+            taken.append((read, computed))
         reading += taken[-1][0] * len(tasks)
         networks += taken[-1][1] * len(tasks)
     return reading, networks
+
+
+def _seconds_in_batch(nets: Backbones, stream: BackboneStream, segments: NDArray[Any]) -> float:
+    """Of one clip in a batch that is full, whatever is in it."""
+    alike = max(1, nets.size(segments) // len(segments))
+    begin = time.perf_counter()
+    nets.features([segments] * alike, stream)
+    return (time.perf_counter() - begin) / alike

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,21 +20,32 @@ from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import Stream
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
+Found = TypeVar("Found")
 
 REMEDY = "take fewer --workers, which share it, end what else uses it, or extract on another --device"
+
+BATCH_VALUES = 8 * 32 * 224 * 224 * 3  # of what a GPU is given at once: eight of I3D's segments …
+MOST_SEGMENTS = 256  # … or, of smaller ones, at most so many
 
 
 class Backbones:
     """Frozen networks, one for each feature stream, loaded once a worker; of cross-fitted weights those of the parts
     when their first clip comes.
 
-    Batches are always filled to ``batch`` segments (the last with zeros), so that a clip's bytes do not depend on
-    which clips share its batch.
+    Batches are always filled up (the last with zeros), so that a clip's bytes do not depend on which clips share its
+    batch.
+
+    Args:
+        streams: of the run; those that have no network are left out.
+        device: where they are.
+        batch: segments that are computed at once; ``None``: 1 on a CPU, on a GPU by their size.
     """
 
     def __init__(self, streams: Sequence[Stream], device: str, batch: int | None) -> None:
         self.device = device
-        self.batch = batch or (1 if device == "cpu" else 8)
+        self.most: int | None = None
+        """Segments that fit into memory at once, where it was exhausted before."""
+        self._batch = batch or (1 if device == "cpu" else None)
         ours = [s for s in streams if isinstance(s, BackboneStream)]
         nets = {(s.backbone, s.weights): None for s in ours}
         built = {key: backbones.build(*key) for key in nets}
@@ -41,11 +53,16 @@ class Backbones:
             (s.name, None): self._frozen(built[s.backbone, s.weights], s) for s in ours
         }
 
+    def size(self, segments: NDArray[Any]) -> int:
+        """How many segments such as these, [n, …], make a batch."""
+        size = self._batch or batch_size(math.prod(segments.shape[1:]))
+        return size if self.most is None else min(size, self.most)
+
     def _frozen(self, net: Backbone, stream: BackboneStream) -> Compute:
         with device_errors(self.device, f"{stream.name}: its network", REMEDY):
             return backbones.frozen(net, stream.layer, precision=stream.precision, device=self.device)
 
-    def _network(self, stream: BackboneStream, part: int | None) -> Compute:
+    def network(self, stream: BackboneStream, part: int | None) -> Compute:
         """That of all clips, or the one that was fitted without a part of them."""
         if (stream.name, part) not in self._compute:
             assert part is not None
@@ -68,55 +85,84 @@ class Backbones:
             DeviceError: not even one segment fits into the device's memory, or the device is broken. Never a clip's
                 fault.
         """
-        out = stream.assemble(self._run(np.concatenate(inputs), self._network(stream, part), stream.name))
+        out = stream.assemble(self._run(np.concatenate(inputs), self.network(stream, part), stream.name))
         views = len(out) // len(inputs)
-        if stream.shape is not None and out.shape[1:] != stream.shape[1:]:
-            raise OptionError(
-                f"{stream.name} gave {list(out.shape[1:])} a view where {list(stream.shape[1:])} was expected, so its "
-                "layer does not keep clips apart: choose another."
-            )
+        check_shape(out, stream)
         return [_checked(out[i * views : (i + 1) * views], stream) for i in range(len(inputs))]
 
     def _run(self, segments: NDArray[Any], compute: Compute, name: str) -> NDArray[np.float32]:
         done: list[NDArray[np.float32]] = []
         position = 0
         while position < len(segments):
-            part = segments[position : position + self.batch]
-            result = self._computed(part, compute, name)
-            if result is None:  # the tensors of the attempt are gone by now
-                self.batch //= 2
-                logger.warning("Out of memory: going on with batches of %d segments.", self.batch)
-                release_memory(self.device)
-                continue
-            done.append(result)
-            position += len(part)
+            size = self.size(segments)
+            part = segments[position : position + size]
+            filled = np.zeros((size, *part.shape[1:]), part.dtype)
+            filled[: len(part)] = part
+            result = self.attempt(
+                lambda rows: compute(rows.to(self.device)).float().cpu().numpy(), torch.from_numpy(filled), name
+            )
+            if result is not None:
+                done.append(result[: len(part)])
+                position += len(part)
         return np.concatenate(done)
 
-    def _computed(self, part: NDArray[Any], compute: Compute, name: str) -> NDArray[np.float32] | None:
-        """What a network gives for at most ``batch`` segments, or None where fewer may fit into memory.
+    def attempt(self, work: Callable[[torch.Tensor], Found], rows: torch.Tensor, name: str) -> Found | None:
+        """What a function gives for at most ``size`` segments, or None where only fewer fit into memory: ``size`` is
+        smaller then.
 
         Raises:
             DeviceError: one segment does not fit, or the device is broken.
         """
-        filled = np.zeros((self.batch, *part.shape[1:]), part.dtype)
-        filled[: len(part)] = part
         with device_errors(self.device, f"{name}: one segment", REMEDY):
             try:
-                result = compute(torch.from_numpy(filled).to(self.device))
-                return result[: len(part)].float().cpu().numpy()
+                return work(rows)
             except (RuntimeError, MemoryError) as error:
-                if self.batch == 1 or not is_out_of_memory(error):
+                if len(rows) == 1 or not is_out_of_memory(error):
                     raise
+        self.most = len(rows) // 2  # the tensors of the attempt are gone by now
+        logger.warning("Out of memory: going on with batches of %d segments.", self.most)
+        release_memory(self.device)
         return None
+
+
+def batch_size(values: int) -> int:
+    """How many segments of so many values a GPU is given at once: a power of two."""
+    most = max(1, min(MOST_SEGMENTS, BATCH_VALUES // max(1, values)))
+    return 1 << (most.bit_length() - 1)
+
+
+def check_shape(features: NDArray[Any], stream: BackboneStream) -> None:
+    """``OptionError`` for features [views, …] of another shape than the stream's."""
+    if stream.shape is not None and features.shape[1:] != stream.shape[1:]:
+        raise OptionError(
+            f"{stream.name} gave {list(features.shape[1:])} a view where {list(stream.shape[1:])} was expected, so its "
+            "layer does not keep clips apart: choose another."
+        )
+
+
+def computed_dtype(stream: BackboneStream) -> np.dtype[Any]:
+    """What features are cast to where they were computed: as they are stored, float32 where that is quantised."""
+    return np.dtype(np.float32 if stream.dtype == "uint8" else stream.dtype)
+
+
+def range_error(peak: float, stream: BackboneStream) -> ClipError | None:
+    """Why features whose largest magnitude is ``peak`` (NaN where one is NaN) cannot be stored, if they cannot."""
+    if not math.isfinite(peak):
+        return ClipError(f"{stream.name} gave NaN or infinite values; check the clip and the checkpoint.")
+    dtype = READ_DTYPE if stream.dtype == "uint8" else np.dtype(stream.dtype)
+    if peak > float(np.finfo(dtype).max):
+        return ClipError(f"{stream.name} reaches {peak:.3g}, beyond {dtype}; extract with --dtype float32.")
+    return None
+
+
+def stored(features: NDArray[Any], stream: BackboneStream) -> NDArray[Any] | Quantised:
+    """Features as shards hold them."""
+    if stream.dtype == "uint8":
+        return quantise(features, stream.shared)
+    return features.astype(computed_dtype(stream), copy=False)
 
 
 def _checked(features: NDArray[np.float32], stream: BackboneStream) -> NDArray[Any] | Quantised | ClipError:
     """As it is stored; NaN, infinity and overflow are the clip's failure, never silent."""
-    if not np.isfinite(features).all():
-        return ClipError(f"{stream.name} gave NaN or infinite values; check the clip and the checkpoint.")
-    quantised = stream.dtype == "uint8"
-    dtype = READ_DTYPE if quantised else np.dtype(stream.dtype)
-    peak = float(np.abs(features).max(initial=0.0))
-    if peak > float(np.finfo(dtype).max):
-        return ClipError(f"{stream.name} reaches {peak:.3g}, beyond {dtype}; extract with --dtype float32.")
-    return quantise(features, stream.shared) if quantised else features.astype(dtype)
+    error = range_error(float(np.abs(features).max(initial=0.0)), stream)
+    return stored(features, stream) if error is None else error

@@ -1,8 +1,7 @@
-"""Units of an extraction: what a worker does with one, where workers are, and what follows when one dies."""
+"""Units of an extraction: what a worker does with one, and where workers are."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +10,10 @@ from kdcache.backbones.custom import in_workers, is_external, known_here
 from kdcache.cluster.options import Cluster
 from kdcache.cluster.ray_actors import connected
 from kdcache.cluster.shared import await_shared, shared_folder
-from kdcache.errors import KdcacheError
-from kdcache.extraction.nodes import Nodes, left_of
-from kdcache.extraction.plan import Task, WorkUnit
-from kdcache.extraction.worker import Event, Started, WorkerConfig, run_unit
+from kdcache.extraction.deaths import after_death
+from kdcache.extraction.nodes import Nodes
+from kdcache.extraction.plan import WorkUnit
+from kdcache.extraction.worker import Event, WorkerConfig, run_unit
 from kdcache.remote import is_address
 from kdcache.runtime import kept_threads, limit_threads
 from kdcache.streams.backbone import BackboneStream
@@ -56,6 +55,7 @@ def run_units(
     cluster: Cluster | None = None,
 ) -> None:
     """Run units in this process, or in ``workers`` processes where both are several, or by that many on a cluster.
+    On a GPU of this machine networks are run by this process alone, and the others decode for it.
 
     A worker that dies loses only its shard in flight: a new one takes up the clips that were not committed. A source
     at which workers die twice is listed as failed and left out.
@@ -64,6 +64,13 @@ def run_units(
         KdcacheError: what a worker cannot go on from.
     """
     if not units:  # nothing heavy is imported
+        return
+    if cluster is None and config.device != "cpu" and any(isinstance(s, BackboneStream) for s in config.streams):
+        from kdcache.extraction.pipeline import run_pipeline  # loads torch
+
+        with kept_threads():
+            limit_threads(config.threads)
+            run_pipeline(units, config, workers, on_event, stop)
         return
     if cluster is None and (workers == 1 or len(units) == 1):
         with kept_threads():
@@ -88,43 +95,3 @@ def run_units(
         work = replace(work, config=replace(config, device=connection.device), shared=(mark, *sources))
         executor = connection.executor(work, workers, nodes.heard(on_death), nodes.lost, lambda unit: unit.sources)
         executor.run(units, nodes.note, stop)
-
-
-def after_death(
-    unit: WorkUnit | None, events: Sequence[Event], how: str, deaths: dict[str, int], on_event: Listener
-) -> list[WorkUnit]:
-    """What is left of a dead worker's unit; clips of the source that killed two workers become failures.
-
-    Args:
-        unit: the worker's; None when it died before it took one.
-        events: those of the unit.
-        how: the worker died.
-        deaths: counted by source.
-        on_event: takes the failures.
-
-    Raises:
-        KdcacheError: two workers died before they took a unit.
-    """
-    left = left_of(unit, events)
-    source = _suspect(left, events)
-    deaths[source] = deaths.get(source, 0) + 1
-    if not source and deaths[""] >= 2:
-        raise KdcacheError("Workers die before reading anything; try --workers 1 or check the free memory.")
-    if deaths[source] >= 2:
-        for task in [t for t in left if t.path == source]:
-            reason = f"Two workers died ({how}) while reading {source}; check the file and the free memory."
-            on_event(task.failed("worker", reason))
-            left.remove(task)
-    # One unit a source from here on: if it happens again, the culprit loses nobody else's clips.
-    streams = unit.streams if unit else ()
-    return [WorkUnit(streams, tuple(group)) for _, group in itertools.groupby(left, key=lambda t: t.path)]
-
-
-def _suspect(left: Sequence[Task], events: Sequence[Event]) -> str:
-    """The source at which the worker was; empty when it held no clips.
-
-    Frames are decoded ahead: a crash on opening a source may come before word of it, hence the second guess.
-    """
-    paths = [task.path for task in left]
-    started = [event.path for event in events if isinstance(event, Started) and event.path in paths]
-    return started[-1] if started else next(iter(paths), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kdcache.extraction.decoding import Message, Prepared
 from kdcache.extraction.plan import Task, WorkUnit
 from kdcache.extraction.worker import Done, Event, Recovered
 from kdcache.store.commit import shard_files
@@ -15,9 +16,9 @@ from kdcache.store.texts import manifest_rows, strings
 OnDeath = Callable[[WorkUnit | None, Sequence[Event], str], list[WorkUnit]]
 
 
-def left_of(unit: WorkUnit | None, events: Sequence[Event]) -> list[Task]:
-    """Clips of a unit that are neither committed nor failed."""
-    ended = {event.clip_id for event in events if isinstance(event, (Failure, Recovered))}
+def left_of(unit: WorkUnit | None, events: Sequence[Message]) -> list[Task]:
+    """Clips of a unit that are neither committed, nor failed, nor handed over to another process."""
+    ended = {event.clip_id for event in events if isinstance(event, (Failure, Recovered, Prepared))}
     ended |= {task.clip_id for event in events if isinstance(event, Done) for task in event.tasks}
     return [task for task in unit.tasks if task.clip_id not in ended] if unit else []
 

@@ -138,14 +138,15 @@ def extract(
         weights: backbone → checkpoint, folder of ``fit(…, cross_fit=K)`` or ``random:SEED``. With such a folder each
             clip that was fitted on is computed by the network that has not seen it, every other by the one of all.
         workers: processes; 1, the default, works in this one, ``"auto"`` takes one a core as far as memory allows. On a
-            cluster the default is as many as it has room for.
+            GPU this process runs the networks, and these decode for it. On a cluster the default is as many as it has
+            room for.
         engine: ``local``: this machine; ``ray``: a Ray cluster whose nodes see ``out`` and ``root`` by the same names.
         address: of the cluster, as ``ray.init`` takes it; ``None``: ``RAY_ADDRESS``, the one that this machine is part
             of, or a new one of this machine alone.
         worker_cpus: cores, and threads, of each worker on the cluster; default 1.
         worker_gpus: GPUs of each, which may be a fraction; default 1 where there are any and ``device`` is not ``cpu``.
         device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or, on this machine, ``cuda:N``.
-        batch: segments a backbone takes at once; halved when memory runs out.
+        batch: segments a backbone takes at once; halved when memory runs out. Default: 1 on a CPU, on a GPU by size.
         codec: ``zstd`` compresses shards.
         dry_run: only plan; weights that are missing are reported and not fetched.
         retry_failed: try clips again that failed before.
@@ -199,7 +200,7 @@ def extract(
         device, count = "cpu", 1
     elif cluster is None or dry_run:
         device = str(resolve_device(device))
-        count = min(automatic_workers(count if workers is None else workers, device), len(plan.units))
+        count = min(automatic_workers(count if workers is None else workers, device, wanted), len(plan.units))
     threads = max(1, cores() // count) if cluster is None else cluster.threads
     shown = (plan.sources, len(plan.units), count, threads, device)
     logger.debug("%d sources in %d units: %d workers of %d threads on %s", *shown)

@@ -108,11 +108,6 @@ class ClipInputs:
     """Stream → input of its network, [segments, …]."""
 
     @property
-    def segments(self) -> int:
-        """Segments that the clip adds to a batch; a clip without a network is finished at once."""
-        return max((len(a) for a in self.inputs.values()), default=1_000_000)
-
-    @property
     def nbytes(self) -> int:
         """Size of what is cached."""
         return sum(sum(map(len, a)) if isinstance(a, list) else a.nbytes for a in self.arrays.values())
@@ -173,7 +168,7 @@ def run_unit(
             parts = tuple(stream.part_of(item.task.clip_id) for stream in features)
             alike = waiting.setdefault(parts, [])
             alike.append(item)
-            if sum(clip.segments for clip in alike) >= nets.batch:
+            if all(sum(len(c.inputs[n]) for c in alike) >= nets.size(own) for n, own in item.inputs.items()):
                 finish(waiting.pop(parts))
     except RemoteError as error:  # the run ends, and what was decoded by then is kept
         unreachable = error
