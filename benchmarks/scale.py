@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -89,7 +88,7 @@ def prepare(folder: Path, clips: int) -> None:
         places[f"{name}:key"] = keys[name]
         places[f"{name}:digest"] = [digests[i % A_SHARD] for i in range(clips)]
     (folder / "clips.csv").write_text(_csv(rows))
-    replace_index(out, _csv(rows | places))
+    replace_index(out, _csv(rows | places).encode())
 
 
 def _csv(columns: dict[str, list[Any]]) -> str:
@@ -151,7 +150,9 @@ def step(name: str, folder: Path) -> None:
     begin, used = time.perf_counter(), time.process_time()
     STEPS[name](folder)
     seconds, processor = time.perf_counter() - begin, time.process_time() - used
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # of this program alone; ru_maxrss may be that of the process which started it
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    peak = int(status["VmHWM"].split()[0]) / 1024
     print(json.dumps({"seconds": round(seconds, 2), "processor s": round(processor, 2), "peak MiB": round(peak)}))
 
 

@@ -111,6 +111,11 @@ def manifest_text(df: pd.DataFrame, name: str = "manifest", *, allow_absolute: b
     return "\n".join([*map(",".join, zip(*columns, strict=True)), ""])
 
 
+def text_columns(df: pd.DataFrame) -> Columns:
+    """The cells of validated rows as they stand in a file, before they are quoted."""
+    return {str(c): _texts(df[c], str(c)) for c in df.columns}
+
+
 def _parse(name: str) -> tuple[Columns, Sequence[int], list[Problem]]:
     """The file as text: columns, the line on which each row starts, and rows that do not fit the header."""
     problems: list[Problem] = []

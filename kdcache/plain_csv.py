@@ -28,6 +28,10 @@ class TextTable(Protocol):
         """The cells of a column; equal ones are one object in a column that repeats itself."""
         ...
 
+    def cell(self, column: str, row: int) -> str:
+        """One of them."""
+        ...
+
     def fixed(self, column: str, width: int) -> NDArray[np.bytes_]:
         """The cells of so many bytes, S<width> [rows]; those of another length are empty."""
         ...
@@ -44,6 +48,10 @@ class ListTable:
     def texts(self, column: str) -> list[str]:
         """See ``TextTable``."""
         return self._columns[column]
+
+    def cell(self, column: str, row: int) -> str:
+        """See ``TextTable``."""
+        return self._columns[column][row]
 
     def fixed(self, column: str, width: int) -> NDArray[np.bytes_]:
         """See ``TextTable``."""
@@ -81,6 +89,11 @@ class PlainTable:
                 cells = [shared.setdefault(cell, cell) for cell in cells]
             found += cells
         return found
+
+    def cell(self, column: str, row: int) -> str:
+        """See ``TextTable``."""
+        at = (row + 1) * len(self.names) + self.names.index(column)
+        return self.data[int(self._ends[at - 1]) + 1 : int(self._ends[at])].decode()
 
     def fixed(self, column: str, width: int) -> NDArray[np.bytes_]:
         """See ``TextTable``."""

@@ -39,8 +39,17 @@ def clip_key(recipe_digest: str, fingerprint: str, start_s: float, stop_s: float
 
     NaN for ``start_s`` or ``stop_s`` means the source's start or end, as in the manifest.
     """
-    text = f"{recipe_digest}|{fingerprint}|{float(start_s)!r}|{float(stop_s)!r}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return key_of(recipe_digest, span_text(fingerprint, start_s, stop_s))
+
+
+def span_text(fingerprint: str, start_s: float, stop_s: float) -> str:
+    """What of a ``clip_key`` all streams share."""
+    return f"{fingerprint}|{float(start_s)!r}|{float(stop_s)!r}"
+
+
+def key_of(recipe_digest: str, span: str) -> str:
+    """``clip_key``, given its ``span_text``."""
+    return hashlib.sha256(f"{recipe_digest}|{span}".encode()).hexdigest()[:32]
 
 
 def by_any_means(recipe: Mapping[str, Any]) -> Recipe:

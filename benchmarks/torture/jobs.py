@@ -20,7 +20,7 @@ from kdcache import workers
 from kdcache.extraction import worker
 from kdcache.store import Cache, load_index, verify
 from kdcache.store.failures import load_failures
-from kdcache.store.index import location_columns
+from kdcache.store.indexed import location_columns
 from torture import isolation
 from torture.cases import SURVIVED, Outcome
 from torture.materials import TINY

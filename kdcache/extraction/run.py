@@ -21,6 +21,7 @@ from kdcache.extraction.estimate import automatic_workers, estimate_seconds, res
 from kdcache.extraction.fitted import cross_fits, fitted_weights, incomparable, leaks, part_weights, unknown_parts
 from kdcache.extraction.local import run_units
 from kdcache.extraction.plan import Plan, Task, WorkUnit, make_plan, sources_of
+from kdcache.extraction.settled import settled
 from kdcache.extraction.source_memory import FILE as MEMORY
 from kdcache.extraction.source_memory import add_contents, fingerprint_sources, without_content
 from kdcache.extraction.worker import Computed, Done, Event, Hashed, Recovered, WorkerConfig
@@ -32,10 +33,11 @@ from kdcache.runtime import cores, resolve_device
 from kdcache.sources import SourceCache
 from kdcache.sources.fetched import DEFAULT_GB
 from kdcache.splits import without_splits
-from kdcache.store import clean, load_places, scan
+from kdcache.store import clean, scan
 from kdcache.store.failures import FILE, Failure, load_failures, update_failures
 from kdcache.store.fitted import save_fitted, save_parts
 from kdcache.store.index import refuse_other_classes, update_index
+from kdcache.store.indexed import Indexed, PlacesByKey
 from kdcache.store.scan import Origins
 from kdcache.streams.base import Stream
 from kdcache.streams.registry import resolve
@@ -265,12 +267,20 @@ def _plan(
     failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}
 
     def plan(cached: Mapping[str, Mapping[str, tuple[str, int, str]]]) -> Plan:
-        return make_plan(rows, sources, streams, fingerprints, paths, cached, failed, Origins(out).at, workers)
+        return make_plan(left, sources, streams, fingerprints, paths, cached, failed, Origins(out).at, workers)
 
     names = [s.name for s in streams if s.name not in lacking]  # of the others, what is cached is not known
-    first = plan(load_places(out, names))
+    index, done = Indexed.of(out), np.zeros(len(rows), bool)
+    if index is not None and not lacking:
+        done = settled(rows, sources, streams, fingerprints, index)
+    left, sources = rows[~done], sources[~done]
+    known = [] if index is None or done.all() else [name for name in names if name in index.streams]
+    first = plan({name: PlacesByKey(index, name) for name in known if index is not None})
+    del index  # of a million clips it has hundreds of megabytes
     # The index may lag behind the shards (a run was killed): only when something seems missing are they looked into.
-    return plan(scan(out, names)) if first.units else first
+    found = plan(scan(out, names)) if first.units else first
+    found.clips, found.cached = len(rows), found.cached + int(done.sum())
+    return found
 
 
 def _hashing(units: Sequence[WorkUnit], memory: Path) -> list[WorkUnit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from kdcache.errors import OptionError, StoreError, unknown
 from kdcache.recipe import Recipe, by_any_means, differences, digest, nothing_to_enlarge, unenlarged
 from kdcache.store.failures import load_failures
-from kdcache.store.index import indexed_streams, load_index, location_columns
+from kdcache.store.index import open_index
+from kdcache.store.indexed import location_columns
 from kdcache.store.integrity import VerifyReport, verify
 from kdcache.store.jpeg import decode_jpeg
 from kdcache.store.layout import StrPath
@@ -32,7 +34,8 @@ class _Places:
     """Where the clips of one stream lie."""
 
     shards: list[Shard]
-    at: dict[str, tuple[int, int]]  # clip_id → (index into ``shards``, row), of the clips that are cached
+    codes: list[int]  # of each of the cache's clips: index into ``shards``, and …
+    rows: list[int]  # … row in that shard, -1 where it is not cached
     recipe: Recipe
     layout: str
     dtype: np.dtype[Any]
@@ -57,19 +60,22 @@ class Cache:
 
     def __init__(self, folder: StrPath, recipe: str | Sequence[str] = ()) -> None:
         self.path = Path(folder)
-        index = load_index(self.path)
-        places = location_columns(list(index.columns))
-        self.clips: pd.DataFrame = index.drop(columns=places)
+        self._index = index = open_index(self.path)
+        places = set(location_columns(index.table.names))
+        self.clips: pd.DataFrame = index.frame([c for c in index.table.names if c not in places])
         """The manifest's rows, dtypes as ``read_manifest``."""
-        self._index = index[places]
-        self.streams: list[str] = [s for s in indexed_streams(places) if index[f"{s}:row"].notna().any()]
+        self.streams: list[str] = [s for s in index.streams if index.holds(s)]
         """Streams of which at least one clip is cached, by name."""
-        self._number = {clip: i for i, clip in enumerate(self.clips["clip_id"])}
         self._opened: dict[str, Shard] = {}
         self._places: dict[str, _Places] = {}
         self._seen: dict[tuple[str, str], bytearray] = {}  # shard, stream → clip-views whose bytes have been checked
         self._frames: dict[tuple[str, str], list[NDArray[np.int32]]] = {}
         self._chosen = self._choose([recipe] if isinstance(recipe, str) else list(recipe))
+
+    @functools.cached_property
+    def _number(self) -> dict[str, int]:
+        """clip_id → row of ``clips``."""
+        return {clip: i for i, clip in enumerate(self.clips["clip_id"])}
 
     def recipe(self, stream: str) -> Recipe:
         """The recipe that all clips of a stream share.
@@ -97,15 +103,13 @@ class Cache:
 
     def has(self, stream: str) -> NDArray[np.bool_]:
         """Which rows of ``clips`` are cached, bool [clips]."""
-        at = self._place(stream).at
-        return np.fromiter((clip in at for clip in self._number), bool, len(self._number))
+        return np.array(self._place(stream).rows) >= 0
 
     def indexed(self, stream: str) -> NDArray[np.bool_]:
         """Which rows of ``clips`` the index says are cached, bool [clips]; no shard is opened."""
         if stream in self._chosen:
             return self.has(stream)
-        there: NDArray[np.bool_] = self._index[f"{stream}:row"].notna().to_numpy(bool)
-        return there
+        return self._index.numbers(stream) >= 0
 
     def length(self, stream: str, clip_id: str) -> int:
         """Frames, fields or motion maps of a clip of a whole-clip stream."""
@@ -238,8 +242,8 @@ class Cache:
         """Provenance of clips (source fingerprint, decoder …), as stored with the first stream that has each."""
         found: dict[str, dict[str, Any]] = {}
         for stream in self.streams:
-            at = self._place(stream).at
-            here = [clip for clip in clip_ids if clip in at and clip not in found]
+            rows, number = self._place(stream).rows, self._number
+            here = [c for c in clip_ids if c not in found and (i := number.get(c)) is not None and rows[i] >= 0]
             for shard, rows, which in self._by_shard(stream, here):
                 origins = objects(shard.path, open_shard(shard.path)[1], "origin")
                 found |= {here[i]: origins[row] for row, i in zip(rows, which, strict=True)}
@@ -276,12 +280,14 @@ class Cache:
         if isinstance(clip_ids, str):
             raise OptionError(f"clip_ids is a sequence of ids; write [{clip_ids!r}].")
         places = self._place(stream)
-        at = places.at
-        if not all(clip in at for clip in clip_ids):
-            raise StoreError(self._lacking(stream, [clip for clip in clip_ids if clip not in at]))
+        number, codes, rows = self._number, places.codes, places.rows
+        at = [number.get(clip, -1) for clip in clip_ids]
+        if not all(i >= 0 and rows[i] >= 0 for i in at):
+            lacking = [clip for clip, i in zip(clip_ids, at, strict=True) if i < 0 or rows[i] < 0]
+            raise StoreError(self._lacking(stream, lacking))
         parts: list[_Part] = []
         last = -1
-        for code, row, i in sorted((*at[clip], i) for i, clip in enumerate(clip_ids)):
+        for code, row, i in sorted((codes[n], rows[n], i) for i, n in enumerate(at)):
             if code != last:
                 parts.append((places.shards[code], [], []))
                 last = code
@@ -318,28 +324,30 @@ class Cache:
         if stream in self._chosen:
             names, row = self._locate_chosen(stream, self._chosen[stream])
         else:
-            names = self._index[f"{stream}:shard"].to_numpy(object)
-            row = self._index[f"{stream}:row"].fillna(-1).to_numpy(np.int64)
+            names = np.array(self._index.shards(stream), object)
+            row = self._index.numbers(stream)
         cached = np.flatnonzero(row >= 0)
-        unique, code = np.unique(names[cached].astype(str), return_inverse=True)
+        code, unique = pd.factorize(names[cached], sort=True)
+        parts = np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1])  # rows of each shard
+        told = np.array(self._index.table.texts(f"{stream}:digest") if stream not in self._chosen else [], object)
         shards = [self._open(str(name)) for name in unique]
-        first = self._one_recipe(stream, [(shard, row[cached[code == i]].tolist()) for i, shard in enumerate(shards)])
-        for i, shard in enumerate(shards):
-            rows = row[cached[code == i]]
+        each = [(shard, row[cached[part]].tolist()) for shard, part in zip(shards, parts, strict=bool(shards))]
+        first = self._one_recipe(stream, each)
+        for shard, part in zip(shards, parts, strict=True):
+            rows = row[cached[part]]
             here, there = shard.stored(stream), first.stored(stream)
             assert here.digests is not None
             beyond = rows.max() >= shard.clips
             if stream not in self._chosen and not beyond:
-                told = self._index[f"{stream}:digest"].to_numpy(object)[cached[code == i]]
-                beyond = [text.encode() for text in told] != here.digests[rows].tolist()
+                beyond = [text.encode() for text in told[cached[part]]] != here.digests[rows].tolist()
             if beyond or (here.shape, here.packing) != (there.shape, there.packing):
                 raise StoreError(f"{shard.path}: does not fit the index; run `kdcache reindex {self.path}`.")
         stored = first.stored(stream)
-        where = zip(code.tolist(), row[cached].tolist(), strict=True)
-        at = dict(zip(self.clips["clip_id"].iloc[cached].tolist(), where, strict=True))
+        codes = np.zeros(len(row), np.int64)
+        codes[cached] = code
         recipe = first.recipes[stream]
         dtype = read_dtype(recipe) if FIELD in recipe else stored.dtype
-        return _Places(shards, at, recipe, stored.layout, dtype, stored.shape, stored.packing)
+        return _Places(shards, codes.tolist(), row.tolist(), recipe, stored.layout, dtype, stored.shape, stored.packing)
 
     def _one_recipe(self, stream: str, used: Sequence[tuple[Shard, list[int]]]) -> Shard:
         """The first shard with the recipe on which all agree, given the rows that are used of each."""

@@ -1,12 +1,10 @@
 """The index of a cache: ``manifest.csv``, the manifest's columns plus, for each stream, where each clip lies.
 
-``<stream>:shard``, ``<stream>:row``, ``<stream>:key`` and ``<stream>:digest`` are empty for a clip that the cache does
-not hold. The index is a convenience: everything in it can be read back from the shards (``kdcache.store.scan``).
+It is a convenience: everything in it can be read back from the shards (``kdcache.store.scan``).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,34 +14,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, StoreError
-from kdcache.manifest import NUMBERED, manifest_text, read_manifest
+from kdcache.manifest import NUMBERED, manifest_text
 from kdcache.manifest_forms import CLASS
 from kdcache.manifest_numbers import INTEGERS, TIMES
-from kdcache.store.commit import SHARD, shard_files
-from kdcache.store.index_digest import INDEX, check_index, replace_index
+from kdcache.plain_csv import PlainTable
+from kdcache.store.commit import shard_files
+from kdcache.store.index_changes import Located, untouched
+from kdcache.store.index_digest import INDEX, replace_index
+from kdcache.store.indexed import PARTS, Indexed, Place, PlacesByKey, index_exists, indexed_streams, location_columns
 from kdcache.store.layout import Entry, StrPath
 from kdcache.store.lock import locked
 from kdcache.store.set_aside import places_set_aside
 
-PARTS = ("shard", "row", "key", "digest")  # of an Entry
-
-Place = tuple[str, int, str]  # shard, row, digest
 Places = dict[str, dict[str, Place]]  # stream → key → place
-Located = Mapping[str, Mapping[str, tuple[str, int, str, str]]]  # stream → clip_id → Entry
 
 _SPAN = ("source", "start_s", "stop_s")
-_ROW = re.compile(r"[0-9]{1,9}(\.0)?")
-
-
-def indexed_streams(columns: Sequence[str]) -> list[str]:
-    """The streams that an index has columns for."""
-    names = [c.removesuffix(":shard") for c in columns if c.endswith(":shard")]
-    return [s for s in names if all(f"{s}:{part}" in columns for part in PARTS)]
-
-
-def location_columns(columns: Sequence[str]) -> list[str]:
-    """The columns of an index that say where clips lie; all others are the manifest's."""
-    return [f"{s}:{part}" for s in indexed_streams(columns) for part in PARTS]
 
 
 def load_index(folder: StrPath, *, edited: bool = False) -> pd.DataFrame:
@@ -57,44 +42,17 @@ def load_index(folder: StrPath, *, edited: bool = False) -> pd.DataFrame:
         StoreError: the folder has no index, or one that is not what was written.
         ManifestError: the index was edited into something else.
     """
-    path = Path(folder) / INDEX
-    if not _there(path):
-        shards = path.parent.is_dir() and shard_files(path.parent)
-        hint = f"run `kdcache reindex {folder}`" if shards else "name a folder that `kdcache extract` has filled"
-        raise StoreError(f"{folder}: there is no cache here ({INDEX} is missing); {hint}.")
-    if not edited:
-        check_index(path.parent)
-    index = read_manifest(path, allow_absolute=True, complete=True)  # nothing opens these sources
-    columns = set(index.columns)
-    for stream in {str(c).rpartition(":")[0] for c in columns if str(c).rpartition(":")[2] in PARTS}:
-        lacking = [part for part in PARTS if f"{stream}:{part}" not in columns]
-        if 0 < len(lacking) < len(PARTS) - 1:
-            raise _broken(path, f"stream {stream!r} lacks its column {f'{stream}:{lacking[0]}'!r}")
-    for stream in indexed_streams(list(index.columns)):
-        for name in index[f"{stream}:shard"].unique():
-            if name and not SHARD.fullmatch(name):
-                raise _broken(path, f"{name!r} is not the name of a shard")
-        index[f"{stream}:row"] = pd.array(_row_numbers(path, index[f"{stream}:row"].tolist()), dtype="Int64")
-    return index
+    index = open_index(folder, edited=edited)
+    return index.frame(index.table.names)
 
 
-def _there(path: Path) -> bool:
-    """Whether there is an index; what is no plain file would be waited for, or read without end."""
-    if path.exists() and not path.is_file():
-        raise StoreError(f"{path}: not a plain file; remove it and run `kdcache reindex {path.parent}`.")
-    return path.exists()
-
-
-def _broken(path: Path, what: str) -> StoreError:
-    return StoreError(f"{path}: {what}; run `kdcache reindex {path.parent}`.")
-
-
-def _row_numbers(path: Path, texts: Sequence[str]) -> list[int | None]:
-    """Rows as numbers, ``None`` where empty; ``3.0`` is what spreadsheets and pandas make of 3 beside empty cells."""
-    for text in texts:
-        if text and not _ROW.fullmatch(text):
-            raise _broken(path, f"a row of a shard is not a number ({text[:40]!r})")
-    return [int(text.removesuffix(".0")) if text else None for text in texts]
+def open_index(folder: StrPath, *, edited: bool = False) -> Indexed:
+    """As ``load_index``, with columns that are made when they are asked for."""
+    if (index := Indexed.of(folder, edited=edited)) is not None:
+        return index
+    shards = Path(folder).is_dir() and shard_files(Path(folder))
+    hint = f"run `kdcache reindex {folder}`" if shards else "name a folder that `kdcache extract` has filled"
+    raise StoreError(f"{folder}: there is no cache here ({INDEX} is missing); {hint}.")
 
 
 def load_places(folder: StrPath, streams: Sequence[str]) -> Places:
@@ -102,23 +60,10 @@ def load_places(folder: StrPath, streams: Sequence[str]) -> Places:
 
     Cheaper than ``scan`` (no shard is opened) but it may lag behind the shards after a run was killed.
     """
-    path = Path(folder) / INDEX
     places: Places = {s: {} for s in streams}
-    if not _there(path):
-        return places
-    check_index(path.parent)
-    wanted = {f"{s}:{part}" for s in streams for part in PARTS}
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda c: c in wanted)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors, and so is text that is not UTF-8
-        raise _broken(path, f"cannot be read as an index ({str(error).strip()})") from error
-    there, aside = {p.name for p in shard_files(path.parent)}, places_set_aside(path.parent)
-    for stream in indexed_streams(list(table.columns)):
-        shards, rows, keys, digests = (table[f"{stream}:{part}"].tolist() for part in PARTS)
-        cells = zip(shards, _row_numbers(path, rows), keys, digests, strict=True)
-        places[stream] = {
-            k: (s, r, d) for s, r, k, d in cells if s in there and r is not None and (s, stream, r) not in aside
-        }
+    if (index := Indexed.of(folder)) is not None:
+        for stream in set(streams).intersection(index.streams):
+            places[stream] = dict(PlacesByKey(index, stream))
     return places
 
 
@@ -147,12 +92,20 @@ def update_index(
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows.drop(columns=location_columns(list(rows.columns)))
     with locked(folder):
-        old = load_index(folder) if _there(folder / INDEX) else None
+        before = Indexed.of(folder)
         there, aside = {p.name for p in shard_files(folder)}, places_set_aside(folder)
         usable = {
             stream: {clip: e for clip, e in at.items() if e[0] in there and (e[0], stream, e[1]) not in aside}
             for stream, at in located.items()
         }
+        if before is not None and untouched(before, rows, usable, missing or {}, aside):
+            new_rows = rows[~rows["clip_id"].isin(before.table.texts("clip_id"))]
+            if new_rows.empty:
+                return
+            if before.plain is not None:
+                _append(folder, before.plain, _merge(None, new_rows, _of(new_rows, usable), {}, aside))
+                return
+        old = None if before is None else before.frame(before.table.names)
         new = _merge(old, rows, usable, missing or {}, aside)
         if old is None or list(new) != list(old.columns) or any(not _same(new[c], old[c]) for c in new):
             save_index(pd.DataFrame(new), folder)
@@ -168,7 +121,7 @@ def refuse_other_classes(folder: StrPath, rows: pd.DataFrame) -> None:
     Raises:
         OptionError: a class that has another number there, or a number that has another class.
     """
-    if not rows.attrs.get(NUMBERED) or not _there(Path(folder) / INDEX):
+    if not rows.attrs.get(NUMBERED) or not index_exists(Path(folder) / INDEX):
         return
     index = load_index(folder)
     if not {"label", CLASS} <= set(index.columns):
@@ -189,14 +142,31 @@ def _clash(name: str, label: int, here: Mapping[str, int], named: Mapping[int, s
     return f"it is {named[label]!r}" if named.get(label, name) != name else f"{name!r} is label {here[name]}"
 
 
+def _of(rows: pd.DataFrame, located: Located) -> Located:
+    clips = set(rows["clip_id"])
+    return {stream: {clip: entry for clip, entry in at.items() if clip in clips} for stream, at in located.items()}
+
+
+def _append(folder: Path, before: PlainTable, new: Mapping[str, NDArray[Any]]) -> None:
+    """Add rows behind those of an index that stay as they are."""
+    size = len(new["clip_id"])
+    rows = pd.DataFrame({column: new.get(column, _empty(column, size)) for column in before.names})
+    text = manifest_text(rows, str(folder / INDEX), allow_absolute=True)
+    _replace(folder, before.data + text.partition("\n")[2].encode())
+
+
 def save_index(index: pd.DataFrame, folder: Path) -> None:
     """Replace the index; the folder's lock must be held.
 
     Raises:
         StoreError: the index cannot be written; the old one stands.
     """
+    _replace(folder, manifest_text(index, str(folder / INDEX), allow_absolute=True).encode())
+
+
+def _replace(folder: Path, data: bytes) -> None:
     try:
-        replace_index(folder, manifest_text(index, str(folder / INDEX), allow_absolute=True))
+        replace_index(folder, data)
     except OSError as error:
         raise StoreError(
             f"{folder / INDEX}: could not be written ({error.strerror or error}), the old one stands. Free disk space "

@@ -22,13 +22,19 @@ _TRIES = 3  # a reader may meet a writer between its two looks
 
 
 def check_index(folder: Path) -> None:
-    """Hold the index against its digest.
+    """Hold the index against its digest; see ``sealed_index``."""
+    sealed_index(folder)
+
+
+def sealed_index(folder: Path) -> tuple[bytes, bool]:
+    """The bytes of the index, held against its digest, and whether it has one; an index that is not there is empty.
 
     Raises:
         StoreError: it is not what kdcache wrote; says how to keep it and how to rebuild it.
     """
-    if matching_pair(lambda name: _read(folder / name))[2]:
-        return
+    index, listed, fits = matching_pair(lambda name: _read(folder / name))
+    if fits:
+        return index or b"", listed is not None and index is not None
     raise StoreError(
         f"{folder / INDEX}: has changed since kdcache wrote it ({DIGEST}): if you edited it, `kdcache reindex {folder} "
         f"--keep-edits` takes it as it is; if not, `kdcache reindex {folder}` rebuilds it from the shards."
@@ -47,9 +53,8 @@ def matching_pair(read: Callable[[str], bytes | None]) -> tuple[bytes | None, by
     return index, listed, False
 
 
-def replace_index(folder: Path, text: str) -> None:
+def replace_index(folder: Path, data: bytes) -> None:
     """Replace the index and its digest; ``OSError`` when the disk refuses, and the old index stands."""
-    data = text.encode()
     new, listed, old = hashlib.sha256(data).hexdigest(), _read(folder / DIGEST), _read(folder / INDEX)
     known = _digests(listed) if listed is not None else [] if old is None else [hashlib.sha256(old).hexdigest()]
     _list(folder, [new, *known])

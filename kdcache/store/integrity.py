@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from kdcache.errors import ManifestError, StoreError
 from kdcache.progress import progress as progress_of
 from kdcache.store.commit import QUARANTINED, shard_files
-from kdcache.store.index import drop_locations, indexed_streams, load_index
+from kdcache.store.index import drop_locations, load_index
 from kdcache.store.index_digest import INDEX, check_index
+from kdcache.store.indexed import indexed_streams
 from kdcache.store.layout import DamagedShard, StrPath, row_digest
 from kdcache.store.lock import locked
 from kdcache.store.reader import StreamReader, unseen

@@ -11,7 +11,8 @@ import pandas as pd
 from kdcache.errors import StoreError
 from kdcache.manifest import REQUIRED
 from kdcache.store.commit import shard_files
-from kdcache.store.index import PARTS, Places, load_index, location_columns, save_index
+from kdcache.store.index import Places, load_index, save_index
+from kdcache.store.indexed import PARTS, location_columns
 from kdcache.store.layout import StrPath
 from kdcache.store.lock import locked
 from kdcache.store.set_aside import load_set_aside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -74,6 +74,10 @@ class BackboneStream(Stream):
         """See ``Stream``; a clip is computed by one of several networks where weights are cross-fitted."""
         part = self.part_of(clip_id)
         return self.digest if part is None else digest({"recipe": self.digest, "part": part})
+
+    def digests_of(self, clip_ids: Iterable[str]) -> Iterable[str]:
+        """See ``Stream``."""
+        return super().digests_of(clip_ids) if self.weights.cross_fit is None else map(self.digest_of, clip_ids)
 
     @functools.cached_property
     def classes(self) -> int | None:

@@ -9,8 +9,9 @@ it looks on a contact sheet (``strips``). ``kdcache.streams.registry`` lists the
 from __future__ import annotations
 
 import functools
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -187,6 +188,10 @@ class Stream(CachedKind):
     def digest_of(self, clip_id: str) -> str:
         """Digest of all that determines a clip's bytes but its source and span; it names the clip's array."""
         return self.digest
+
+    def digests_of(self, clip_ids: Iterable[str]) -> Iterable[str]:
+        """``digest_of`` each clip; may go on without end."""
+        return itertools.repeat(self.digest)
 
     @functools.cached_property
     def alike(self) -> list[Self]:
