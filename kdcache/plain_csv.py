@@ -21,7 +21,7 @@ _LOOK = 1000  # cells after which is decided whether a column repeats itself
 class TextTable(Protocol):
     """Columns of text."""
 
-    names: Sequence[str]
+    names: list[str]
     rows: int
 
     def texts(self, column: str) -> list[str]:

@@ -44,14 +44,14 @@ def settled(
     if not same.any():
         return none
     before = index.table.texts("source")
-    same &= [i >= 0 and before[i] == s for i, s in zip(place.tolist(), rows["source"], strict=True)]
+    same &= [i >= 0 and before[i] == s for i, s in zip(place.tolist(), rows["source"].tolist(), strict=True)]
     times = index.frame(_SPAN)
     for column in _SPAN:
         a, b = times[column].to_numpy()[place], rows[column].to_numpy()
         same &= (a == b) | (np.isnan(a) & np.isnan(b))
     for stream in streams:
         same &= index.usable(stream.name)[place]
-    told = [fingerprints[source] for source in sources]
+    told = [fingerprints[source] for source in sources.tolist()]
     spans = [
         span_text(one, start, stop) if there and isinstance(one, str) else ""
         for there, one, start, stop in zip(same, told, rows["start_s"].tolist(), rows["stop_s"].tolist(), strict=True)
@@ -59,7 +59,8 @@ def settled(
     del told
     for stream in streams:
         keys = index.keys(stream.name)[place]
-        each = zip(stream.digests_of(rows["clip_id"]), spans, strict=False)  # the first may have no end
+        each = zip(stream.digests_of(rows["clip_id"].tolist()), spans, strict=False)  # the first may have no end
         wanted = "".join(key_of(digest, span) for digest, span in each).encode()
         same &= keys == np.frombuffer(wanted, keys.dtype)
-    return same & np.fromiter(map(bool, spans), bool, len(spans))
+    found: NDArray[np.bool_] = same & np.fromiter(map(bool, spans), bool, len(spans))
+    return found

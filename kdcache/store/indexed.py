@@ -168,7 +168,7 @@ class PlacesByKey(Mapping[str, Place]):
         if len(wanted) != HEX:
             raise KeyError(key)
         first = np.frombuffer(wanted, np.uint64)[0]
-        begin, end = (int(np.searchsorted(self._first, first, side)) for side in ("left", "right"))  # type: ignore[call-overload]
+        begin, end = (int(np.searchsorted(self._first, first, side)) for side in ("left", "right"))
         for at in reversed(self._order[begin:end].tolist()):  # the later row counts
             if self._keys[at] == wanted:
                 return self._index.place(self._stream, int(self._rows[at]))
