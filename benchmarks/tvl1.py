@@ -1,4 +1,4 @@
-"""TV-L1 against OpenCV: agreement, error against ground truth, speed on one core and two, compilation, GPU.
+"""TV-L1 against OpenCV: agreement, error against ground truth, speed on one core and two, compilation.
 
 Needs the shared data (KDCACHE_SHARED, default ../shared). One-core times are processor seconds of one thread,
 OpenCV's and ours taken in turn; thread scaling and compilation are wall time and want a quiet machine.
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from common import compare, main
 from kdcache.motion import tvl1_pairs
-from kdcache.motion.tv_l1 import TVL1Params, pyramid
 from kdcache.sources import open_source
 
 SHARED = Path(os.environ.get("KDCACHE_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
@@ -196,41 +195,6 @@ def compilation() -> dict[str, Any]:
     }
 
 
-def gpu(pairs: list[tuple[str, Image, Image]], opencv_s: float) -> dict[str, Any] | str:
-    """Pairs a second against one OpenCV core and against what the memory's bandwidth allows."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "not run: no CUDA device"
-    from kdcache.motion.tv_l1.cpu import solve_pairs
-
-    first, second = (np.concatenate([np.stack([p[k] for p in pairs])] * 4) for k in (1, 2))
-    tvl1_pairs(first, second, "torch")
-    start = time.perf_counter()
-    flow = tvl1_pairs(first, second, "torch")
-    rate = len(first) / (time.perf_counter() - start)
-    reference = np.stack([opencv(p[1], p[2]) for p in pairs])
-    apart = distance(flow[: len(pairs)], reference)
-    _, counts = solve_pairs(first[: len(pairs)], second[: len(pairs)], None, TVL1Params())
-    areas = [height * width for height, width in pyramid(first.shape[1], first.shape[2], TVL1Params())]
-    traffic = float((counts.sum(2) @ np.array(areas)).mean()) * 64  # bytes an iteration and pixel: 10 reads, 6 writes
-    block = torch.empty(1 << 28, device="cuda")
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(20):
-        block.mul_(1.0)
-    torch.cuda.synchronize()
-    bandwidth = 20 * 2 * block.nbytes / (time.perf_counter() - start)
-    return {
-        "device": torch.cuda.get_device_name(),
-        "pairs_a_second": rate,
-        "times_one_opencv_core": rate * opencv_s,
-        "share_of_bandwidth_bound": rate * traffic / bandwidth,
-        "mean_px": float(apart.mean()),
-        "median_px": float(np.median(apart)),
-    }
-
-
 def measure() -> Iterator[tuple[str, Any]]:
     cv2.setNumThreads(1)
     tvl1_pairs(*(np.zeros((1, 32, 32), np.uint8),) * 2)  # compiled or loaded before anything is timed
@@ -245,7 +209,6 @@ def measure() -> Iterator[tuple[str, Any]]:
         rows += [measure_pair(first, second, 1) for source, first, second in pairs if source == name]
         yield f"{name}, ratio of totals so far", totals(rows)["ratio_of_totals"]
     yield "video_340x256", totals(rows)
-    yield "gpu", gpu(pairs, statistics.mean(row["opencv_s"] for row in rows))
 
 
 if __name__ == "__main__":
