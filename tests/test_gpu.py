@@ -6,6 +6,8 @@ Where a test has a twin on the CPU, the twin runs the same code, so that it is r
 from __future__ import annotations
 
 import gc
+import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -205,11 +207,11 @@ def moving(count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]
 def plain(monkeypatch):
     """The engine without Triton's kernels, on whatever device."""
 
-    def level(first, second, u, v, params):
-        texture = torch.stack([second, *torch_engine.gradients(second)])
-        return torch_engine.PlainLevel(first, texture, u, v, params)
+    @contextmanager
+    def levels(count, sizes, params, device):
+        yield lambda number, *tensors: torch_engine.PlainLevel(*tensors, params)
 
-    monkeypatch.setattr(torch_engine, "_level", level)
+    monkeypatch.setattr(torch_engine, "_levels", levels)
 
 
 FAST = TVL1Params(warps=2, outer_iterations=2, inner_iterations=10)
@@ -247,6 +249,62 @@ def test_more_pairs_than_a_batch_holds(device, monkeypatch):
 
 
 @pytest.mark.gpu
+def test_flow_by_graphs_and_in_memory_of_a_batch_before_is_the_same(monkeypatch):
+    """To the bit: launched one by one, captured, replayed, and of fewer pairs than the memory was made for."""
+    from kdcache.motion.tv_l1 import triton_level
+
+    first, second = moving(7, 40, 52)
+    triton_level.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_level, "cuda_graph", None)
+        expected = tvl1_pairs(first, second, "torch", FAST, device="cuda")
+    triton_level.forget()
+    graphs = [tvl1_pairs(first, second, "torch", FAST, device="cuda") for _ in range(3)]
+    (space,) = triton_level._kept.values()
+    assert any(replayed._replay is not None for replayed in space._rounds.values())
+    graphs.append(tvl1_pairs(first[:5], second[:5], "torch", FAST, device="cuda"))
+    assert list(triton_level._kept.values()) == [space]
+    for found in graphs:
+        np.testing.assert_array_equal(found, expected[: len(found)])
+
+
+@pytest.mark.gpu
+def test_the_host_waits_for_flow_as_often_as_stated():
+    """Once between two outer iterations; what copies to and from the device waits, too."""
+    first, second = moving(3, 40, 52)
+    params = TVL1Params(nscales=2, warps=2, outer_iterations=3, inner_iterations=2, epsilon=0.0)
+    tvl1_pairs(first, second, "torch", params, device="cuda")
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            tvl1_pairs(first, second, "torch", params, device="cuda")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    copies = 3
+    assert len([w for w in waits if "synchronizing" in str(w.message)]) <= 2 * 2 * (3 - 1) + copies
+
+
+def test_levels_are_asked_whether_they_have_settled_between_two_outer_iterations(monkeypatch):
+    """The twin of the test above."""
+    asked = []
+
+    class Restless(torch_engine.PlainLevel):
+        def advance(self):
+            pass
+
+        def settled(self):
+            asked.append(len(self.first))
+            return len(asked) == 8
+
+    monkeypatch.setattr(torch_engine, "PlainLevel", Restless)
+    first, second = moving(3, 40, 52)
+    params = TVL1Params(nscales=2, warps=2, outer_iterations=3)
+    tvl1_pairs(first, second, "torch", params, device="cpu")
+    assert asked == [3] * (2 * 2 * (3 - 1))
+
+
+@pytest.mark.gpu
 def test_flow_of_large_pictures():
     """1080p: 4,080 tiles a pair, whose changes one program adds up."""
     first, second = moving(2, 1080, 1920)
@@ -258,8 +316,11 @@ def test_flow_of_large_pictures():
 
 @pytest.mark.gpu
 def test_flow_takes_fewer_pairs_where_memory_runs_out(monkeypatch):
+    from kdcache.motion.tv_l1 import triton_level
+
     first, second = moving(64, 256, 340)
     expected = tvl1_pairs(first, second, "torch", FAST, device="cuda")
+    triton_level.forget()
     torch.cuda.empty_cache()
     monkeypatch.setattr(torch_engine, "_pairs_at_once", lambda *_: 64)
     total = torch.cuda.get_device_properties(0).total_memory

@@ -252,7 +252,7 @@ def test_one_pair_that_does_not_fit_says_what_to_do(monkeypatch):
 
 def test_a_batch_of_pairs_takes_what_is_free_and_no_more(monkeypatch):
     pixels, gpu = 256 * 340, torch.device("cuda", 1)
-    for free, pairs in ((80 * 2**30, 2**26 // pixels), (2**30, int(0.6 * 2**30) // 160 // pixels), (2**20, 1)):
+    for free, pairs in ((80 * 2**30, 2**26 // pixels), (2**30, int(0.6 * 2**30) // 180 // pixels), (2**20, 1)):
         gpu_memory(monkeypatch, free, total=80 * 2**30)
         assert torch_engine._pairs_at_once(gpu, pixels) == pairs
     monkeypatch.setattr(torch_engine, "free_memory", lambda: None)  # a system that does not say

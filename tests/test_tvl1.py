@@ -231,28 +231,6 @@ def test_changed_sources_are_not_answered_from_the_cache(tmp_path):
     assert load(2, "new") == 2
 
 
-TRITON = """
-import numpy as np, torch
-from kdcache.motion.tv_l1 import TVL1Params, torch_engine
-from kdcache.motion.tv_l1.triton_level import FusedLevel
-draw = torch.Generator().manual_seed(0)
-coarse = torch.rand(1, 1, 4, 6, generator=draw) * 255
-image = torch.nn.functional.interpolate(coarse, size=(14, 26), mode="bicubic")[:, 0]
-first, second = image[:, 1:12, 1:24].contiguous(), image[:, 2:13, 2:25].contiguous()
-params = TVL1Params(warps=1, inner_iterations=2, outer_iterations=2, epsilon=0.2)
-texture, zero = torch.stack([second, *torch_engine.gradients(second)]), torch.zeros_like(first)
-plain = torch_engine._refine(torch_engine.PlainLevel(first, texture, zero, zero, params), params)
-fused = torch_engine._refine(FusedLevel(first, texture, zero, zero, params), params)
-assert plain[0].abs().mean() > 0.01
-print(max(float((a - b).abs().max()) for a, b in zip(plain, fused)))
-"""
-
-
-def test_triton_kernels_agree_with_plain_torch_when_interpreted():
-    pytest.importorskip("triton", reason="triton is not installed here")
-    assert float(run_program(TRITON, "", TRITON_INTERPRET="1", PYTHONWARNINGS="ignore")) < 1e-3
-
-
 @pytest.mark.gpu
 def test_gpu_agrees_with_opencv(rubber):
     first, second = rubber["first"][None], rubber["second"][None]

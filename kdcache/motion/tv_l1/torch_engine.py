@@ -1,13 +1,13 @@
 """TV-L1 on many pairs at once with torch: fused Triton kernels on CUDA, plain tensor operations elsewhere.
 
-On CUDA the host never waits for the device within a batch: it launches as many iterations as the parameters
-allow, and a pair that has met the stopping criterion is left alone on the device from then on.
+Between two outer iterations the host asks which pairs still move; those that have met the stopping criterion are left
+alone from then on, within an outer iteration by the device itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,9 +23,9 @@ from kdcache.motion.tv_l1.params import TVL1Params, pyramid
 from kdcache.runtime import free_bytes, free_memory, resolve_device
 
 _BATCH = 1 << 26  # pixels of a batch at most
-_BYTES = {"cuda": 160, "cpu": 320}  # that a pixel takes: images, pyramids, state; temporary ones of plain operations
+_BYTES = {"cuda": 180, "cpu": 320}  # that a pixel takes: images, pyramids, state; temporary ones of plain operations
 _SHARE = 0.6  # of the free memory that a batch may take
-_PAIRS = 65535  # of a batch, what one dimension of a CUDA grid holds
+_PAIRS = 49152  # of a batch: launches may be for a third more, and one dimension of a CUDA grid holds 65,535
 _CUBIC = -0.75  # OpenCV's bicubic coefficient
 _FLAT = float(np.finfo(np.float32).eps)  # a squared gradient up to this counts as none
 
@@ -36,17 +36,18 @@ class Level(Protocol):
     def linearise(self) -> None:
         """Warp the second frames by the flow and start a new warp."""
 
-    def smooth(self) -> None:
-        """Median-filter the flow of pairs that still move."""
-
-    def step(self) -> None:
-        """One primal-dual iteration of pairs that still move."""
+    def advance(self) -> None:
+        """One outer iteration of pairs that still move: the median filter, then the inner iterations."""
 
     def settled(self) -> bool:
-        """Whether no pair moves any more, where that is known without waiting for a device."""
+        """Whether no pair moves any more; waits for the device."""
 
     def flow(self) -> tuple[Tensor, Tensor]:
         """Components [N, H, W] of the flow."""
+
+
+Levels = Callable[[int, Tensor, Tensor, Tensor, Tensor], Level]
+"""Of the number of a level, first frames [N, H, W], second ones and their derivatives [3, N, H, W], and flow so far."""
 
 
 class PlainLevel:
@@ -65,12 +66,22 @@ class PlainLevel:
         self.constant = warped - self.gx * self.u - self.gy * self.v - self.first
         self.active = torch.ones_like(self.active)
 
+    def advance(self) -> None:
+        if self.params.median_filtering > 1:
+            self.smooth()
+        for _ in range(self.params.inner_iterations):
+            self.step()
+            if self.settled():
+                break
+
     def smooth(self) -> None:
+        """Median-filter the flow of pairs that still move."""
         size = self.params.median_filtering
         self.u = self._where_active(median(self.u, size), self.u)
         self.v = self._where_active(median(self.v, size), self.v)
 
     def step(self) -> None:
+        """One primal-dual iteration of pairs that still move."""
         limit, theta = self.params.lambda_ * self.params.theta, self.params.theta
         rho = self.constant + (self.gx * self.u + self.gy * self.v)
         ratio = torch.where(self.square > _FLAT, -rho / self.square, 0.0)
@@ -85,7 +96,7 @@ class PlainLevel:
         self.active = self.active & (change > self.threshold)
 
     def settled(self) -> bool:
-        return self.active.device.type == "cpu" and not bool(self.active.any())
+        return not bool(self.active.any())
 
     def flow(self) -> tuple[Tensor, Tensor]:
         return self.u, self.v
@@ -175,25 +186,26 @@ def _resize(image: Tensor, size: tuple[int, int], scale: float | None) -> Tensor
     return image
 
 
-def _level(first: Tensor, second: Tensor, u: Tensor, v: Tensor, params: TVL1Params) -> Level:
-    texture = torch.stack([second, *gradients(second)])
-    if first.device.type != "cuda":
-        return PlainLevel(first, texture, u, v, params)
-    from kdcache.motion.tv_l1.triton_level import FusedLevel
+@contextmanager
+def _levels(count: int, sizes: Sequence[tuple[int, int]], params: TVL1Params, device: torch.device) -> Iterator[Levels]:
+    """A function that makes the levels of a batch."""
+    if device.type != "cuda":
+        yield lambda number, first, texture, u, v: PlainLevel(first, texture, u, v, params)
+        return
+    from kdcache.motion.tv_l1.triton_level import workspace
 
-    return FusedLevel(first, texture, u, v, params)
+    with workspace(count, sizes, params, device) as space:
+        yield space.level
 
 
 def _refine(level: Level, params: TVL1Params) -> tuple[Tensor, Tensor]:
     """All warps of one level."""
     for _ in range(params.warps):
         level.linearise()
-        for iteration in range(params.outer_iterations * params.inner_iterations):
-            if level.settled():
+        for outer in range(params.outer_iterations):
+            if outer > 0 and level.settled():
                 break
-            if params.median_filtering > 1 and iteration % params.inner_iterations == 0:
-                level.smooth()
-            level.step()
+            level.advance()
     return level.flow()
 
 
@@ -207,11 +219,14 @@ def _solve(first: Tensor, second: Tensor, initial: Tensor | None, params: TVL1Pa
     for size in sizes[1:]:
         levels.append((_resize(levels[-1][0], size, 1 / step), _resize(levels[-1][1], size, 1 / step)))
         u, v = _resize(u, size, 1 / step) * step, _resize(v, size, 1 / step) * step
-    for k in reversed(range(len(sizes))):
-        u, v = _refine(_level(*levels[k], u.contiguous(), v.contiguous(), params), params)
-        if k > 0:
-            u, v = _resize(u, sizes[k - 1], None) * (1 / step), _resize(v, sizes[k - 1], None) * (1 / step)
-    return torch.stack([u, v], -1)
+    with _levels(len(first), sizes, params, first.device) as level:
+        for k in reversed(range(len(sizes))):
+            one, other = levels[k]
+            texture = torch.stack([other, *gradients(other)])
+            u, v = _refine(level(k, one, texture, u.contiguous(), v.contiguous()), params)
+            if k > 0:
+                u, v = _resize(u, sizes[k - 1], None) * (1 / step), _resize(v, sizes[k - 1], None) * (1 / step)
+        return torch.stack([u, v], -1)
 
 
 def solve_pairs_torch(
@@ -233,7 +248,7 @@ def solve_pairs_torch(
             if flow is None:  # the tensors of the attempt are gone by now
                 size = min(size, len(first) - k) // 2
                 logger.warning("TV-L1: out of memory: going on with %d pairs at once.", size)
-                release_memory(device)
+                release_memory(device)  # what is kept for the next batch was dropped with the attempt
                 continue
             flows.append(flow)
             k += len(flow)
