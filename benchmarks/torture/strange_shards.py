@@ -169,7 +169,8 @@ def _attributes(file: Any, rng: random.Random) -> None:
         value = json.dumps(recipes)
         digests = {s: _digest(r) for s, r in recipes.items()}
         file.attrs["recipe_digests"] = np.bytes_(json.dumps(digests))
-    file.attrs[name] = np.bytes_(value.encode()) if value else b"\0"
+    text = value.encode()
+    file.attrs[name] = np.array(text, f"S{max(1, len(text))}")
 
 
 def _digest(recipe: Any) -> str:
