@@ -31,7 +31,7 @@ def room(count: int) -> int:
     return -(-count // step) * step
 
 
-class Workspace:
+class LevelMemory:
     """Memory for the levels of up to ``count`` pairs, one level after the other, and the launches on it."""
 
     def __init__(
@@ -102,7 +102,7 @@ class Workspace:
 class FusedLevel:
     """One pyramid level of a batch of pairs, solved by the kernels; see ``Level``."""
 
-    def __init__(self, space: Workspace, number: int, first: Tensor, texture: Tensor, u: Tensor, v: Tensor) -> None:
+    def __init__(self, space: LevelMemory, number: int, first: Tensor, texture: Tensor, u: Tensor, v: Tensor) -> None:
         self.space, self.number = space, number
         self.first, self.texture = first.contiguous(), texture.contiguous()
         self.count, _, self.width = first.shape
@@ -147,16 +147,16 @@ class FusedLevel:
         space.pairs[len(pairs) : self.listed] = space.count
 
 
-_kept: dict[torch.device, Workspace] = {}
+_kept: dict[torch.device, LevelMemory] = {}
 
 
 @contextmanager
-def workspace(count: int, sizes: Sequence[Size], params: TVL1Params, device: torch.device) -> Iterator[Workspace]:
+def workspace(count: int, sizes: Sequence[Size], params: TVL1Params, device: torch.device) -> Iterator[LevelMemory]:
     """Memory for a batch, kept for the next like it where it is small; a thread that comes meanwhile has its own."""
-    space: Workspace | None = _kept.pop(device, None)
+    space: LevelMemory | None = _kept.pop(device, None)
     if space is None or not space.serves(count, sizes, params):
         space = None  # before another is made
-        space = Workspace(room(count), sizes, params, device, cuda_graph if device.type == "cuda" else None)
+        space = LevelMemory(room(count), sizes, params, device, cuda_graph if device.type == "cuda" else None)
     yield space
     if device.type == "cuda":
         torch.cuda.current_stream().synchronize()
