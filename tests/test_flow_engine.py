@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from gpu_cases import ON_EACH
 
 from kdcache import Cache
 from kdcache.errors import DeviceError, OptionError
@@ -116,6 +117,19 @@ def test_what_was_computed_by_name_is_found_by_any(root, calls, machine):
     assert run(root, "all") == (1, 1)
     assert calls == [("cpu", None), ("torch", "cuda")]
     assert lengths(root, "a", "b") == [1, 2]
+
+
+@ON_EACH
+def test_cached_flow_is_that_of_the_engine_of_the_device(root, device):
+    assert run(root, "all", device=device) == (0, 2)
+    engine = "torch" if device == "cuda" else "cpu"
+    assert origins(root, "a", "b") == [engine, engine]
+    frames = [cv2.imread(str(root / "a" / f"{i}.png")) for i in range(FRAMES)]
+    gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in frames])
+    where = {"device": device} if engine == "torch" else {}
+    expected = tvl1_pairs(gray[:-1], gray[1:], engine, **where).astype(np.float16)
+    np.testing.assert_array_equal(Cache(root / "out").read("flow", ["a"])[0], expected)
+    assert run(root, "all", device="cpu") == (2, 0)
 
 
 def test_a_broken_gpu_is_no_fault_of_the_clip(root, machine, monkeypatch):
