@@ -55,7 +55,8 @@ def matching_pair(read: Callable[[str], bytes | None]) -> tuple[bytes | None, by
 
 def replace_index(folder: Path, data: bytes) -> None:
     """Replace the index and its digest; ``OSError`` when the disk refuses, and the old index stands."""
-    new, listed, old = hashlib.sha256(data).hexdigest(), _read(folder / DIGEST), _read(folder / INDEX)
+    listed, old = (_read(path) if path.is_file() else None for path in (folder / DIGEST, folder / INDEX))
+    new = hashlib.sha256(data).hexdigest()
     known = _digests(listed) if listed is not None else [] if old is None else [hashlib.sha256(old).hexdigest()]
     _list(folder, [new, *known])
     with atomic(folder / INDEX) as temporary:
@@ -64,7 +65,11 @@ def replace_index(folder: Path, data: bytes) -> None:
 
 
 def _read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
+    if not path.exists():
+        return None
+    if not path.is_file():  # a pipe would keep its reader waiting for ever
+        raise StoreError(f"{path}: is not a regular file: remove it, then run `kdcache reindex {path.parent}`.")
+    return path.read_bytes()
 
 
 def _digests(listed: bytes) -> list[str]:
