@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -96,8 +97,17 @@ def drop(net: nn.Module, parent: str, child: str) -> None:
 
 def normalised(x: Tensor, mean: Sequence[float], scale: Sequence[float]) -> Tensor:
     """``(x - mean) × scale`` in float32, by the last dimension."""
-    values = x.float()
-    return values.sub_(values.new_tensor(mean)).mul_(values.new_tensor(scale))
+    return x.float().sub_(constant(tuple(mean), x.device)).mul_(constant(tuple(scale), x.device))
+
+
+@functools.cache
+def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers as float32 on a device, copied there once: a GPU waits for each copy, and a CUDA graph cannot hold one.
+
+    No buffer of a network, for these are rounded with its parameters when it runs in half precision.
+    """
+    with torch.inference_mode(False):  # training may ask for them next
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def trunk(net: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor]]:

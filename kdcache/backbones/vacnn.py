@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from kdcache.backbones import vacnn_layers as plan
-from kdcache.backbones.framewise import Framewise, trunk
+from kdcache.backbones.framewise import Framewise, constant, trunk
 from kdcache.backbones.metadata import FitMetadata
 from kdcache.backbones.resnet_layers import STAGES
 from kdcache.backbones.spec import InputSpec, Shape
@@ -126,7 +126,7 @@ class VACNN(Framewise):
         params = self.view_params(images)
         yield "params", params
         if limits is None:
-            limits = torch.tensor([self.limits], device=images.device)
+            limits = constant(tuple(self.limits), images.device).unsqueeze(0)
         image = seen_from(images, params, limits)
         yield "image", image
         pooled = image
