@@ -347,7 +347,7 @@ def test_a_cost_that_is_not_known_leaves_the_report_whole(runs, videos, tmp_path
         kdcache.ablate("relation", **call, out=tmp_path, source=videos / "v9.mp4", **options)
     kdcache.ablate("relation", **call, tune=0, out=tmp_path, **options)
     assert markdown(conclude(tmp_path, videos / "v9.mp4")).count("v9.mp4: no such file") == 1
-    recipes = tmp_path / "flow" / "seed-0" / "recipes.json"
+    recipes = unsealed(tmp_path / "flow" / "seed-0" / "recipes.json")
     recipes.write_text(recipes.read_text().replace('"sampling"', '"forgotten"'))
     (tmp_path / "cost.csv").write_text("row\nRGB\n")
     text = markdown(conclude(tmp_path))

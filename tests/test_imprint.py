@@ -137,7 +137,7 @@ def test_identity_feedback_changes_nothing(data, streams, at):
     with torch.inference_mode():
         found, plain = net(x), Imprint(net.action)(x)
     for name in ("logits", "descriptor", "attention", "maps"):
-        torch.testing.assert_close(found[name], plain[name], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found[name], plain[name], rtol=1e-5, atol=1e-5)
     literal = imprint.network(replace(TINY, feedback=at, feedback_init="default"), data, data.backbone("maps")).eval()
     beta, _ = literal.factors(found["maps"][:, 0], literal.early(x)[:, 1])
     assert beta.shape == (2, *{"conv1": (64, 32, 32), "layer3": (256, 4, 4)}[at])

@@ -345,7 +345,7 @@ def test_maps_of_rgb_and_flow_must_match(checkpoints):
         ({"rep": 0.0, "ir": "none", "ce": "fc"}, "ce=fc leaves all but the classifier"),
         ({"rep": -1.0}, "rep=-1.0: it must not be negative"),
         ({"mu": 0.0}, "mu=0.0: give a positive number"),
-        ({"dropout": 1.0}, "dropout=1.0: give a share below 1"),
+        ({"dropout": 1.0}, "dropout=1.0: give a share from 0 to below 1"),
         ({"student": "sgd lr=nan"}, "lr"),
         ({"student": "plateau=3 milestones=4"}, "at milestones, by decay after every epoch or on a plateau"),
     ],

@@ -230,7 +230,7 @@ def test_runs_are_fused_time_by_time(run, shards, tmp_path):
         ({"modalities": ("rulstm/rgb",)}, "name two streams or more"),
         ({"modalities": ("a/rgb", "b/rgb")}, "differ in their last part"),
         ({"completion": False, "completion_epochs": 3}, "means nothing with completion=false"),
-        ({"dropout": 1.0}, "give a share below 1"),
+        ({"dropout": 1.0}, "give a share from 0 to below 1"),
         ({"encoding_steps": -1}, "must not be negative"),
         ({"anticipation_steps": 0}, "give a positive number"),
     ],

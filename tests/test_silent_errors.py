@@ -88,13 +88,13 @@ def test_features_of_a_backbone_that_saw_test_labels_are_refused_for_pairs_too(t
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_in_the_last_epoch_is_not_lost(tmp_path, monkeypatch, number, raised):
     shards = clips_cache.cache(tmp_path / "cache", train=24, validation=6, test=6)
-    evaluated = loop._evaluated
+    evaluated = loop.evaluated
 
-    def interrupted(run):
+    def interrupted(run, known):
         os.kill(os.getpid(), number)
-        return evaluated(run)
+        return evaluated(run, known)
 
-    monkeypatch.setattr(loop, "_evaluated", interrupted)
+    monkeypatch.setattr(loop, "evaluated", interrupted)
     with pytest.raises(raised):
         train("early", shards, out=tmp_path / "run", alpha=0.0, **EARLY)
     monkeypatch.undo()

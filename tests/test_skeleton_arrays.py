@@ -113,8 +113,8 @@ def test_a_statement_is_needed_where_the_format_has_none_and_refused_where_it_ha
     for values, found in (
         ({"centre_joint": 1}, "give both"),
         ({"array": "x"}, "give both"),
-        ({"centre_joint": -1, "skeleton_fps": 20}, "counted from 0"),
-        ({"centre_joint": 1, "skeleton_fps": NAN}, "give frames per second"),
+        ({"centre_joint": -1, "skeleton_fps": 20}, "the number of a joint is from 0"),
+        ({"centre_joint": 1, "skeleton_fps": NAN}, "a rate in frames a second is from"),
     ):
         with pytest.raises(OptionError, match=found):
             resolve(["vacnn/pool"], StreamSettings.of(values), {"vacnn": "random:0"})

@@ -21,7 +21,7 @@ from kdcache.store.failures import Failure
 from kdcache.store.quantised import Quantised
 from kdcache.store.writer import Committed, Record, commit_shard
 from kdcache.streams.backbone import BackboneStream
-from kdcache.streams.base import Array, ClipData, Payload, Stream
+from kdcache.streams.base import Array, ClipData, ClipSpan, Payload, Stream
 from kdcache.workers import StopFlag
 
 if TYPE_CHECKING:
@@ -192,8 +192,15 @@ def decoded(
             if source.error is not None:  # the network's fault is none of the clip's: without a key, it is tried again
                 yield from (t.failed("fetch", str(source.error))._replace(key="") for t in source.tasks)
                 continue
-            left = dict(enumerate(source.tasks))
-            spans = [replace(task.span, path=source.path) for task in source.tasks]
+            left, spans = dict[int, Task](), list[ClipSpan]()
+            for task in source.tasks:
+                try:
+                    spans.append(replace(task.span, path=source.path))
+                    left[len(left)] = task
+                except ClipError as error:
+                    yield _failure(task, "sample", error)
+            if not spans:
+                continue
             try:
                 if source.path in unit.hashed:
                     yield Hashed((source.path, *signature(source.path)), content_digest(source.path))

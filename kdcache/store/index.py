@@ -5,6 +5,7 @@ It is a convenience: everything in it can be read back from the shards (``kdcach
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,9 @@ def _replace(folder: Path, data: bytes) -> None:
     try:
         replace_index(folder, data)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise StoreError(
-            f"{folder / INDEX}: could not be written ({error.strerror or error}), the old one stands. Free disk space "
+            f"{folder / INDEX}: could not be written ({reason}), the old one stands. Free disk space "
             "or make the folder writable, then run the same command again; no shard is lost."
         ) from error
 
