@@ -149,8 +149,8 @@ def test_a_rate_that_nothing_reads_is_text_and_else_a_failure_of_its_clip(tmp_pa
     (tmp_path / "clips.csv").write_text("source,fps\na.mp4,abc\nb.mp4,25\n")
     rows = read_manifest(tmp_path / "clips.csv")
     assert rows["fps"].tolist() == ["abc", "25"]
-    for name in "ab":
-        write(tmp_path / f"{name}.mp4", pictures(4))
+    for seed, name in enumerate("ab"):
+        write(tmp_path / f"{name}.mp4", pictures(4, seed=seed))
     rows["source"] = [str(tmp_path / name) for name in rows["source"]]
     report = extract(rows, out=tmp_path / "out", streams=["rgb"], allow_absolute=True, bar=False)
     assert report.extracted == 1
