@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 _CHUNK = 2**24  # bytes that are looked at together
 _ROWS = 2**13  # rows of which a column's texts are cut at once
 _LONGEST = 100_000  # characters of a cell; ``csv`` refuses longer ones
+_WIDEST = 64  # bytes of cells that are compared with those before them …
+_RUN = 10  # … where so many on average are alike
+_DIGITS = 9
 _LOOK = 1000  # cells after which is decided whether a column repeats itself
 
 
@@ -30,6 +33,10 @@ class TextTable(Protocol):
 
     def cell(self, column: str, row: int) -> str:
         """One of them."""
+        ...
+
+    def digits(self, column: str) -> NDArray[np.int64] | None:
+        """The cells as whole numbers, -1 where they are empty; ``None`` where that takes looking at each."""
         ...
 
     def fixed(self, column: str, width: int) -> NDArray[np.bytes_]:
@@ -53,6 +60,10 @@ class ListTable:
         """See ``TextTable``."""
         return self._columns[column][row]
 
+    def digits(self, column: str) -> NDArray[np.int64] | None:
+        """See ``TextTable``."""
+        return None
+
     def fixed(self, column: str, width: int) -> NDArray[np.bytes_]:
         """See ``TextTable``."""
         cells = [text.encode() for text in self._columns[column]]
@@ -73,8 +84,20 @@ class PlainTable:
         begins, ends = self._places(column)
         found: list[str] = []
         shared: dict[str, str] | None = None
+        width = int((ends - begins).max(initial=0))
+        runs = 0 < width <= _WIDEST and _RUN * len(self._runs(begins[:_LOOK], ends[:_LOOK], width)) < min(
+            _LOOK, self.rows
+        )
         for first in range(0, self.rows, _ROWS):
             begin, end = begins[first : first + _ROWS], ends[first : first + _ROWS]
+            if runs:
+                starts = self._runs(begin, end, width)
+                cells = [
+                    self.data[a:b].decode() for a, b in zip(begin[starts].tolist(), end[starts].tolist(), strict=True)
+                ]
+                for cell, count in zip(cells, np.diff(starts, append=len(begin)).tolist(), strict=True):
+                    found += [cell] * count
+                continue
             base = int(begin[0])
             piece = self.data[base : int(end[-1])]
             places = zip((begin - base).tolist(), (end - base).tolist(), strict=True)
@@ -88,6 +111,35 @@ class PlainTable:
             if shared is not None:
                 cells = [shared.setdefault(cell, cell) for cell in cells]
             found += cells
+        return found
+
+    def _runs(self, begins: NDArray[np.int64], ends: NDArray[np.int64], width: int) -> NDArray[np.intp]:
+        """Where cells begin that are not as those before them, of cells of at most ``width`` bytes; or a few too many.
+
+        What follows a cell is compared too, so of a column of cells of one length only.
+        """
+        if not len(begins) or begins[-1] + width > len(self.data):
+            return np.arange(len(begins))
+        cells = np.lib.stride_tricks.sliding_window_view(np.frombuffer(self.data, np.uint8), width)[begins]
+        length = ends - begins
+        other = (cells[1:] != cells[:-1]).any(axis=1) | (length[1:] != length[:-1])
+        return np.concatenate([[0], np.flatnonzero(other) + 1])
+
+    def digits(self, column: str) -> NDArray[np.int64] | None:
+        """See ``TextTable``."""
+        begins, ends = self._places(column)
+        length = ends - begins
+        if int(length.max(initial=0)) > _DIGITS:
+            return None
+        data = np.frombuffer(self.data, np.uint8)
+        found = np.zeros(self.rows, np.int64)
+        for place in range(int(length.max(initial=0))):
+            there = np.flatnonzero(length > place)
+            digit = data[begins[there] + place].astype(np.int64) - ord("0")
+            if ((digit < 0) | (digit > 9)).any():
+                return None
+            found[there] = 10 * found[there] + digit
+        found[length == 0] = -1
         return found
 
     def cell(self, column: str, row: int) -> str:

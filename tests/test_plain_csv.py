@@ -41,6 +41,31 @@ def test_the_cells_are_those_of_a_parser(end, last, monkeypatch):
             assert table.fixed(name, width).tolist() == [cell if len(cell) == width else b"" for cell in cells]
 
 
+def test_columns_that_repeat_themselves_and_numbers():
+    rng = random.Random(1)
+    shards = [f"shard-{i // 40:05d}.h5" if i % 333 else "" for i in range(20_000)]  # of one length, or none
+    words = [rng.choice(["a", "bb", "é"]) if i % 100 == 0 else "" for i in range(20_000)]
+    words = [word or words[i // 100 * 100] for i, word in enumerate(words)]
+    numbers = [str(i % 40) if i % 77 else "" for i in range(20_000)]
+    lines = zip(shards, words, numbers, shards, strict=True)
+    table = plain_table(("a,b,n,last\n" + "".join(f"{','.join(line)}\n" for line in lines)).encode())
+    assert table is not None
+    assert (table.texts("a"), table.texts("b"), table.texts("n")) == (shards, words, numbers)
+    assert table.texts("last") == shards
+    assert [table.cell("n", i) for i in (0, 1, 19_999)] == [numbers[i] for i in (0, 1, 19_999)]
+    digits = table.digits("n")
+    assert digits is not None
+    assert digits.tolist() == [int(text) if text else -1 for text in numbers]
+    assert table.digits("a") is None
+
+
+def test_what_is_not_digits_alone_is_no_number():
+    for cell in ("3.0", "-1", "+1", " 1", "1234567890", "1_0", "٣"):
+        table = plain_table(f"a,b\n1,{cell}\n".encode())
+        assert table is not None
+        assert table.digits("b") is None
+
+
 def test_a_header_alone_has_no_rows():
     table = plain_table(b"clip_id,source")
     assert table is not None

@@ -34,7 +34,7 @@ def clips(rows: pd.DataFrame, usable: NDArray[np.bool_], share: float, quiet: bo
     """
     table = clip_table(rows)
     table["split"] = split = assign_splits(table, share, GROUP_COLUMNS, quiet, seed)
-    there = table[ROLE].isin(set(rows["clip_id"][usable]))
+    there = table[ROLE].isin(set(rows["clip_id"][usable].tolist()))
     lost = table.index[~there & split.isin(["train", *HELD_OUT])]
     if len(lost) and not quiet:
         shown = ", ".join(map(str, lost[:3])) + ("…" if len(lost) > 3 else "")

@@ -270,7 +270,7 @@ def open_streams(
     streams: dict[str, InputStream] = {}
     for binding in bindings:
         there = np.logical_and.reduce([cache.indexed(name) for name in binding.streams])
-        known = dict(zip(cache.clips["clip_id"], there.tolist(), strict=True))
+        known = dict(zip(cache.clips["clip_id"].tolist(), there.tolist(), strict=True))
         available = torch.tensor([known[clip] for clip in clip_ids], dtype=torch.bool)
         mask = None if bool(available.all()) else available
         segment, names, follows = binding.inputs[0].segment, None, None

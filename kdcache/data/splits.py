@@ -69,7 +69,7 @@ def named_splits(table: pd.DataFrame) -> pd.Series[str] | None:
     """The split of each row under its usual name, None where the manifest gives none."""
     if "split" not in table or not (table["split"].fillna("") != "").any():
         return None
-    return pd.Series([split_name(s) for s in table["split"].fillna("")], index=table.index, dtype=str)
+    return pd.Series([split_name(s) for s in table["split"].fillna("").tolist()], index=table.index, dtype=str)
 
 
 def assign_splits(
@@ -179,11 +179,13 @@ def encode_examples(table: pd.DataFrame, roles: Sequence[str]) -> Examples:
     classes = label_classes(table)
     if not classes:
         raise OptionError("No example has a label: the manifest needs a label, verb or noun column.")
-    clip_ids = sorted({str(c) for role in roles for c in table[role].dropna()})
+    clip_ids = sorted({str(c) for role in roles for c in table[role].dropna().tolist()})
     row_of = {clip: row for row, clip in enumerate(clip_ids)}
     splits: dict[str, Split] = {}
     for split, part in table.groupby("split", sort=True):
-        rows = {s: torch.tensor([row_of.get(c, -1) if isinstance(c, str) else -1 for c in part[s]]) for s in roles}
+        rows = {
+            s: torch.tensor([row_of.get(c, -1) if isinstance(c, str) else -1 for c in part[s].tolist()]) for s in roles
+        }
         labels = {t: class_indices(part[t], classes[t]) for t in classes}
         splits[str(split)] = Split([str(name) for name in part.index], rows, labels)
     _check(splits, classes)

@@ -63,7 +63,7 @@ def incomparable(streams: Sequence[Stream]) -> list[str]:
 
 def unknown_parts(rows: pd.DataFrame, streams: Sequence[Stream]) -> list[str]:
     """One sentence for each cross-fitted stream none of whose parts' clips is in a manifest that trains."""
-    here = set(rows["clip_id"])
+    here = set(rows["clip_id"].tolist())
     trains = "split" not in rows or bool((rows["split"] == TRAIN).any())
     return [
         f"{name}: the networks were cross-fitted on clips of which none is in this manifest, so that the one of all "

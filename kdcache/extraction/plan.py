@@ -77,6 +77,8 @@ class Plan:
     """Clips that failed before and have not changed; ``--retry-failed`` takes them up again."""
     aliases: dict[str, list[Task]] = field(default_factory=dict)
     """clip_id → further clips of the same source and span: computed once, indexed under each name."""
+    index: str = ""
+    """SHA-256 of the index that has all of this as it is."""
     clips: int = 0
     cached: int = 0
     bytes: int = 0

@@ -37,8 +37,10 @@ from kdcache.store import clean, scan
 from kdcache.store.failures import FILE, Failure, load_failures, update_failures
 from kdcache.store.fitted import save_fitted, save_parts
 from kdcache.store.index import refuse_other_classes, update_index
+from kdcache.store.index_changes import untouched
 from kdcache.store.indexed import Indexed, PlacesByKey
 from kdcache.store.scan import Origins
+from kdcache.store.set_aside import places_set_aside
 from kdcache.streams.base import Stream
 from kdcache.streams.registry import resolve
 from kdcache.streams.settings import StreamSettings
@@ -276,6 +278,8 @@ def _plan(
     left, sources = rows[~done], sources[~done]
     known = [] if index is None or done.all() else [name for name in names if name in index.streams]
     first = plan({name: PlacesByKey(index, name) for name in known if index is not None})
+    if index is not None and done.all() and untouched(index, rows, first.located, {}, places_set_aside(out)):
+        first.index = index.digest
     del index  # of a million clips it has hundreds of megabytes
     # The index may lag behind the shards (a run was killed): only when something seems missing are they looked into.
     found = plan(scan(out, names)) if first.units else first
@@ -314,7 +318,7 @@ class ExtractionRun:
         self._located = plan.located
         self._failures = {f.clip_id: f for f in (*plan.skipped, *plan.unreadable)}
         planned = [task.clip_id for unit in plan.units for task in unit.tasks]
-        self._judged = set(rows["clip_id"]).difference(planned, *(self._names(clip) for clip in planned))
+        self._judged = set(rows["clip_id"].tolist()).difference(planned, *(self._names(clip) for clip in planned))
         self._contents: dict[tuple[str, int, int], str] = {}
         self._next_save = 0.0
         self._bar = progress("extract", plan.tasks, "clips", shown=bar and plan.tasks > 0)
@@ -383,4 +387,4 @@ class ExtractionRun:
         clean(self._report.out)  # of workers that died
         self._report.failures = list(self._failures.values())
         self._save_lists()
-        update_index(self._report.out, self._rows, self._located, self._plan.missing)
+        update_index(self._report.out, self._rows, self._located, self._plan.missing, self._plan.index)

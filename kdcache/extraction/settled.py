@@ -39,15 +39,14 @@ def settled(
     none = np.zeros(len(rows), bool)
     if not {s.name for s in streams} <= set(index.streams):
         return none
-    place = pd.Index(index.table.texts("clip_id")).get_indexer(pd.Index(rows["clip_id"]))
+    place = index.rows_of(rows["clip_id"])
     same = place >= 0
     if not same.any():
         return none
-    before = index.table.texts("source")
+    before = index.column("source").tolist()
     same &= [i >= 0 and before[i] == s for i, s in zip(place.tolist(), rows["source"].tolist(), strict=True)]
-    times = index.frame(_SPAN)
     for column in _SPAN:
-        a, b = times[column].to_numpy()[place], rows[column].to_numpy()
+        a, b = np.asarray(index.column(column), float)[place], rows[column].to_numpy()
         same &= (a == b) | (np.isnan(a) & np.isnan(b))
     for stream in streams:
         same &= index.usable(stream.name)[place]

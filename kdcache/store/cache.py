@@ -75,7 +75,7 @@ class Cache:
     @functools.cached_property
     def _number(self) -> dict[str, int]:
         """clip_id → row of ``clips``."""
-        return {clip: i for i, clip in enumerate(self.clips["clip_id"])}
+        return {clip: i for i, clip in enumerate(self.clips["clip_id"].tolist())}
 
     def recipe(self, stream: str) -> Recipe:
         """The recipe that all clips of a stream share.

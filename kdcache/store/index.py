@@ -21,7 +21,7 @@ from kdcache.manifest_numbers import INTEGERS, TIMES
 from kdcache.plain_csv import PlainTable
 from kdcache.store.commit import shard_files
 from kdcache.store.index_changes import Located, untouched
-from kdcache.store.index_digest import INDEX, replace_index
+from kdcache.store.index_digest import INDEX, listed_digest, replace_index
 from kdcache.store.indexed import PARTS, Indexed, Place, PlacesByKey, index_exists, indexed_streams, location_columns
 from kdcache.store.layout import Entry, StrPath
 from kdcache.store.lock import locked
@@ -69,7 +69,11 @@ def load_places(folder: StrPath, streams: Sequence[str]) -> Places:
 
 
 def update_index(
-    folder: StrPath, rows: pd.DataFrame, located: Located, missing: Mapping[str, Mapping[str, str]] | None = None
+    folder: StrPath,
+    rows: pd.DataFrame,
+    located: Located,
+    missing: Mapping[str, Mapping[str, str]] | None = None,
+    unchanged: str = "",
 ) -> None:
     """Merge manifest rows and locations into the index, atomically and under the folder's lock.
 
@@ -85,6 +89,7 @@ def update_index(
         missing: stream → clip_id → key of arrays that are wanted and may not be there: where the index points to an
             array of another key (an older recipe, another content of the source) it forgets it, so that what is
             wanted now is never mixed with what was wanted before.
+        unchanged: SHA-256 of an index of which is known that nothing of this call would change it.
 
     Raises:
         StoreError: the index cannot be written; the old one stands.
@@ -93,6 +98,8 @@ def update_index(
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows.drop(columns=location_columns(list(rows.columns)))
     with locked(folder):
+        if unchanged and listed_digest(folder) == unchanged:
+            return
         before = Indexed.of(folder)
         there, aside = {p.name for p in shard_files(folder)}, places_set_aside(folder)
         usable = {

@@ -30,7 +30,7 @@ def untouched(
     """
     if not set(rows.columns) <= set(index.table.names) or not located.keys() <= set(index.streams):
         return False
-    place = pd.Index(index.table.texts("clip_id")).get_indexer(pd.Index(rows["clip_id"]))
+    place = index.rows_of(rows["clip_id"])
     if not all(_same(index, column, rows[column], place) for column in rows.columns):
         return False
     asked = set(index.streams).intersection(s for at in (located, missing) for s, clips in at.items() if clips)
@@ -49,7 +49,7 @@ def untouched(
 def _same(index: Indexed, column: str, new: pd.Series[Any], place: np.ndarray[Any, Any]) -> bool:
     """Whether a column has the cells that it had, in the rows that were there."""
     known = place >= 0
-    old = index.frame([column])[column]
+    old = pd.Series(index.column(column))
     if column in TIMES:
         a, b = old.to_numpy(float)[place[known]], new.to_numpy(float)[known]
         return bool(((a == b) | (np.isnan(a) & np.isnan(b))).all())

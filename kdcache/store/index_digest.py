@@ -26,19 +26,25 @@ def check_index(folder: Path) -> None:
     sealed_index(folder)
 
 
-def sealed_index(folder: Path) -> tuple[bytes, bool]:
-    """The bytes of the index, held against its digest, and whether it has one; an index that is not there is empty.
+def sealed_index(folder: Path) -> tuple[bytes, str]:
+    """The bytes of the index, held against its digest, and this, empty where there is none.
 
     Raises:
         StoreError: it is not what kdcache wrote; says how to keep it and how to rebuild it.
     """
     index, listed, fits = matching_pair(lambda name: _read(folder / name))
     if fits:
-        return index or b"", listed is not None and index is not None
+        return index or b"", hashlib.sha256(index).hexdigest() if index and listed is not None else ""
     raise StoreError(
         f"{folder / INDEX}: has changed since kdcache wrote it ({DIGEST}): if you edited it, `kdcache reindex {folder} "
         f"--keep-edits` takes it as it is; if not, `kdcache reindex {folder}` rebuilds it from the shards."
     )
+
+
+def listed_digest(folder: Path) -> str:
+    """The digest that the index should have; empty where none is listed, or the index is being replaced."""
+    listed = _digests(_read(folder / DIGEST) or b"")
+    return listed[0] if len(listed) == 1 else ""
 
 
 def matching_pair(read: Callable[[str], bytes | None]) -> tuple[bytes | None, bytes | None, bool]:

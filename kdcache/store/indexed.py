@@ -47,10 +47,13 @@ def location_columns(columns: Sequence[str]) -> list[str]:
 class Indexed:
     """The index of a cache as it was when it was opened; ``table`` are its cells."""
 
-    def __init__(self, path: Path, table: TextTable) -> None:
+    def __init__(self, path: Path, table: TextTable, digest: str = "") -> None:
         self.path = path
+        self.digest = digest
+        """SHA-256 of the file, where kdcache has listed it."""
         self.table = table
         self.rows = table.rows
+        self._kept: dict[str, Any] = {}
         self.streams = indexed_streams(table.names)
         columns = set(table.names)
         for stream in {c.rpartition(":")[0] for c in columns if c.rpartition(":")[2] in PARTS}:
@@ -69,11 +72,11 @@ class Indexed:
         path = Path(folder) / INDEX
         if not index_exists(path):
             return None
-        data, sealed = (b"", False) if edited else sealed_index(path.parent)
-        table: TextTable | None = plain_table(data) if sealed else None
+        data, digest = (b"", "") if edited else sealed_index(path.parent)
+        table: TextTable | None = plain_table(data) if digest else None
         if table is None or not set(REQUIRED) <= set(table.names):
             table = ListTable(text_columns(read_manifest(path, allow_absolute=True, complete=True)))  # not opened
-        return cls(path, table)
+        return cls(path, table, digest)
 
     @property
     def plain(self) -> PlainTable | None:
@@ -82,9 +85,18 @@ class Indexed:
 
     def frame(self, columns: Sequence[str]) -> pd.DataFrame:
         """Some columns, dtypes as ``load_index`` gives them."""
-        return pd.DataFrame({column: self._column(column) for column in columns})
+        return pd.DataFrame({column: self.column(column) for column in columns})
 
-    def _column(self, column: str) -> Any:
+    def column(self, column: str) -> Any:
+        """One of them; those of the manifest are kept."""
+        if column not in self._kept:
+            made = self._made(column)
+            if column.rpartition(":")[0] in self.streams:
+                return made
+            self._kept[column] = made
+        return self._kept[column]
+
+    def _made(self, column: str) -> Any:
         stream, _, part = column.rpartition(":")
         if part == "row" and stream in self.streams:
             numbers = self.numbers(stream)
@@ -99,6 +111,11 @@ class Indexed:
             raise ManifestError(str(self.path), [f"line {number}: {text}" for number, text in problems])
         return values
 
+    def rows_of(self, clip_ids: pd.Series[str]) -> NDArray[np.intp]:
+        """Which row each clip has, -1 for one that is not there."""
+        known, asked = self.column("clip_id").tolist(), clip_ids.tolist()
+        return np.arange(self.rows) if known == asked else pd.Index(known, dtype=object).get_indexer(asked)
+
     def shards(self, stream: str) -> list[str]:
         """Of each row the shard that holds the stream's array, empty where none does."""
         names = self.table.texts(f"{stream}:shard")
@@ -112,6 +129,8 @@ class Indexed:
 
         ``3.0`` is what spreadsheets and pandas make of 3 beside empty cells.
         """
+        if (quick := self.table.digits(f"{stream}:row")) is not None:
+            return quick
         texts = self.table.texts(f"{stream}:row")
         distinct = set(texts)
         for text in sorted(distinct):
