@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py --clips 10000,100000
 
-Each step runs in a process of its own, on a synthetic manifest of two streams and 100 clips a source: seconds, seconds
+Each step runs in a process of its own, on a synthetic manifest of two streams: seconds, seconds
 of processor time (on a machine that others use these count), and the peak memory of the process with its libraries.
 Sources are files of a few bytes, of which planning looks at names, sizes and times alone. One shard of 1,000 clips is
 real; the others are further names of it, so opening one costs what it costs, and the index says what a full extraction
@@ -40,25 +40,25 @@ from kdcache.streams.settings import StreamSettings
 
 STREAMS = ["i3d-flow/mixed4a", "i3d-rgb/mixed4a"]
 WEIGHTS = {"i3d-rgb": "random:0", "i3d-flow": "random:0"}
-A_SOURCE, A_SHARD, NEW = 100, 1000, 1000  # clips of a source, of a shard, and those that are added or trained on
+A_SHARD, NEW = 1000, 1000  # clips of a shard, and those that are added or trained on
 SHAPE = (1, 4, 2, 2, 2)  # of an array: small, for none is read but the digests of one shard
 
 
-def prepare(folder: Path, clips: int) -> None:
+def prepare(folder: Path, clips: int, a_source: int) -> None:
     """A manifest, its sources, and the cache of all its clips."""
     root, out = folder / "videos", folder / "out"
     root.mkdir()
     out.mkdir()
     number = np.arange(clips)
-    names = [f"{i:06d}.mp4" for i in range(-(-clips // A_SOURCE))]
+    names = [f"{i:06d}.mp4" for i in range(-(-clips // a_source))]
     for i, name in enumerate(names):
         (root / name).write_bytes(i.to_bytes(4, "little") * 16)
     prints, _ = fingerprint_sources(names, Roots.of(root), out / "sources.csv")
     rows = {
         "clip_id": [f"clip-{i:07d}" for i in range(clips)],
-        "source": [names[i // A_SOURCE] for i in range(clips)],
-        "start_s": (number % A_SOURCE * 2.0).tolist(),
-        "stop_s": (number % A_SOURCE * 2.0 + 32 / 30).tolist(),
+        "source": [names[i // a_source] for i in range(clips)],
+        "start_s": (number % a_source * 2.0).tolist(),
+        "stop_s": (number % a_source * 2.0 + 32 / 30).tolist(),
         "label": (number % 125).tolist(),
         "split": ["train" if i < 0.8 * NEW else "test" if i < NEW else "pretraining" for i in range(clips)],
     }
@@ -156,11 +156,11 @@ def step(name: str, folder: Path) -> None:
     print(json.dumps({"seconds": round(seconds, 2), "processor s": round(processor, 2), "peak MiB": round(peak)}))
 
 
-def measure(counts: list[int], keep: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def measure(counts: list[int], a_source: int, keep: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """All steps at each size."""
     for clips in counts:
         with tempfile.TemporaryDirectory() as folder:
-            prepare(Path(folder), clips)
+            prepare(Path(folder), clips, a_source)
             for name in STEPS:
                 command = [sys.executable, __file__, "--step", name, "--folder", folder]
                 figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -187,6 +187,7 @@ def main() -> None:
     """Measure, print, and with ``--write`` store and draw."""
     parser: argparse.ArgumentParser = options("scale", __doc__ or "")
     parser.add_argument("--clips", default="10000,100000,1000000", help="sizes of the cache, with commas between")
+    parser.add_argument("--clips-a-source", type=int, default=100, help="default 100; 1 as in Kinetics")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -194,7 +195,8 @@ def main() -> None:
         step(given.step, given.folder)
         return
     figures: dict[str, Any] = {}
-    run("scale", measure([int(n) for n in given.clips.split(",")], figures), given)
+    sizes = [int(n) for n in given.clips.split(",")]
+    run("scale", measure(sizes, given.clips_a_source, figures), given)
     if given.write:
         draw(figures, RESULTS / "scale.png")
 

@@ -8,20 +8,21 @@ than remembered, all its bytes are hashed again: other bytes under a fingerprint
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kdcache.csv_text import BrokenTable, read_table, table_text
+from kdcache.csv_text import BrokenTable, read_columns, table_text
 from kdcache.errors import KdcacheError, RemoteError, SourceError
 from kdcache.extraction.remote_sources import Signature, remote_fingerprints
 from kdcache.files import atomic
 from kdcache.log import logger
 from kdcache.progress import counted
 from kdcache.roots import Roots
-from kdcache.sources import SourceCache, content_digest, find, fingerprint, signature
+from kdcache.sources import Finder, SourceCache, content_digest, fingerprint, signature
 from kdcache.store.lock import locked
 
 FILE = "sources.csv"
@@ -113,11 +114,11 @@ def _local(
     found: dict[str, str | KdcacheError] = {}
     paths: dict[str, str] = {}
     fresh: dict[str, Look] = {}
+    finder = Finder(roots)
     for source in counted("fingerprints", sources, "sources"):
         try:
-            path = find(roots, source)
-            paths[source] = str(path)
-            place = (str(path), *signature(path))
+            path = paths[source] = finder.find(source)
+            place = (path, *signature(path))
             if place in known and not rehash:
                 found[source] = known[place].fingerprint
             else:
@@ -181,17 +182,18 @@ def _other(sampled: str, content: str) -> str:
 def load_memory(memory: Path) -> dict[Signature, Look]:
     """What is remembered; of a file that cannot be read, nothing, for everything in it can be had again."""
     try:
-        rows = read_table(memory, _NEEDED)
-        looks = [
-            Look(row["path"], int(row["size"]), int(row["mtime_ns"]), row["fingerprint"], row.get("content", ""))
-            for row in rows
-        ]
+        columns = read_columns(memory, _NEEDED)
+        none = [""] * len(columns["path"])
+        path, size, changed, one = (columns[name] for name in _NEEDED)
+        each = zip(path, map(int, size), map(int, changed), one, columns.get("content", none), strict=True)
+        looks = list(itertools.starmap(Look, each))
     except FileNotFoundError:
         return {}
     except (BrokenTable, ValueError) as error:
         logger.warning("%s: %s; it is written anew", memory, error)
         return {}
-    whole = [look for look, row in zip(looks, rows, strict=True) if row.get("check", "") in ("", _check(look))]
+    checks = columns.get("check", none)
+    whole = [look for look, check in zip(looks, checks, strict=True) if not check or check == _check(look)]
     return {look.place: look for look in whole}
 
 

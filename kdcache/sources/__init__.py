@@ -9,10 +9,11 @@ from kdcache.sources.base import Source, SourceInfo
 from kdcache.sources.content import content_digest, signature
 from kdcache.sources.fetched import SourceCache, at_hand, remote_fingerprint
 from kdcache.sources.opening import DECODERS, check, open_source
-from kdcache.sources.paths import find, fingerprint, inside
+from kdcache.sources.paths import Finder, find, fingerprint, inside
 
 __all__ = [
     "DECODERS",
+    "Finder",
     "Source",
     "SourceCache",
     "SourceInfo",

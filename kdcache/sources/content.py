@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 
 from kdcache.errors import SourceError
 
@@ -38,8 +39,8 @@ def signature(path: str | os.PathLike[str]) -> tuple[int, int]:
         OSError: there is no such file.
     """
     name = os.fspath(path)
-    if not os.path.isdir(name):
-        state = os.stat(name)
+    state = os.stat(name)
+    if not stat.S_ISDIR(state.st_mode):
         return state.st_size, state.st_mtime_ns
     entries = _entries(name)
     digest = hashlib.sha256(repr(entries).encode(errors="surrogateescape")).digest()

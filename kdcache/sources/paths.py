@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,6 +42,30 @@ def _resolved(path: Path) -> Path:
         reason = getattr(error, "strerror", None) or "links that lead to themselves"
         raise SourceError(f"{path}: no path that can be followed ({reason}); correct it.") from error
     return resolved
+
+
+class Finder:
+    """``find`` for many sources, as text: folders are resolved once, files only where they are links."""
+
+    def __init__(self, roots: Roots) -> None:
+        self._roots = roots
+        self._folders: dict[str, str] = {}
+
+    def find(self, source: str) -> str:
+        """See ``find``."""
+        folder, _, name = source.rpartition("/")
+        if len(self._roots.folders) != 1 or os.path.isabs(source) or name in ("", ".", ".."):
+            return str(find(self._roots, source))
+        try:
+            if folder not in self._folders:
+                self._folders[folder] = str(inside(self._roots.folders[0], folder or "."))
+            path = os.path.join(self._folders[folder], name)
+            plain = not stat.S_ISLNK(os.lstat(path).st_mode)
+        except FileNotFoundError:
+            return path
+        except (OSError, ValueError, SourceError):
+            plain = False
+        return path if plain else str(find(self._roots, source))
 
 
 def find(roots: Roots, source: str) -> Path:
