@@ -227,7 +227,7 @@ def _merge(
         if column in rows.columns:
             values[place] = rows[column].to_numpy(object)
         merged[column] = values
-    numbers = {clip: i for i, clip in enumerate(ids)} if located else {}
+    numbers = {clip: i for i, clip in enumerate(ids)} if located or missing else {}
     for stream in streams:
         stale = moved.copy()
         if f"{stream}:key" in old.columns:
