@@ -98,7 +98,7 @@ def update_index(
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows.drop(columns=location_columns(list(rows.columns)))
     with locked(folder):
-        if unchanged and listed_digest(folder) == unchanged:
+        if unchanged and listed_digest(folder) == unchanged and index_exists(folder / INDEX):
             return
         before = Indexed.of(folder)
         there, aside = {p.name for p in shard_files(folder)}, places_set_aside(folder)
