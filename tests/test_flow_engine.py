@@ -18,6 +18,7 @@ from kdcache.motion.tv_l1 import TVL1Params
 from kdcache.motion.tv_l1.opencv import _solver
 from kdcache.recipe import by_any_means
 from kdcache.store import load_index
+from kdcache.store.describe import describe, inspect
 from kdcache.store.failures import load_failures
 from kdcache.streams.registry import resolve, restore
 from kdcache.streams.settings import StreamSettings
@@ -89,6 +90,8 @@ def test_flow_is_computed_where_the_run_is_and_found_by_runs_elsewhere(root, cal
     assert calls == [("cpu", None), ("torch", "cuda:1")]
     assert lengths(root, "a", "b") == [1, 2]
     assert origins(root, "a", "b") == ["cpu", "torch"]
+    assert describe(root / "out").flow_engines == {"cpu": 1, "torch": 1}
+    assert "engines of flow" in inspect(root / "out")
     assert load_index(root / "out")["flow:key"].notna().all()
 
 
@@ -130,6 +133,21 @@ def test_cached_flow_is_that_of_the_engine_of_the_device(root, device):
     expected = tvl1_pairs(gray[:-1], gray[1:], engine, **where).astype(np.float16)
     np.testing.assert_array_equal(Cache(root / "out").read("flow", ["a"])[0], expected)
     assert run(root, "all", device="cpu") == (2, 0)
+
+
+@pytest.mark.gpu
+def test_flow_of_decoding_processes_is_that_of_one_process(root, tmp_path):
+    """Each has its own context on the GPU; flow as bytes, and features of a network that reads it."""
+    name = "i3d-flow/mixed4a"
+    common = {"weights": {"i3d-flow": "random:0"}, "frames": 2, "size": 64, "device": "cuda", "bar": False}
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        assert extract(root / "all.csv", root, out, ["flow", name], workers=workers, **common).extracted == 2
+    one, two = (Cache(tmp_path / str(workers)) for workers in (1, 2))
+    for clip in "ab":
+        np.testing.assert_array_equal(one.read("flow", [clip])[0], two.read("flow", [clip])[0])
+        np.testing.assert_allclose(one.read(name, [clip])[0], two.read(name, [clip])[0], rtol=1e-2, atol=1e-3)
+    assert describe(tmp_path / "2").flow_engines == {"torch": 2}
 
 
 def test_a_broken_gpu_is_no_fault_of_the_clip(root, machine, monkeypatch):

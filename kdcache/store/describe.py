@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from kdcache.errors import StoreError
-from kdcache.recipe import Recipe, canonical
+from kdcache.recipe import FLOW_ENGINE, Recipe, canonical
 from kdcache.store.commit import is_shard_name, shard_files
 from kdcache.store.failures import FILE as FAILURES
 from kdcache.store.failures import Failure, load_failures
@@ -70,6 +70,8 @@ class CacheDescription:
     """Of a folder: arrays that ``verify --repair`` took out of use."""
     cross_fitted: dict[str, list[int]] = field(default_factory=dict)
     """Of a folder: digest of the recipe of each stream of cross-fitted weights → clips of each of their parts."""
+    flow_engines: dict[str, int] = field(default_factory=dict)
+    """Clips by the engine that computed their flow, where that was noted."""
 
     def __str__(self) -> str:
         head = f"{self.path}: {self.format}, {self.shards} shard(s), {self.clips} clip(s), {size(self.bytes)}"
@@ -79,7 +81,10 @@ class CacheDescription:
         if self.cross_fitted:
             lines += ["", "cross-fitted (the network that was fitted without a part computes its clips)"]
             lines += [f"  {digest} {names[digest]}: {_in_parts(its)}" for digest, its in self.cross_fitted.items()]
-        lines += ["", "decoders", *_counted(self.decoders), "", "libraries", *_counted(self.libraries)]
+        lines += ["", "decoders", *_counted(self.decoders)]
+        if self.flow_engines:
+            lines += ["", "engines of flow", *_counted(self.flow_engines)]
+        lines += ["", "libraries", *_counted(self.libraries)]
         if self.failures:
             lines += ["", f"failures ({len(self.failures)}, all in {FAILURES})"]
             lines += [f"  {f.clip_id} ({f.stage}): {f.reason}" for f in self.failures[:SHOWN_FAILURES]]
@@ -125,6 +130,7 @@ def describe(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda rec
         raise StoreError(f"{path}: no shards here; name a shard or a folder that `kdcache extract` has filled.")
     quantised = any(stored.packing is not None for shard, _ in opened for stored in shard.streams.values())
     recipes = {stored.recipe: shard.recipes[name] for shard, _ in opened for name, stored in shard.streams.items()}
+    decoders, flow_engines = _computed_by(opened)
     return CacheDescription(
         path=path,
         format=QUANTISED_FORMAT if quantised else FORMAT,
@@ -133,11 +139,12 @@ def describe(path: StrPath, axes_of: Callable[[Recipe], str | None] = lambda rec
         bytes=sum(shard.size for shard, _ in opened),
         streams=_streams(opened, axes_of),
         recipes=dict(sorted(recipes.items())),
-        decoders=dict(sorted(_decoders(opened).items())),
+        decoders=decoders,
         libraries=dict(sorted(_libraries(opened).items())),
         failures=load_failures(path) if path.is_dir() else [],
         set_aside=len(load_set_aside(path)) if path.is_dir() else 0,
         cross_fitted=_cross_fitted(path, recipes) if path.is_dir() else {},
+        flow_engines=flow_engines,
     )
 
 
@@ -184,12 +191,15 @@ def _streams(opened: Opened, axes_of: Callable[[Recipe], str | None]) -> list[St
     return found
 
 
-def _decoders(opened: Opened) -> Counter[str]:
-    return Counter(
-        str(origin.get("decoder", "not recorded"))
-        for shard, tables in opened
-        for origin in objects(shard.path, tables, "origin")
-    )
+def _computed_by(opened: Opened) -> tuple[dict[str, int], dict[str, int]]:
+    """Clips by decoder, and by engine of flow."""
+    decoders, engines = Counter[str](), Counter[str]()
+    for shard, tables in opened:
+        for origin in objects(shard.path, tables, "origin"):
+            decoders[str(origin.get("decoder", "not recorded"))] += 1
+            if FLOW_ENGINE in origin:
+                engines[str(origin[FLOW_ENGINE])] += 1
+    return dict(sorted(decoders.items())), dict(sorted(engines.items()))
 
 
 def _libraries(opened: Opened) -> Counter[str]:
