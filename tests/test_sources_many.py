@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from kdcache.csv_text import read_columns, read_table, table_text
 from kdcache.errors import SourceError
 from kdcache.roots import Roots
-from kdcache.sources import Finder, find
+from kdcache.sources import Finder, find, signature
 
 
 @pytest.fixture
@@ -76,9 +74,16 @@ def test_many_are_found_as_each_alone(tree, names, absolute):
             return error
 
     for source in [*SOURCES, *SOURCES]:  # also once folders are known
-        one, other = answer(lambda: find(roots, source)), answer(lambda: finder.find(source))  # noqa: B023
+        one, other = answer(lambda: find(roots, source)), answer(lambda: finder.find(source)[0])  # noqa: B023
         assert (type(one), str(one)) == (type(other), str(other)), source
-    assert os.path.samefile(tree / "also", tree / "videos")
+
+
+def test_what_is_no_link_comes_with_what_the_system_says_of_it(tree):
+    finder = Finder(Roots.of(tree / "videos"))
+    for source, known in (("one.mp4", True), ("b/two.mp4", True), ("a", True), ("link.mp4", False), ("no.mp4", False)):
+        path, state = finder.find(source)
+        assert (state is not None) == known
+        assert state is None or signature(path, state) == signature(path)
 
 
 @pytest.mark.parametrize("path", ["a.mp4", "=a.mp4", "'=a", "a,b.mp4", 'a"b', "é\n.mp4"])

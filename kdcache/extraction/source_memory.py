@@ -117,8 +117,9 @@ def _local(
     finder = Finder(roots)
     for source in counted("fingerprints", sources, "sources"):
         try:
-            path = paths[source] = finder.find(source)
-            place = (path, *signature(path))
+            path, state = finder.find(source)
+            paths[source] = path
+            place = (path, *signature(path, state))
             if place in known and not rehash:
                 found[source] = known[place].fingerprint
             else:

@@ -51,21 +51,21 @@ class Finder:
         self._roots = roots
         self._folders: dict[str, str] = {}
 
-    def find(self, source: str) -> str:
-        """See ``find``."""
+    def find(self, source: str) -> tuple[str, os.stat_result | None]:
+        """See ``find``; with what the system says of it where it was asked."""
         folder, _, name = source.rpartition("/")
         if len(self._roots.folders) != 1 or os.path.isabs(source) or name in ("", ".", ".."):
-            return str(find(self._roots, source))
+            return str(find(self._roots, source)), None
         try:
             if folder not in self._folders:
                 self._folders[folder] = str(inside(self._roots.folders[0], folder or "."))
             path = os.path.join(self._folders[folder], name)
-            plain = not stat.S_ISLNK(os.lstat(path).st_mode)
+            state = os.lstat(path)
         except FileNotFoundError:
-            return path
+            return path, None
         except (OSError, ValueError, SourceError):
-            plain = False
-        return path if plain else str(find(self._roots, source))
+            return str(find(self._roots, source)), None
+        return (str(find(self._roots, source)), None) if stat.S_ISLNK(state.st_mode) else (path, state)
 
 
 def find(roots: Roots, source: str) -> Path:
