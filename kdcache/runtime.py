@@ -35,6 +35,24 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", int(number or 0))
 
 
+def resolve_devices(names: str) -> list[str]:
+    """The devices of an extraction: ``auto`` is all GPUs, or ``cpu``; several GPUs are separated by commas.
+
+    Raises:
+        OptionError: an unknown device, one that is named twice, or the CPU beside a GPU.
+        DeviceError: one that is not there.
+    """
+    if names == "auto":
+        import torch
+
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return [f"cuda:{number}" for number in range(there)] or ["cpu"]
+    found = [str(resolve_device(name.strip())) for name in names.split(",")]
+    if len(set(found)) < len(found) or ("cpu" in found and len(found) > 1):
+        raise OptionError(f"device={names}: name each GPU once, as in cuda:0,cuda:1, or take cpu alone.")
+    return found
+
+
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -163,7 +163,7 @@ class _Worker(Generic[UnitT, EventT]):
         self.pipe, child = context.Pipe()
         arguments = (child, number, work, interruptible, stop, logger.getEffectiveLevel())
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
-        with _without_main():
+        with without_main():
             self.process.start()
         child.close()
 
@@ -231,7 +231,7 @@ def _serve(pipe: Connection, number: int, work: bytes, interruptible: bool, stop
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Keep a process that is spawned inside from running the user's script again: it needs nothing of it."""
     script = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

@@ -15,15 +15,17 @@ import torch
 import kdcache
 from kdcache import backbones
 from kdcache.demo.scene import make_dataset
-from kdcache.errors import DeviceError, StoreError
+from kdcache.errors import DeviceError, OptionError, StoreError
 from kdcache.extraction import local as local_module
 from kdcache.extraction import pipeline as pipeline_module
 from kdcache.extraction import run as run_module
 from kdcache.extraction import shelf as shelf_module
 from kdcache.extraction import slots as slots_module
+from kdcache.extraction.device_process import DeviceProcess
 from kdcache.extraction.pipeline import run_pipeline
 from kdcache.extraction.plan import WorkUnit
 from kdcache.extraction.worker import Computed, WorkerConfig
+from kdcache.runtime import kept_threads, resolve_devices
 from kdcache.store import load_places
 from kdcache.store.failures import load_failures
 from kdcache.streams.registry import resolve
@@ -266,3 +268,63 @@ def test_networks_on_a_gpu_are_fed_by_decoding_processes(device, name, expected,
     config = WorkerConfig(tmp_path, tuple(streams), device, None, 1, None)
     local_module.run_units([WorkUnit((name,), ())], config, 1, taken.append, StopFlag())
     assert taken == [expected]
+
+
+def test_several_devices_share_the_decoders(dataset, serial, tmp_path, processes, monkeypatch):
+    """Each is driven by a process; here both compute on the CPU."""
+    monkeypatch.setattr(run_module, "resolve_devices", lambda names: ["cpu", "cpu"])
+    report = extract(dataset, tmp_path, workers=1, batch=2)
+    assert (report.extracted, report.failures) == (12, [])
+    assert digests(tmp_path) == serial
+    assert len(report.shards) == 2  # of each device one
+
+
+def test_a_device_whose_process_dies_ends_the_run(dataset, tmp_path, processes, monkeypatch):
+    monkeypatch.setattr(run_module, "resolve_devices", lambda names: ["cpu", "cpu"])
+    real = DeviceProcess.put
+
+    def kill(self, message):
+        real(self, message)
+        self._process.kill()
+
+    monkeypatch.setattr(DeviceProcess, "put", kill)
+    with pytest.raises(DeviceError, match="the process that drives it has died"):
+        extract(dataset, tmp_path)
+    assert load_failures(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "expected"),
+    [
+        (2, "auto", ["cuda:0", "cuda:1"]),
+        (0, "auto", ["cpu"]),
+        (2, "cuda", ["cuda:0"]),
+        (2, "cuda:1, cuda:0", ["cuda:1", "cuda:0"]),
+        (2, "cpu", ["cpu"]),
+    ],
+)
+def test_devices_of_an_extraction(there, asked, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    assert resolve_devices(asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [("cuda:0,cuda:0", OptionError), ("cpu,cuda:0", OptionError), ("cuda:2", DeviceError)],
+)
+def test_devices_that_cannot_be_had_together(asked, error, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(error, match="device="):
+        resolve_devices(asked)
+
+
+def test_workers_without_networks_are_spread_over_the_devices(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(local_module, "run_unit", lambda unit, config, *rest: seen.append(config.device))
+    config = WorkerConfig(tmp_path, (), "cuda:0,cuda:1", None, 1, None)
+    with kept_threads():
+        for worker in range(3):
+            local_module.ExtractionWork(config).start(worker)(WorkUnit((), ()), seen.append, StopFlag())
+    assert seen == ["cuda:0", "cuda:1", "cuda:0"]

@@ -52,7 +52,7 @@ from kdcache.streams.settings import StreamSettings
 @field_options(StreamSettings)
 @click.option("--codec", type=click.Choice(["zstd"]), help="Compress shards.  [default: none, the fastest to read]")
 @cluster_options
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", show_default=True, help="auto (all GPUs), cpu, cuda or cuda:N,…")
 @click.option("--batch", type=click.IntRange(1), help="Segments a backbone takes at once.")
 @click.option("--part", metavar="I/N", help="Do the I-th of N parts of the work (job arrays).")
 @click.option(

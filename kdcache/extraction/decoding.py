@@ -64,7 +64,9 @@ class DecodingWork:
             known_here(self.networks)
         cv2.setNumThreads(self.config.threads)
         writer = None if self.slots is None else SlotWriter(self.slots, worker)
-        return lambda unit, emit, stop: decode_unit(unit, self.config, writer, emit, stop)
+        configs = self.config.of_each_device()
+        config = configs[worker % len(configs)]  # flow is computed on it
+        return lambda unit, emit, stop: decode_unit(unit, config, writer, emit, stop)
 
 
 def decode_unit(

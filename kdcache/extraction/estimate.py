@@ -49,7 +49,7 @@ def automatic_workers(workers: int | str, device: str | None = None, streams: Se
     engines = [s.flow_engine for s in streams if isinstance(s, VideoStream) and s.flow_engine is not None]
     flow = any(engine_on(device, engine) != "cpu" for engine in engines)
     if workers == "auto" and flow:
-        return max(1, min(count, free_bytes(resolve_device(device)) // GPU_FLOW_BYTES))
+        return max(1, min(count, sum(free_bytes(resolve_device(one)) // GPU_FLOW_BYTES for one in device.split(","))))
     return count
 
 
@@ -92,8 +92,8 @@ def estimate_seconds(plan: Plan, config: WorkerConfig, workers: int) -> float:
     """Seconds until all workers have finished; nothing is written. Sources that cannot be read cost nothing here.
 
     Two clips are computed with the threads that a worker has. No more workers count than there are cores, however many
-    are asked for, nor more than there are units of work. They share a GPU: its part is not divided among them, and
-    takes place while they decode.
+    are asked for, nor more than there are units of work. They share the GPUs: these have their part divided
+    among themselves, and compute while they decode.
     """
     if not plan.units:
         return 0.0
@@ -101,7 +101,9 @@ def estimate_seconds(plan: Plan, config: WorkerConfig, workers: int) -> float:
         limit_threads(config.threads)
         reading, networks = _seconds_alone(plan, config)
     share = min(workers, cores(), len(plan.units))
-    return (reading + networks) / share if config.device == "cpu" else max(reading / share, networks)
+    return (
+        (reading + networks) / share if config.device == "cpu" else max(reading / share, networks / len(config.devices))
+    )
 
 
 def _seconds_alone(plan: Plan, config: WorkerConfig) -> tuple[float, float]:
@@ -109,7 +111,7 @@ def _seconds_alone(plan: Plan, config: WorkerConfig) -> tuple[float, float]:
     from kdcache.extraction.features import Backbones
 
     reading = networks = 0.0
-    nets = Backbones(config.streams, config.device, config.batch)
+    nets = Backbones(config.streams, config.devices[0], config.batch)
     for names in {unit.streams for unit in plan.units}:
         tasks = [t for unit in plan.units if unit.streams == names for t in unit.tasks]
         streams = [s for s in config.streams if s.name in names]

@@ -36,7 +36,8 @@ class ExtractionWork:
         """See ``kdcache.workers.Work``."""
         from kdcache.extraction.features import Backbones
 
-        config = self.config
+        configs = self.config.of_each_device()
+        config = configs[worker % len(configs)]  # several GPUs: flow without networks
         for path in self.shared:
             await_shared(path)
         if self.networks is not None:

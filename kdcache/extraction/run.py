@@ -29,7 +29,7 @@ from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
 from kdcache.progress import progress
 from kdcache.roots import Root, Roots
-from kdcache.runtime import cores, resolve_device
+from kdcache.runtime import cores, resolve_devices
 from kdcache.sources import SourceCache
 from kdcache.sources.fetched import DEFAULT_GB
 from kdcache.splits import without_splits
@@ -149,7 +149,8 @@ def extract(
             of, or a new one of this machine alone.
         worker_cpus: cores, and threads, of each worker on the cluster; default 1.
         worker_gpus: GPUs of each, which may be a fraction; default 1 where there are any and ``device`` is not ``cpu``.
-        device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or, on this machine, ``cuda:N``.
+        device: ``auto`` (all GPUs, or the CPU where there is none), ``cpu``, ``cuda`` (the first) or, on this machine,
+            ``cuda:N``, several of them separated by commas.
         batch: segments a backbone takes at once; halved when memory runs out. Default: 1 on a CPU, on a GPU by size.
         codec: ``zstd`` compresses shards.
         dry_run: only plan; weights that are missing are reported and not fetched.
@@ -183,7 +184,7 @@ def extract(
         logger.info("%s", note)
     rows = _part(rows, part)
     if device not in ("auto", "cpu") and cluster is None:
-        resolve_device(device)  # a GPU that is not there is an error before any work
+        resolve_devices(device)  # a GPU that is not there is an error before any work
     chosen, lacking = StreamSettings.of(settings), dict[str, str]()
     if dry_run:
         wanted, lacking = resolve_without_weights(streams, chosen, weights)
@@ -203,7 +204,7 @@ def extract(
     if not plan.units:  # an unchanged call needs neither torch nor a cluster
         device, count = "cpu", 1
     elif cluster is None or dry_run:
-        device = str(resolve_device(device))
+        device = ",".join(resolve_devices(device))
         count = min(automatic_workers(count if workers is None else workers, device, wanted), len(plan.units))
     threads = max(1, cores() // count) if cluster is None else cluster.threads
     shown = (plan.sources, len(plan.units), count, threads, device)

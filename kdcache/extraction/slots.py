@@ -62,13 +62,17 @@ class SlotsHandle:
         begin = self.head + slot * self.nbytes + place.offset
         return memory[begin : begin + place.nbytes].view(place.dtype).reshape(place.shape)
 
+    def open(self) -> Slots:
+        """The slots in another process than the one that made them."""
+        return Slots(self, SharedMemory(self.name))
+
 
 class Slots:
-    """The slots of all workers, as the receiving process sees them; to be closed.
+    """The slots of all workers, as a receiving process sees them; to be closed by the one that made them.
 
     Args:
         handle: as ``make_slots`` chose it.
-        memory: which this process made.
+        memory: of them all.
     """
 
     def __init__(self, handle: SlotsHandle, memory: SharedMemory) -> None:

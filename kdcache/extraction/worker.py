@@ -93,6 +93,15 @@ class WorkerConfig:
     sources: SourceCache | None = None
     """Where sources at addresses are fetched into; None where all are local."""
 
+    @property
+    def devices(self) -> list[str]:
+        """Several GPUs are separated by commas."""
+        return self.device.split(",")
+
+    def of_each_device(self) -> list[WorkerConfig]:
+        """The same for each device alone."""
+        return [replace(self, device=device) for device in self.devices]
+
 
 @dataclass
 class ClipInputs:
