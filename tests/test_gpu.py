@@ -29,7 +29,6 @@ from kdcache.streams.settings import StreamSettings
 
 BOUNDS = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 SLOW = ("vol2col", "slow_conv", "im2col")
-CONTROLLED = "PYTORCH_ALLOC_CONF"
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -129,13 +128,16 @@ def extract(videos, out, **options):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("workers", [1, 2])
-def test_extraction_gives_what_it_gives_on_the_cpu(videos, tmp_path, workers):
-    """Under the same keys: the other device finds nothing to do."""
-    report = extract(videos, tmp_path / "gpu", device="cuda", workers=workers)
+@pytest.mark.parametrize("options", [{}, {"workers": 2, "levels": 3, "batch": 4}], ids=["whole clips", "levels"])
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:0,cuda:1"])
+def test_extraction_gives_what_it_gives_on_the_cpu(videos, tmp_path, device, options):
+    """Under the same keys: the other device finds nothing to do. Levels straddle batches."""
+    if device.count("cuda") > torch.cuda.device_count():
+        pytest.skip("one CUDA device here")
+    report = extract(videos, tmp_path / "gpu", device=device, **options)
     assert (report.extracted, report.failures) == (6, [])
-    extract(videos, tmp_path / "cpu", device="cpu")
-    assert extract(videos, tmp_path / "gpu", device="cpu").cached == 6
+    extract(videos, tmp_path / "cpu", device="cpu", **options)
+    assert extract(videos, tmp_path / "gpu", device="cpu", **options).cached == 6
     clips = [f"v{n}" for n in range(6)]
     found, expected = (
         torch.from_numpy(np.stack(kdcache.Cache(tmp_path / name).read(STREAM, clips)).astype(np.float32))
@@ -160,14 +162,12 @@ def test_memory_that_runs_out_halves_the_batch():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_gpu_that_is_too_small_ends_the_run_and_fails_no_clip(videos, tmp_path, monkeypatch, workers):
+def test_a_gpu_that_is_too_small_ends_the_run_and_fails_no_clip(videos, tmp_path):
     total = torch.cuda.get_device_properties(0).total_memory
-    monkeypatch.setenv(CONTROLLED, f"per_process_memory_fraction:{20 * 2**20 / total}")  # of the workers
     torch.cuda.set_per_process_memory_fraction(20 * 2**20 / total)
     try:
         with pytest.raises(DeviceError, match="--workers"):
-            extract(videos, tmp_path, device="cuda", workers=workers)
+            extract(videos, tmp_path, device="cuda", workers=2)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert load_failures(tmp_path) == []

@@ -171,9 +171,10 @@ class Batches:
             dtype = getattr(torch, str(computed_dtype(batch.stream)))
 
             def work(rows: Tensor, network: Compute = network, dtype: torch.dtype = dtype) -> tuple[Tensor, Tensor]:
-                found = network(rows)
-                peaks = found.flatten(1).abs().amax(1)  # NaN where one is NaN
-                return self._to_host(found.to(dtype)), self._to_host(peaks)
+                with self._current():
+                    found = network(rows)
+                    peaks = found.flatten(1).abs().amax(1)  # NaN where one is NaN
+                    return self._to_host(found.to(dtype)), self._to_host(peaks)
 
             values, peaks, done = list[Tensor](), list[Tensor](), 0
             while done < batch.filled:
@@ -243,6 +244,10 @@ class Batches:
     def _closed(self, batch: Batch) -> Batch:
         self._copied()
         return self._open.pop(batch.key)
+
+    def _current(self) -> AbstractContextManager[Any]:
+        """Inside, the device is the current one: page-locked memory would start CUDA on another, too."""
+        return torch.cuda.device(self._device) if self._cuda else nullcontext()
 
     def _copying(self) -> AbstractContextManager[Any]:
         """Inside, memory is taken and copied on a CUDA stream beside that of the networks."""

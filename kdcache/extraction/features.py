@@ -22,7 +22,7 @@ from kdcache.streams.base import Stream
 Compute = Callable[[torch.Tensor], torch.Tensor]
 Found = TypeVar("Found")
 
-REMEDY = "take fewer --workers, which share it, end what else uses it, or extract on another --device"
+REMEDY = "take fewer --workers where they share it, end what else uses it, or extract on another --device"
 
 BATCH_VALUES = 8 * 32 * 224 * 224 * 3  # of what a GPU is given at once: eight of I3D's segments …
 MOST_SEGMENTS = 256  # … or, of smaller ones, at most so many
