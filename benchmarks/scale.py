@@ -179,7 +179,7 @@ def draw(figures: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
             axes.loglog(list(sizes), [max(0.01, one[what]) for one in sizes.values()], marker="o", label=name)
         axes.set(xlabel="clips", title={"processor s": "processor time, s", "peak MiB": "peak memory, MiB"}[what])
         axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    picture.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     picture.savefig(path, dpi=120)
 
 

@@ -33,15 +33,18 @@ def untouched(
     place = index.rows_of(rows["clip_id"])
     if not all(_same(index, column, rows[column], place) for column in rows.columns):
         return False
-    asked = set(index.streams).intersection(s for at in (located, missing) for s, clips in at.items() if clips)
-    number = dict(zip(rows["clip_id"], place.tolist(), strict=True)) if asked else {}
-    for stream in sorted(asked):
+    number = {clip: i for clip, i in zip(rows["clip_id"].tolist(), place.tolist(), strict=True) if i >= 0}
+    for stream in index.streams:
+        entries = {clip: entry for clip, entry in located.get(stream, {}).items() if clip in number}
+        wanted = {clip: key for clip, key in missing.get(stream, {}).items() if clip in number}
+        if not entries and not wanted:
+            continue
         shards, rows_of, keys, digests = (index.table.texts(f"{stream}:{part}") for part in PARTS)
-        for clip, (shard, row, key, digest) in located.get(stream, {}).items():
+        for clip, (shard, row, key, digest) in entries.items():
             i = number[clip]
-            if i >= 0 and (shards[i], rows_of[i], keys[i], digests[i]) != (shard, str(row), key, digest):
+            if (shards[i], rows_of[i], keys[i], digests[i]) != (shard, str(row), key, digest):
                 return False
-        if any((i := number[clip]) >= 0 and keys[i] not in ("", key) for clip, key in missing.get(stream, {}).items()):
+        if any(keys[number[clip]] not in ("", key) for clip, key in wanted.items()):
             return False
     return not aside or not any(_set_aside(index, stream, aside) for stream in index.streams)
 
@@ -49,6 +52,8 @@ def untouched(
 def _same(index: Indexed, column: str, new: pd.Series[Any], place: np.ndarray[Any, Any]) -> bool:
     """Whether a column has the cells that it had, in the rows that were there."""
     known = place >= 0
+    if not known.any():
+        return True
     old = pd.Series(index.column(column))
     if column in TIMES:
         a, b = old.to_numpy(float)[place[known]], new.to_numpy(float)[known]
