@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from gpu_cases import ON_EACH
 
 from kdcache import Cache
@@ -56,10 +55,10 @@ def calls(monkeypatch) -> list[tuple[str, str | None]]:
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A function that moves what follows to a machine with a GPU, or without."""
+    """A function that moves what follows to a machine with GPUs, or without."""
 
-    def moved(device: str) -> None:
-        monkeypatch.setattr("kdcache.extraction.run.resolve_device", lambda name: torch.device(device))
+    def moved(*devices: str) -> None:
+        monkeypatch.setattr("kdcache.extraction.run.resolve_devices", lambda name: devices)
 
     return moved
 
@@ -120,6 +119,16 @@ def test_what_was_computed_by_name_is_found_by_any(root, calls, machine):
     assert run(root, "all") == (1, 1)
     assert calls == [("cpu", None), ("torch", "cuda")]
     assert lengths(root, "a", "b") == [1, 2]
+
+
+def test_one_of_several_gpus_computes_the_flow_of_a_clip(root, calls, machine):
+    """Also that of the clips from which a dry run estimates the time."""
+    machine("cuda:0", "cuda:1")
+    planned = extract(root / "all.csv", root=root, out=root / "out", streams=["flow"], dry_run=True, bar=False)
+    assert planned.seconds > 0
+    assert set(calls) == {("torch", "cuda:0")}
+    assert run(root, "all") == (0, 2)
+    assert set(calls) == {("torch", "cuda:0")}
 
 
 @ON_EACH

@@ -99,7 +99,7 @@ def estimate_seconds(plan: Plan, config: WorkerConfig, workers: int) -> float:
         return 0.0
     with kept_threads():
         limit_threads(config.threads)
-        reading, networks = _seconds_alone(plan, config)
+        reading, networks = _seconds_alone(plan, config.of_each_device()[0])
     share = min(workers, cores(), len(plan.units))
     return (
         (reading + networks) / share if config.device == "cpu" else max(reading / share, networks / len(config.devices))
@@ -111,7 +111,7 @@ def _seconds_alone(plan: Plan, config: WorkerConfig) -> tuple[float, float]:
     from kdcache.extraction.features import Backbones
 
     reading = networks = 0.0
-    nets = Backbones(config.streams, config.devices[0], config.batch)
+    nets = Backbones(config.streams, config.device, config.batch)
     for names in {unit.streams for unit in plan.units}:
         tasks = [t for unit in plan.units if unit.streams == names for t in unit.tasks]
         streams = [s for s in config.streams if s.name in names]
