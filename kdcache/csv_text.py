@@ -11,8 +11,12 @@ import csv
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 from kdcache.plain_csv import plain_table
 
@@ -67,6 +71,26 @@ def read_columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
             return {c: list(map(original, texts)) if "'" in "".join(texts) else texts for c, texts in columns.items()}
     rows = read_table(path, needed)
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else needed)}
+
+
+def neutral_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with neutral texts, names of columns included; numbers, missing values and the table given stay."""
+    return _texts(frame, neutral)
+
+
+def original_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table that ``neutral_frame`` was given."""
+    return _texts(frame, original)
+
+
+def _texts(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    def changed(value: object) -> object:
+        return change(value) if isinstance(value, str) else value
+
+    out = frame.copy(deep=False)
+    for name in (name for name, dtype in frame.dtypes.items() if dtype.kind == "O"):
+        out[name] = frame[name].map(changed)
+    return out.rename(columns=changed)
 
 
 def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:

@@ -67,6 +67,10 @@ class WeightsError(KdcacheError, ValueError):
     """A checkpoint that is missing, of another digest, or of another network's shape."""
 
 
+class BackboneError(KdcacheError, RuntimeError):
+    """A network that raises an exception of its own while it computes features."""
+
+
 class DeviceError(KdcacheError, RuntimeError):
     """A device that was asked for and is not there, whose memory is too small, or that is broken."""
 
@@ -79,3 +83,12 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> OptionError:
     choices = f"choose one of: {', '.join(known)}." if known else "there is none."
     hint = f"did you mean {near[0]!r}?" if near else choices
     return OptionError(f"Unknown {kind} {name!r}: {hint}")
+
+
+def raised(error: Exception) -> str:
+    """An exception of a user's own code in a few words, with its place."""
+    import traceback
+
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    words = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__} in {last.filename}:{last.lineno} ({words})"

@@ -14,7 +14,7 @@ from make_videos import write_moving_squares
 import kdcache
 from kdcache import backbones
 from kdcache.device_errors import device_errors, is_broken_device, is_out_of_memory
-from kdcache.errors import DeviceError, OptionError
+from kdcache.errors import BackboneError, DeviceError, OptionError
 from kdcache.extraction import features as features_module
 from kdcache.extraction.features import Backbones
 from kdcache.store.failures import load_failures
@@ -165,23 +165,33 @@ def test_memory_is_released_after_the_failed_tensors_are_gone(stream, monkeypatc
     assert gone == [[True], [True, True]]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_forward_that_runs_out_of_memory_is_no_failure_of_the_clips(workers, tmp_path, monkeypatch):
+RAISED = r"its network failed with KeyError in .*own_networks.py:\d+ \('a key"
+
+
+@pytest.mark.parametrize(
+    ("workers", "fault", "kind", "expected"),
+    [
+        (2, own_networks.EXHAUSTED, DeviceError, "one segment does not fit .* --workers"),
+        (1, own_networks.BROKEN, BackboneError, RAISED),
+        (2, own_networks.BROKEN, BackboneError, RAISED),
+    ],
+)
+def test_a_forward_that_fails_is_no_failure_of_the_clips(workers, fault, kind, expected, tmp_path, monkeypatch):
     """The run ends at once, and nothing is listed that a later call would skip."""
     videos = tmp_path / "videos"
     videos.mkdir()
     write_moving_squares(videos)
-    monkeypatch.setenv(own_networks.EXHAUSTED, "1")
+    monkeypatch.setenv(fault, "1")
     stream = f"{backbones.allow('own_networks:video')}/second"
 
     def extract(**options):
         options |= {"device": "cpu", "bar": False}
         return kdcache.extract(videos / "clips.csv", videos, tmp_path / "out", [stream], **options)
 
-    with pytest.raises(DeviceError, match=rf"{stream}: one segment does not fit .* --workers"):
+    with pytest.raises(kind, match=rf"{stream}: {expected}"):
         extract(workers=workers)
     assert load_failures(tmp_path / "out") == []
-    monkeypatch.delenv(own_networks.EXHAUSTED)
+    monkeypatch.delenv(fault)
     again = extract()
     assert (again.extracted, again.failures) == (6, [])
 
@@ -198,3 +208,14 @@ def test_a_gpu_is_given_batches_of_about_one_size_in_bytes(stream, shape, expect
     assert Backbones([stream], "cpu", None).size(np.empty((3, *shape), np.uint8)) == 1
     nets.most = 2
     assert nets.size(np.empty((3, *shape), np.uint8)) == 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), KeyError("x"), OSError()])
+def test_what_a_network_raises_names_the_network(stream, error, monkeypatch):
+    def failing(x):
+        raise error
+
+    nets = networks(stream, failing, monkeypatch)
+    with pytest.raises(BackboneError, match=rf"^{STREAM}: its network failed with {type(error).__name__} in [^\n]*$"):
+        nets.features([clip()], stream)
+    assert nets.most is None  # it is not tried again with less

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from make_videos import pictures, write
 
 from kdcache import Cache
-from kdcache.csv_text import BrokenTable, neutral, original, read_table
+from kdcache.csv_text import BrokenTable, neutral, neutral_frame, original, original_frame, read_table
 from kdcache.errors import KdcacheError, StoreError
 from kdcache.extraction.run import extract
 from kdcache.store import inspect, reindex, verify
@@ -41,6 +41,22 @@ def test_the_formulas_that_spreadsheets_run():
         assert neutral(text) == "'" + text
     for text in ("-1.5", "+2", "1e-3", "a=b", "'quoted'", "-.5E3"):
         assert neutral(text) == text
+
+
+def test_tables_of_numbers_and_texts_are_neutral_and_read_back(tmp_path):
+    table = pd.DataFrame(
+        {"=row": ["-x8Vq", "@SUM(1)", None, "'-"], 3: [-1.5, 2, 3, 4], "settings": ["{}", "", "-3", "+"]}
+    )
+    before = table.copy()
+    neutral_frame(table).to_csv(tmp_path / "table.csv", index=False)
+    pd.testing.assert_frame_equal(table, before)  # what was given is not changed
+    with open(tmp_path / "table.csv", newline="") as file:
+        lines = list(csv.reader(file))
+    assert lines[:3] == [["'=row", "3", "settings"], ["'-x8Vq", "-1.5", "{}"], ["'@SUM(1)", "2.0", ""]]
+    assert [line[2] for line in lines[3:]] == ["-3", "'+"]
+    read = original_frame(pd.read_csv(tmp_path / "table.csv", keep_default_na=False))
+    assert read["=row"].tolist() == ["-x8Vq", "@SUM(1)", "", "'-"]
+    assert read["settings"].tolist() == ["{}", "", "-3", "+"]
 
 
 @quick
@@ -204,6 +220,14 @@ def test_two_runs_on_one_cache_keep_each_others_failures(made, tmp_path, monkeyp
     monkeypatch.setattr(module, "run_units", meanwhile)
     assert run(root, tmp_path / "out", "one.csv").extracted == 1
     assert [f.clip_id for f in load_failures(tmp_path / "out")] == ["bad"]
+
+
+def test_clips_of_equal_content_fail_under_their_own_sources(made, tmp_path):
+    root = shutil.copytree(made[0], tmp_path / "data")
+    shutil.copy(root / "bad.mp4", root / "copy.mp4")
+    (root / "clips.csv").write_text("clip_id,source\none,bad.mp4\ntwo,copy.mp4\n")
+    assert run(root, tmp_path / "out").extracted == 0
+    assert [(f.clip_id, f.source) for f in load_failures(tmp_path / "out")] == [("one", "bad.mp4"), ("two", "copy.mp4")]
 
 
 def test_a_run_on_other_streams_keeps_a_failure(copy):

@@ -20,10 +20,11 @@ import pytest
 from store_cases import FEATURE, FLOW, RGB, SHAPE, add, name, payload, resealed
 
 from kdcache.errors import KdcacheError, StoreError
+from kdcache.picture_size import picture_size
 from kdcache.recipe import canonical
 from kdcache.store import Cache, describe, load_index, reindex, scan, verify
 from kdcache.store.hdf5_guard import _declared
-from kdcache.store.jpeg import decode_jpeg, picture_size
+from kdcache.store.jpeg import decode_jpeg
 from kdcache.store.shard import open_shard
 
 GOOD, BAD = "shard-00000.h5", "shard-00001.h5"
@@ -311,7 +312,8 @@ def test_pictures_that_claim_more_than_they_hold_are_not_decoded(tmp_path, heigh
 def test_pictures_of_two_sizes_and_no_pictures(tmp_path):
     with pytest.raises(StoreError, match="differ in size"):
         decode_jpeg([picture(24, 32), picture(32, 24)], tmp_path / GOOD)
-    for data in (b"", b"x" * 90, picture(24, 32)[:30], claiming(picture(24, 32), 0, 32)):
+    png = cv2.imencode(".png", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
+    for data in (png, b"", b"x" * 90, picture(24, 32)[:30], claiming(picture(24, 32), 0, 32)):
         with pytest.raises(StoreError, match="cannot be decoded"):
             decode_jpeg([data], tmp_path / GOOD)
 

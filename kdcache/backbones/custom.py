@@ -17,7 +17,6 @@ import inspect
 import os
 import pickle
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,7 +25,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from kdcache.backbones.spec import InputSpec
-from kdcache.errors import OptionError
+from kdcache.errors import OptionError, raised
 
 if TYPE_CHECKING:
     from torch import nn
@@ -182,13 +181,7 @@ def _imported(module: str, named: str) -> ModuleType:
     except (ImportError, ValueError) as error:
         raise OptionError(f"{named} cannot be imported ({error}): check its name, and where you are.") from error
     except Exception as error:  # whatever the user's code raises; named, and kept as the cause
-        raise OptionError(f"{named} cannot be imported: {_raised(error)}.") from error
-
-
-def _raised(error: Exception) -> str:
-    """An exception of the user's code in a few words, with its place."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {last.filename}:{last.lineno} ({error})"
+        raise OptionError(f"{named} cannot be imported: {raised(error)}.") from error
 
 
 def _stated(name: str, build: Builder) -> External:
@@ -199,7 +192,7 @@ def _stated(name: str, build: Builder) -> External:
         try:
             found = build()
         except Exception as error:  # whatever the user's code raises; named, and kept as the cause
-            raise OptionError(f"{name}: its builder failed with {_raised(error)}.") from error
+            raise OptionError(f"{name}: its builder failed with {raised(error)}.") from error
         if not isinstance(found, Custom):
             raise OptionError(
                 f"{name} returned a {type(found).__name__}: it must return kdcache.backbones.Custom(net=…, takes=…, "

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from kdcache import backbones
 from kdcache.backbones.base import Backbone
-from kdcache.device_errors import device_errors, is_out_of_memory, release_memory
-from kdcache.errors import ClipError, OptionError
+from kdcache.device_errors import device_errors, is_broken_device, is_out_of_memory, release_memory
+from kdcache.errors import BackboneError, ClipError, KdcacheError, OptionError, raised
 from kdcache.log import logger
 from kdcache.store.quantised import READ_DTYPE, Quantised, quantise
 from kdcache.streams.backbone import BackboneStream
@@ -84,6 +84,7 @@ class Backbones:
             OptionError: a layer that does not keep clips apart.
             DeviceError: not even one segment fits into the device's memory, or the device is broken. Never a clip's
                 fault.
+            BackboneError: the network raised an exception. Never a clip's fault, either.
         """
         out = stream.assemble(self._run(np.concatenate(inputs), self.network(stream, part), stream.name))
         views = len(out) // len(inputs)
@@ -112,12 +113,22 @@ class Backbones:
 
         Raises:
             DeviceError: one segment does not fit, or the device is broken.
+            BackboneError: the network raised an exception of another kind.
         """
         with device_errors(self.device, f"{name}: one segment", REMEDY):
             try:
                 return work(rows)
-            except (RuntimeError, MemoryError) as error:
-                if len(rows) == 1 or not is_out_of_memory(error):
+            except KdcacheError:
+                raise
+            except Exception as error:  # whatever a user's own network raises
+                if is_broken_device(error):
+                    raise
+                if not is_out_of_memory(error):
+                    raise BackboneError(
+                        f"{name}: its network failed with {raised(error)}: correct it, then run the same command "
+                        "again, which goes on from what is saved."
+                    ) from error
+                if len(rows) == 1:
                     raise
         self.most = len(rows) // 2  # the tensors of the attempt are gone by now
         logger.warning("Out of memory: going on with batches of %d segments.", self.most)

@@ -338,9 +338,10 @@ class ExtractionRun:
             self._bar.update(1)
         elif isinstance(event, Failure):
             self._bar.update(1)
-            for clip in (event.clip_id, *self._names(event.clip_id)):
-                self._failures[clip] = event._replace(clip_id=clip)
-                self._judged.add(clip)
+            for other in self._same(event.clip_id):
+                self._failures[other.clip_id] = event._replace(clip_id=other.clip_id, source=str(other.row["source"]))
+            self._failures[event.clip_id] = event
+            self._judged.update((event.clip_id, *self._names(event.clip_id)))
             logger.warning("failed: %s (%s): %s", event.clip_id, event.stage, event.reason)
             self._save_now_and_then()
         elif isinstance(event, Hashed):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from kdcache.csv_text import neutral_frame
 from kdcache.data.training_data import TrainingData
 from kdcache.device_errors import device_errors
 from kdcache.engine.checkpoint import BEST, LAST, STATE, SUMMARY, load_summary
@@ -236,7 +237,7 @@ def conclude(begun: Begun) -> Run:
     with device_errors(begun.opened.data.device, *TOO_SMALL):
         predictions = run.predictions(main_only=predictor.axis is not None)  # all of them would be gigabytes
     with atomic(folder / PREDICTIONS) as temporary:
-        predictions.to_csv(temporary, float_format="%.6g", lineterminator="\n", index=False)
+        neutral_frame(predictions).to_csv(temporary, float_format="%.6g", lineterminator="\n", index=False)
     write_result(folder, metrics)
     if not run.settings.keep_stages:
         for stage in (name for name in begun.last_rows if name != predictor.stage):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdcache.csv_text import neutral_frame
 from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.runs.ablation import results
@@ -85,7 +86,7 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
     costs = costs_of_rows(comparison, folder, replicates[0], source)
     for name, table in (("results.csv", found), ("tests.csv", tests), (COSTS, costs)):
         with atomic(folder / name) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+            neutral_frame(table).to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
     tuned = read_tuning(folder) if is_tuned else pd.DataFrame()
     same = all(
         len({Run(run_folder(folder, row.slug, each)).resolved.get("samples") for row in comparison.runnable}) == 1

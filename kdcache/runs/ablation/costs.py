@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdcache.csv_text import original_frame
 from kdcache.errors import KdcacheError
 from kdcache.log import quiet
 from kdcache.runs.ablation.replicates import Replicate, run_folder
@@ -76,7 +77,7 @@ def _with_kept(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     if not path.exists():
         return table
     try:
-        before = pd.read_csv(path)[["row", *COUNTS, *TIMES]].astype(dict.fromkeys(COUNTS, "Int64"))
+        before = original_frame(pd.read_csv(path))[["row", *COUNTS, *TIMES]].astype(dict.fromkeys(COUNTS, "Int64"))
     except (ValueError, KeyError, TypeError):  # not a file of this version
         return table
     kept = table.drop(columns=TIMES).merge(before, on=["row", *COUNTS], how="left")

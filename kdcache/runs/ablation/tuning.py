@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from kdcache.csv_text import neutral_frame, original_frame
 from kdcache.errors import OptionError
 from kdcache.files import atomic
 from kdcache.log import logger
@@ -177,7 +178,7 @@ def choose(
         spaces += space
     table = pd.concat(tables, ignore_index=True)
     with atomic(folder / TABLE) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        neutral_frame(table).to_csv(temporary, index=False, lineterminator="\n")
     return Tuned(table, chosen, problems, spaces)
 
 
@@ -257,7 +258,7 @@ def _table(search: Search) -> pd.DataFrame:
 def read_tuning(folder: Path) -> pd.DataFrame:
     """``tuning.csv`` as ``choose`` returned it, to the last digit."""
     try:
-        table = pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
+        table = original_frame(pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False))
         names = [name for name in (*ONE_STAGE, *STAGES, "score") if name in table]
         numbers = {name: table[name].map(lambda text: float(text or "nan")) for name in names}
         whole = {name: int for name in ("trial", "draw") if name in table}
