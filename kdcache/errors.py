@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 SHOWN_PROBLEMS = 50  # of a bad manifest; a wrong export has as many as it has rows
+LONGEST_PROBLEM = 500  # characters of one of them; a cell that is quoted in it may be of any length
 
 
 class KdcacheError(Exception):
@@ -24,7 +25,7 @@ class ManifestError(KdcacheError, ValueError):
 
     def __init__(self, path: str, problems: Sequence[str]) -> None:
         self.path = path
-        self.problems = list(problems)
+        self.problems = [_cut(problem) for problem in problems]
         if len(self.problems) == 1:
             super().__init__(f"{path}: {self.problems[0]}")
             return
@@ -32,6 +33,12 @@ class ManifestError(KdcacheError, ValueError):
         lines = "\n".join(f"  {p}" for p in self.problems[:SHOWN_PROBLEMS])
         lines += f"\n  … and {more} more" if more > 0 else ""
         super().__init__(f"{path}: {len(self.problems)} problems; fix them and try again:\n{lines}")
+
+
+def _cut(problem: str) -> str:
+    """What a problem begins and ends with, where it is too long to read."""
+    half = LONGEST_PROBLEM // 2
+    return problem if len(problem) <= LONGEST_PROBLEM else f"{problem[:half]} … {problem[-half:]}"
 
 
 class SourceError(KdcacheError, OSError):

@@ -620,3 +620,61 @@ def test_annotations_elsewhere_and_nowhere(lists, tmp_path):
     ):
         with pytest.raises(OptionError, match=f"^{name}: no "):
             manifest_for(name, tmp_path)
+
+
+_55 = "uid,participant_id,video_id,start_timestamp,stop_timestamp,verb_class,noun_class\n"
+_55 += "0,P01,P01_01,{},00:00:03.37,2,{}\n"
+_KINETICS = "label,youtube_id,time_start,time_end\nabseiling,abcdefghijk,{},15\n"
+_RULSTM = {"training.csv": "00330, P01_02, 152, 205, 0, 4, 194\n", "validation.csv": "0, {}, 4, 101, 2, 8, {}\n"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "files", "words"),
+    [
+        ("ucf101", {"classInd.txt": "1 Diving\n2\n"}, r"classInd.txt: line 2: '2' is not '<number> <class>'"),
+        ("ucf101", {"classInd.txt": b"1 Div\xff\n"}, "byte 5 is not UTF-8"),
+        ("hmdb51", {"brush_hair_test_split1.txt": "a.avi 1\n".encode("utf-16")}, "byte 0 is not UTF-8"),
+        ("ntu", {"samples_with_missing_skeletons.txt": b"\xff"}, "byte 0 is not UTF-8"),
+        ("ntu", {"samples_with_missing_skeletons.txt": "", "skes_available_name.txt": "a" * 9000}, "^.{,700}$"),
+        ("kinetics", {"train.csv": _KINETICS.format("1e400")}, "line 2: time_start '1e400' is not a number"),
+        ("kinetics", {"train.csv": _KINETICS.format("٣")}, "line 2: time_start '٣' is not a number"),
+        ("kinetics", {"train.csv": _KINETICS.format("5,5")}, "has 5 cells in row 1, and 4 columns"),
+        ("epic55", {"EPIC_train_action_labels.csv": _55.format("1 day", 2)}, "start_timestamp '1 day' is not HH:MM"),
+        ("epic55", {"EPIC_train_action_labels.csv": _55.format("00:00:01", "x")}, "noun_class 'x' is not a number"),
+        ("epic55", {"EPIC_train_action_labels.csv": "uid,video_id\n0,P01_01\n"}, "has no column 'participant_id'"),
+        (
+            "rulstm",
+            _RULSTM | {"validation.csv": _RULSTM["validation.csv"].format("P01_01", "x")},
+            "validation.csv: is no",
+        ),
+        (
+            "rulstm",
+            _RULSTM | {"training.csv": _RULSTM["training.csv"] + "1,v,1,2,3,4,5\n"},
+            "row 2: '1,v,1,2,3,4,5' is not",
+        ),
+        ("rulstm", _RULSTM | {"training.csv": _RULSTM["training.csv"] + "1,v,1\n"}, "row 2 has 3 cells, the first 7"),
+        ("sysu", {"clips.csv": ""}, "is empty"),
+        ("sysu", {"clips.csv": "clip_id,subject,label,skel_path\n"}, "has no rows"),
+        (
+            "thumos14",
+            {
+                f"TH14_Temporal_annotations_{part}/annotation/a_{k}.txt": "video_test_1 1.2.3 4\n"
+                for part, k in (("validation", "val"), ("test", "test"))
+            },
+            "line 1: 'video_test_1 1.2.3 4' is not",
+        ),
+    ],
+)
+def test_damaged_lists_are_named_with_the_line(tmp_path, dataset, files, words):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ManifestError, match=words) as found:
+        manifest_for(dataset, tmp_path)
+    assert str(tmp_path) in found.value.path
+
+
+def test_a_list_that_is_a_folder_is_refused(tmp_path):
+    (tmp_path / "classInd.txt").mkdir()
+    with pytest.raises(ManifestError, match=r"classInd.txt: is no plain file"):
+        manifest_for("ucf101", tmp_path)

@@ -25,7 +25,7 @@ from kdcache.skeletons import open_skeleton
 from kdcache.skeletons.arrays import JointLayout
 from kdcache.sources import check, open_source
 from kdcache.store import Cache, describe, reindex, verify
-from torture import isolation, readers, strange_files, strange_shards, texts
+from torture import isolation, readers, strange_files, strange_lists, strange_shards, texts
 from torture.cases import FAILED, SILENT, SURVIVED, Outcome, Table, generator
 from torture.jobs import HEAD
 from torture.materials import TINY, all_layouts, features, videos
@@ -100,7 +100,7 @@ def opened(kind: Kind, folder: Path, rng: random.Random) -> tuple[str, str]:
             named += 1
             if len(str(error)) > 20_000:
                 return FAILED, f"a sentence of {len(str(error))} characters"
-        except WrongTensor as error:
+        except readers.WrongTensor as error:
             return SILENT, str(error)
         except Exception as error:
             trace = traceback.extract_tb(error.__traceback__)
@@ -108,10 +108,6 @@ def opened(kind: Kind, folder: Path, rng: random.Random) -> tuple[str, str]:
             where = f"{Path(at.filename).name}:{at.lineno}"
             return FAILED, f"traceback: {type(error).__name__}: {str(error)[:150]} ({where})"
     return SURVIVED, "named" if named else "read"
-
-
-class WrongTensor(Exception):
-    """An array was served that could be known to be wrong."""
 
 
 def _cache(folder: Path, rng: random.Random) -> None:
@@ -125,7 +121,7 @@ def _cache(folder: Path, rng: random.Random) -> None:
             except KdcacheError:
                 continue
             if array.dtype != cache.dtype(stream):
-                raise WrongTensor(f"{stream} of {clip} is {array.dtype}, the cache says {cache.dtype(stream)}")
+                raise readers.WrongTensor(f"{stream} of {clip} is {array.dtype}, the cache says {cache.dtype(stream)}")
         cache.frames(stream, clips)
     cache.origin(cache.clips["clip_id"].tolist())
 
@@ -148,7 +144,7 @@ def _reindex(folder: Path, rng: random.Random) -> None:
 def _repair(folder: Path, rng: random.Random) -> None:
     verify(folder / "out", repair=True, progress=False)
     if not (report := verify(folder / "out", progress=False)).ok and not report.foreign:
-        raise WrongTensor(f"not whole after a repair: {report}")
+        raise readers.WrongTensor(f"not whole after a repair: {report}")
 
 
 def _extract(folder: Path, rng: random.Random) -> None:
@@ -160,7 +156,7 @@ def _manifest(folder: Path, rng: random.Random) -> None:
     rows = kdcache.read_manifest(folder / "videos" / "clips.csv", folder / "videos")
     for column in ("start_s", "stop_s"):
         if np.isinf(rows[column].astype(float)).any():
-            raise WrongTensor(f"{column} is infinite")
+            raise readers.WrongTensor(f"{column} is infinite")
 
 
 def _places(folder: Path) -> None:
@@ -212,7 +208,7 @@ def _weights(folder: Path, rng: random.Random) -> None:
         except KdcacheError as found:
             error = found
     if Path("/tmp/kdcache-torture-ran").exists():
-        raise WrongTensor("code of a checkpoint ran")
+        raise readers.WrongTensor("code of a checkpoint ran")
     if error:
         raise error
 
@@ -226,7 +222,7 @@ def _skeletons(folder: Path, rng: random.Random) -> None:
             error = named
             continue
         if not np.isfinite(found.joints).all():
-            raise WrongTensor(f"{path.name} has joints that are not finite")
+            raise readers.WrongTensor(f"{path.name} has joints that are not finite")
     if error:
         raise error
 
@@ -242,7 +238,7 @@ def _pictures(folder: Path, rng: random.Random) -> None:
             error = named
             continue
         if len(shapes) > 1:
-            raise WrongTensor(f"{path.name} has frames of {len(shapes)} sizes")
+            raise readers.WrongTensor(f"{path.name} has frames of {len(shapes)} sizes")
     if error:
         raise error
 
@@ -283,6 +279,7 @@ KINDS = {
     "weights": Kind(6, strange_files.weights, ("*",), strange_files.spoil_weights, (_weights,)),
     "skeletons": Kind(5, strange_files.skeletons, ("*",), strange_files.spoil_skeleton, (_skeletons,)),
     "pictures": Kind(4, strange_files.pictures, ("*/*",), strange_files.spoil_picture, (_pictures,)),
+    "dataset lists": Kind(5, strange_lists.lists, ("*/**/*",), strange_lists.spoil_list, (strange_lists.read_lists,)),
     "tars of pictures": Kind(2, strange_files.pictures, ("*.tar*",), strange_files.spoil_tar, (_pictures,)),
 }
 if importlib.util.find_spec("lmdb"):

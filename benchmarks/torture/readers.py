@@ -24,6 +24,10 @@ class Named(Exception):
     """A reader refused, in one sentence."""
 
 
+class WrongTensor(Exception):
+    """Something was served that could be known to be wrong."""
+
+
 def cache_served(folder: Path) -> Served:
     """Arrays, frames and origin of every clip, and the manifest's rows, as ``Cache`` gives them."""
     cache = Cache(folder)

@@ -12,6 +12,7 @@ from typing import Literal
 import pandas as pd
 
 from kdcache.datasets.listing import DatasetReport, annotation_folder, locate, whole_clips
+from kdcache.datasets.lists import read_lines
 from kdcache.datasets.splits import Wanted, official
 from kdcache.errors import ManifestError
 
@@ -21,6 +22,7 @@ cropped_clips/P07-R01-PastaSalad/P07-R01-PastaSalad-91700-93600-F002751-F002808.
 """
 
 LAYOUTS = {"videos": ["cropped_clips/{s}/{n}.mp4", "cropped_clips/{n}.mp4", "{s}/{n}.mp4", "{n}.mp4"]}
+_NUMBER = re.compile("0*[1-9][0-9]{0,8}")
 _CLIP = re.compile(r"(?P<session>(?P<subject>[^-]+)-.+)-\d+-\d+-F\d+-F\d+")
 
 
@@ -55,10 +57,10 @@ def _read(folder: Path, split: int, target: str) -> pd.DataFrame:
         file = folder / f"{part}_split{split}.txt"
         if not file.exists():
             raise ManifestError(str(file), ["no such file; the lists come in pairs, train and test"])
-        for i, line in enumerate(file.read_text().splitlines(), 1):
+        for i, line in enumerate(read_lines(file), 1):
             name, *numbers = line.split() or [""]
             clip = _CLIP.fullmatch(name)
-            if clip and len(numbers) >= 3 and all(n.isdigit() and int(n) > 0 for n in numbers[:3]):
+            if clip and len(numbers) >= 3 and all(_NUMBER.fullmatch(n) for n in numbers[:3]):
                 action, verb, noun = (int(n) - 1 for n in numbers[:3])
                 parts = {"action": action, "verb": verb, "noun": noun}
                 rows.append({"name": name, "split": part, "label": parts[target], **parts, **clip.groupdict()})

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from kdcache.datasets.listing import Located, annotation_folder, locate
+from kdcache.datasets.lists import decimals, demand, read_frame
 from kdcache.errors import ManifestError, OptionError
 
 Kind = Literal["epic55", "epic100", "rulstm-ek55", "rulstm-ek100", "rulstm-egtea", "other"]
@@ -32,6 +33,16 @@ LAYOUTS = {
     "frames": [base + path for base in _BASES for path in _FRAMES],
 }
 
+_TIME = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?"
+_FORMS = {
+    "participant_id": (r"\S{1,99}", "a participant like P01"),
+    "video_id": (r"\S{1,99}", "a video like P01_01"),
+    "start_timestamp": (_TIME, "HH:MM:SS.ss"),
+    "stop_timestamp": (_TIME, "HH:MM:SS.ss"),
+}
+"""Column that every official file has → the form of its cells, as a pattern and in words."""
+_IDS = {"epic55": {"uid": ("[0-9]{1,9}", "a number")}, "epic100": {"narration_id": (r"\S{1,99}", "an id")}}
+
 _ADVICE: dict[Kind, str] = {
     "epic55": "official EPIC-KITCHENS-55 annotations; use the dataset epic55",
     "epic100": "official EPIC-KITCHENS-100 annotations, whose class numbers differ from 55's; use the dataset epic100",
@@ -44,13 +55,18 @@ _ADVICE: dict[Kind, str] = {
 
 def kind_of(path: Path) -> Kind:
     """Which annotations a CSV file holds, judged by its header, or by its first row where it has none."""
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        first = [cell.strip() for cell in next(csv.reader(file), [])]
+    if not path.is_file():
+        return "other"
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            first = [cell.strip() for cell in next(csv.reader(file), [])]
+    except csv.Error:
+        return "other"
     if "narration_id" in first:
         return "epic100"
     if "uid" in first:
         return "epic55"
-    if len(first) in (4, 7) and all(cell.isdigit() for cell in first[2:]):
+    if len(first) in (4, 7) and all(re.fullmatch("[0-9]+", cell) for cell in first[2:]):
         if re.fullmatch(r"P\d+_\d+_\d+", first[0]):
             return "rulstm-ek100"
         return "rulstm-ek55" if re.fullmatch(r"P\d+_\d+", first[1]) else "rulstm-egtea"
@@ -85,23 +101,29 @@ def refuse_other(path: Path, wanted: Kind) -> None:
         raise ManifestError(str(path), [f"is {_ADVICE[kind]}"])
 
 
-def read_official(path: Path, kind: Literal["epic55", "epic100"]) -> pd.DataFrame:
+def read_official(path: Path, kind: Literal["epic55", "epic100"], labelled: bool = True) -> pd.DataFrame:
     """One official CSV: its columns as text, and ``start_s``, ``stop_s`` from the timestamps.
 
     ``start_frame`` is ignored: it counts frames of the 60 (50) fps pictures, not of the video.
 
+    Args:
+        path: the file.
+        kind: what it must be.
+        labelled: it must have classes of verbs and nouns, which may be empty.
+
     Raises:
-        ManifestError: a file of another kind, or bad timestamps, with their lines.
+        ManifestError: a file of another kind, or cells of another form, with their rows.
     """
     refuse_other(path, kind)
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    problems: list[str] = []
-    for column, name in (("start_s", "start_timestamp"), ("stop_s", "stop_timestamp")):
-        table[column] = pd.to_timedelta(table[name], errors="coerce").dt.total_seconds()
-        bad = table.index[table[column].isna()]
-        problems += [f"line {i + 2}: {name} {table[name][i]!r} is not HH:MM:SS.ss" for i in bad]
-    if problems:
-        raise ManifestError(str(path), problems)
+    classes = ("verb_class", "noun_class") if labelled else ()
+    forms = _IDS[kind] | _FORMS
+    table = read_frame(path, (*forms, *classes))
+    for column, (pattern, words) in forms.items():
+        demand(path, table, column, pattern, words)
+    for column in classes:
+        demand(path, table, column, "([0-9]{1,9})?", "a number of a class")
+    for column, time in (("start_s", "start_timestamp"), ("stop_s", "stop_timestamp")):
+        table[column] = pd.to_timedelta(table[time]).dt.total_seconds()
     return table
 
 
@@ -156,8 +178,8 @@ def durations(path: Path) -> dict[str, float]:
     """Video → seconds, from a ``…_video_info.csv``; empty if there is none."""
     if not path.exists():
         return {}
-    table = pd.read_csv(path)
-    return dict(zip(table.iloc[:, 0], table["duration"].astype(float), strict=True))
+    table = read_frame(path, ["duration"])
+    return dict(zip(table.iloc[:, 0], decimals(path, table, "duration"), strict=True))
 
 
 def find_videos(root: Path, videos: Iterable[str], layout: Layout, others: Collection[str]) -> Located:
@@ -170,4 +192,4 @@ def find_videos(root: Path, videos: Iterable[str], layout: Layout, others: Colle
 
 def frame_rate(video: str) -> str:
     """Frames a second of the distributed RGB pictures: 50 for the extension's videos (three-digit numbers), else 60."""
-    return "50" if len(video.split("_")[1]) == 3 else "60"
+    return "50" if len(video.partition("_")[2]) == 3 else "60"

@@ -77,7 +77,7 @@ def manifest(
     actions = action_list(tables)
     tables = [with_classes(table, target, actions) for table in tables]
     if test:
-        tables.append(read_official(folder / TEST, "epic100").assign(split="test"))
+        tables.append(read_official(folder / TEST, "epic100", labelled=False).assign(split="test"))
     table = pd.concat(tables, ignore_index=True).rename(columns={"narration_id": "uid"})
     length = durations(folder / "EPIC_100_video_info.csv")
     located = find_videos(root, table["video_id"].unique(), layout, length)

@@ -25,6 +25,7 @@ from kdcache.datasets.epic import (
 )
 from kdcache.datasets.gaps import unlabelled_pairs
 from kdcache.datasets.listing import DatasetReport, Located
+from kdcache.datasets.lists import demand
 from kdcache.datasets.pairs import SETTINGS, TAU_S, WINDOW_S, Early, action_clips
 from kdcache.datasets.rulstm import read_list
 from kdcache.errors import ManifestError, OptionError
@@ -82,11 +83,13 @@ def manifest(
     """
     folder = find_annotations(root, annotations, [ACTIONS], "epic55")
     table = read_official(folder / ACTIONS, "epic55")
+    if split == "paper":
+        demand(folder / ACTIONS, table, "participant_id", "P[0-9]{1,9}", "a participant like P01")
     table["split"] = _paper_split(table) if split == "paper" else _rulstm_split(root, rulstm, table)
     unlisted = tuple("ek55-" + table.loc[table["split"] == "", "uid"])
     table = with_classes(table, target, action_list([table]))[table["split"] != ""]
     for name in ("s1", "s2") if test else ():
-        extra = read_official(folder / f"EPIC_test_{name}_timestamps.csv", "epic55")
+        extra = read_official(folder / f"EPIC_test_{name}_timestamps.csv", "epic55", labelled=False)
         table = pd.concat([table, extra.assign(split=f"test_{name}")], ignore_index=True)
     length = durations(folder / "EPIC_video_info.csv")
     located = find_videos(root, table["video_id"].unique(), layout, length)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kdcache.datasets.epic import read_official
+from kdcache.datasets.lists import read_frame, whole_numbers
 from kdcache.errors import OptionError, unknown
 from kdcache.metrics.epic import EpicScores, EpicTruth, action_ids, measure_epic55, measure_epic100
 
@@ -41,13 +42,13 @@ class Challenge:
             OptionError: the folder lacks it.
             ManifestError: it is of another edition, or damaged.
         """
-        table = read_official(self._file(csv), self.edition)
+        path, classes = self._file(csv), ("verb_class", "noun_class") if csv == self.labelled else ()
+        table = read_official(path, self.edition, labelled=bool(classes))
+        for column in classes:
+            table[column] = whole_numbers(path, table, column)
         names = {"narration_id": "uid", "verb_class": "verb", "noun_class": "noun"}
-        kept = [
-            c for c in ("uid", "narration_id", "participant_id", "start_s", "verb_class", "noun_class") if c in table
-        ]
-        known = table[kept].rename(columns=names).set_index("uid")
-        return known.astype({c: np.int64 for c in ("verb", "noun") if c in known})
+        kept = [c for c in ("uid", "narration_id", "participant_id", "start_s", *classes) if c in table]
+        return table[kept].rename(columns=names).set_index("uid")
 
     @property
     def lists(self) -> dict[str, str]:
@@ -59,22 +60,25 @@ class Challenge:
 
         Raises:
             OptionError: the folder lacks a list of classes or participants.
+            ManifestError: one of them is damaged.
         """
         truth = EpicTruth(segments["verb"].to_numpy(), segments["noun"].to_numpy())
         if self.edition == "epic55":
-            actions = self._table("EPIC_many_shot_actions.csv")
+            verbs, nouns = (self._numbers("EPIC_many_shot_actions.csv", f"{part}_class") for part in ("verb", "noun"))
             many_shot = {
-                "verb": set(self._table("EPIC_many_shot_verbs.csv")["verb_class"]),
-                "noun": set(self._table("EPIC_many_shot_nouns.csv")["noun_class"]),
-                "action": set(action_ids(actions["verb_class"].to_numpy(), actions["noun_class"].to_numpy()).tolist()),
+                "verb": set(self._numbers("EPIC_many_shot_verbs.csv", "verb_class")),
+                "noun": set(self._numbers("EPIC_many_shot_nouns.csv", "noun_class")),
+                "action": set(action_ids(np.array(verbs, np.int64), np.array(nouns, np.int64)).tolist()),
             }
             return measure_epic55(scores, truth, many_shot)
-        people = self._table("EPIC_100_unseen_participant_ids_validation.csv")["participant_id"]
-        tails = (self._table(f"EPIC_100_tail_{part}s.csv")[part].tolist() for part in ("verb", "noun"))
+        unseen = self._file("EPIC_100_unseen_participant_ids_validation.csv")
+        people = read_frame(unseen, ["participant_id"], may_be_empty=True)["participant_id"]
+        tails = (self._numbers(f"EPIC_100_tail_{part}s.csv", part) for part in ("verb", "noun"))
         return measure_epic100(scores, truth, segments["participant_id"].isin(people).to_numpy(), *tails)
 
-    def _table(self, csv: str) -> pd.DataFrame:
-        return pd.read_csv(self._file(csv))
+    def _numbers(self, csv: str, column: str) -> list[int]:
+        path = self._file(csv)
+        return whole_numbers(path, read_frame(path, [column], may_be_empty=True), column)
 
     def _file(self, csv: str) -> Path:
         path = self.folder / csv

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kdcache.datasets.listing import PICTURE_SUFFIXES, VIDEO_SUFFIXES, DatasetReport, Folders
+from kdcache.datasets.lists import read_frame
 from kdcache.datasets.pairs import ONE_FRAME, observed_until, part_pairs
 from kdcache.errors import ManifestError, OptionError, unknown
 from kdcache.log import logger
@@ -151,7 +152,7 @@ def _subjects(names: Iterable[str], pattern: str) -> list[str]:
 def _groups(sources: pd.Series[str], path: Path) -> pd.Series[str]:
     if not path.exists():
         raise OptionError(f"groups is {path}: no such file.")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_frame(path)
     if not {"source", "group"} <= set(table.columns):
         raise ManifestError(str(path), ["needs the columns source and group"])
     group_of = dict(zip(table["source"], table["group"], strict=True))

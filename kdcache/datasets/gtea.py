@@ -13,6 +13,7 @@ from typing import Literal
 import pandas as pd
 
 from kdcache.datasets.listing import PICTURE_SUFFIXES, DatasetReport, Folders, annotation_folder, locate
+from kdcache.datasets.lists import read_lines
 from kdcache.datasets.splits import leave_one_out, split_without
 from kdcache.errors import ManifestError
 
@@ -27,7 +28,9 @@ FPS = 15.0
 FIXED = "S2"  # the subject whose split papers take that have one split (motion imprinting)
 SUBJECTS = ("S1", "S2", "S3", "S4")
 SHORTEST = 5  # frames; folders with fewer are left out, as by Ego-RNN
-_LINE = re.compile(r"\s*<(?P<verb>[^<>]+)><(?P<objects>[^<>]*)>\s*\((?P<first>\d+)\s*-\s*(?P<last>\d+)\).*")
+_LINE = re.compile(
+    r"\s*<(?P<verb>[^<>]+)><(?P<objects>[^<>]*)>\s*\((?P<first>[0-9]{1,9})\s*-\s*(?P<last>[0-9]{1,9})\).*"
+)
 
 
 def manifest(
@@ -75,7 +78,7 @@ def _from_labels(
     left_out: dict[str, list[str]] = {}
     for file in sorted(folder.glob("S[1-4]_*.txt")):
         subject = file.stem.partition("_")[0]
-        for i, line in enumerate(file.read_text().splitlines(), 1):
+        for i, line in enumerate(read_lines(file), 1):
             match = _LINE.fullmatch(line)
             if not match:  # an action without an object, or an empty line
                 if line.strip():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from kdcache.datasets.listing import DatasetReport, annotation_folder, locate, whole_clips
+from kdcache.datasets.lists import read_lines
 from kdcache.datasets.splits import OFFICIAL, Wanted, official
 from kdcache.errors import ManifestError
 
@@ -74,7 +75,7 @@ def _read(folder: Path, split: int) -> pd.DataFrame:
         raise ManifestError(str(folder), [f"has no lists *_test_split{split}.txt; unpack those of all splits"])
     for label, file in enumerate(files):
         name = file.name.removesuffix(f"_test_split{split}.txt")
-        for i, line in enumerate(file.read_text().splitlines(), 1):
+        for i, line in enumerate(read_lines(file), 1):
             match = re.fullmatch(r"\s*(.+?)\s+([012])\s*", line)
             if match:
                 part = {"1": "train", "2": "test", "0": ""}[match[2]]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from kdcache.datasets.listing import DatasetReport, annotation_folder, locate, whole_clips
+from kdcache.datasets.lists import decimals, filled_lines, read_frame
 from kdcache.errors import ManifestError
 
 LAYOUT = """
@@ -44,14 +45,15 @@ def manifest(root: Path, *, annotations: Path | None = None) -> tuple[pd.DataFra
     for split, names in LISTS.items():
         file = next((folder / name for name in names if (folder / name).exists()), None)
         if file is not None:
-            table = pd.read_csv(file, dtype=str, keep_default_na=False)
+            table = read_frame(file)
             lacking = [c for c in ("youtube_id", "time_start", "time_end") if c not in table]
             if lacking:
                 raise ManifestError(str(file), [f"lacks the column {name}" for name in lacking])
-            tables.append(table.assign(split=split))
+            times = {c: decimals(file, table, c) for c in ("time_start", "time_end")}
+            tables.append(table.assign(split=split, **times))
     table = pd.concat(tables, ignore_index=True)
     table["class"] = table["label"].fillna("").str.strip('"') if "label" in table else ""
-    start, end = (table[c].astype(float).astype(int).map("{:06d}".format) for c in ("time_start", "time_end"))
+    start, end = (table[c].astype(int).map("{:06d}".format) for c in ("time_start", "time_end"))
     clips = pd.DataFrame({"name": table["youtube_id"] + "_" + start + "_" + end, "split": table["split"]})
     clips["class"] = table["class"]
     clips["label"] = _labels(clips["class"], folder / LABEL_MAP)
@@ -68,7 +70,7 @@ def manifest(root: Path, *, annotations: Path | None = None) -> tuple[pd.DataFra
 def _labels(names: pd.Series[str], label_map: Path) -> pd.Series[int]:
     order = sorted(set(names) - {""})
     if label_map.exists():
-        order = [line.strip() for line in label_map.read_text().splitlines() if line.strip()]
+        order = [line for _, line in filled_lines(label_map)]
     number = {name: i for i, name in enumerate(order)}
     unlisted = sorted(set(names) - {""} - set(number))
     if unlisted:

@@ -8,6 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from kdcache.datasets.listing import DatasetReport, Folders, locate, whole_clips
+from kdcache.datasets.lists import read_lines
 from kdcache.errors import ManifestError, OptionError
 
 LAYOUT = """
@@ -44,9 +45,9 @@ def manifest(
         used = next((place for place in places if place.exists()), None)
         if used is None:
             raise OptionError(f"msraction3d: no {' or '.join(LISTS)} below {root}; put it there or take files=all.")
-        names = set(used.read_text().split())
+        names = {name for line in read_lines(used) for name in line.split()}
     clips = pd.DataFrame({"name": sorted(names)})
-    parts = clips["name"].str.extract(r"^a(?P<action>\d\d)_s(?P<subject>\d\d)_e\d\d$")
+    parts = clips["name"].str.extract(r"^a(?P<action>[0-9]{2})_s(?P<subject>[0-9]{2})_e[0-9]{2}$")
     bad = clips.loc[parts["action"].isna(), "name"]
     if len(bad):
         raise ManifestError(str(root / folder), [f"{name!r} is not a name like a01_s01_e01" for name in bad])

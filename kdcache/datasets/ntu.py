@@ -12,6 +12,7 @@ from typing import Literal
 import pandas as pd
 
 from kdcache.datasets.listing import DatasetReport, Folders, annotation_folder, locate, whole_clips
+from kdcache.datasets.lists import read_lines
 from kdcache.errors import ManifestError, OptionError
 
 LAYOUT = """
@@ -76,7 +77,7 @@ def manifest(
 
 
 def _names(path: Path) -> set[str]:
-    return set(path.read_text().split())
+    return {name for line in read_lines(path) for name in line.split()}
 
 
 def _on_disk(root: Path, modality: str) -> set[str]:

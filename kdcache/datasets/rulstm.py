@@ -6,6 +6,7 @@ thus rounded to a thirtieth of a second: for the EPIC sets the official annotati
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from kdcache.datasets.epic import (
     refuse_other,
 )
 from kdcache.datasets.listing import DatasetReport, locate
+from kdcache.datasets.lists import read_cells
 from kdcache.datasets.pairs import SETTINGS, TAU_S, WINDOW_S, Early, action_clips
 from kdcache.errors import ManifestError, OptionError
 
@@ -36,6 +38,12 @@ videos/…                                     EPIC: as for epic55 and epic100; 
 __all__ = ["LAYOUT", "SETTINGS", "manifest"]
 
 COLUMNS = ("id", "video", "start", "stop", "verb", "noun", "action")
+_ID_AND_VIDEO = {
+    "rulstm-ek55": re.compile("[0-9]{1,18},P[0-9]+_[0-9]+"),
+    "rulstm-ek100": re.compile("P[0-9]+_[0-9]+_[0-9]+,P[0-9]+_[0-9]+"),
+    "rulstm-egtea": re.compile("[^,]+,[^,]+"),
+}
+_WHOLE = re.compile("[0-9]{1,18}")
 FPS = 30.0  # of the frame columns
 TESTS: dict[Kind, dict[str, str]] = {
     "rulstm-ek55": {"test_s1": "test_seen.csv", "test_s2": "test_unseen.csv"},
@@ -113,9 +121,17 @@ def read_list(path: Path, kind: Kind, test: bool = False) -> pd.DataFrame:
     if not path.exists():
         raise ManifestError(str(path), ["no such file; RULSTM's lists come in pairs, training and validation"])
     refuse_other(path, kind)
-    table = pd.read_csv(path, header=None, dtype=str, skipinitialspace=True)
+    rows = read_cells(path)
     columns = COLUMNS[:4] if test else COLUMNS
-    if table.shape[1] != len(columns):
-        raise ManifestError(str(path), [f"has {table.shape[1]} columns, not {len(columns)}: {', '.join(columns)}"])
-    table = table.set_axis(list(columns), axis=1).reindex(columns=list(COLUMNS))
+    if len(rows[0]) != len(columns):
+        raise ManifestError(str(path), [f"has {len(rows[0])} columns, not {len(columns)}: {', '.join(columns)}"])
+    begins = _ID_AND_VIDEO[kind]
+    wrong = [
+        f"row {i}: {','.join(row)[:80]!r} is not {', '.join(columns)}"
+        for i, row in enumerate(rows, 1)
+        if not begins.fullmatch(",".join(row[:2])) or not all(map(_WHOLE.fullmatch, row[2:]))
+    ]
+    if wrong:
+        raise ManifestError(str(path), wrong)
+    table = pd.DataFrame(rows, columns=list(columns), dtype=str).reindex(columns=list(COLUMNS))
     return table.astype({**dict.fromkeys(COLUMNS[2:4], "int64"), **dict.fromkeys(COLUMNS[4:], "Int64")})

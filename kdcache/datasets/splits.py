@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
+from kdcache.datasets.lists import read_lines
 from kdcache.errors import ManifestError
 
 OFFICIAL = 3  # splits of UCF101, HMDB51, JHMDB and EGTEA
@@ -76,7 +77,7 @@ def read_halves(path: Path, names: Sequence[str]) -> list[set[str]]:
     if not path.is_file():
         raise ManifestError(str(path), ["no such file; write a line for each split, with the names that train"])
     known, problems, halves = set(names), [], []
-    for i, line in enumerate(path.read_text().splitlines(), 1):
+    for i, line in enumerate(read_lines(path), 1):
         half = set(line.split())
         if unlisted := sorted(half - known):
             problems.append(f"line {i}: {unlisted[0]!r} is not in the index; names are separated by blanks")

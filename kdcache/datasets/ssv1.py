@@ -12,6 +12,7 @@ from typing import Literal
 import pandas as pd
 
 from kdcache.datasets.listing import DatasetReport, annotation_folder, locate, whole_clips
+from kdcache.datasets.lists import filled_lines
 from kdcache.errors import ManifestError
 
 LAYOUT = """
@@ -86,7 +87,7 @@ def _read(path: Path, *, labelled: bool) -> pd.DataFrame:
     form = "<id>;<class>" if labelled else "<id>"
     wrong = []
     rows = []
-    for number, line in _lines(path):
+    for number, line in filled_lines(path):
         name, label = (_unquoted(part) for part in line.partition(";")[::2])
         if not name.isdecimal() or (label != "") != labelled:
             wrong.append(f"line {number}: {line!r} is not '{form}'")
@@ -111,7 +112,7 @@ def _classes(path: Path, clips: pd.DataFrame) -> dict[str, str]:
     if not path.exists():
         return {_plain(name): name for name in sorted(set(clips["class"]) - {""}, key=_plain)}
     names: dict[str, str] = {}
-    for line, text in _lines(path):
+    for line, text in filled_lines(path):
         name = _unquoted(text)
         if _plain(name) in names:
             raise ManifestError(str(path), [f"line {line}: class {name!r} is listed twice"])
@@ -128,14 +129,3 @@ def _unquoted(text: str) -> str:
     text = text.strip()
     quoted = len(text) > 1 and text[0] == text[-1] == '"'
     return text[1:-1].replace('""', '"').strip() if quoted else text
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """The numbered lines of a list that are not empty."""
-    if not path.exists():
-        raise ManifestError(str(path), ["no such file; it belongs to the official lists"])
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ManifestError(str(path), [f"byte {error.start} is not UTF-8; take the official file"]) from error
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

@@ -17,6 +17,7 @@ from typing import Literal
 import pandas as pd
 
 from kdcache.datasets.listing import DatasetReport, annotation_folder, locate, whole_clips
+from kdcache.datasets.lists import read_frame
 from kdcache.datasets.splits import column as split_column
 from kdcache.datasets.splits import random_halves, read_halves
 from kdcache.errors import ManifestError
@@ -56,12 +57,12 @@ def manifest(
         annotation_folder(root, annotations, ["clips.csv"], ("", "annotations", "annotations/sysu"), "sysu")
         / "clips.csv"
     )
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    table = read_frame(file)
     wanted = {"skeleton": ["skel_path"], "rgb": ["rgb_path"], "both": ["rgb_path", "skel_path"]}[modality]
     lacking = [name for name in ("clip_id", "subject", "label", *wanted) if name not in table]
     if lacking:
         raise ManifestError(str(file), [f"lacks the column {name}" for name in lacking])
-    wrong = table.index[~table["label"].str.fullmatch(r"\d+")]
+    wrong = table.index[~table["label"].str.fullmatch("[0-9]{1,9}")]
     if len(wrong):
         raise ManifestError(
             str(file), [f"line {i + 2}: label {table['label'][i]!r} is not a whole number" for i in wrong]

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from kdcache.datasets.listing import DatasetReport, annotation_folder, locate
+from kdcache.datasets.lists import decimals, read_frame, read_lines
 from kdcache.datasets.pairs import Early, action_pairs
 from kdcache.errors import ManifestError
 
@@ -31,6 +32,7 @@ LAYOUTS = {
 }
 PARTS = {"validation": "val", "test": "test"}
 WRONG = ("video_test_0000270",)
+_LINE = re.compile(r"\s*(video_[a-z]+_[0-9]+)\s+([0-9]{1,9}(?:\.[0-9]*)?)\s+([0-9]{1,9}(?:\.[0-9]*)?)\s*")
 
 
 def manifest(
@@ -84,8 +86,8 @@ def read_instances(folder: Path) -> pd.DataFrame:
         files = sorted((folder / f"TH14_Temporal_annotations_{part}" / "annotation").glob(f"*_{suffix}.txt"))
         split = "train" if part == "validation" else "test"
         for file in (f for f in files if not f.name.startswith("Ambiguous")):
-            for i, line in enumerate(file.read_text().splitlines(), 1):
-                match = re.fullmatch(r"\s*(\w+)\s+([\d.]+)\s+([\d.]+)\s*", line)
+            for i, line in enumerate(read_lines(file), 1):
+                match = _LINE.fullmatch(line)
                 if match:
                     rows.append((match[1], float(match[2]), float(match[3]), file.stem.rpartition("_")[0], split))
                 elif line.strip():
@@ -113,5 +115,5 @@ def _shows_same(table: pd.DataFrame, tau: float, window: float) -> pd.Series[boo
 def _durations(path: Path) -> dict[str, float]:
     if not path.exists():
         return {}
-    table = pd.read_csv(path)
-    return dict(zip(table["video"], table["duration_s"].astype(float), strict=True))
+    table = read_frame(path, ["video", "duration_s"])
+    return dict(zip(table["video"], decimals(path, table, "duration_s"), strict=True))

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
 from kdcache.datasets.listing import DatasetReport, annotation_folder, locate, whole_clips
+from kdcache.datasets.lists import filled_lines
 from kdcache.datasets.splits import Wanted, official
 from kdcache.errors import ManifestError
 
@@ -40,9 +42,7 @@ def manifest(
     """
     usual = ("ucfTrainTestlist", "annotations", "annotations/ucf101", "")
     folder = annotation_folder(root, annotations, ["classInd.txt"], usual, "ucf101")
-    number = {
-        name.lower(): int(index) - 1 for index, name in (line.split() for line in _lines(folder / "classInd.txt"))
-    }
+    number = _classes(folder / "classInd.txt")
     clips = official(lambda k: _read(folder, k), split)
     unlisted = sorted(set(clips["class"].str.lower()) - set(number))
     if unlisted:
@@ -50,6 +50,8 @@ def manifest(
     clips["label"] = clips["class"].str.lower().map(number).astype("Int64")
     clips["group"] = clips["name"].str.extract(r"_(g\d+)_c\d+$", expand=False)
     if protocol == "early":
+        if nameless := clips.loc[clips["group"].isna(), "name"].tolist():
+            raise ManifestError(str(folder), [f"{name} names no group, as v_Biking_g01_c01 does" for name in nameless])
         clips["split"] = clips["group"].str[1:].astype(int).map(_early)
         clips = clips.sort_values("name", ignore_index=True)
     located = locate(
@@ -58,11 +60,22 @@ def manifest(
     return whole_clips(clips.drop(columns="path"), located), located.report
 
 
+def _classes(path: Path) -> dict[str, int]:
+    """Name in lower case → number from 0."""
+    found: dict[str, int] = {}
+    for i, line in filled_lines(path):
+        match = re.fullmatch(r"([0-9]{1,9})\s+(\S+)", line)
+        if not match:
+            raise ManifestError(str(path), [f"line {i}: {line[:60]!r} is not '<number> <class>'"])
+        found[match[2].lower()] = int(match[1]) - 1
+    return found
+
+
 def _read(folder: Path, split: int) -> pd.DataFrame:
     """The lists of one split: ``name``, ``path``, ``class``, ``split``."""
     rows = []
     for part in ("train", "test"):
-        for line in _lines(folder / f"{part}list{split:02d}.txt"):
+        for _, line in filled_lines(folder / f"{part}list{split:02d}.txt"):
             path = line.split()[0]
             # The class is the folder's: file names spell HandstandPushups with a capital S.
             rows.append((Path(path).stem, path, path.partition("/")[0], part))
@@ -72,9 +85,3 @@ def _read(folder: Path, split: int) -> pd.DataFrame:
 def _early(group: int) -> str:
     """The early-recognition paper's split by group number."""
     return "train" if group <= 15 else "val" if group <= 18 else "test"
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.exists():
-        raise ManifestError(str(path), ["no such file; it belongs to the official lists"])
-    return [line for line in path.read_text().splitlines() if line.strip()]
