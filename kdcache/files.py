@@ -7,11 +7,13 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from kdcache.errors import KdcacheError, WriteError
 
@@ -58,6 +60,26 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """A plain file, to read; of others, such as a pipe without a writer, opening alone may wait for ever.
+
+    Raises:
+        KdcacheError: a folder, a pipe, a device or a socket.
+        OSError: it cannot be opened.
+    """
+    refused = KdcacheError(f"{path}: no plain file but a folder, a pipe or a device; remove it, or put the file there.")
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise refused from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise refused
+    return os.fdopen(handle, "rb")
 
 
 @contextmanager

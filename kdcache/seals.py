@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from kdcache.errors import OptionError
-from kdcache.files import atomic
+from kdcache.files import atomic, opened
 
 BLANK = "kdcache-sha256:" + 64 * "0"
 """What to write where the digest shall stand; ``seal`` fills it in."""
@@ -54,20 +54,20 @@ def sealed(content: str) -> bytes:
 
 def is_sealed(path: Path) -> bool:
     """Whether a file holds a digest at all."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return _find(file) is not None
 
 
 def is_broken(path: Path) -> bool:
     """Whether a file holds a digest that is not its own."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         found = _find(file)
         return found is not None and _digest(file, found[0]).encode() != found[1]
 
 
 def digest_of_file(path: Path) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -88,7 +88,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         OptionError: its digest is another, or it is no JSON object.
     """
     try:
-        raw = path.read_bytes()
+        with opened(path) as file:
+            raw = file.read()
         content = json.loads(raw)
         if not isinstance(content, dict):
             raise ValueError("it is no table")

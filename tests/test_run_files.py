@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import socket
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from kdcache.backbones import metadata
 from kdcache.backbones.weights import weights_digest
 from kdcache.engine.checkpoint import TrainState, load_state, load_weights, save_state, save_weights
 from kdcache.errors import KdcacheError, OptionError, WeightsError, WriteError
+from kdcache.files import opened
 from kdcache.methods.contract import BatchSource, Stage
 from kdcache.runs.config import load_config, read_config
 from kdcache.runs.evaluate import evaluate
@@ -208,6 +211,43 @@ def test_every_file_of_a_run_is_held_against_its_digest(run, tmp_path, name):
     with pytest.raises(KdcacheError, match=name.rpartition("/")[2].replace(".", r"\.")) as refused:
         read()
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.toml",
+        "metrics.json",
+        "metrics.csv",
+        "predictions.csv",
+        "student/summary.json",
+        "student/last.safetensors",
+    ],
+)
+def test_what_is_no_plain_file_is_named_and_not_waited_for(run, tmp_path, name):
+    copied = shutil.copytree(run.path, tmp_path / "run")
+    (copied / name).unlink()
+    os.mkfifo(copied / name)
+    with pytest.raises(KdcacheError, match=f"{name}: no plain file"):
+        evaluate(copied)
+    (copied / name).unlink()
+    (copied / name).mkdir()
+    with pytest.raises(KdcacheError, match=f"{name}: no plain file"):
+        evaluate(copied)
+
+
+def test_only_plain_files_are_opened(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX) as here:
+        monkeypatch.chdir(tmp_path)  # names of sockets are short
+        here.bind("socket")
+        with pytest.raises(KdcacheError, match="socket: no plain file"):
+            opened("socket")
+    with pytest.raises(FileNotFoundError):
+        opened(tmp_path / "none")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"content")
+    with opened(tmp_path / "link") as file:
+        assert file.read() == b"content"
 
 
 def test_a_run_without_digests_opens_and_goes_on(run, tmp_path):

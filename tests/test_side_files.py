@@ -81,6 +81,16 @@ def test_any_bytes_are_a_table_or_named(tmp_path_factory, content):
     assert all("clip_id" in row for row in rows)
 
 
+def test_a_lock_that_is_no_plain_file(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(StoreError, match=r"\.lock: no plain file, so nobody can hold it; remove it"), locked(tmp_path):
+        pass
+    (tmp_path / ".lock").rmdir()
+    (tmp_path / ".lock").symlink_to("nowhere/lock")
+    with pytest.raises(StoreError, match="remove it"), locked(tmp_path):
+        pass
+
+
 def test_a_table_that_is_no_plain_file(tmp_path):
     os.mkfifo(tmp_path / "table.csv")
     with pytest.raises(BrokenTable, match="no plain file"):

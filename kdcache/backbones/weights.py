@@ -25,7 +25,7 @@ from kdcache.backbones.crossfit import CrossFitWeights
 from kdcache.backbones.published import ADAPTED, TABLE, Published, published_for
 from kdcache.backbones.spec import Weights
 from kdcache.errors import OptionError, WeightsError, unknown
-from kdcache.files import atomic
+from kdcache.files import atomic, opened
 from kdcache.progress import progress
 from kdcache.seals import is_broken
 
@@ -284,7 +284,7 @@ def weights_digest(path: str | os.PathLike[str]) -> str:
     status = os.stat(path)
     key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
     if key not in _digests:
-        with open(path, "rb") as file:
+        with opened(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if is_broken(Path(path)):
             raise WeightsError(
@@ -297,7 +297,7 @@ def weights_digest(path: str | os.PathLike[str]) -> str:
 def _git_blob(path: Path) -> str:
     """The SHA-1 that git gives a file: of ``blob SIZE\\0`` and its bytes."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
+    with opened(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

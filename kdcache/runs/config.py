@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from kdcache.errors import OptionError, unknown
-from kdcache.files import atomic
+from kdcache.files import atomic, opened
 from kdcache.log import logger
 from kdcache.methods import method as method_module
 from kdcache.methods.declared import check_method, option_names
@@ -216,7 +216,8 @@ def read_config(path: str | Path) -> tuple[RunSettings, Any, dict[str, Any]]:
 def _tables(path: Path) -> dict[str, Any]:
     """The content of a ``config.toml``, ``options`` and ``resolved`` among it."""
     try:
-        content = tomllib.loads(path.read_bytes().decode())
+        with opened(path) as file:
+            content = tomllib.loads(file.read().decode())
     except (ValueError, RecursionError) as error:  # neither TOML nor UTF-8, or nested without end
         raise OptionError(f"{path} is damaged ({error}): restore it, or train again in another folder.") from error
     if not ("method" in content or "backbone" in content):

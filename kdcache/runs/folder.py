@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from kdcache.errors import OptionError
+from kdcache.files import opened
 from kdcache.seals import digest_of_file, read_json, write_json
 
 CONFIG, METRICS, RECIPES = "config.toml", "metrics.json", "recipes.json"
@@ -38,7 +39,8 @@ def history(run: Path) -> pd.DataFrame:
     """The rows of ``metrics.csv``; ``OptionError`` for a file that is damaged."""
     check_tables(run, HISTORY)
     try:
-        return pd.read_csv(run / HISTORY)
+        with opened(run / HISTORY) as file:
+            return pd.read_csv(file)
     except (ValueError, OverflowError) as error:  # pandas' own are among them, and text that is not UTF-8
         raise OptionError(f"{run / HISTORY} is damaged ({error}): {_remedy(run, HISTORY)}.") from error
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kdcache.errors import StoreError
+
 _NOT_OURS = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -18,6 +20,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock (``.lock``); waits for other processes, and is let go when this one dies.
 
     Where this process may not write, an existing lock is held all the same; without one there is nothing to hold.
+
+    Raises:
+        StoreError: a folder, or a link that leads nowhere, has the lock's name.
     """
     lock = _open(folder / ".lock")
     try:
@@ -33,6 +38,10 @@ def _open(path: Path) -> int | None:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
+        if path.is_dir() or path.is_symlink():
+            raise StoreError(
+                f"{path}: no plain file, so nobody can hold it; remove it and run the same command again."
+            ) from error
         if error.errno not in _NOT_OURS:
             raise
     with contextlib.suppress(FileNotFoundError, PermissionError):
