@@ -12,8 +12,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from kdcache.errors import KdcacheError, WriteError
 
@@ -62,7 +62,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def opened(path: str | os.PathLike[str]) -> BinaryIO:
+def opened(path: str | os.PathLike[str]) -> BufferedReader:
     """A plain file, to read; of others, such as a pipe without a writer, opening alone may wait for ever.
 
     Raises:

@@ -11,7 +11,7 @@ import pytest
 from store_cases import FEATURE, add
 
 import kdcache
-from kdcache.errors import RemoteError, StoreError
+from kdcache.errors import KdcacheError, RemoteError, StoreError
 from kdcache.files import temporary_name
 from kdcache.store import copying, reindex, verify
 from kdcache.store.places import Folder
@@ -186,3 +186,17 @@ def test_what_a_killed_copy_had_begun_to_write_is_removed(cache, tmp_path):
     kdcache.copy(cache, target, bar=False)
     assert not list(target.rglob(".*.partial"))
     assert content(target) == content(cache)
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "shard-00000.h5", "fitted/b.json"])
+def test_pipes_and_links_in_a_cache_are_named_and_not_copied(cache, tmp_path, name):
+    (cache / name).unlink(missing_ok=True)
+    os.mkfifo(cache / name)
+    with pytest.raises(KdcacheError, match=f"{name}: no"):
+        kdcache.copy(cache, tmp_path / "target", bar=False)
+    (cache / name).unlink()
+    (tmp_path / "secret").write_text("of nobody else")
+    (cache / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(StoreError, match=f"{name}: not a regular file"):
+        kdcache.copy(cache, tmp_path / "target", bar=False)
+    assert not (tmp_path / "target" / name).exists()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from kdcache.errors import RemoteError, StoreError
-from kdcache.files import PARTIAL, atomic
+from kdcache.files import PARTIAL, atomic, opened
 from kdcache.remote import Address, Remote, is_address, without_scheme
 
 _CHUNK = 2**20
@@ -71,14 +72,17 @@ class Folder:
             for name in names:
                 if not name.startswith(".") and not name.endswith(PARTIAL):
                     path = Path(folder) / name
-                    stat = path.stat()
-                    found[path.relative_to(self.path).as_posix()] = Listed(stat.st_size, str(stat.st_mtime_ns))
+                    state = path.lstat()
+                    if not stat.S_ISREG(state.st_mode):  # a pipe is waited for, a link may lead to what is nobody's
+                        raise StoreError(f"{path}: not a regular file; put the file itself there, or remove it.")
+                    found[path.relative_to(self.path).as_posix()] = Listed(state.st_size, str(state.st_mtime_ns))
         return found
 
     def read(self, name: str) -> bytes | None:
         """See ``Place``."""
         try:
-            return (self.path / name).read_bytes()
+            with opened(self.path / name) as file:
+                return file.read()
         except FileNotFoundError:
             return None
 
@@ -96,8 +100,8 @@ class Folder:
         """See ``Place``."""
         with atomic(self.path / name) as temporary:
             make(temporary)
-        stat = (self.path / name).stat()
-        return Listed(stat.st_size, str(stat.st_mtime_ns))
+        state = (self.path / name).stat()
+        return Listed(state.st_size, str(state.st_mtime_ns))
 
 
 class Bucket:
