@@ -443,6 +443,7 @@ def test_repair_leaves_foreign_files_to_their_owner(tmp_path):
         _version(file)
     report = verify(tmp_path, repair=True)
     assert list(report.foreign) == [path.name]
+    assert "repaired but for what is not used: do what is said of it" in str(report)
     assert path.exists()
 
 

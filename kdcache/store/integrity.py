@@ -79,6 +79,8 @@ class VerifyReport:
             lines.append(f"{len(self.set_aside)} array(s) were set aside by an earlier repair")
         if self.ok:
             lines.append("all arrays in use are as they were written")
+        elif self.repaired and self.foreign:
+            lines.append("repaired but for what is not used: do what is said of it, then the same `kdcache extract`")
         elif self.repaired:
             lines.append("repaired: run the same `kdcache extract` again to redo what is missing")
         else:
