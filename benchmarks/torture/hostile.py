@@ -25,10 +25,11 @@ from kdcache.skeletons import open_skeleton
 from kdcache.skeletons.arrays import JointLayout
 from kdcache.sources import check, open_source
 from kdcache.store import Cache, describe, reindex, verify
+from kdcache.store.failures import load_failures
 from torture import isolation, readers, strange_files, strange_lists, strange_shards, texts
 from torture.cases import FAILED, SILENT, SURVIVED, Outcome, Table, generator
 from torture.jobs import HEAD
-from torture.materials import TINY, all_layouts, features, videos
+from torture.materials import BROKEN, CLIPS, TINY, all_layouts, features, videos
 from torture.server import warm
 
 COUNT = 5000
@@ -152,6 +153,18 @@ def _extract(folder: Path, rng: random.Random) -> None:
     kdcache.extract(root / "clips.csv", root, folder / "out", ["rgb"], device="cpu", short_side=32, bar=False)
 
 
+def _clip_by_clip(folder: Path, rng: random.Random) -> None:
+    """An extraction in which one source is damaged: each clip is there or a failure, and none but it and the one that
+    is no video has failed."""
+    _extract(folder, rng)
+    cache = Cache(folder / "out")
+    there = set(cache.clips["clip_id"][cache.has("rgb")])
+    cache.read("rgb", sorted(there))
+    failed = {failure.clip_id for failure in load_failures(folder / "out")}
+    if len(there) + len(failed) != CLIPS or there & failed or not {BROKEN} <= failed or len(failed) > 2:
+        raise readers.WrongTensor(f"{len(there)} clips are there, and {sorted(failed)} failed, of {CLIPS}")
+
+
 def _manifest(folder: Path, rng: random.Random) -> None:
     rows = kdcache.read_manifest(folder / "videos" / "clips.csv", folder / "videos")
     for column in ("start_s", "stop_s"):
@@ -272,6 +285,7 @@ KINDS = {
         (_describe, _verify, _cache, _extract, _repair),
     ),
     "manifest": Kind(12, _places, ("videos/clips.csv",), texts.spoil_csv, (_manifest, _extract)),
+    "videos": Kind(6, lambda f: videos(f / "videos"), ("videos/*.avi",), strange_files.spoil_video, (_clip_by_clip,)),
     "run's JSON": Kind(4, _trained, ("out/*.json", "out/*/summary.json"), texts.spoil_json, (_run, _go_on)),
     "run's TOML": Kind(4, _trained, ("out/config.toml",), texts.spoil_toml, (_run, _go_on)),
     "run's tables": Kind(2, _trained, ("out/metrics.csv", "out/predictions.csv"), texts.spoil_csv, (_run, _go_on)),

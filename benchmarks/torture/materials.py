@@ -28,6 +28,8 @@ from kdcache.store.quantised import Quantised
 TINY = "tiny"
 FEATURE, RAGGED, PICTURES, CODES, PACKED = "vacnn/pool", "flow", "rgb", "i3d-rgb/mixed4a", "tsm/pool"
 LEVELS, CLASSES = 5, 3
+CLIPS, BROKEN = 12, "clip11"
+"""Of ``videos``: how many, and the one that is no video."""
 SEED = 5  # of everything here: materials are the same in every run
 
 
@@ -77,7 +79,7 @@ def make(folder: Path) -> Path:
 def videos(root: Path) -> None:
     """Nine folders of frames, two videos, and one file that is no video, with their manifest ``clips.csv``."""
     rng, rows = np.random.default_rng(SEED), []
-    for number in range(12):
+    for number in range(CLIPS):
         coarse = rng.integers(0, 160, (8, 6 + number, 11, 3))
         coarse[..., number % CLASSES] += 60
         frames = coarse.repeat(6, 1)[:, :36].repeat(4, 2)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from torture import videos
 from torture.materials import Tiny
 from torture.texts import spoil_bytes, spoil_csv
 
@@ -199,3 +200,10 @@ def spoil_vectors(path: Path, rng: random.Random) -> str:
     if path.suffix == ".csv":
         return spoil_csv(path, rng)
     return spoil_array(path, rng) if path.suffix == ".npy" and rng.random() < 0.7 else spoil_bytes(path, rng)
+
+
+def spoil_video(path: Path, rng: random.Random) -> str:
+    """As in the class ``videos``."""
+    kind, data = videos.damaged(path.read_bytes(), rng)
+    path.write_bytes(data)
+    return kind
