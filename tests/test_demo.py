@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import kdcache
-from kdcache.demo import run_demo, scene
+from kdcache.demo import run_demo, scene, tour
 from kdcache.demo.scene import CLASSES, CONTACT, FPS, FRAMES, HEIGHT, WIDTH, make_dataset
 from kdcache.sources import open_source
 
@@ -88,3 +88,18 @@ def test_only_the_hint_tells_the_class_before_the_contact():
 
 def test_the_demo_can_be_called_with_a_place_a_seed_and_a_size():
     assert list(inspect.signature(run_demo).parameters) == ["out", "seed", "clips_per_class"]
+
+
+def test_the_demo_runs_from_end_to_end(tmp_path, monkeypatch, caplog):
+    """What README's first command does, on fewer and smaller clips."""
+    monkeypatch.setattr(tour, "SETTINGS", {"size": 32, "frames": 8, "short_side": 48})
+    monkeypatch.setattr(tour, "HEAD", {"head": "light", "width": 8, "epochs": 1, "milestones": ()})
+    monkeypatch.setattr(tour, "SEEDS", 2)
+    monkeypatch.setattr(tour, "SHOWN", 1)
+    monkeypatch.setattr(tour, "choose_weights", lambda: ({"i3d-rgb": "random:0"}, "with a RANDOM backbone"))
+    caplog.set_level("INFO", "kdcache")
+    sheet = run_demo(tmp_path, clips_per_class=4)
+    assert sheet.stat().st_size > 10_000
+    assert kdcache.Cache(tmp_path / "cache").streams == ["flow", "i3d-rgb/mixed4a", "idt", "rgb"]
+    assert len(list((tmp_path / "runs").glob("*/metrics.json"))) == 3 * 2
+    assert sum(" ± " in message and message.endswith("%") for message in caplog.messages) == 3

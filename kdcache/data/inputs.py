@@ -124,10 +124,12 @@ def _layout_refusal(recipe: Recipe, axes: str, wanted: Input) -> str:
     """Why a stream with the right axes will not do."""
     if wanted.segment is not None:
         return "it does not hold frames" if recipe["layout"] == "fixed" else ""
-    if recipe["layout"] == "fixed" or (is_ragged(recipe) and wanted.ragged):
+    if recipe["layout"] == "fixed":
         return ""
-    if axes in FRAME_AXES:
+    if axes in FRAME_AXES and "imported" not in recipe:
         return "it holds whole clips, and the input states no segment (segment=Segment(frames=…))"
+    if is_ragged(recipe) and wanted.ragged:
+        return ""
     return "its clips differ in length, and this input takes clips of one length"
 
 
