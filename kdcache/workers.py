@@ -250,19 +250,26 @@ Handler = Callable[[int, FrameType | None], object]
 
 
 @contextlib.contextmanager
-def _handled(handler: Handler, *numbers: int) -> Iterator[None]:
-    """Handle signals inside, if this is the main thread: no other may."""
+def kept_handlers(*numbers: int) -> Iterator[bool]:
+    """Afterwards signals are handled as before, if this is the main thread: no other may; whether it is."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield False
         return
     before = {number: _handler(number) for number in numbers}
-    for number in numbers:
-        signal.signal(number, handler)
     try:
-        yield
+        yield True
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+@contextlib.contextmanager
+def _handled(handler: Handler, *numbers: int) -> Iterator[None]:
+    """Handle signals inside, if this is the main thread."""
+    with kept_handlers(*numbers) as may:
+        for number in numbers if may else ():
+            signal.signal(number, handler)
+        yield
 
 
 def _handler(number: int) -> Any:

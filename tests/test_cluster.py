@@ -19,7 +19,7 @@ from worker_cases import Scripted
 
 import kdcache
 from kdcache.cluster.options import Cluster, cluster_of
-from kdcache.cluster.ray_actors import ConnectedCluster, connected
+from kdcache.cluster.ray_actors import ConnectedCluster, RayActors, connected
 from kdcache.demo.scene import make_dataset
 from kdcache.errors import DeviceError, OptionError
 from kdcache.workers import StopFlag
@@ -57,7 +57,7 @@ def run(
     connection: ConnectedCluster, units: list[Any], on_death: Any = forbidden, stop: StopFlag | None = None
 ) -> list[Any]:
     events: list[Any] = []
-    executor = connection.executor(Scripted(), 2, on_death, forbidden)
+    executor = RayActors(connection, Scripted(), 2, on_death, forbidden)
     executor.run(units, events.append, stop or StopFlag())
     return events
 

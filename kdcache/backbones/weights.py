@@ -27,7 +27,7 @@ from kdcache.backbones.spec import Weights
 from kdcache.errors import OptionError, WeightsError, unknown
 from kdcache.files import atomic, opened
 from kdcache.progress import progress
-from kdcache.seals import is_broken
+from kdcache.seals import digest_of_file, is_broken
 
 log = logging.getLogger("kdcache")
 
@@ -284,8 +284,7 @@ def weights_digest(path: str | os.PathLike[str]) -> str:
     status = os.stat(path)
     key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
     if key not in _digests:
-        with opened(path) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = digest_of_file(Path(path))
         if is_broken(Path(path)):
             raise WeightsError(
                 f"{os.fspath(path)} is not as it was written, its SHA-256 differs: copy it again, or fit it again."

@@ -13,7 +13,6 @@ import logging
 import os
 import pickle
 import signal
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from kdcache.cluster.actor import CRASH, ERROR, EVENT, LOG, NODE, Serving
 from kdcache.cluster.options import Cluster
 from kdcache.errors import DeviceError, OptionError
 from kdcache.log import logger
-from kdcache.workers import EventT, StopFlag, UnitT, Work, exit_on_sigterm
+from kdcache.workers import EventT, StopFlag, UnitT, Work, exit_on_sigterm, kept_handlers
 
 POLL_S = 0.5  # how often the stop flag is looked at
 NODE_S = 30.0  # a worker's death and that of its node are found out by different parts of Ray; so long for the latter
@@ -52,19 +51,6 @@ class ConnectedCluster:
     def device(self) -> str:
         """What a worker computes on: Ray shows it the GPUs that it was given and no others."""
         return "cuda" if self.gpus else "cpu"
-
-    def executor(
-        self,
-        work: Work[UnitT, EventT],
-        workers: int,
-        on_death: Callable[[UnitT | None, Sequence[EventT], str], Iterable[UnitT]],
-        on_lost: Callable[[UnitT | None, Sequence[EventT]], Iterable[UnitT]],
-        sources: Callable[[UnitT], Collection[str]] = lambda unit: (),
-        *,
-        interruptible: bool = False,
-    ) -> RayActors[UnitT, EventT]:
-        """Workers on it, as many as it has room for; see ``RayActors``."""
-        return RayActors(self, work, min(workers, self.capacity), on_death, on_lost, sources, interruptible)
 
 
 @contextlib.contextmanager
@@ -101,25 +87,12 @@ def connected(cluster: Cluster, device: str) -> Iterator[ConnectedCluster]:
 
 def _connect(ray: Any, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with _own_sigterm():
+    with kept_handlers(signal.SIGTERM):  # Ray takes it over
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError, ValueError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise OptionError(f"address={address}: no Ray cluster answers there ({first}).") from error
-
-
-@contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Inside, Ray may take SIGTERM over; afterwards it is as it was."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def capacity(ray: Any, cluster: Cluster, gpus: float) -> int:
@@ -173,7 +146,7 @@ class RayActors(Generic[UnitT, EventT]):
     Args:
         connection: to the cluster, and what each worker takes of it.
         work: what they do; it is unpickled on the nodes.
-        workers: how many actors, at most one a unit.
+        workers: how many actors, at most one a unit and as many as the cluster has room for.
         on_death: as of ``kdcache.workers.Processes``.
         on_lost: called when a node has gone with a worker's unit (None: it had none) and the events of this unit until
             then; returns units to run in its place.
@@ -189,9 +162,11 @@ class RayActors(Generic[UnitT, EventT]):
         on_death: Callable[[UnitT | None, Sequence[EventT], str], Iterable[UnitT]],
         on_lost: Callable[[UnitT | None, Sequence[EventT]], Iterable[UnitT]],
         sources: Callable[[UnitT], Collection[str]] = lambda unit: (),
+        *,
         interruptible: bool = False,
     ) -> None:
-        self._ray, self._work, self._workers, self._sources = connection.ray, work, workers, sources
+        self._ray, self._work, self._sources = connection.ray, work, sources
+        self._workers = min(workers, connection.capacity)
         self._on_death, self._on_lost, self._interruptible = on_death, on_lost, interruptible
         self._resources = {"num_cpus": connection.cluster.cpus, "num_gpus": connection.gpus}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdcache.backbones.custom import in_workers, is_external, known_here
 from kdcache.cluster.options import Cluster
-from kdcache.cluster.ray_actors import connected
+from kdcache.cluster.ray_actors import RayActors, connected
 from kdcache.cluster.shared import await_shared, shared_folder
 from kdcache.extraction.deaths import after_death
 from kdcache.extraction.nodes import Nodes
@@ -94,5 +94,5 @@ def run_units(
     with shared_folder(config.out) as mark, connected(cluster, config.device) as connection:
         sources = [Path(path) for path in units[0].sources[:1] if not is_address(path)]
         work = replace(work, config=replace(config, device=connection.device), shared=(mark, *sources))
-        executor = connection.executor(work, workers, nodes.heard(on_death), nodes.lost, lambda unit: unit.sources)
-        executor.run(units, nodes.note, stop)
+        heard = nodes.heard(on_death)
+        RayActors(connection, work, workers, heard, nodes.lost, lambda unit: unit.sources).run(units, nodes.note, stop)

@@ -58,12 +58,15 @@ class Nodes:
             if path.name in self._known:
                 continue
             shard, tables = open_shard(path)
+            keys, digests = (
+                {stream: strings(path, tables, f"{table}/{stream}") for stream in shard.streams}
+                for table in ("key", "digest")
+            )
             for row, clip in enumerate(manifest_rows(path, tables)):
                 task = tasks.get(clip["clip_id"])
-                keys = {stream: strings(path, tables, f"key/{stream}")[row] for stream in shard.streams}
-                if task is not None and task.keys == keys:
-                    digests = {stream: strings(path, tables, f"digest/{stream}")[row] for stream in keys}
-                    found.append(Recovered(task, path.name, row, digests))
+                if task is not None and task.keys == {stream: its[row] for stream, its in keys.items()}:
+                    of_clip = {stream: its[row] for stream, its in digests.items()}
+                    found.append(Recovered(task, path.name, row, of_clip))
         for event in found:
             self._on_event(event)
         self._known |= {event.shard for event in found}

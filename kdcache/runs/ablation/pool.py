@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kdcache.cluster.options import Cluster
-from kdcache.cluster.ray_actors import connected
+from kdcache.cluster.ray_actors import RayActors, connected
 from kdcache.cluster.shared import await_shared, shared_folder
 from kdcache.errors import KdcacheError, OptionError, WriteError
 from kdcache.log import EachOnce, logger, quiet
@@ -144,8 +144,7 @@ def run_jobs(jobs: Sequence[Job], pool: Pool, stages: Path, listen: Listener) ->
     with shared_folder(stages) as mark, connected(cluster, pool.device) as connection:
         there = (mark, Path(jobs[0].arguments["shards"]))
         work = TrainingWork(stages, cluster.threads, connection.sharing, origins(), there)
-        executor = connection.executor(work, workers, _on_death, _left, interruptible=True)
-        executor.run(units, on_event, StopFlag())
+        RayActors(connection, work, workers, _on_death, _left, interruptible=True).run(units, on_event, StopFlag())
 
 
 def _left(jobs: Jobs | None, events: Sequence[JobEnded]) -> list[Jobs]:
