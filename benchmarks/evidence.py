@@ -307,15 +307,16 @@ def main() -> None:
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     work = Work(given.data.resolve(), given.work.resolve(), given.workers, given.hours)
-    found = stored()
-    for name in given.only or [name for name in COMPARISONS if name not in found]:
+    known = stored()
+    for name in given.only or [name for name in COMPARISONS if name not in known]:
         try:
-            found[name] = work.compare(name)
+            made = work.compare(name)
         except TimeoutError:
             print(f"{name}: the time is up; the same call goes on", flush=True)
             break
-        print(json.dumps({name: found[name]}, indent=2, ensure_ascii=False), flush=True)
+        print(json.dumps({name: made}, indent=2, ensure_ascii=False), flush=True)
         if given.write:
+            found = stored() | {name: made}  # another call may have stored one meanwhile
             write_results("evidence", {name: found[name] for name in COMPARISONS if name in found})
             shutil.copyfile(work.folder / name / "compared" / "effects.png", RESULTS / f"effects_{name}.png")
 
