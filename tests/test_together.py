@@ -192,6 +192,9 @@ def test_what_differs_in_more_than_numbers_trains_apart(shards, tmp_path):
     assert [[job.label for job in unit] for unit in units] == [["0", "1"], ["2"], ["3"], ["4"], ["5"], ["6"]]
     assert [len(unit) for unit in in_passes([*jobs[:2]] * 3, 4)] == [4, 2]
     assert in_passes(jobs, 1) == [(job,) for job in jobs]
+    shared_out = in_passes([*jobs[:2]] * 3, 50, workers=4)  # no worker waits for the pass of another
+    assert sorted(len(unit) for unit in shared_out) == [1, 1, 2, 2]
+    assert in_passes(jobs[:2], 50, workers=8) == [(job,) for job in jobs[:2]]
     assert alike(tmp_path, {**jobs[0].arguments, "method": "relation"}) is None
     assert alike(tmp_path, {**jobs[0].arguments, "hidden": -1}) is None  # training it says what is wrong
 

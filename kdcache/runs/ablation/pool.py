@@ -130,7 +130,7 @@ def run_jobs(jobs: Sequence[Job], pool: Pool, stages: Path, listen: Listener) ->
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError("torchrun's processes train one run together: start a comparison without it, with workers=N.")
-    units = in_passes(jobs, pool.together)
+    units = in_passes(jobs, pool.together, pool.workers)
     workers, cluster = min(pool.workers, len(units)), pool.cluster
     if workers == 0 or (workers == 1 and cluster is None):
         Serial(TrainingWork(stages)).run(units, on_event, StopFlag())
@@ -154,8 +154,11 @@ def _left(jobs: Jobs | None, events: Sequence[JobEnded]) -> list[Jobs]:
     return [left] if left else []
 
 
-def in_passes(jobs: Sequence[Job], together: int) -> list[Jobs]:
-    """Jobs that train together, up to so many at once, where the first of them stands; the others alone."""
+def in_passes(jobs: Sequence[Job], together: int, workers: int = 1) -> list[Jobs]:
+    """Jobs that train together, up to so many at once, where the first of them stands; the others alone.
+
+    The largest passes are halved until there is one for every worker.
+    """
     if together < 2:
         return [(job,) for job in jobs]
     from kdcache.runs.together import alike
@@ -164,7 +167,12 @@ def in_passes(jobs: Sequence[Job], together: int) -> list[Jobs]:
     for number, job in enumerate(jobs):
         like = alike(job.folder, job.arguments)
         units.setdefault(number if like is None else (job.shared, like), []).append(job)
-    return [tuple(unit[at : at + together]) for unit in units.values() for at in range(0, len(unit), together)]
+    passes = [tuple(unit[at : at + together]) for unit in units.values() for at in range(0, len(unit), together)]
+    while 0 < len(passes) < min(workers, len(jobs)):
+        at = max(range(len(passes)), key=lambda number: len(passes[number]))
+        half = (len(passes[at]) + 1) // 2
+        passes[at : at + 1] = [passes[at][:half], passes[at][half:]]
+    return passes
 
 
 def _train(job: Job, session: Any) -> str:
