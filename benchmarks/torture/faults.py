@@ -54,7 +54,8 @@ class Ended:
     """That changed files below the watched folder."""
     seconds: float
     peak: int
-    """Bytes of memory beyond what the server holds; of the command's own process."""
+    """Bytes of memory beyond what the fork began with; of the command's own process. Pages of libraries that it is the
+    first to touch count: a fork begins without them."""
 
     @property
     def killed(self) -> bool:
@@ -108,10 +109,10 @@ def run(
     fault, library = fault or Fault(), ctypes.CDLL(None)
     library.torture_arm(os.fsencode(watched), ctypes.c_long(fault.call), fault.action, fault.number, int(fault.group))
     began = time.monotonic()
-    pid = _fork(arguments, log, setting, _environment(watched, fault) if workers else {})
+    pid, base = _fork(arguments, log, setting, _environment(watched, fault) if workers else {})
     library.torture_arm(b"", ctypes.c_long(-1), NOTHING, 0, 0)
     library.torture_calls.restype = ctypes.c_long
-    status, memory = _wait(pid, began + (_HANG if kill_after is None else kill_after))
+    status, memory = _wait(pid, base, began + (_HANG if kill_after is None else kill_after))
     seconds = time.monotonic() - began
     _end_group(pid)
     return Ended(status, log.read_text(errors="replace"), library.torture_calls(), seconds, memory)
@@ -126,10 +127,10 @@ def together(
     for number, arguments in sorted(enumerate(commands), key=lambda one: delays[one[0]]):
         time.sleep(max(0.0, began + delays[number] - time.monotonic()))
         own = log.with_suffix(f".{number}.log")
-        started.append((_fork(arguments, own, setting, {}), own))
+        started.append((*_fork(arguments, own, setting, {}), own))
     ended = []
-    for pid, own in started:
-        status, memory = _wait(pid, began + _HANG)
+    for pid, base, own in started:
+        status, memory = _wait(pid, base, began + _HANG)
         _end_group(pid)
         ended.append(Ended(status, own.read_text(errors="replace"), 0, time.monotonic() - began, memory))
     return ended
@@ -140,8 +141,8 @@ def _environment(watched: Path, fault: Fault) -> dict[str, str]:
     return {"TORTURE_WATCH": str(watched), "TORTURE_CALL": str(fault.call), "TORTURE_ACTION": str(fault.action)}
 
 
-def _wait(pid: int, end: float) -> tuple[int, int]:
-    """Exit status of a forked command, and bytes of memory that it took beyond what the server holds.
+def _wait(pid: int, base: int, end: float) -> tuple[int, int]:
+    """Exit status of a forked command, and bytes of memory that it took beyond the ``base`` that it began with.
 
     It is killed with its group when the time is over.
     """
@@ -149,7 +150,7 @@ def _wait(pid: int, end: float) -> tuple[int, int]:
     while True:
         done, code, usage = os.wait4(pid, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(code), max(0, usage.ru_maxrss * 1024 - rss(os.getpid()))
+            return os.waitstatus_to_exitcode(code), max(0, usage.ru_maxrss * 1024 - base)
         if time.monotonic() > end:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
@@ -178,17 +179,27 @@ def _alive(group: int) -> bool:
     return False
 
 
-def _fork(arguments: Sequence[str], log: Path, setting: Callable[[], Any], environment: dict[str, str]) -> int:
+def _fork(
+    arguments: Sequence[str], log: Path, setting: Callable[[], Any], environment: dict[str, str]
+) -> tuple[int, int]:
+    """Process of the command, and bytes of memory that it began with."""
     sys.stdout.flush()
     sys.stderr.flush()
+    read, write = os.pipe()
     pid = os.fork()
     if pid:
         with contextlib.suppress(OSError):  # it has done so itself
             os.setpgid(pid, pid)
-        return pid
+        os.close(write)
+        base = os.read(read, 32)
+        os.close(read)
+        return pid, int(base or 0)
     status = 98
     try:
         os.setpgid(0, 0)
+        os.write(write, str(rss(os.getpid())).encode())
+        os.close(read)
+        os.close(write)
         os.environ |= environment
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(out, 1)
