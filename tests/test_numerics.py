@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from kdcache.methods.recurrent import Recurrent
 from kdcache.methods.rulstm_networks import RollingUnrolling
 from kdcache.methods.vector_heads import attention_pool
 from kdcache.numerics import WORKSPACE, full_precision, reproducible
+from kdcache.runs.online.unfolding import Unfolding
+from kdcache.runs.session import Session
 
 CPU = torch.device("cpu")
 
@@ -140,6 +143,38 @@ def test_extraction_computes_in_full_precision(monkeypatch):
     newer_for_all()
     frozen(torch.zeros((1, 1, 8, 8, 3), dtype=torch.uint8))
     assert {seen[0][key] for key in numerics._OPERATIONS} == {"ieee"}
+
+
+def test_answers_while_a_clip_unfolds_are_in_full_precision():
+    seen = []
+    step = lambda x, state: (seen.append(switches()) or torch.zeros(1, 2), None)  # noqa: E731
+    run = object.__new__(Unfolding)
+    run._data = SimpleNamespace(
+        inputs={"x": torch.zeros(3, 2)}, device=torch.device("cpu"), autocast=contextlib.nullcontext
+    )
+    run._network, run._classes, run._names = SimpleNamespace(step=step), (0, 1), ("a", "b")
+    newer_for_all()
+    feature = SimpleNamespace(features=torch.zeros(4).numpy(), seconds=1.0)
+    assert len(list(run._steps([iter([feature] * 3)]))) == 3
+    assert {one[key] for one in seen for key in numerics._OPERATIONS} == {"ieee"}
+
+
+def test_stages_of_deterministic_runs_on_a_gpu_are_shared_among_themselves(tmp_path):
+    """Others took other algorithms, whose last bits differ; a CPU has but one kind."""
+    stage = SimpleNamespace(name="t", share_key="k", share_inputs=(), seed=0, train=SimpleNamespace(inputs=()))
+    kept = {}
+    try:
+        for name in ("cpu", "cuda"):
+            for deterministic in (False, True):
+                torch.use_deterministic_algorithms(deterministic)
+                opened = SimpleNamespace(
+                    data=SimpleNamespace(device=torch.device(name)), resolved={"device": name}, input_recipes={}
+                )
+                kept[name, deterministic] = Session(tmp_path).kept(stage, opened, 1)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert kept["cpu", False] == kept["cpu", True]
+    assert len(set(kept.values())) == 3
 
 
 @pytest.mark.parametrize("before", [(False, False), (True, False), (True, True)])

@@ -22,6 +22,7 @@ from kdcache.methods import METHODS, explained
 from kdcache.methods import method as method_module
 from kdcache.methods.contract import Batch, BatchSource, Input, InputStream
 from kdcache.methods.pictures import Picture
+from kdcache.numerics import full_precision
 from kdcache.recipe import differences
 from kdcache.runs.online.answer import class_names
 from kdcache.runs.prepare import absolute
@@ -91,7 +92,7 @@ def explain(run: Run, shards: str | Path, clip_id: str, which: str = "last") -> 
         return module.to(data.device).eval()
 
     data = run.training_data.data
-    with torch.no_grad(), data.autocast():
+    with torch.no_grad(), full_precision(), data.autocast():
         pictures = method.explain(run.resolved_options, data, predictor, batch, load)
     return Explanation(predictor.stage, _answer(run, clip_id, which), pictures, *clip.frames(bindings, batch))
 

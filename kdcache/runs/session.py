@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kdcache.data.open import StreamPool
 from kdcache.data.training_data import TrainingData
 from kdcache.device_errors import release_memory
@@ -106,6 +108,8 @@ class Session:
         resolved = {name: value for name, value in opened.resolved.items() if name not in other}
         if eval_every > 1:  # it chooses among other epochs
             resolved["eval_every"] = eval_every
+        if opened.data.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+            resolved["deterministic"] = True  # other algorithms, whose last bits differ
         resolved["inputs"] = {name: opened.input_recipes.get(name, "") for name in read}
         seed = opened.data.seed if stage.seed is None else stage.seed
         content = json.dumps([stage.name, stage.share_key, resolved, seed], sort_keys=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdcache.errors import OptionError
 from kdcache.metrics.early import percent
+from kdcache.numerics import full_precision
 from kdcache.runs.online.answer import Prediction, Span, class_names
 from kdcache.runs.online.clip import spans_of
 from kdcache.runs.online.recipes import find_weights, recipes_of, restore
@@ -61,7 +62,7 @@ class Unfolding:
         state = None
         for level, seen in enumerate(zip(*parts, strict=True)):
             x = np.concatenate([part.features.astype(np.float32) for part in seen])
-            with torch.no_grad(), data.autocast():
+            with torch.no_grad(), full_precision(), data.autocast():
                 scores, state = self._network.step(torch.from_numpy(x)[None].to(data.device), state)
             probabilities = torch.softmax(scores[0].float(), -1).cpu().numpy()
             of = (self._classes, self._names, len(observed))
