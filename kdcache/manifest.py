@@ -10,7 +10,9 @@ is its video). Any other column is text and travels through untouched.
 from __future__ import annotations
 
 import csv
+import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,6 +36,7 @@ REQUIRED = (
 )  # of every manifest that has been read; files may leave all but one
 LONGEST = {"clip_id": 1024, "source": 4096, "skeleton": 4096}  # characters; paths as Linux has them …
 LONGEST_CELL = 100_000  # … and any other text; csv itself reads no more than 131,072
+MOST_COLUMNS = 4096  # of a file, whose columns take time whatever they hold; an index has four more for each stream
 NUMBERED = "numbered classes"
 """In ``attrs`` of a manifest whose labels were names, and mean something beside its own rows alone."""
 RATE = "fps"  # column of the frame rates of folders and tars of pictures
@@ -61,7 +64,7 @@ def read_manifest(
         ManifestError: lists every bad row with its line number.
     """
     name = os.fspath(path)
-    columns, lines, problems = _parse(name)
+    columns, lines, problems = _parse(name, math.inf if complete else MOST_COLUMNS)
     return _build(columns, lines, "line", problems, name, Roots.of(root, allow_absolute), complete)
 
 
@@ -116,7 +119,7 @@ def text_columns(df: pd.DataFrame) -> Columns:
     return {str(c): _texts(df[c], str(c)) for c in df.columns}
 
 
-def _parse(name: str) -> tuple[Columns, Sequence[int], list[Problem]]:
+def _parse(name: str, most: float) -> tuple[Columns, Sequence[int], list[Problem]]:
     """The file as text: columns, the line on which each row starts, and rows that do not fit the header."""
     problems: list[Problem] = []
     rows: list[list[str]] = []
@@ -125,12 +128,14 @@ def _parse(name: str) -> tuple[Columns, Sequence[int], list[Problem]]:
     line = 1
     try:
         if os.path.isfile(name) and (table := plain_table(Path(name).read_bytes())) is not None:
+            _check_width(name, table.names, most)
             return {c: table.texts(c) for c in table.names}, range(2, table.rows + 2), problems
         with open(name, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             for row in reader:
                 if not header:
                     header = row
+                    _check_width(name, header, most)
                 elif row and len(row) != len(header):
                     problems.append((line, f"has {len(row)} fields where the header has {len(header)}; quote commas"))
                 elif row:
@@ -148,11 +153,15 @@ def _parse(name: str) -> tuple[Columns, Sequence[int], list[Problem]]:
     for mark, word in ((";", "semicolons"), ("\t", "tabs")):
         if len(header) == 1 and mark in header[0]:
             raise ManifestError(name, [f"line 1: columns are separated by {word}; save it separated by commas"])
-    problems += [
-        (1, f"column {c!r} appears twice; rename one") for c in sorted({c for c in header if header.count(c) > 1})
-    ]
+    problems += [(1, f"column {c!r} appears twice; rename one") for c, n in sorted(Counter(header).items()) if n > 1]
     columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {c: [] for c in header}
     return columns, lines, problems
+
+
+def _check_width(name: str, header: Sequence[str], most: float) -> None:
+    if len(header) > most:
+        more = f"has {len(header):,} columns, more than the {most:,} that a manifest may have"
+        raise ManifestError(name, [f"{more}; leave out those that say nothing of the clips"])
 
 
 def skeletons_of(manifest: pd.DataFrame) -> pd.Series[str]:

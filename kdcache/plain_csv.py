@@ -78,6 +78,7 @@ class PlainTable:
         self.names = list(names)
         self.rows = len(ends) // len(names) - 1
         self._ends = ends  # of all cells, row by row, the header's first
+        self._at = {name: i for i, name in enumerate(names)}
 
     def texts(self, column: str) -> list[str]:
         """See ``TextTable``."""
@@ -144,7 +145,7 @@ class PlainTable:
 
     def cell(self, column: str, row: int) -> str:
         """See ``TextTable``."""
-        at = (row + 1) * len(self.names) + self.names.index(column)
+        at = (row + 1) * len(self.names) + self._at[column]
         return self.data[int(self._ends[at - 1]) + 1 : int(self._ends[at])].decode()
 
     def fixed(self, column: str, width: int) -> NDArray[np.bytes_]:
@@ -159,7 +160,7 @@ class PlainTable:
 
     def _places(self, column: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where the cells of a column begin and end."""
-        at, step = len(self.names) + self.names.index(column), len(self.names)
+        at, step = len(self.names) + self._at[column], len(self.names)
         return self._ends[at - 1 : -1 : step].astype(np.int64) + 1, self._ends[at::step].astype(np.int64)
 
 

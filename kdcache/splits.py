@@ -15,6 +15,7 @@ HELD_OUT = ("validation", "test")  # never trained on; only validation may selec
 OTHER_NAMES = {"val": "validation", "valid": "validation"}
 _LOOK = 1000  # cells that show of most columns that they are no splits
 NAMES = frozenset({TRAIN, *HELD_OUT, *OTHER_NAMES})
+_LIKELY = NAMES | {"", "nan", "None", "<NA>"}  # … and what stands for a missing cell
 
 
 def split_name(cell: str) -> str:
@@ -29,7 +30,8 @@ def cells(column: pd.Series[Any]) -> set[str]:
 
 def split_columns(rows: pd.DataFrame) -> list[str]:
     """The columns of a manifest whose cells are names of splits or empty, and not all empty."""
-    likely = [column for column in rows if cells(rows[column].iloc[:_LOOK]) <= NAMES]
+    first = rows.iloc[:_LOOK].to_dict("list")  # a series for each of thousands of columns would take seconds
+    likely = [column for column in rows if set(map(str, first[column])) <= _LIKELY]
     return [str(column) for column in likely if (found := cells(rows[column])) and found <= NAMES]
 
 

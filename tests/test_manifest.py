@@ -218,6 +218,16 @@ def test_names_of_another_encoding_are_refused():
         validate(frame(source=["ok.mp4", "caf\udce9.mp4"]))
 
 
+@pytest.mark.parametrize("cell", ["x", '"x"'])  # without quotes the columns are not parsed cell by cell
+def test_a_file_of_too_many_columns_is_one_sentence(tmp_path, cell):
+    wide = [f"c{i}" for i in range(4095)]
+    lines = f"source,{','.join(wide)}\na.mp4,{','.join([cell] * 4095)}\n"
+    assert len(read_manifest(save(tmp_path, lines)).columns) == 4096 + 3
+    header, row = lines.splitlines()
+    (problem,) = problems(save(tmp_path, f"{header},one\n{row},more\n"))
+    assert problem.startswith("has 4,097 columns, more than the 4,096")
+
+
 times = st.floats(0, 1e7, allow_nan=False)
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 names = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=8).filter(str.strip)

@@ -46,6 +46,18 @@ def test_rows_of_other_manifests_stay_and_known_ones_are_renewed(tmp_path):
     np.testing.assert_array_equal(Cache(tmp_path).read(FEATURE, [name(3)])[0], payload(FEATURE, 3))
 
 
+def test_what_columns_say_where_clips_lie_is_not_asked_for_each_column(tmp_path, monkeypatch):
+    from kdcache.store import index
+
+    asked = []
+    monkeypatch.setattr(index, "location_columns", lambda columns: asked.append(columns) or [])
+    wide = manifest(range(2)).assign(**{f"c{i}": "x" for i in range(300)})
+    update_index(tmp_path, wide, {})
+    update_index(tmp_path, wide.assign(c7="y"), {})
+    assert Cache(tmp_path).clips["c7"].tolist() == ["y", "y"]
+    assert len(asked) < 10
+
+
 def test_a_clip_cut_anew_loses_its_old_places(tmp_path):
     add(tmp_path, range(5))
     again = manifest(range(5))

@@ -194,11 +194,14 @@ def sources_of(manifest: pd.DataFrame, streams: Sequence[Stream]) -> pd.Series[s
 
 def json_rows(manifest: pd.DataFrame) -> list[dict[str, Any]]:
     """The manifest's rows as JSON-able dicts: missing values become ``None``, integers stay integers."""
-    plain = manifest.astype(object).where(manifest.notna(), None)
-    return [
-        {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
-        for row in plain.to_dict("records")
-    ]
+    columns = {str(name): _plain(values) for name, values in manifest.items()}
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _plain(column: pd.Series[Any]) -> list[Any]:
+    """A column's cells as Python's own."""
+    cells = [v.item() if isinstance(v, np.generic) else v for v in column.tolist()]
+    return [None if gone else v for v, gone in zip(cells, column.isna().tolist(), strict=True)]
 
 
 def _cut(streams: list[Stream], tasks: list[Task], parts: int) -> list[WorkUnit]:

@@ -218,7 +218,8 @@ def _merge(
         a, b = old[column].to_numpy(object)[place[known]], rows[column].to_numpy(object)[known]
         moved[place[known]] |= (a != b) & ~((a != a) & (b != b))  # NaN, the source's own start or end, equals NaN
     streams = sorted({*indexed_streams(list(old.columns)), *located})
-    kept = [c for c in old.columns if c not in set(location_columns(list(old.columns)))]
+    places = set(location_columns(list(old.columns)))
+    kept = [c for c in old.columns if c not in places]
     merged: dict[str, NDArray[Any]] = {}
     for column in dict.fromkeys([*kept, *rows.columns]):
         values = _empty(column, len(ids))
@@ -235,8 +236,8 @@ def _merge(
             stale[
                 [i for clip, key in missing.get(stream, {}).items() if (i := numbers[clip]) < before and keys[i] != key]
             ] = True
-            places = zip(old[f"{stream}:shard"].tolist(), old[f"{stream}:row"].tolist(), strict=True)
-            stale[[i for i, (shard, row) in enumerate(places) if aside and (shard, stream, row) in aside]] = True
+            lie = zip(old[f"{stream}:shard"].tolist(), old[f"{stream}:row"].tolist(), strict=True)
+            stale[[i for i, (shard, row) in enumerate(lie) if aside and (shard, stream, row) in aside]] = True
         at = np.array([numbers[clip] for clip in located.get(stream, {})], np.intp)
         entries = [Entry(*e) for e in located.get(stream, {}).values()]
         for i, part in enumerate(PARTS):
