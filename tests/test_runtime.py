@@ -179,3 +179,42 @@ def test_what_is_compiled_needs_no_folder_to_write_to(tmp_path):
     text = python(code)
     assert text.split("] ")[0] + "]" == "[2.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0, 6.0, 6.0]"
     assert text.strip().endswith("None")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "rubbish"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_containers_share_of_the_processor_bounds_the_cores(files, expected, tmp_path, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(runtime, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(runtime, "_visible_cores", lambda: 8)
+    assert runtime.cores() == expected
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # noted, so that what is set below is put back
+        monkeypatch.delenv(name)
+    runtime.share_processor()
+    assert os.environ.get("OMP_NUM_THREADS") == (None if expected == 8 else str(expected))
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+
+
+def test_what_the_user_has_set_about_threads_stays(monkeypatch):
+    monkeypatch.setattr(runtime, "cores", lambda: 1)
+    monkeypatch.setattr(runtime, "_visible_cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    runtime.share_processor()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "GOMP_SPINCOUNT" not in os.environ

@@ -8,6 +8,7 @@ from kdcache import __version__
 from kdcache.cli import ablate, cache, catalog, cost, evaluate, exchange, extract, fit, predict, sources, submit, train
 from kdcache.cli.common import Group, verbosity
 from kdcache.log import show_log
+from kdcache.runtime import share_processor
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -32,6 +33,7 @@ def main(modules: tuple[str, ...]) -> None:
       kdcache train anticipation --shards out/
     """
     show_log()
+    share_processor()
     if modules:
         from kdcache.backbones.custom import import_modules
 
