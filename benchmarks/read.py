@@ -85,23 +85,25 @@ def measure_case(clips: int, few: int, shape: tuple[int, ...], a_shard: int, fol
         rows = maps[np.arange(few) % len(maps)]
         file.create_dataset(STREAM, data=rows, chunks=chunks, compression="gzip", shuffle=True)
 
-    def batches(limit: int) -> list[NDArray[np.int64]]:
-        chosen = order[order < limit]
+    def batches(limit: int) -> list[list[int]]:
+        chosen = order[order < limit].tolist()
         return [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
+
+    ids = [f"clip-{i:05d}" for i in range(clips)]
 
     def from_raw(limit: int) -> None:
         for batch in batches(limit):
-            for place, clip in enumerate(batch.tolist()):
+            for place, clip in enumerate(batch):
                 os.preadv(raw, [out[place].reshape(-1).view(np.uint8).data], clip * size)
 
     def from_cache(cache: Cache, limit: int) -> None:
         for batch in batches(limit):
-            cache.read(STREAM, [f"clip-{i:05d}" for i in batch], out=out[: len(batch)])
+            cache.read(STREAM, [ids[i] for i in batch], out=out[: len(batch)])
 
     def from_gzip() -> None:
         with h5py.File(folder / "gzip.h5", "r") as file:
             for batch in batches(few):
-                for place, clip in enumerate(batch.tolist()):
+                for place, clip in enumerate(batch):
                     file[STREAM].read_direct(out, np.s_[clip], np.s_[place])
 
     runs: dict[str, Callable[[], None]] = {

@@ -34,8 +34,8 @@ class _Places:
     """Where the clips of one stream lie."""
 
     shards: list[Shard]
-    codes: list[int]  # of each of the cache's clips: index into ``shards``, and …
-    rows: list[int]  # … row in that shard, -1 where it is not cached
+    codes: list[int]  # of each of the cache's clips: index into ``shards``, -1 where it is not cached; then one -1 …
+    rows: list[int]  # … (of clips that the cache does not know), and row in that shard, -1 where it is not cached
     recipe: Recipe
     layout: str
     dtype: np.dtype[Any]
@@ -282,17 +282,18 @@ class Cache:
         places = self._place(stream)
         number, codes, rows = self._number, places.codes, places.rows
         at = [number.get(clip, -1) for clip in clip_ids]
-        if not all(i >= 0 and rows[i] >= 0 for i in at):
-            lacking = [clip for clip, i in zip(clip_ids, at, strict=True) if i < 0 or rows[i] < 0]
+        found = sorted([(codes[n], rows[n], i) for i, n in enumerate(at)])
+        if found and found[0][0] < 0:
+            lacking = [clip for clip, n in zip(clip_ids, at, strict=True) if codes[n] < 0]
             raise StoreError(self._lacking(stream, lacking))
         parts: list[_Part] = []
-        last = -1
-        for code, row, i in sorted((codes[n], rows[n], i) for i, n in enumerate(at)):
+        last, of_shard, which = -1, list[int](), list[int]()
+        for code, row, i in found:
             if code != last:
-                parts.append((places.shards[code], [], []))
-                last = code
-            parts[-1][1].append(row)
-            parts[-1][2].append(i)
+                last, of_shard, which = code, [], []
+                parts.append((places.shards[code], of_shard, which))
+            of_shard.append(row)
+            which.append(i)
         return parts
 
     def _lacking(self, stream: str, clips: Sequence[str]) -> str:
@@ -343,7 +344,7 @@ class Cache:
             if beyond or (here.shape, here.packing) != (there.shape, there.packing):
                 raise StoreError(f"{shard.path}: does not fit the index; run `kdcache reindex {self.path}`.")
         stored = first.stored(stream)
-        codes = np.zeros(len(row), np.int64)
+        codes = np.full(len(row) + 1, -1)
         codes[cached] = code
         recipe = first.recipes[stream]
         dtype = read_dtype(recipe) if FIELD in recipe else stored.dtype

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from io import FileIO
+from functools import partial
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
@@ -44,7 +44,7 @@ class StreamReader:
         self.stream = stream
         self.stored = shard.stored(stream)
         self.seen = seen
-        self._raw: FileIO | None = None
+        self._raw: int | None = None  # descriptor, for what lies in the file as it is
         self._file: Any = None
         self._data: Any = None
 
@@ -52,13 +52,13 @@ class StreamReader:
         path = self.shard.path
         try:
             if self.stored.start is not None or self.stored.packing is not None:
-                self._raw = FileIO(path)
+                self._raw = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             if self.stored.start is None:
                 import hdf5plugin  # noqa: F401  (registers the zstd filter)
 
                 self._file = h5py.File(path, "r", locking=False)
                 self._data = self._file[self.stored.path]
-            size = os.stat(path if self._raw is None else self._raw.fileno()).st_size
+            size = os.stat(path if self._raw is None else self._raw).st_size
             if size != self.shard.size:
                 raise damaged(path, f"it has {size} bytes where it had {self.shard.size}")
         except StoreError:
@@ -72,9 +72,11 @@ class StreamReader:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in (self._raw, self._file):
-            if handle is not None:
-                handle.close()
+        if self._raw is not None:
+            os.close(self._raw)
+            self._raw = None
+        if self._file is not None:
+            self._file.close()
 
     def row(self, row: int) -> Payload:
         """One clip as it was handed in: an array, or for jpeg the list of files."""
@@ -98,7 +100,10 @@ class StreamReader:
             return Quantised(codes, scale, offset, float(stored.errors[row]))
         if stored.bounds is None:
             out = np.empty((1, *stored.shape), stored.dtype)
-            self._fixed(row, None, out, 0, out.reshape(-1).view(np.uint8).data)
+            if stored.start is None:
+                self._unpack_rows(None, out, [row], [0])
+            else:
+                self._fill(stored.start + row * out.nbytes, out.reshape(-1).view(np.uint8).data)
             return out.reshape(stored.shape)
         first, stop = int(stored.bounds[row]), int(stored.bounds[row + 1])
         flat = np.empty(stop - first, stored.dtype)
@@ -122,11 +127,8 @@ class StreamReader:
             self._decoded(rows, places, out, view)
             return
         flat = out.reshape(len(out), -1).view(np.uint8)
-        buffer, size = flat.reshape(-1).data, flat.shape[1]
-
-        def read(row: int, place: int) -> None:
-            self._fixed(row, view, out, place, buffer[place * size : (place + 1) * size])
-
+        start = self.stored.start
+        read = partial(self._unpack_rows, view, out) if start is None else partial(self._fill_rows, start, view, flat)
         self._read_checked(rows, places, view, flat, read)
 
     def _read_checked(
@@ -135,27 +137,47 @@ class StreamReader:
         places: Sequence[int],
         view: int | None,
         flat: NDArray[np.uint8],
-        read: Callable[[int, int], None],
+        read: Callable[[Sequence[int], Sequence[int]], None],
     ) -> None:
         """Read rows into ``flat[place]``, and check those that are due by groups that the processor's caches hold."""
-        group = max(1, _GROUP // flat.shape[1]) if self.seen is not None else len(rows)
+        if self.seen is None or 0 not in self.seen:
+            read(rows, places)
+            return
+        group = max(1, _GROUP // flat.shape[1])
         for start in range(0, len(rows), group):
-            some = list(zip(rows[start : start + group], places[start : start + group], strict=True))
-            due = self._due(some, view)
-            for row, place in some:
-                read(row, place)
+            some, there = rows[start : start + group], places[start : start + group]
+            due = self._due(list(zip(some, there, strict=True)), view)
+            read(some, there)
             if due:
                 self._check(due, view, flat)
 
-    def _fixed(self, row: int, view: int | None, out: NDArray[Any], place: int, piece: memoryview) -> None:
-        """A clip, or one view of it, into ``out[place]``, whose bytes ``piece`` is; unchecked."""
-        start, views = self.stored.start, self.stored.shape[0]
-        if start is None:
-            rest = (0,) * (len(self.stored.shape) - 1)
-            ends = (row, view or 0, *rest), (row, views - 1 if view is None else view, *rest)
-            self._unpack(row, out, row if view is None else (row, view), np.s_[place], ends)
-        else:
-            self._fill(start + (row if view is None else row * views + view) * len(piece), piece)
+    def _unpack_rows(self, view: int | None, out: NDArray[Any], rows: Sequence[int], places: Sequence[int]) -> None:
+        """Compressed clips, or one view of each, into ``out[place]``; unchecked."""
+        rest = (0,) * (len(self.stored.shape) - 1)
+        first, last = (0, self.stored.shape[0] - 1) if view is None else (view, view)
+        for row, place in zip(rows, places, strict=True):
+            selection = row if view is None else (row, view)
+            self._unpack(row, out, selection, np.s_[place], ((row, first, *rest), (row, last, *rest)))
+
+    def _fill_rows(
+        self, start: int, view: int | None, flat: NDArray[np.uint8], rows: Sequence[int], places: Sequence[int]
+    ) -> None:
+        """Clips that lie as they are from byte ``start`` on, or one view of each, into ``flat[place]``; unchecked.
+
+        A clip of 40 kB is copied in 6 µs, so nothing is called here for each but the system.
+        """
+        assert self._raw is not None
+        raw, read, size, data = self._raw, os.preadv, flat.shape[1], flat.reshape(-1).data
+        step, first = (size, start) if view is None else (size * self.stored.shape[0], start + view * size)
+        try:
+            for row, place in zip(rows, places, strict=True):
+                piece = data[place * size : (place + 1) * size]
+                if read(raw, (piece,), first + row * step) != size:
+                    self._fill(first + row * step, piece)
+        except StoreError:  # an OSError, too
+            raise
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def _decoded(self, rows: Sequence[int], places: Sequence[int], out: NDArray[Any], view: int | None) -> None:
         """``into`` of a quantised stream."""
@@ -173,8 +195,9 @@ class StreamReader:
     def pack(self, rows: Sequence[int], places: Sequence[int], out: NDArray[np.uint8], view: int) -> None:
         """Read one view of clips of a quantised stream as it is stored into ``out[place]``; see ``Packing``."""
 
-        def read(row: int, place: int) -> None:
-            self._packed(row, view, out[place])
+        def read(some: Sequence[int], there: Sequence[int]) -> None:
+            for row, place in zip(some, there, strict=True):
+                self._packed(row, view, out[place])
 
         self._read_checked(rows, places, view, out, read)
 
@@ -243,17 +266,17 @@ class StreamReader:
         """Read the file's bytes from ``offset`` on until the buffer is full."""
         assert self._raw is not None
         try:
-            self._raw.seek(offset)
-            done = self._raw.readinto(buffer)
-            while done < len(buffer):  # one call gives at most 2 GiB
-                got = self._raw.readinto(buffer[done:])
-                if not got:
-                    raise damaged(self.shard.path, f"stream {self.stream!r} ends before its last clip")
+            done = got = os.preadv(self._raw, (buffer,), offset)
+            while got and done < len(buffer):  # one call gives at most 2 GiB
+                got = os.preadv(self._raw, (buffer[done:],), offset + done)
                 done += got
-        except StoreError:
-            raise
         except OSError as error:
-            raise damaged(self.shard.path, f"cannot be read ({error})") from error
+            raise self._unreadable(error) from error
+        if done < len(buffer):
+            raise damaged(self.shard.path, f"stream {self.stream!r} ends before its last clip")
+
+    def _unreadable(self, error: OSError) -> DamagedShard:
+        return damaged(self.shard.path, f"cannot be read ({error})")
 
     def _unpack(
         self, row: int, out: NDArray[Any], selection: Any, place: Any, ends: tuple[tuple[int, ...], tuple[int, ...]]
