@@ -106,12 +106,6 @@ def compare_cpu(runs: dict[str, Callable[[], Any]], repeat: int = 5) -> dict[str
     return {name: min(seconds) for name, seconds in taken.items()}
 
 
-def read_all(path: Path, decoder: str) -> int:
-    """Every frame through ``open_source``."""
-    with open_source(path, decoder) as source:
-        return sum(1 for _ in source.read(range(len(source.times))))
-
-
 def measure() -> Iterator[tuple[str, Any]]:
     """One row a video."""
     for name in VIDEOS:
@@ -125,28 +119,17 @@ def measure() -> Iterator[tuple[str, Any]]:
             "clip_by_clip": partial(clip_by_clip, path, wanted),
         }
         seconds, cpu = compare(runs), compare_cpu(runs)
-        with open_source(path) as source:
-            backend = source.info.backend
-        whole: dict[str, Callable[[], Any]] = {
-            d: partial(read_all, path, d) for d in (("decord", "pyav") if backend == "decord" else ("pyav",))
-        }
-        whole_s, whole_cpu = compare(whole), compare_cpu(whole)
         found = {
-            "backend": backend,
             "clips": len(wanted),
             "frames_in_span": last + 1,
             "frames_delivered": int(sum(map(len, wanted))),
             "ms_per_frame_of_span": round(1000 * seconds["forward"] / (last + 1), 3),
-            "forward_to_plain_same_backend": round(seconds["forward"] / seconds[f"plain_{backend}"], 2),
             "forward_to_plain_pyav": round(seconds["forward"] / seconds["plain_pyav"], 2),
             "forward_to_plain_decord": round(seconds["forward"] / seconds["plain_decord"], 2),
             "clip_by_clip_to_forward": round(seconds["clip_by_clip"] / seconds["forward"], 2),
-            "cpu_forward_to_plain_same_backend": round(cpu["forward"] / cpu[f"plain_{backend}"], 2),
+            "cpu_forward_to_plain_pyav": round(cpu["forward"] / cpu["plain_pyav"], 2),
             "cpu_clip_by_clip_to_forward": round(cpu["clip_by_clip"] / cpu["forward"], 2),
         }
-        if backend == "decord":
-            found["whole_file_pyav_to_decord"] = round(whole_s["pyav"] / whole_s["decord"], 2)
-            found["cpu_whole_file_pyav_to_decord"] = round(whole_cpu["pyav"] / whole_cpu["decord"], 2)
         yield name, found
 
 

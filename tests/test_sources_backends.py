@@ -1,4 +1,4 @@
-"""decord and PyAV give the same pixels; what each real file is read by, or why it is refused."""
+"""decord and PyAV give the same pixels; which real files decord reads as well, or why a file is refused."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from kdcache.sources import Source, check, open_source
 
 needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord has no wheel here")
 
-# How each file in videos/awkward is dealt with, and what it is: decord for plain H.264 and HEVC; PyAV for what decord
-# cannot read (AV1), reads to other pixels (MPEG-1, WMV, Sorenson leave rounding open; 4:1:0; rotation), or might.
+# How each file in videos/awkward is dealt with, and what it is: decord as well for plain H.264 and HEVC; PyAV alone for
+# what decord cannot read (AV1), reads to other pixels (MPEG-1, WMV, Sorenson leave rounding open; 4:1:0; rotation), or
+# might.
 AWKWARD = {
     "av1_video.mkv": ("pyav", "av1", 125),
     "big_buck_bunny.mpg": ("pyav", "mpeg1video", 125),  # its clock starts at 0.5 s
     "big_buck_bunny.wmv": ("pyav", "msmpeg4v3", 125),
-    "bt709_full_range.mp4": ("pyav", "h264", 30),  # full range: colours are left to PyAV
+    "bt709_full_range.mp4": ("pyav", "h264", 30),  # full range
     "corrupted.mp4": ("frame 28 of 50 cannot be decoded", "h264", 50),
     "h265_video.mp4": ("decord", "hevc", 10),
     "sample_sorenson.mov": ("pyav", "svq1", 60),
@@ -41,6 +42,17 @@ PLAIN = {
 }
 
 
+def by_decord(path: Path, expected: list[np.ndarray], reads: bool) -> None:
+    """decord gives the pixels that PyAV gave, or says that it does not read the file."""
+    if reads:
+        with open_source(path, decoder="decord") as source:
+            assert source.info.backend == "decord"
+            assert same(source, expected)
+        return
+    with pytest.raises(SourceError, match="decord does not read this file right"):
+        open_source(path, decoder="decord")
+
+
 def same(source: Source, expected: list[np.ndarray]) -> bool:
     frames = source.read(range(len(source.times)))
     return all(np.array_equal(a, b) for a, b in zip(frames, expected, strict=True))
@@ -55,11 +67,12 @@ def test_awkward_files_are_read_right_or_refused(shared, name):
         with pytest.raises(SourceError, match=rf"{name}: .*{backend}"):
             check(path)
         return
+    expected = make.decode_all(path)
     with open_source(path) as source:
-        assert (source.info.backend, source.info.codec, len(source.times)) == (backend, codec, count)
+        assert (source.info.backend, source.info.codec, len(source.times)) == ("pyav", codec, count)
         assert source.times[0] == 0
-        assert same(source, make.decode_all(path))
-        assert source.info.backend == backend
+        assert same(source, expected)
+    by_decord(path, expected, backend == "decord")
 
 
 def test_real_rotated_files_stand_upright(shared):
@@ -80,14 +93,11 @@ def test_plain_files_by_both(shared, name):
     path = shared / "data/videos" / name
     backend, count = PLAIN[name]
     expected = make.decode_all(path)
-    with open_source(path) as source, open_source(path, decoder="pyav") as other:
-        assert (source.info.backend, len(source.times)) == (backend, count)
-        assert np.array_equal(source.times, other.times)
-        assert same(source, expected)
-        assert source.info.backend == backend  # nothing made it hand over on the way
-        if backend == "decord":
-            some = [0, count // 2, count - 1]
-            assert all(np.array_equal(g, expected[i]) for g, i in zip(other.read(some), some, strict=True))
+    with open_source(path) as source:
+        assert (source.info.backend, len(source.times)) == ("pyav", count)
+        some = [0, count // 2, count - 1]
+        assert all(np.array_equal(g, expected[i]) for g, i in zip(source.read(some), some, strict=True))
+    by_decord(path, expected, backend == "decord")
 
 
 @pytest.mark.parametrize("folder", ["weizmann/walk", "fight/noFight"])
@@ -146,10 +156,9 @@ def test_identical_pixels(tmp_path, name, how):
         ("cut.mp4", {"ticks": list(range(-3, 9))}, "not shown"),
     ],
 )
-def test_files_left_to_pyav(tmp_path, name, how, why):
+def test_files_that_pyav_alone_reads(tmp_path, name, how, why):
     path = make.write(tmp_path / name, make.pictures(12), **how)
     with open_source(path) as source:
-        assert source.info.backend == "pyav"
         assert same(source, make.decode_all(path))
     with pytest.raises(SourceError, match=rf"{name}: decord does not read this file right \(.*{why}"):
         open_source(path, decoder="decord")
@@ -158,39 +167,40 @@ def test_files_left_to_pyav(tmp_path, name, how, why):
 @needs_decord
 @pytest.mark.parametrize("width", [16, 22, 24, 32, 48, 56, 64, 72, 80, 96])
 def test_narrow_videos_have_three_channels(tmp_path, width):
-    make.write(tmp_path / "v.mp4", make.pictures(4, width=width))
-    with open_source(tmp_path / "v.mp4") as source:
-        assert {frame.shape for frame in source.read([0, 1, 3])} == {(64, width, 3)}
-        assert (source.info.backend == "pyav") == (width in (16, 24, 48, 72))
+    path = make.write(tmp_path / "v.mp4", make.pictures(4, width=width))
+    expected = make.decode_all(path)
+    assert {frame.shape for frame in expected} == {(64, width, 3)}
+    by_decord(path, expected, width not in (16, 24, 48, 72))
 
 
-def test_without_decord_pyav_reads_everything(plain, monkeypatch):
+def test_decord_can_be_missing(plain, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with open_source(plain) as source:
-        assert source.info.backend == "pyav"
         assert same(source, make.decode_all(plain))
     with pytest.raises(SourceError, match="decord is not installed"):
         open_source(plain, decoder="decord")
 
 
 @needs_decord
-def test_decord_hands_over_on_an_error_and_the_pixels_go_on(plain, monkeypatch):
-    from kdcache.sources import _decord
+def test_decord_stops_at_an_error(plain, monkeypatch):
+    import decord
 
-    forward = _decord.DecordDecoder._forward
+    following = decord.VideoReader.next
+    given: list[int] = []
 
-    def fails(self, index):
-        if index >= 20:
-            raise _decord.DecoderFallback("made up")
-        return forward(self, index)
+    def fails(self):
+        given.append(len(given))
+        if len(given) > 20:
+            raise decord.DECORDError("made up")
+        return following(self)
 
-    monkeypatch.setattr(_decord.DecordDecoder, "_forward", fails)
-    with open_source(plain) as source:
-        assert source.info.backend == "decord"
-        assert same(source, make.decode_all(plain))
-        assert (source.info.backend, source.fallback_reason) == ("pyav", "made up")
-    with open_source(plain, decoder="decord") as source, pytest.raises(SourceError, match="stops before frame 20"):
-        list(source.read(range(60)))
+    monkeypatch.setattr(decord.VideoReader, "next", fails)
+    with open_source(plain, decoder="decord") as source:
+        frames = source.read(range(60))
+        whole = make.decode_all(plain)
+        assert all(np.array_equal(next(frames), whole[i]) for i in range(20))
+        with pytest.raises(SourceError, match=r"decord stops before frame 20 \(made up\); use decoder=auto"):
+            next(frames)
 
 
 @needs_decord
@@ -208,23 +218,11 @@ def test_patched_up_frames_are_not_passed_on(tmp_path):
     alone = [f.asnumpy() for f in decord.VideoReader(str(bad), num_threads=1)]
     assert len(alone) == 60  # left to itself, it finds nothing wrong,
     assert not all(np.array_equal(a, b) for a, b in zip(alone, whole, strict=True))  # and is
-    seen: list[np.ndarray] = []
-    with (
-        open_source(bad) as source,
-        pytest.raises(SourceError, match=r"bad\.mp4: the file is damaged: frame \d+ of 60"),
-    ):
-        seen.extend(source.read(range(60)))
-    assert all(np.array_equal(a, b) for a, b in zip(seen, whole, strict=False))
-
-
-@needs_decord
-def test_a_long_gap_is_left_to_pyavs_seek(tmp_path):
-    path = make.write(tmp_path / "a.mp4", make.pictures(600, 32, 32))
-    whole = make.decode_all(path)
-    with open_source(path) as source:
-        for i, frame in zip([0, 5, 200, 590], source.read([0, 5, 200, 590]), strict=True):
-            assert np.array_equal(frame, whole[i])
-            assert source.info.backend == ("pyav" if i == 590 else "decord")
+    for decoder, message in (("auto", r"the file is damaged: frame \d+ of 60"), ("decord", "decord stops before")):
+        seen: list[np.ndarray] = []
+        with open_source(bad, decoder) as source, pytest.raises(SourceError, match=rf"bad\.mp4: {message}"):
+            seen.extend(source.read(range(60)))
+        assert all(np.array_equal(a, b) for a, b in zip(seen, whole, strict=False))
 
 
 def _read_in_child(source: Source, indices: list[int], answer: object) -> None:

@@ -43,7 +43,7 @@ class RunSettings:
     array: str | None = None
     """Name of the joints in .npz files that hold several arrays."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """Which decoder reads videos; ``auto`` is a function of the file alone."""
+    """Which decoder reads videos, to the same pixels; ``auto``: PyAV, the faster."""
     seed: int = 0
     """Of initialisation, order, views, augmentation and dropout."""
     device: str = "auto"

@@ -2,7 +2,7 @@
 
 decord conceals damage without an error, and returns wrong frames after a seek (it counts frames by time stamp and key
 frames in decoding order). So it gets files without quirks, reads them from the first frame on, and the log of its
-FFmpeg is counted: at the first warning, PyAV decodes the rest of the file and checks each frame.
+FFmpeg is counted: the first warning ends the reading.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kdcache.errors import SourceError
 from kdcache.sources._ffmpeg_log import ffmpeg_log
 from kdcache.sources.timeline import VideoTimeline
 
@@ -22,16 +23,11 @@ if TYPE_CHECKING:
 # Only codecs whose standard fixes every bit of the result: MPEG-1, -2 and -4 Part 2 leave the rounding of the inverse
 # transform open, and the two libraries' FFmpegs differ there by 1 or 2 grey levels in some frames.
 READS = {container: {"h264", "hevc"} for container in ("mov", "matroska", "avi")}
-LONG_GAP = 250  # frames; across more than these PyAV's seek is cheaper than decoding on
 _of_parents: list[Any] = []  # readers opened before a fork: freeing one joins a thread that is not in the child
 
 
-class DecoderFallback(Exception):
-    """decord cannot be trusted with the next frame, which PyAV must decode; the message says why."""
-
-
 def unsupported_reason(timeline: VideoTimeline) -> str | None:
-    """Why a file is left to PyAV, or ``None``; a function of the file and of whether decord is installed."""
+    """Why decord does not read a file, or ``None``; a function of the file and of whether decord is installed."""
     if importlib.util.find_spec("decord") is None:
         return "decord is not installed"
     if timeline.codec not in READS.get(timeline.container, ()):
@@ -54,14 +50,19 @@ def _padded(width: int) -> bool:
 
 
 class DecordDecoder:
-    """Decodes frames of a ``VideoTimeline`` by index, forward."""
+    """Decodes frames of a ``VideoTimeline`` by index, forward.
+
+    Raises ``SourceError`` for a file that it does not read right.
+    """
 
     name = "decord"
 
-    def __init__(self, timeline: VideoTimeline, skips: bool) -> None:
-        """``skips``: raise ``DecoderFallback`` where PyAV's seek to a key frame would save decoding a long gap."""
+    def __init__(self, timeline: VideoTimeline) -> None:
+        if (reason := unsupported_reason(timeline)) is not None:
+            raise SourceError(
+                f"{timeline.path}: decord does not read this file right ({reason}); use decoder=auto or pyav."
+            )
         self._timeline = timeline
-        self._starts = [key.index for key in timeline.keys] if skips else []
         self._reader: Any = None
         self._process = os.getpid()
         self._next = 0
@@ -69,16 +70,10 @@ class DecordDecoder:
         self.version = _version()
 
     def frames(self, indices: list[int]) -> Iterator[Frame]:
-        """The frames at ascending ``indices``.
-
-        Raises:
-            DecoderFallback: an error, or a warning of its decoder, before the next frame; those yielded are right.
-        """
+        """The frames at ascending ``indices``; ``SourceError`` at an error, or a warning of its decoder."""
         for index in indices:
             if self._reader is None or index < self._next or os.getpid() != self._process:
                 self._start()
-            if any(self._next + LONG_GAP < start <= index for start in self._starts):
-                raise DecoderFallback(f"a gap of {index - self._next} frames")
             yield self._forward(index)
 
     def close(self) -> None:
@@ -97,10 +92,10 @@ class DecordDecoder:
             # it would repeat the nearest frame instead of a missing one.
             self._reader = decord.VideoReader(self._timeline.path, num_threads=1, fault_tol="0.000001")
         except (decord.DECORDError, RuntimeError, AssertionError) as error:
-            raise DecoderFallback(f"it does not open: {_first_line(error)}") from error
-        if len(self._reader) != len(self._timeline.times):
-            raise DecoderFallback(f"it counts {len(self._reader)} frames, not {len(self._timeline.times)}")
+            raise self._stopped(f"it does not open: {_first_line(error)}") from error
         self._next, self._before = 0, _warnings()
+        if len(self._reader) != len(self._timeline.times):
+            raise self._stopped(f"it counts {len(self._reader)} frames, not {len(self._timeline.times)}")
 
     def _forward(self, index: int) -> Frame:
         import decord
@@ -109,14 +104,18 @@ class DecordDecoder:
             try:
                 picture = self._reader.next()
             except (decord.DECORDError, decord.DECORDLimitReachedError, StopIteration) as error:
-                raise DecoderFallback(_first_line(error)) from error
+                raise self._stopped(_first_line(error)) from error
             if _warnings() > self._before:
                 log = ffmpeg_log()
-                raise DecoderFallback(log.last if log else "")
+                raise self._stopped(log.last if log else "")
             self._next += 1
             if self._next > index:
                 frame: Frame = picture.asnumpy()
                 return frame
+
+    def _stopped(self, reason: str) -> SourceError:
+        place = f"{self._timeline.path}: decord stops before frame {self._next}"
+        return SourceError(f"{place} ({reason}); use decoder=auto, which checks more.")
 
 
 def _warnings() -> int:

@@ -48,7 +48,7 @@ class Source(Protocol):
     """A video, or a folder or tar of frames, read forward.
 
     Attributes:
-        info: properties; replaced when another backend takes over.
+        info: properties.
         times: float64 [N], presentation time in seconds of every frame in display order, strictly increasing.
     """
 

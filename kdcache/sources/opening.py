@@ -20,7 +20,7 @@ def open_source(path: str | os.PathLike[str], decoder: str = "auto", fps: float 
 
     Args:
         path: the file or folder.
-        decoder: for videos, ``auto`` (decord for files that it reads right, PyAV for the others), ``decord`` or
+        decoder: for videos, ``auto`` (PyAV, the faster), ``decord`` (files that it reads to the same pixels) or
             ``pyav``.
         fps: frame rate of a folder or tar, whose images carry no clock. A video's own clock is used whatever is given.
 

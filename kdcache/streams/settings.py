@@ -52,7 +52,7 @@ class StreamSettings:
     """What computes flow: compiled code, or torch on the run's device; ``auto``: torch on a GPU, and what either has
     cached counts."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """Which decoder reads videos; ``auto`` is a function of the file alone."""
+    """Which decoder reads videos, to the same pixels; ``auto``: PyAV, the faster."""
     levels: int | None = None
     """Observation levels N: features are [V, N, …], level n from nothing after the n-th of N equal parts of the clip.
     ``None``: the whole clip at once for videos, the backbone's own number (10) for skeletons."""
