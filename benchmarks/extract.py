@@ -12,58 +12,87 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 import common
 from kdcache.demo.scene import make_dataset
 
+if TYPE_CHECKING:
+    from kdcache.extraction.features import Backbones
+    from kdcache.extraction.plan import WorkUnit
+    from kdcache.extraction.worker import ClipInputs, WorkerConfig
+    from kdcache.streams.backbone import BackboneStream
+
 STREAM, WEIGHTS = "i3d-rgb/mixed4a", {"i3d-rgb": "random:0"}
+
+
+class Worker(NamedTuple):
+    """All of an extraction as one unit of one worker of this process."""
+
+    stream: BackboneStream
+    unit: WorkUnit
+    config: WorkerConfig
+    nets: Backbones
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame, root: Path, settings: dict[str, Any], out: Path) -> Worker:
+        """Its plan and network, for an empty folder ``out``."""
+        import torch
+
+        from kdcache.extraction.features import Backbones
+        from kdcache.extraction.plan import WorkUnit, make_plan
+        from kdcache.extraction.source_memory import fingerprint_sources
+        from kdcache.extraction.worker import WorkerConfig
+        from kdcache.roots import Roots
+        from kdcache.store.scan import Origins
+        from kdcache.streams.backbone import BackboneStream
+        from kdcache.streams.registry import resolve
+        from kdcache.streams.settings import StreamSettings
+
+        streams = resolve([STREAM], StreamSettings.of(settings), WEIGHTS)
+        (stream,) = streams
+        assert isinstance(stream, BackboneStream)
+        prints, paths = fingerprint_sources(rows["source"].unique().tolist(), Roots.of(root), out / "sources.csv")
+        plan = make_plan(rows, rows["source"], streams, prints, paths, {}, {}, Origins(out).at)
+        unit = WorkUnit((STREAM,), tuple(t for u in plan.units for t in u.tasks))
+        config = WorkerConfig(out, tuple(streams), "cpu", None, torch.get_num_threads(), None)
+        return cls(stream, unit, config, Backbones(streams, "cpu", None))
+
+    def inputs(self) -> Iterator[ClipInputs]:
+        """Every clip, decoded."""
+        from kdcache.extraction.worker import ClipInputs, decoded, prepared
+        from kdcache.workers import StopFlag
+
+        for item in prepared(decoded(self.unit, [self.stream], self.config, StopFlag()), [self.stream]):
+            if isinstance(item, ClipInputs):
+                yield item
+
+    def backbone(self, ready: list[ClipInputs]) -> None:
+        """Features of decoded clips."""
+        for clip in ready:
+            self.nets.features([clip.inputs[STREAM]], self.stream)
+
+    def all(self) -> None:
+        """Everything, shards included."""
+        from kdcache.extraction.worker import run_unit
+        from kdcache.workers import StopFlag
+
+        run_unit(self.unit, self.config, self.nets, lambda event: None, StopFlag())
 
 
 def _stages(rows: pd.DataFrame, root: Path, settings: dict[str, Any], repeat: int) -> dict[str, float]:
     """Median seconds of decoding alone, backbone alone, and all together with shards written."""
-    import torch
-
-    from kdcache.extraction.features import Backbones
-    from kdcache.extraction.plan import WorkUnit, make_plan
-    from kdcache.extraction.source_memory import fingerprint_sources
-    from kdcache.extraction.worker import ClipInputs, WorkerConfig, decoded, prepared, run_unit
-    from kdcache.roots import Roots
-    from kdcache.store.scan import Origins
-    from kdcache.streams.backbone import BackboneStream
-    from kdcache.streams.registry import resolve
-    from kdcache.streams.settings import StreamSettings
-    from kdcache.workers import StopFlag
-
-    chosen = StreamSettings.of(settings)
-    streams = resolve([STREAM], chosen, WEIGHTS)
-    (stream,) = streams
-    assert isinstance(stream, BackboneStream)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        prints, paths = fingerprint_sources(rows["source"].unique().tolist(), Roots.of(root), out / "sources.csv")
-        plan = make_plan(rows, rows["source"], streams, prints, paths, {}, {}, Origins(out).at)
-        tasks = [t for u in plan.units for t in u.tasks]
-        unit = WorkUnit((STREAM,), tuple(tasks))
-        threads = torch.get_num_threads()
-        config = WorkerConfig(out, tuple(streams), "cpu", None, threads, None)
-        nets = Backbones(streams, "cpu", None)
-        stop = StopFlag()
-
-        def inputs() -> Iterator[ClipInputs]:
-            for item in prepared(decoded(unit, streams, config, stop), streams):
-                if isinstance(item, ClipInputs):
-                    yield item
-
-        ready = list(inputs())
+        worker = Worker.of(rows, root, settings, Path(folder))
+        ready = list(worker.inputs())
         assert len(ready) == len(rows)
         return common.compare(
             {
-                "decode": lambda: sum(1 for _ in inputs()),
-                "backbone": lambda: [nets.features([clip.inputs[STREAM]], stream) for clip in ready],
-                "all": lambda: run_unit(unit, config, nets, lambda event: None, stop),
+                "decode": lambda: sum(1 for _ in worker.inputs()),
+                "backbone": lambda: worker.backbone(ready),
+                "all": worker.all,
             },
             repeat=repeat,
         )
