@@ -12,12 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.manifest_forms import Problem
+from kdcache.sampling import is_rate
 
 TIMES = ("start_s", "stop_s")  # float64, NaN = the source's start or end
 INTEGERS = ("label", "verb", "noun")  # Int64, <NA> = unlabelled
 
 MOST_SECONDS = 1e9  # 31 years; a later time is no time of a video
-MOST_RATE = 1e6  # frames a second
 NO_RATE = ("", "nan")  # cells of ``fps`` that say none
 NUMBERS = (*TIMES, *INTEGERS)
 
@@ -89,7 +89,7 @@ def rate(text: str) -> float:
     value = _number(text)
     if text in NO_RATE:
         return math.nan
-    if value is None or not 1 / MOST_RATE <= value <= MOST_RATE:
+    if value is None or not is_rate(value):
         raise ValueError("is not a frame rate; write frames per second, like 25 or 29.97")
     return value
 

@@ -14,6 +14,13 @@ from kdcache.errors import ClipError, OptionError
 
 OVERRUN_S = 0.5  # annotations often end a little after the last frame; more than this is a mistake, not rounding
 _SLACK_S = 1e-4  # an instant this little before a frame shows that frame: k / 30 and 0.0333 · k are the same moment
+MOST_RATE = 1e6  # frames a second; 1 / MOST_RATE is the least
+MOST_SAMPLED = 10**6  # frames of a clip that is read at a rate: nine hours at 30 a second
+
+
+def is_rate(fps: float) -> bool:
+    """Whether a number of frames a second can be one; NaN is none."""
+    return 1 / MOST_RATE <= fps <= MOST_RATE
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.frames is not None and self.frames < 1:
             raise OptionError(f"frames is {self.frames}: a segment needs at least 1 frame.")
-        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
-            raise OptionError(f"fps is {self.fps}: give a positive number of frames a second.")
+        if self.fps is not None and not is_rate(self.fps):
+            raise OptionError(f"fps is {self.fps}: give frames a second, like 25 or 29.97.")
         if self.anchor not in ("first", "centre", "last"):
             raise OptionError(f"anchor is {self.anchor!r}: choose first, centre or last.")
 
@@ -115,6 +122,11 @@ def within(
     last_shown = float(times[high - 1]) + (float(np.median(np.diff(times))) if len(times) > 1 else step)
     end = last_shown if math.isnan(stop_s) else min(stop_s, last_shown)
     count = rule.frames if rule.frames is not None else max(1, round((end - begin) / step))
+    if rule.frames is None and count > MOST_SAMPLED:
+        raise ClipError(
+            f"The clip lasts {end - begin:g} s, which are {count:,} frames at {rule.fps:g} a second, more than "
+            f"{MOST_SAMPLED:,}; check its span and the source's frame rate, or give a smaller fps."
+        )
     room = (end - begin) - count * step  # negative when the clip is shorter than the segment
     offset = {"first": 0.0, "centre": room / 2, "last": room}[rule.anchor]
     instants = begin + offset + np.arange(count) * step

@@ -76,6 +76,16 @@ def test_folders_of_pictures_count_only_with_a_frame_rate(tmp_path):
     assert rows.attrs["report"].extra == ("walk/empty",)
 
 
+@pytest.mark.parametrize(
+    "given", [{"fps": "nan"}, {"fps": 0}, {"fps": "1e400"}, {"observe": "nan"}, {"held_out_share": "inf"}]
+)
+def test_numbers_that_are_none_are_named(tmp_path, given):
+    touch(tmp_path, "a/1.avi")
+    (name,) = given
+    with pytest.raises(OptionError, match=f"{name} is .*: give"):
+        manifest_for("folder", tmp_path, **given)
+
+
 def test_weizmann_with_two_people_held_out(shared):
     root = shared / "data" / "weizmann"
     rows = manifest_for("folder", root, subject=SUBJECT, held_out=["ido", "ira"])

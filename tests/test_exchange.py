@@ -17,10 +17,11 @@ import kdcache
 from kdcache.cli import main
 from kdcache.data.open import backbone_state
 from kdcache.errors import ClipError, WeightsError
-from kdcache.exchange.import_lmdb import look_back
+from kdcache.exchange.import_lmdb import look_back, spread
 from kdcache.exchange.npy_files import NpyFolder
 from kdcache.exchange.recipes import imported_recipe
 from kdcache.manifest import read_manifest, validate, write_manifest
+from kdcache.sampling import Sampling
 from kdcache.store import Cache, Record, commit_shard, inspect, load_index, reindex, update_index, verify
 from kdcache.streams import axes_of, has_levels
 
@@ -115,6 +116,14 @@ def test_lmdb_steps_are_the_frames_before_the_end(tmp_path: Path, rulstm: Path, 
         numbers = exact_rulstm(stop, 14, Fraction(0))
         assert found[0].tobytes() == np.stack([vector("P01_1", n) for n in numbers]).tobytes(), clip
         assert (frames + 1).tolist() == numbers
+
+
+@pytest.mark.parametrize("frames", [look_back, spread])
+def test_a_late_end_is_no_frame_number_that_wraps_around(frames) -> None:
+    late = 2**32 / 30 + 1  # frame 30, in 32 bits
+    how = (late, 14, 0.25, 0.25, 30.0) if frames is look_back else (0.0, late, Sampling(14), 30.0)
+    with pytest.raises(ClipError, match=r"would be frame 4\.29e"):
+        frames(*how)
 
 
 def test_lmdb_spread_stays_in_the_clip(tmp_path: Path, rulstm: Path, clips: Path) -> None:

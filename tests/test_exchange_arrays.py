@@ -283,6 +283,8 @@ def test_spans_are_cut_as_frames_are(rows: int, fps: float, start: float | None,
     ("options", "words"),
     [
         ({"per": "source"}, "needs --fps"),
+        ({"per": "source", "fps": 1e308}, "needs --fps"),
+        ({"per": "source", "fps": 1.0, "offset": float("nan")}, "--offset is in seconds"),
         ({"fps": 25.0}, "add --per source"),
         ({"offset": 1.0}, "add --per source"),
         ({"per": "source", "fps": 1.0, "views": True}, "leave out --views"),

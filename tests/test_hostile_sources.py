@@ -52,6 +52,16 @@ def test_headers_say_the_size_of_pictures(tmp_path):
         assert picture_size(data) is None
 
 
+@pytest.mark.parametrize(("scale", "rate"), [(2**32 - 1, 1), (1, 2**31 - 1)])
+def test_a_header_with_an_absurd_frame_rate_is_refused(tmp_path, scale, rate):
+    path = write(tmp_path / "v.avi", pictures(3), "mpeg4")
+    data = path.read_bytes()
+    at = data.index(b"strh") + 28
+    path.write_bytes(data[:at] + struct.pack("<II", scale, rate) + data[at + 8 :])
+    with pytest.raises(SourceError, match="is no frame rate"):
+        open_source(path)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("make", [png, jpeg])
 def test_a_picture_that_would_inflate_is_refused_by_its_header(tmp_path, make, packed):

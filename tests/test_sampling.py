@@ -111,7 +111,16 @@ def test_spans_outside_the_source_are_refused_by_name():
         clip_range(np.empty(0), NAN, NAN)
 
 
-@pytest.mark.parametrize("wrong", [{"frames": 0}, {"fps": -1.0}, {"fps": NAN}, {"anchor": "middle"}])
+def test_a_span_of_years_at_a_rate_is_refused_before_it_is_allocated():
+    times = np.array([0.0, 5e8])
+    with pytest.raises(ClipError, match=r"25,000,000,000 frames at 25 a second, more than 1,000,000"):
+        sample(times, NAN, NAN, Sampling(None, fps=25.0))
+    assert len(sample(times, NAN, NAN, Sampling(8, fps=25.0))) == 8  # a segment has its own length
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"frames": 0}, {"fps": -1.0}, {"fps": NAN}, {"fps": np.inf}, {"fps": 1e-300}, {"anchor": "middle"}]
+)
 def test_wrong_rules_are_refused(wrong):
     with pytest.raises(OptionError):
         Sampling(**wrong)

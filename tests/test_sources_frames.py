@@ -101,7 +101,8 @@ def test_every_fifth_frame_is_a_series(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fps", "words"), [(None, "fps column"), (0, "no frame rate"), (float("nan"), "no frame rate")]
+    ("fps", "words"),
+    [(None, "fps column"), (0, "no frame rate"), (float("nan"), "no frame rate"), (1e-320, "no frame rate")],
 )
 def test_images_need_a_rate(tmp_path, fps, words):
     fill(tmp_path / "clip", ["1.png"])

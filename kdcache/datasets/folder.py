@@ -85,7 +85,7 @@ def manifest(
             raise unknown(key, unlisted[0], sorted(set(clips[key])))
         clips["split"] = clips[key].isin(chosen).map({True: "test", False: "train"})
     if fps is not None:
-        clips["fps"] = np.where(clips.pop("pictures"), f"{fps:g}", "")
+        clips["fps"] = np.where(clips.pop("pictures"), f"{fps:.12g}", "")
     else:
         del clips["pictures"]
     if not observe:

@@ -128,7 +128,7 @@ def _from_pictures(root: Path, fps: float) -> tuple[pd.DataFrame, set[str], Data
                 if sum(kind in PICTURE_SUFFIXES for kind in kinds) < SHORTEST:
                     short.append(clip)
                     continue
-                times = {"start_s": float("nan"), "stop_s": float("nan"), "fps": f"{fps:g}"}
+                times = {"start_s": float("nan"), "stop_s": float("nan"), "fps": f"{fps:.12g}"}
                 rows.append({"clip_id": clip, "source": f"frames/{clip}", **times, "class": name, "subject": subject})
     if not rows:
         raise ManifestError(f"{root}/frames", [f"holds no clips; expected:\n{LAYOUT}"])

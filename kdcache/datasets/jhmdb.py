@@ -54,7 +54,7 @@ def manifest(
     located = locate(root, LAYOUTS, fields, layout)
     pictures = located.layout == "frames"
     if pictures:
-        clips["fps"] = f"{fps:g}"
+        clips["fps"] = f"{fps:.12g}"
     if not observe:
         return whole_clips(clips, located), located.report
     clips.insert(1, "source", [located.paths[name] for name in clips["name"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kdcache.errors import OptionError, unknown
+from kdcache.sampling import is_rate
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _WORDS = {
@@ -58,9 +60,13 @@ class Option:
         if optional and (value is None or value == "none"):
             return None
         try:
-            return _read(value, kind)
-        except (TypeError, ValueError) as error:
-            raise OptionError(f"{self.name} is {value!r}: give {self.choices}.") from error
+            found = _read(value, kind)
+            if isinstance(found, float) and not (is_rate(found) if self.name == "fps" else math.isfinite(found)):
+                raise ValueError(value)
+            return found
+        except (TypeError, ValueError, OverflowError) as error:
+            what = "frames a second, like 25 or 29.97" if self.name == "fps" else self.choices
+            raise OptionError(f"{self.name} is {value!r}: give {what}.") from error
 
 
 def options(function: Callable[..., Any]) -> dict[str, Option]:

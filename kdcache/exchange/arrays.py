@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
 from kdcache.exchange.recipes import check_levels
+from kdcache.sampling import is_rate
 
 Where = TypeVar("Where", bound=Hashable)
 Per = Literal["clip", "source"]
@@ -75,8 +76,11 @@ class ArrayOptions:
         if self.per == "clip":
             if self.fps is not None or self.offset:
                 raise OptionError("--fps and --offset cut clips out of their sources' arrays: add --per source.")
-        elif self.fps is None or not (math.isfinite(self.fps) and self.fps > 0):
-            raise OptionError("--per source needs --fps, the rows a second of the arrays (which may be below 1).")
+        elif self.fps is None or not is_rate(self.fps) or not math.isfinite(self.offset):
+            raise OptionError(
+                "--per source needs --fps, the rows a second of the arrays (which may be below 1); --offset is in "
+                "seconds."
+            )
         elif self.views or self.levels or self.at is not None or (self.axes or "T")[0] != "T":
             raise OptionError(
                 "--per source: clips become as long as they last, one view each; leave out --views, --levels and --at, "

@@ -17,7 +17,7 @@ from kdcache.exchange.frame_keys import FrameKeys
 from kdcache.exchange.importing import ImportReport, Item, Row, import_clips, manifest_rows, parse_frames
 from kdcache.exchange.lmdb_vectors import open_vectors
 from kdcache.exchange.recipes import imported_recipe
-from kdcache.sampling import Sampling, sample
+from kdcache.sampling import Sampling, is_rate, sample
 from kdcache.store.layout import StrPath
 
 RULSTM_KEY = "{group}_frame_{frame:010d}.jpg"
@@ -37,6 +37,9 @@ class Sampler(NamedTuple):
     """What the recipe says of it."""
 
 
+_MOST_FRAMES = 10**7  # of a source: almost four days at 30 a second
+
+
 def look_back(stop_s: float, steps: int, step: float, lag: float, fps: float) -> NDArray[np.int32]:
     """RULSTM's sampling: one frame each ``step`` seconds, the last ``lag`` seconds before ``stop_s``.
 
@@ -51,6 +54,7 @@ def look_back(stop_s: float, steps: int, step: float, lag: float, fps: float) ->
         ClipError: none of the moments lies in the source.
     """
     moments = stop_s - lag - step * np.arange(steps)[::-1]
+    _check_last(stop_s * fps, stop_s)
     index = np.floor((moments + _SLACK_S) * fps).astype(np.int64) - 1
     if index[-1] < 0:
         raise ClipError(f"not one frame lies {lag:g} s before its end at {stop_s:g} s; leave the clip out.")
@@ -60,8 +64,14 @@ def look_back(stop_s: float, steps: int, step: float, lag: float, fps: float) ->
 def spread(start_s: float, stop_s: float, rule: Sampling, fps: float) -> NDArray[np.int32]:
     """Frames spread evenly over a clip, as ``kdcache.sampling.sample`` spreads them; int32 [T], indices from 0."""
     low = max(0, math.floor(start_s * fps) - 1)
+    _check_last(stop_s * fps, stop_s)
     times = np.arange(low, math.ceil(stop_s * fps) + 2) / fps
     return np.asarray(low + sample(times, start_s, stop_s, rule), np.int32)
+
+
+def _check_last(frame: float, stop_s: float) -> None:
+    if frame > _MOST_FRAMES:
+        raise ClipError(f"its end at {stop_s:g} s would be frame {frame:.3g}; correct stop_s or --fps.")
 
 
 def sampled(
@@ -80,7 +90,7 @@ def sampled(
     if frames is None:
         raise OptionError("Say which frames to take: --frames T, or --at COLUMN of the manifest.")
     if step is not None:
-        if not (math.isfinite(step) and step > 0) or frames < 1 or (lag or 0) < 0:
+        if not (0 < step < math.inf and 0 <= (lag or 0) < math.inf) or frames < 1:
             raise OptionError(f"--frames {frames} --step {step:g} --lag {lag or 0:g}: give positive numbers.")
         if anchor is not None:
             raise OptionError("--anchor is for frames spread over the clip; leave it or --step out.")
@@ -163,8 +173,8 @@ def import_lmdb(
     """
     if dtype not in ("float16", "float32"):
         raise OptionError(f"--dtype {dtype}: choose float16 or float32.")
-    if not (math.isfinite(fps) and fps > 0):
-        raise OptionError(f"--fps {fps}: give a positive number of frames a second.")
+    if not is_rate(fps):
+        raise OptionError(f"--fps {fps}: give frames a second, like 25 or 29.97.")
     rows = manifest_rows(manifest, allow_absolute)
     keys = FrameKeys(key, [c for c in rows.columns if c != at], first)
     path = Path(path)

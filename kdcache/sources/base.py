@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
+from kdcache.errors import SourceError
+from kdcache.sampling import is_rate
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Frame: TypeAlias = NDArray[np.uint8]  # [H, W, 3] RGB
     Indices: TypeAlias = Sequence[int] | NDArray[np.integer]
+
+
+def check_rate(path: str, fps: float) -> None:
+    """Refuse a frame rate that can be none, as of a damaged header; ``SourceError``."""
+    if not is_rate(fps):
+        raise SourceError(f"{path}: {fps:g} is no frame rate; give, or store, frames per second such as 25 or 29.97.")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from kdcache.errors import SourceError
 from kdcache.picture_size import MOST_PIXELS, picture_size
-from kdcache.sources.base import Source, SourceInfo, ascending
+from kdcache.sources.base import Source, SourceInfo, ascending, check_rate
 
 if TYPE_CHECKING:
     from kdcache.sources.base import Frame, Indices
@@ -46,8 +46,7 @@ class FrameSource(Source):
                 f"{path}: images carry no clock; give their rate in the manifest's fps column, to predict and idt as "
                 "--fps, or as open_source(fps=…)."
             )
-        if not (np.isfinite(fps) and fps > 0):
-            raise SourceError(f"{path}: {fps} is no frame rate; give frames per second, above 0.")
+        check_rate(path, fps)
         self._members = members
         self._folder = backend == "frames"
         self._path = path

@@ -7,7 +7,7 @@ import os
 from kdcache.errors import SourceError, unknown
 from kdcache.log import logger
 from kdcache.roots import is_url
-from kdcache.sources.base import Source, SourceInfo
+from kdcache.sources.base import Source, SourceInfo, check_rate
 from kdcache.stopwatch import OPENING, part
 
 DECODERS = ("auto", "decord", "pyav")
@@ -47,6 +47,8 @@ def open_source(path: str | os.PathLike[str], decoder: str = "auto", fps: float 
         from kdcache.sources.frames import open_tar
 
         return open_tar(name, fps)
+    if fps is not None:
+        check_rate(name, fps)
     from kdcache.sources.video import VideoSource
 
     source = VideoSource(name, decoder)

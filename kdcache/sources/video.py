@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdcache.sources._decord import DecordDecoder
 from kdcache.sources._pyav import PyAVDecoder
-from kdcache.sources.base import Source, SourceInfo, ascending
+from kdcache.sources.base import Source, SourceInfo, ascending, check_rate
 from kdcache.sources.timeline import read_timeline
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class VideoSource(Source):
         ``auto`` is PyAV, which reads every file and is the faster on all that decord reads (benchmarks/decoders.py).
         """
         timeline = read_timeline(path)
+        check_rate(path, timeline.fps)
         self._decoder: DecordDecoder | PyAVDecoder = (
             DecordDecoder(timeline) if decoder == "decord" else PyAVDecoder(timeline)
         )
