@@ -11,9 +11,13 @@ beyond them scores must be finite and no key may occur twice.
 from __future__ import annotations
 
 import json
-import math
+import lzma
+import os
 import re
+import sys
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from kdcache.datasets.epic_challenge import Challenge
-from kdcache.errors import OptionError, SourceError
-from kdcache.files import atomic
+from kdcache.errors import KdcacheError, OptionError, SourceError
+from kdcache.files import atomic, opened
 from kdcache.metrics.epic import PART_OF_ACTION, EpicScores, action_ids, best_products
 
 NAME = "action_anticipation"
@@ -31,8 +35,8 @@ ACTIONS = 100
 """Of each segment."""
 LEVELS = ("sls_pt", "sls_tl", "sls_td")
 HIGHEST = 5
-LARGEST_BYTES = 4 << 30
-"""Of a file within an archive; EPIC-100's test set takes 0.2 GB."""
+LARGEST_BYTES = 512 << 20
+"""Of a file, also within an archive; EPIC-100's test set takes 0.2 GB."""
 
 _ACTION = re.compile(r"(0|[1-9]\d{0,5}),(0|[1-9]\d{0,5})")
 
@@ -147,7 +151,7 @@ class Problems:
 
     def _finite(self, uid: str, task: str, scores: Mapping[str, Any]) -> None:
         for key, score in scores.items():
-            if type(score) not in (int, float) or not math.isfinite(score):
+            if type(score) not in (int, float) or not abs(score) <= sys.float_info.max:
                 self.add(f"the score of {task} {key} is {score!r}; it must be a finite number", uid, task)
                 return
 
@@ -214,9 +218,11 @@ def read_file(path: Path, challenge: Challenge) -> tuple[dict[str, dict[str, Any
         SourceError: it is neither a zip nor JSON.
     """
     if path.suffix == ".json":
-        return {path.name: _parsed(path.read_bytes(), str(path))}, []
+        with opened(path) as file:
+            _check_size(os.fstat(file.fileno()).st_size, str(path))
+            return {path.name: _parsed(file.read(), str(path))}, []
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as file, zipfile.ZipFile(file) as archive:
             names = [info.filename for info in archive.infolist()]
             problems = [f"{path}: {name} is missing." for name in challenge.tests if name not in names]
             problems += [
@@ -227,14 +233,19 @@ def read_file(path: Path, challenge: Challenge) -> tuple[dict[str, dict[str, Any
             problems += [f"{path}: {name} is there twice." for name in challenge.tests if names.count(name) > 1]
             parsed = {}
             for name in (n for n in challenge.tests if n in names):
-                if archive.getinfo(name).file_size > LARGEST_BYTES:
-                    raise SourceError(
-                        f"{path}: {name} has more than {LARGEST_BYTES >> 30} GiB; no submission is so large."
-                    )
+                _check_size(archive.getinfo(name).file_size, f"{path}: {name}")
                 parsed[name] = _parsed(archive.read(name), f"{path}: {name}")
             return parsed, problems
-    except zipfile.BadZipFile as error:
+    except KdcacheError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError) as error:
+        # of no zip, of damaged, encrypted or oddly packed members
         raise SourceError(f"{path}: cannot be read as a zip ({error}); a plain file is named .json.") from error
+
+
+def _check_size(size: int, where: str) -> None:
+    if size > LARGEST_BYTES:
+        raise SourceError(f"{where} has more than {LARGEST_BYTES >> 20} MiB; no submission is so large.")
 
 
 def _parsed(content: bytes, where: str) -> dict[str, Any]:
@@ -243,13 +254,12 @@ def _parsed(content: bytes, where: str) -> dict[str, Any]:
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
-            names = [key for key, _ in pairs]
-            twice.append(next(key for key in names if names.count(key) > 1))
+            twice.append(Counter(key for key, _ in pairs).most_common(1)[0][0][:100])
         return made
 
     try:
         found = json.loads(content, object_pairs_hook=table)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{where}: cannot be read as JSON ({error}).") from error
     if twice:
         raise SourceError(f"{where}: key {twice[0]!r} occurs twice in one table, so one of its values would be lost.")
