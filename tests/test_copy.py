@@ -42,7 +42,7 @@ def test_to_a_bucket_and_back(cache, bucket, tmp_path):
     there = f"{bucket.url}/caches/one"
     report = kdcache.copy(cache, there, verify=True, bar=False)
     assert {f"caches/one/{name}" for name in [*content(cache), copying.RECORD]} == set(bucket.keys())
-    assert (report.files, len(report.sent), report.verified) == (7, 7, 7)
+    assert (report.files, len(report.sent), report.verified) == (8, 8, 8)
     assert report.bytes == sum(map(len, content(cache).values()))
     kdcache.copy(there, tmp_path / "back", bar=False)
     assert content(tmp_path / "back") == content(cache)
@@ -155,7 +155,7 @@ def test_the_command(cache, tmp_path):
 
     done = CliRunner().invoke(main, ["copy", str(cache), (tmp_path / "copy").as_uri(), "--json"])
     assert done.exit_code == 0, done.output
-    assert len(json.loads(done.stdout)["sent"]) == 7
+    assert len(json.loads(done.stdout)["sent"]) == 8
     assert content(tmp_path / "copy") == content(cache)
 
 

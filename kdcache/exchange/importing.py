@@ -16,9 +16,11 @@ from kdcache.extraction.plan import SHARD_BYTES, json_rows
 from kdcache.manifest import read_manifest, validate
 from kdcache.progress import counted
 from kdcache.recipe import Recipe, clip_key, digest
-from kdcache.store import Record, clean, commit_shard, scan, update_index
+from kdcache.store import Record, clean, commit_shard, update_index
 from kdcache.store.failures import FILE, Failure, update_failures
+from kdcache.store.find import CachedPlaces, indexed_places, places_beyond
 from kdcache.store.index import refuse_other_classes
+from kdcache.store.indexed import Indexed
 from kdcache.store.layout import StrPath, row_digest
 
 STAGE = "import"  # in failures.csv
@@ -90,7 +92,9 @@ def import_clips(
     stream = str(recipe["stream"])
     out.mkdir(parents=True, exist_ok=True)
     clean(out)
-    cached = scan(out, [stream])[stream]
+    index = Indexed.of(out)
+    known, beyond = indexed_places(index, [stream]), places_beyond(out, index, [stream])
+    cached = CachedPlaces(known[stream], beyond[stream])
     run = _Import(rows, out, recipe, ImportReport(out, str(recipe["stream"]), len(rows)))
     try:
         for row in counted(stream, json_rows(rows), "clips", shown=progress, leave=True):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,10 +20,10 @@ from kdcache.errors import OptionError, StoreError
 from kdcache.extraction.estimate import automatic_workers, estimate_seconds, resolve_without_weights
 from kdcache.extraction.fitted import cross_fits, fitted_weights, incomparable, leaks, part_weights, unknown_parts
 from kdcache.extraction.local import run_units
-from kdcache.extraction.plan import Plan, Task, WorkUnit, make_plan, sources_of
-from kdcache.extraction.settled import settled
+from kdcache.extraction.plan import Plan, Task, WorkUnit
+from kdcache.extraction.planning import plan_extraction
 from kdcache.extraction.source_memory import FILE as MEMORY
-from kdcache.extraction.source_memory import add_contents, fingerprint_sources, without_content
+from kdcache.extraction.source_memory import add_contents, without_content
 from kdcache.extraction.worker import Computed, Done, Event, Hashed, Recovered, WorkerConfig
 from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
@@ -33,15 +33,10 @@ from kdcache.runtime import cores, resolve_devices
 from kdcache.sources import SourceCache
 from kdcache.sources.fetched import DEFAULT_GB
 from kdcache.splits import without_splits
-from kdcache.store import clean, scan
-from kdcache.store.failures import FILE, Failure, load_failures, update_failures
+from kdcache.store import clean
+from kdcache.store.failures import FILE, Failure, update_failures
 from kdcache.store.fitted import save_fitted, save_parts
 from kdcache.store.index import refuse_other_classes, update_index
-from kdcache.store.index_changes import untouched
-from kdcache.store.indexed import Indexed, PlacesByKey
-from kdcache.store.scan import Origins
-from kdcache.store.set_aside import places_set_aside
-from kdcache.streams.base import Stream
 from kdcache.streams.registry import resolve
 from kdcache.streams.settings import StreamSettings
 from kdcache.text import size
@@ -192,7 +187,7 @@ def extract(
         wanted = resolve(streams, chosen, weights)
     count = automatic_workers(1 if workers is None else workers) if cluster is None else asked_of(cluster, workers)
     how = {"retry_failed": retry_failed, "dry_run": dry_run, "rehash": rehash}
-    plan = _plan(rows, wanted, roots, fetched, out, count, lacking, **how)
+    plan = plan_extraction(rows, wanted, roots, fetched, out, count, lacking, **how)
     for stream in wanted:
         missing = len(plan.missing.get(stream.name, {}))
         logger.debug("%s: recipe %s, shape %s, %d clips missing", stream.name, stream.digest, stream.shape, missing)
@@ -243,49 +238,6 @@ def _part(rows: pd.DataFrame, part: tuple[int, int]) -> pd.DataFrame:
     middle = counts.cumsum() - counts / 2
     mine = counts.index[np.minimum(middle * parts // len(rows), parts - 1) == number - 1]
     return rows[rows["source"].isin(mine)].reset_index(drop=True)
-
-
-def _plan(
-    rows: pd.DataFrame,
-    streams: Sequence[Stream],
-    roots: Roots,
-    fetched: SourceCache | None,
-    out: Path,
-    workers: int,
-    lacking: Collection[str],
-    *,
-    retry_failed: bool,
-    dry_run: bool,
-    rehash: bool,
-) -> Plan:
-    if not dry_run:
-        clean(out)
-    sources = sources_of(rows, streams)
-    distinct = sources.unique().tolist()
-    fingerprints, paths = fingerprint_sources(
-        distinct, roots, out / MEMORY, fetched, remember=not dry_run, rehash=rehash
-    )
-    for stream in streams:
-        stream.check_sources(list(paths.values()))
-    failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}
-
-    def plan(cached: Mapping[str, Mapping[str, tuple[str, int, str]]]) -> Plan:
-        return make_plan(left, sources, streams, fingerprints, paths, cached, failed, Origins(out).at, workers)
-
-    names = [s.name for s in streams if s.name not in lacking]  # of the others, what is cached is not known
-    index, done = Indexed.of(out), np.zeros(len(rows), bool)
-    if index is not None and not lacking:
-        done = settled(rows, sources, streams, fingerprints, index)
-    left, sources = rows[~done], sources[~done]
-    known = [] if index is None or done.all() else [name for name in names if name in index.streams]
-    first = plan({name: PlacesByKey(index, name) for name in known if index is not None})
-    if index is not None and done.all() and untouched(index, rows, first.located, {}, places_set_aside(out)):
-        first.index = index.digest
-    del index  # of a million clips it has hundreds of megabytes
-    # The index may lag behind the shards (a run was killed): only when something seems missing are they looked into.
-    found = plan(scan(out, names)) if first.units else first
-    found.clips, found.cached = len(rows), found.cached + int(done.sum())
-    return found
 
 
 def _hashing(units: Sequence[WorkUnit], memory: Path) -> list[WorkUnit]:

@@ -70,10 +70,10 @@ With plain h5py::
         a, b = f["flow/offset"][0:2]
         flow = f["flow/data"][a:b].reshape(f["flow/shape"][0])                # [T − 1, H, W, 2]
 
-Beside the shards may lie ``failures.csv`` (clips that could not be extracted), ``damaged.csv`` (arrays that ``verify
---repair`` took out of use), ``*.damaged`` (shards that it renamed), ``fitted/<sha256>.json`` (what backbone weights
-were fitted on: ``kdcache.store.fitted``) and ``.*.partial`` (files being written; the next extraction removes those of
-writers that died).
+Beside the shards may lie ``shards.json`` (what each holds: ``kdcache.store.shard_list``), ``failures.csv`` (clips
+that could not be extracted), ``damaged.csv`` (arrays that ``verify --repair`` took out of use), ``*.damaged`` (shards
+that it renamed), ``fitted/<sha256>.json`` (what backbone weights were fitted on: ``kdcache.store.fitted``) and
+``.*.partial`` (files being written; the next extraction removes those of writers that died).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, StoreError, unknown
-from kdcache.recipe import Recipe, by_any_means, differences, digest, nothing_to_enlarge, unenlarged
+from kdcache.recipe import Recipe
 from kdcache.store.failures import load_failures
 from kdcache.store.index import open_index
 from kdcache.store.indexed import location_columns
@@ -22,9 +22,10 @@ from kdcache.store.jpeg import decode_jpeg
 from kdcache.store.layout import StrPath
 from kdcache.store.quantised import FIELD, Packing, read_dtype
 from kdcache.store.reader import StreamReader, unseen
-from kdcache.store.scan import Origins, open_all, span_of
+from kdcache.store.recipes import Used, chosen_recipes, one_recipe, places_of_recipe, unfitting
 from kdcache.store.shard import Shard, open_shard
-from kdcache.store.texts import manifest_rows, objects
+from kdcache.store.shard_list import listed_shards
+from kdcache.store.texts import objects
 
 _Part = tuple[Shard, list[int], list[int]]  # a shard, rows in it, and their positions among the clips asked for
 
@@ -33,7 +34,9 @@ _Part = tuple[Shard, list[int], list[int]]  # a shard, rows in it, and their pos
 class _Places:
     """Where the clips of one stream lie."""
 
-    shards: list[Shard]
+    shards: list[str]
+    members: list[NDArray[np.intp]]  # of each shard: which of the cache's clips it holds
+    recipes: list[str]  # of each shard: digest of the recipe that it should have
     codes: list[int]  # of each of the cache's clips: index into ``shards``, -1 where it is not cached; then one -1 …
     rows: list[int]  # … (of clips that the cache does not know), and row in that shard, -1 where it is not cached
     recipe: Recipe
@@ -47,7 +50,7 @@ class Cache:
     """Read access to a folder that ``kdcache extract`` has filled.
 
     Holds the index and paths only; no file stays open between calls, so a ``Cache`` may be pickled, forked and used
-    from several threads.
+    from several threads. A shard is opened when a clip in it is first asked for, and held against the index then.
 
     Args:
         folder: the folder with ``manifest.csv`` and the shards.
@@ -67,10 +70,11 @@ class Cache:
         self.streams: list[str] = [s for s in index.streams if index.holds(s)]
         """Streams of which at least one clip is cached, by name."""
         self._opened: dict[str, Shard] = {}
+        self._fitting: set[tuple[str, str]] = set()  # shard, stream: held against the index
         self._places: dict[str, _Places] = {}
         self._seen: dict[tuple[str, str], bytearray] = {}  # shard, stream → clip-views whose bytes have been checked
         self._frames: dict[tuple[str, str], list[NDArray[np.int32]]] = {}
-        self._chosen = self._choose([recipe] if isinstance(recipe, str) else list(recipe))
+        self._chosen = chosen_recipes(self.path, [recipe] if isinstance(recipe, str) else list(recipe), self.streams)
 
     @functools.cached_property
     def _number(self) -> dict[str, int]:
@@ -78,7 +82,7 @@ class Cache:
         return {clip: i for i, clip in enumerate(self.clips["clip_id"].tolist())}
 
     def recipe(self, stream: str) -> Recipe:
-        """The recipe that all clips of a stream share.
+        """The recipe that all clips of a stream share, as ``shards.json`` says; a shard that it lacks is opened.
 
         Raises:
             OptionError: unknown stream.
@@ -291,7 +295,7 @@ class Cache:
         for code, row, i in found:
             if code != last:
                 last, of_shard, which = code, [], []
-                parts.append((places.shards[code], of_shard, which))
+                parts.append((self._shard(stream, code), of_shard, which))
             of_shard.append(row)
             which.append(i)
         return parts
@@ -323,92 +327,58 @@ class Cache:
 
     def _locate(self, stream: str) -> _Places:
         if stream in self._chosen:
-            names, row = self._locate_chosen(stream, self._chosen[stream])
+            names, row = places_of_recipe(self.path, stream, self._chosen[stream], self.clips)
         else:
             names = np.array(self._index.shards(stream), object)
             row = self._index.numbers(stream)
         cached = np.flatnonzero(row >= 0)
         code, unique = pd.factorize(names[cached], sort=True)
-        parts = np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1])  # rows of each shard
-        told = np.array(self._index.table.texts(f"{stream}:digest") if stream not in self._chosen else [], object)
-        shards = [self._open(str(name)) for name in unique]
-        each = [(shard, row[cached[part]].tolist()) for shard, part in zip(shards, parts, strict=bool(shards))]
-        first = self._one_recipe(stream, each)
-        for shard, part in zip(shards, parts, strict=True):
-            rows = row[cached[part]]
-            here, there = shard.stored(stream), first.stored(stream)
-            assert here.digests is not None
-            beyond = rows.max() >= shard.clips
-            if stream not in self._chosen and not beyond:
-                beyond = [text.encode() for text in told[cached[part]]] != here.digests[rows].tolist()
-            if beyond or (here.shape, here.packing) != (there.shape, there.packing):
-                raise StoreError(f"{shard.path}: does not fit the index; run `kdcache reindex {self.path}`.")
+        shards = [str(name) for name in unique]
+        order = cached[np.argsort(code, kind="stable")]
+        members = np.split(order, np.cumsum(np.bincount(code))[:-1]) if shards else []
+        recipes, shapes = self._what_is_there(stream, shards)
+        rows = [row[part] for part in members]
+        first = one_recipe(self.path, stream, list(map(Used, shards, recipes, rows)), self._open)
         stored = first.stored(stream)
+        for name, shape in zip(shards, shapes, strict=True):
+            if tuple(shape) != stored.shape:
+                raise unfitting(self.path, name)
         codes = np.full(len(row) + 1, -1)
         codes[cached] = code
         recipe = first.recipes[stream]
         dtype = read_dtype(recipe) if FIELD in recipe else stored.dtype
-        return _Places(shards, codes.tolist(), row.tolist(), recipe, stored.layout, dtype, stored.shape, stored.packing)
+        where = (shards, members, recipes, codes.tolist(), row.tolist())
+        return _Places(*where, recipe, stored.layout, dtype, stored.shape, stored.packing)
 
-    def _one_recipe(self, stream: str, used: Sequence[tuple[Shard, list[int]]]) -> Shard:
-        """The first shard with the recipe on which all agree, given the rows that are used of each."""
-        groups: dict[str, list[Shard]] = {}
-        for shard, _ in used:
-            groups.setdefault(digest(by_any_means(shard.recipes[stream])), []).append(shard)
-        if not groups:
-            raise StoreError(f"{self.path}: no clip has {stream} under the recipe asked for.")
-        if len(groups) > 1 and (agreed := self._unenlarged(stream, used)) is not None:
-            return agreed
-        if len(groups) > 1:
-            a, b = list(groups.values())[:2]
-            fields = "; ".join(differences(a[0].recipes[stream], b[0].recipes[stream]))
-            parts = " and ".join(f"{g[0].stored(stream).recipe[:8]} in {_names(g)}" for g in groups.values())
-            raise StoreError(
-                f"{self.path}: stream {stream!r} mixes recipes ({parts}), which differ in {fields}. Extract all clips "
-                "under one recipe, or choose one with recipe=DIGEST."
-            )
-        return used[0][0]
+    def _what_is_there(self, stream: str, shards: Sequence[str]) -> tuple[list[str], list[Sequence[int]]]:
+        """Digest of the recipe and shape of a clip of a stream in each shard: as listed, else it is opened."""
+        listed = listed_shards(self.path, shards)
+        recipes, shapes = list[str](), list[Sequence[int]]()
+        for name in shards:
+            if (one := listed.get(name)) is not None and stream in one.recipes:
+                recipes.append(one.recipes[stream])
+                shapes.append(one.shapes[stream])
+            else:
+                stored = self._open(name).stored(stream)
+                recipes.append(stored.recipe)
+                shapes.append(stored.shape)
+        return recipes, shapes
 
-    def _unenlarged(self, stream: str, used: Sequence[tuple[Shard, list[int]]]) -> Shard | None:
-        """A shard whose small frames kept their size, where all others differ only in enlarging, and enlarged none."""
-        common = by_any_means(unenlarged(used[0][0].recipes[stream]))
-        if any(by_any_means(unenlarged(shard.recipes[stream])) != common for shard, _ in used):
-            return None
-        origins = Origins(self.path)
-        for shard, rows in used:
-            recipe = by_any_means(shard.recipes[stream])
-            if recipe != common and not all(nothing_to_enlarge(recipe, origins.at(shard.path.name, r)) for r in rows):
-                return None
-        return next((shard for shard, _ in used if by_any_means(shard.recipes[stream]) == common), None)
-
-    def _choose(self, wanted: Sequence[str]) -> dict[str, str]:
-        """stream → digest of the recipe to read, for those digests (or first digits) asked for."""
-        chosen: dict[str, str] = {}
-        if not wanted:
-            return chosen
-        known = {(s, st.recipe) for shard, _, _ in open_all(self.path) for s, st in shard.streams.items()}
-        for start in wanted:
-            found = sorted((s, d) for s, d in known if d.startswith(start) and s in self.streams)
-            if not found or len({s for s, _ in found}) < len(found):
-                problem = "matches more than one recipe" if found else "is not here"
-                have = ", ".join(f"{d[:8]} ({s})" for s, d in sorted(known))
-                raise StoreError(f"{self.path}: recipe {start!r} {problem}; choose from {have}.")
-            chosen |= dict(found)
-        return chosen
-
-    def _locate_chosen(self, stream: str, recipe: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Where the clips of one recipe lie, whatever the index says; a clip is known by its source and span."""
-        at: dict[tuple[Any, ...], tuple[str, int]] = {}
-        for shard, tables, aside in open_all(self.path):
-            if stream in shard.streams and shard.streams[stream].recipe == recipe:
-                for row, clip in enumerate(manifest_rows(shard.path, tables)):
-                    if (stream, row) not in aside:
-                        at[span_of(clip)] = (shard.path.name, row)
-        times = (self.clips[c].astype(object).where(self.clips[c].notna(), None) for c in ("start_s", "stop_s"))
-        places = [at.get(span, ("", -1)) for span in zip(self.clips["source"], *times, strict=True)]
-        return np.array([p[0] for p in places], object), np.array([p[1] for p in places], np.int64)
-
-
-def _names(shards: Sequence[Shard]) -> str:
-    names = [s.path.name for s in shards]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    def _shard(self, stream: str, code: int) -> Shard:
+        """A shard of a stream; when it is first asked for it is opened, and held against index and list."""
+        places = self._places[stream]
+        name = places.shards[code]
+        if (name, stream) not in self._fitting:
+            shard = self._open(name)
+            here, members = shard.stored(stream), places.members[code].tolist()
+            rows = [places.rows[i] for i in members]
+            assert here.digests is not None
+            fits = max(rows) < shard.clips and here.recipe == places.recipes[code]
+            fits = fits and (here.shape, here.packing) == (places.shape, places.packing)
+            if fits and stream not in self._chosen:
+                cell, column = self._index.table.cell, f"{stream}:digest"
+                fits = [cell(column, i).encode() for i in members] == here.digests[rows].tolist()
+            if not fits:
+                raise unfitting(self.path, name)
+            self._fitting.add((name, stream))
+        return self._open(name)

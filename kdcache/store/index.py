@@ -26,6 +26,7 @@ from kdcache.store.indexed import PARTS, Indexed, Place, PlacesByKey, index_exis
 from kdcache.store.layout import Entry, StrPath
 from kdcache.store.lock import locked
 from kdcache.store.set_aside import places_set_aside
+from kdcache.store.shard_list import add_to_list, unlisted
 
 Places = dict[str, dict[str, Place]]  # stream → key → place
 
@@ -75,7 +76,7 @@ def update_index(
     missing: Mapping[str, Mapping[str, str]] | None = None,
     unchanged: str = "",
 ) -> None:
-    """Merge manifest rows and locations into the index, atomically and under the folder's lock.
+    """Merge manifest rows and locations into the index, atomically and under the folder's lock; list new shards.
 
     Rows are matched by ``clip_id``: known ones take the new columns' values, new ones are appended, rows of other
     manifests stay. A clip whose source or span has changed loses its old locations. What ``verify --repair`` has set
@@ -97,26 +98,33 @@ def update_index(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows.drop(columns=location_columns(list(rows.columns)))
+    new_shards = unlisted(folder, {entry[0] for at in located.values() for entry in at.values()})
     with locked(folder):
         if unchanged and listed_digest(folder) == unchanged and index_exists(folder / INDEX):
             return
-        before = Indexed.of(folder)
-        there, aside = {p.name for p in shard_files(folder)}, places_set_aside(folder)
-        usable = {
-            stream: {clip: e for clip, e in at.items() if e[0] in there and (e[0], stream, e[1]) not in aside}
-            for stream, at in located.items()
-        }
-        if before is not None and untouched(before, rows, usable, missing or {}, aside):
-            new_rows = rows[~rows["clip_id"].isin(before.table.texts("clip_id"))]
-            if new_rows.empty:
-                return
-            if before.plain is not None:
-                _append(folder, before.plain, _merge(None, new_rows, _of(new_rows, usable), {}, aside))
-                return
-        old = None if before is None else before.frame(before.table.names)
-        new = _merge(old, rows, usable, missing or {}, aside)
-        if old is None or list(new) != list(old.columns) or any(not _same(new[c], old[c]) for c in new):
-            save_index(pd.DataFrame(new), folder)
+        _update(folder, rows, located, missing or {})
+        add_to_list(folder, new_shards)
+
+
+def _update(folder: Path, rows: pd.DataFrame, located: Located, missing: Mapping[str, Mapping[str, str]]) -> None:
+    """``update_index`` under the folder's lock."""
+    before = Indexed.of(folder)
+    there, aside = {p.name for p in shard_files(folder)}, places_set_aside(folder)
+    usable = {
+        stream: {clip: e for clip, e in at.items() if e[0] in there and (e[0], stream, e[1]) not in aside}
+        for stream, at in located.items()
+    }
+    if before is not None and untouched(before, rows, usable, missing, aside):
+        new_rows = rows[~rows["clip_id"].isin(before.table.texts("clip_id"))]
+        if new_rows.empty:
+            return
+        if before.plain is not None:
+            _append(folder, before.plain, _merge(None, new_rows, _of(new_rows, usable), {}, aside))
+            return
+    old = None if before is None else before.frame(before.table.names)
+    new = _merge(old, rows, usable, missing, aside)
+    if old is None or list(new) != list(old.columns) or any(not _same(new[c], old[c]) for c in new):
+        save_index(pd.DataFrame(new), folder)
 
 
 def refuse_other_classes(folder: StrPath, rows: pd.DataFrame) -> None:

@@ -157,6 +157,15 @@ class Indexed:
             there &= np.fromiter(((s, stream, r) not in self._aside for s, r in places), bool, len(names))
         return there
 
+    def pointed(self, stream: str) -> dict[str, int]:
+        """Shard → how many of its rows the stream's entries point at."""
+        numbers = self.numbers(stream)
+        there = numbers >= 0
+        codes, names = pd.factorize(np.array(self.shards(stream), object)[there])
+        step = int(numbers.max(initial=0)) + 1
+        counts = np.bincount(np.unique(codes * step + numbers[there]) // step, minlength=len(names))
+        return dict(zip(map(str, names), counts.tolist(), strict=True))
+
     def place(self, stream: str, row: int) -> Place:
         """Where the array of a row lies, and its digest."""
         shard, number, _, digest = (self.table.cell(f"{stream}:{part}", row) for part in PARTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ from kdcache.store.layout import StrPath
 from kdcache.store.lock import locked
 from kdcache.store.set_aside import load_set_aside
 from kdcache.store.shard import Shard, Tables, open_shard
+from kdcache.store.shard_list import ShardSummary, save_list
 from kdcache.store.texts import manifest_rows, objects, strings
 
 
-def open_all(folder: Path) -> Iterator[tuple[Shard, Tables, set[tuple[str, int]]]]:
-    """Every shard in order, with its tables and the (stream, row) that were set aside."""
+def open_all(folder: Path, names: Sequence[str] | None = None) -> Iterator[tuple[Shard, Tables, set[tuple[str, int]]]]:
+    """Every shard in order, or these, with its tables and the (stream, row) that were set aside."""
     aside: dict[str, set[tuple[str, int]]] = {}
     for damage in load_set_aside(folder):
         aside.setdefault(damage.shard, set()).add((damage.stream, damage.row))
-    for path in shard_files(folder):
+    for path in shard_files(folder) if names is None else [folder / name for name in names]:
         shard, tables = open_shard(path)
         yield shard, tables, aside.get(path.name, set())
 
@@ -42,15 +43,19 @@ def scan(folder: StrPath, streams: Sequence[str] | None = None) -> Places:
     if not Path(folder).is_dir():
         return places
     for shard, tables, aside in open_all(Path(folder)):
-        for stream in shard.streams:
-            if streams is not None and stream not in places:
-                continue
-            keys, digests = (strings(shard.path, tables, f"{t}/{stream}") for t in ("key", "digest"))
-            here = places.setdefault(stream, {})
-            for row, (key, digest) in enumerate(zip(keys, digests, strict=True)):
-                if (stream, row) not in aside:
-                    here[key] = (shard.path.name, row, digest)
+        if streams is None:
+            places = {stream: {} for stream in shard.streams} | places
+        add_places(places, shard, tables, aside)
     return places
+
+
+def add_places(places: Places, shard: Shard, tables: Tables, aside: Collection[tuple[str, int]]) -> None:
+    """Add what a shard holds of the streams that ``places`` has, but for the (stream, row) that were set aside."""
+    for stream in shard.streams.keys() & places.keys():
+        keys, digests = (strings(shard.path, tables, f"{t}/{stream}") for t in ("key", "digest"))
+        for row, (key, digest) in enumerate(zip(keys, digests, strict=True)):
+            if (stream, row) not in aside:
+                places[stream][key] = (shard.path.name, row, digest)
 
 
 class Origins:
@@ -72,7 +77,7 @@ def reindex(folder: StrPath, keep_edits: bool = False) -> pd.DataFrame:
     """Rebuild ``manifest.csv`` from the shards alone, or with ``keep_edits`` take it as someone has edited it.
 
     Rows come in the order of shards; where a clip is there twice, the later shard counts. What no shard holds (clips
-    that failed, rows edited since) comes back with the next ``extract``.
+    that failed, rows edited since) comes back with the next ``extract``. ``shards.json`` is made anew, too.
 
     Returns:
         The rows written.
@@ -97,8 +102,10 @@ def rebuild(folder: Path) -> pd.DataFrame:
     rows: dict[str, dict[str, Any]] = {}
     spans: dict[str, tuple[Any, ...]] = {}
     streams: set[str] = set()
+    listed: dict[str, ShardSummary] = {}
     for shard, tables, aside in open_all(folder):
         streams |= shard.streams.keys()
+        listed[shard.path.name] = ShardSummary.of(shard)
         keys = {s: strings(shard.path, tables, f"key/{s}") for s in shard.streams}
         digests = {s: strings(shard.path, tables, f"digest/{s}") for s in shard.streams}
         for row, clip in enumerate(manifest_rows(shard.path, tables)):
@@ -119,6 +126,7 @@ def rebuild(folder: Path) -> pd.DataFrame:
     columns = dict.fromkeys([*REQUIRED, *(c for row in rows.values() for c in row if c not in places), *places])
     index = pd.DataFrame({c: pd.Series([row.get(c) for row in rows.values()], dtype=object) for c in columns})
     save_index(index, folder)
+    save_list(folder, listed)
     return index
 
 
