@@ -86,10 +86,11 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> OptionError:
     """An ``OptionError`` for a misspelt name, offering the nearest known one."""
     import difflib
 
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name[:LONGEST_PROBLEM], known, n=1)
     choices = f"choose one of: {', '.join(known)}." if known else "there is none."
     hint = f"did you mean {near[0]!r}?" if near else choices
-    return OptionError(f"Unknown {kind} {name!r}: {hint}")
+    shown = name if len(name) <= LONGEST_PROBLEM else f"{name[:100]}…"
+    return OptionError(f"Unknown {kind} {shown!r}: {hint}")
 
 
 def raised(error: Exception) -> str:

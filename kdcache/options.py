@@ -6,6 +6,7 @@ import ast
 import inspect
 import itertools
 import math
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -18,6 +19,10 @@ from kdcache.errors import OptionError, unknown
 T = TypeVar("T")
 NONE = "none"  # TOML has no null
 LARGEST = 2**63 - 1  # whole number that an option may be
+
+_SHORT = reprlib.Repr()  # of what is wrong, however long or deep it is
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -84,7 +89,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
             return value
         elif kind is str and isinstance(value, Path):
             return str(value)
-    raise OptionError(f"{name}={value!r}: give {' or '.join(_says(kind) for kind in kinds)}.")
+    raise OptionError(f"{name}={_SHORT.repr(value)}: give {' or '.join(_says(kind) for kind in kinds)}.")
 
 
 def _check_part(name: str, value: Any) -> None:
@@ -93,7 +98,7 @@ def _check_part(name: str, value: Any) -> None:
     if isinstance(value, int) and abs(value) > LARGEST:
         raise OptionError(f"{name} is beyond {LARGEST}: give a smaller number.")
     if isinstance(value, str) and "\0" in value:
-        raise OptionError(f"{name}={value!r}: a text holds no NUL.")
+        raise OptionError(f"{name}={_SHORT.repr(value)}: a text holds no NUL.")
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ from kdcache.skeletons.arrays import JointLayout
 from kdcache.sources import check, open_source
 from kdcache.store import Cache, describe, reindex, verify
 from kdcache.store.failures import load_failures
-from torture import isolation, readers, strange_files, strange_lists, strange_shards, texts
+from torture import isolation, readers, strange_files, strange_lists, strange_presets, strange_shards, texts
 from torture.cases import FAILED, SILENT, SURVIVED, Outcome, Table, generator
 from torture.jobs import HEAD
 from torture.materials import BROKEN, CLIPS, TINY, all_layouts, features, videos
@@ -288,6 +288,7 @@ KINDS = {
     "videos": Kind(6, lambda f: videos(f / "videos"), ("videos/*.avi",), strange_files.spoil_video, (_clip_by_clip,)),
     "run's JSON": Kind(4, _trained, ("out/*.json", "out/*/summary.json"), texts.spoil_json, (_run, _go_on)),
     "run's TOML": Kind(4, _trained, ("out/config.toml",), texts.spoil_toml, (_run, _go_on)),
+    "presets": Kind(3, strange_presets.make_presets, ("presets/*",), texts.spoil_toml, (strange_presets.read_all,)),
     "run's tables": Kind(2, _trained, ("out/metrics.csv", "out/predictions.csv"), texts.spoil_csv, (_run, _go_on)),
     "options": Kind(4, lambda f: features(f / "features", 1), ("**/*",), lambda path, rng: "value", (_options,)),
     "weights": Kind(6, strange_files.weights, ("*",), strange_files.spoil_weights, (_weights,)),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from kdcache.errors import OptionError, unknown
-from kdcache.files import atomic, opened
+from kdcache.files import atomic
 from kdcache.log import logger
 from kdcache.methods import method as method_module
 from kdcache.methods.declared import check_method, option_names
@@ -18,6 +17,7 @@ from kdcache.options import build, parse_texts, to_table
 from kdcache.roots import Roots
 from kdcache.seals import BLANK, is_broken, sealed
 from kdcache.skeletons import JointLayout
+from kdcache.toml_text import BrokenToml, read_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +216,8 @@ def read_config(path: str | Path) -> tuple[RunSettings, Any, dict[str, Any]]:
 def _tables(path: Path) -> dict[str, Any]:
     """The content of a ``config.toml``, ``options`` and ``resolved`` among it."""
     try:
-        with opened(path) as file:
-            content = tomllib.loads(file.read().decode())
-    except (ValueError, RecursionError) as error:  # neither TOML nor UTF-8, or nested without end
+        content = read_toml(path)
+    except BrokenToml as error:
         raise OptionError(f"{path} is damaged ({error}): restore it, or train again in another folder.") from error
     if not ("method" in content or "backbone" in content):
         raise OptionError(f"{path} names no method: it is damaged or not of a run; train again in another folder.")
@@ -250,7 +249,8 @@ def _of_tables(content: dict[str, Any]) -> tuple[RunSettings, Any, dict[str, Any
     for kept in (options, resolved.get("options", {})):
         if method == "anticipation" and "tau" in kept:
             content.setdefault("tau_s", kept.pop("tau"))
-    if method == "anticipation" and "label_seed" not in options and options.get("label_fraction", 1) < 1:
+    share = options.get("label_fraction", 1)
+    if method == "anticipation" and "label_seed" not in options and isinstance(share, float) and share < 1:
         options["label_seed"] = content.get("seed", 0)  # as version 0.1 drew them
     settings, kind = build(RunSettings, content), method_module(method).Options
     if "options" in resolved:  # those that are newer than the run have their defaults

@@ -7,10 +7,9 @@ fusion of others: ``both = { fuse = ["rgb", "flow"] }``.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
+from importlib.resources import as_file, files
 from typing import Any
 
 from kdcache.errors import OptionError, unknown
@@ -18,6 +17,7 @@ from kdcache.methods import method as method_module
 from kdcache.methods.declared import check_method
 from kdcache.options import build
 from kdcache.runs.config import SETTABLE
+from kdcache.runs.preset_file import read_presets
 
 RETRAIN = "retrain"
 """In a preset's settings, beside those of a run."""
@@ -215,4 +215,5 @@ def _read(method: str) -> dict[str, Any]:
     """The method's file; empty tables for a method that has none."""
     check_method(method)
     file = files("kdcache") / "presets" / f"{method}.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"presets": {}, "tables": {}}
+    with as_file(file) as path:
+        return read_presets(path) if path.exists() else {"presets": {}, "tables": {}}
