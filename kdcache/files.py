@@ -25,6 +25,9 @@ _REFUSED = {
     errno.EDQUOT: "free some space of your quota",
     errno.EFBIG: "allow larger files",
     errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "let this user write there, or choose another folder",
+    errno.EPERM: "let this user write there, or choose another folder",
+    errno.EIO: "check the disk",
 }
 """Why a disk takes no file, and what to do."""
 
@@ -89,7 +92,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     On any exception the temporary file is removed and ``path`` is left as it was.
 
     Raises:
-        WriteError: the disk is full, or read-only.
+        WriteError: the disk is full or broken, or the folder may not be written to.
     """
     final = Path(path)
     with writing(final):
@@ -107,13 +110,19 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """``WriteError`` naming ``path`` where what is done inside finds the disk full, or read-only."""
+    """``WriteError`` naming ``path`` where what is done inside finds the disk full, broken or not to be written to."""
     try:
         yield
     except OSError as error:
         if isinstance(error, KdcacheError) or error.errno not in _REFUSED:
             raise
-        raise unwritable(path, os.strerror(error.errno), _REFUSED[error.errno], error.errno) from error
+        raise unwritable(path, *refusal(error), error.errno) from error
+
+
+def refusal(error: OSError) -> tuple[str, str]:
+    """Why a file could not be written, in the system's words, and what to do."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return reason, _REFUSED.get(error.errno or 0, "see that the folder is there and can be written to")
 
 
 def unwritable(

@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, codec, room):
         item.arrays[FEATURE] = np.random.default_rng(0).normal(size=(2, 20, 8, 7, 7)).astype(np.float16)
     monkeypatch.setattr("os.pwrite", limited)
     handles = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    with pytest.raises(StoreError, match=r"No space left on device.*Free disk space"):
+    with pytest.raises(StoreError, match=r"No space left on device.*: free some space, then run"):
         commit_shard(tmp_path, big, recipes(), codec=codec)
     assert list(tmp_path.iterdir()) == []
     assert handles == 0 or len(os.listdir("/proc/self/fd")) == handles
@@ -120,6 +120,31 @@ def test_a_full_disk_leaves_the_old_index(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match=r"manifest\.csv: could not be written \(No space left on device\)"):
         update_index(tmp_path, manifest(range(3)), {})
     assert (tmp_path / "manifest.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free some space,"),
+        (errno.EROFS, "choose a folder that can be written to,"),
+        (errno.EACCES, "let this user write there, or choose another folder,"),
+        (errno.EIO, "check the disk,"),
+        (errno.ENOTDIR, "see that the folder is there and can be written to,"),
+    ],
+)
+def test_a_disk_that_refuses_is_told_by_its_reason(tmp_path, monkeypatch, number, advice):
+    add(tmp_path, range(2))
+    refused = OSError(number, os.strerror(number))
+    monkeypatch.setattr("kdcache.files.os.replace", lambda *_: (_ for _ in ()).throw(refused))
+    with pytest.raises(StoreError) as caught:
+        reindex(tmp_path)
+    assert f"({os.strerror(number)})" in str(caught.value)
+    assert f"{advice} then run the same command again." in str(caught.value)
+    monkeypatch.undo()
+    monkeypatch.setattr("kdcache.store.writer.publish", lambda *_: (_ for _ in ()).throw(refused))
+    with pytest.raises(StoreError) as caught:
+        commit_shard(tmp_path, [record(9)], recipes())
+    assert f"{advice} then run the same command again." in str(caught.value)
 
 
 def test_a_file_size_limit_is_met_as_a_full_disk(tmp_path):
@@ -273,8 +298,11 @@ def test_a_truncated_shard_is_named_and_repaired_away(damaged, size):
             reader.read(FEATURE, [name(0), name(6)])
     with pytest.raises(StoreError, match=r"shard-00001\.h5"):
         scan(damaged)
+    assert str(verify(damaged)).count("--repair") == 1
     report = verify(damaged, repair=True)
     assert list(report.unreadable) == [path.name]
+    assert "--repair" not in str(report)
+    assert "; set aside as shard-00001.h5.damaged\n" in str(report)
     assert not path.exists()
     assert (damaged / "shard-00001.h5.damaged").exists()
     assert Cache(damaged).has(FEATURE).tolist() == [True] * 5 + [False] * 5 + [True] * 2
@@ -441,10 +469,20 @@ def test_repair_leaves_foreign_files_to_their_owner(tmp_path):
     path = tmp_path / add(tmp_path, range(3)).name
     with h5py.File(path, "r+") as file:
         _version(file)
+    before = str(verify(tmp_path)).splitlines()
+    assert before[-2].endswith("; use the version that wrote it.")
+    assert before[-1].startswith("do what is said of the 1 file(s) not used; a repair leaves them to you")
     report = verify(tmp_path, repair=True)
     assert list(report.foreign) == [path.name]
-    assert "repaired but for what is not used: do what is said of it" in str(report)
+    assert "repaired but for what is not used: do what is said of the 1 file(s)" in str(report)
     assert path.exists()
+    (tmp_path / "manifest.csv").write_text("")
+    both = str(verify(tmp_path, repair=True)).splitlines()[-1]
+    assert both.startswith("manifest.csv is not rebuilt beside files that are not used: do what is said")
+    path.unlink()
+    verify(tmp_path, repair=True)  # as it was said: with no shard left, the next extract begins anew
+    assert add(tmp_path, range(3)).name == "shard-00000.h5"
+    assert verify(tmp_path).ok
 
 
 def test_a_cache_never_leaves_handles_open(tmp_path):

@@ -44,7 +44,7 @@ def verify(cache: Path, repair: bool, as_json: bool, out: str) -> None:
 
     found = check(cache, repair=repair)
     report(found, as_json, out)
-    if not found.ok and not repair:
+    if not found.ok and (found.foreign or not repair):
         sys.exit(1)
 
 

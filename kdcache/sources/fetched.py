@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.errors import KdcacheError, OptionError, RemoteError, StoreError
-from kdcache.files import PARTIAL, abandoned, temporary_name
+from kdcache.files import PARTIAL, abandoned, refusal, temporary_name
 from kdcache.log import logger
 from kdcache.remote import Address, FetchStopped, Remote, RemoteFile, is_address, without_scheme
 from kdcache.sources.paths import fingerprint, fingerprint_of_file, fingerprint_of_folder, parts_read
@@ -82,9 +82,9 @@ class SourceCache:
         except OSError as error:
             if isinstance(error, KdcacheError):
                 raise
+            reason, remedy = refusal(error)
             raise StoreError(
-                f"{self.folder}: sources cannot be fetched into it ({error.strerror or error}); free some space, or "
-                "choose another folder with --source-cache."
+                f"{self.folder}: sources cannot be fetched into it ({reason}); {remedy}, or give --source-cache."
             ) from error
         with lock:
             yield path

@@ -5,7 +5,6 @@ It is a convenience: everything in it can be read back from the shards (``kdcach
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError, StoreError
+from kdcache.files import refusal
 from kdcache.manifest import NUMBERED, manifest_text
 from kdcache.manifest_forms import CLASS
 from kdcache.manifest_numbers import INTEGERS, TIMES
@@ -184,10 +184,10 @@ def _replace(folder: Path, data: bytes) -> None:
     try:
         replace_index(folder, data)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error
+        reason, remedy = refusal(error)
         raise StoreError(
-            f"{folder / INDEX}: could not be written ({reason}), the old one stands. Free disk space "
-            "or make the folder writable, then run the same command again; no shard is lost."
+            f"{folder / INDEX}: could not be written ({reason}), the old one stands and no shard is lost: {remedy}, "
+            "then run the same command again."
         ) from error
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import ManifestError, StoreError
+from kdcache.files import writing
 from kdcache.progress import progress as progress_of
 from kdcache.store.commit import QUARANTINED, shard_files
 from kdcache.store.index import drop_locations, load_index
@@ -28,8 +29,6 @@ from kdcache.store.texts import manifest_rows, objects, strings
 
 Span = tuple[float | None, float | None]  # None: the source's own start or end
 Opened = dict[str, tuple[Shard, Tables, list[Span]]]  # shard → its structure, its tables, the spans of its clips
-
-_ADVICE = "run `kdcache verify {} --repair`, then the same `kdcache extract` again"
 
 
 @dataclass
@@ -71,21 +70,32 @@ class VerifyReport:
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.shards} shard(s), {self.arrays} array(s), {self.bytes:,} bytes hashed"]
         lines += [f"damaged: {d.shard} row {d.row}, {d.stream} of clip {d.clip_id!r}: {d.reason}" for d in self.fresh]
-        lines += [f"unreadable: {reason}" for reason in self.unreadable.values()]
+        aside = {name: f"; set aside as {name + QUARANTINED}" if self.repaired else "" for name in self.unreadable}
+        lines += [f"unreadable: {reason}{aside[name]}" for name, reason in self.unreadable.items()]
         lines += [f"not used: {reason}" for reason in self.foreign.values()]
         lines += [f"lost: {d.stream} of clip {d.clip_id!r}: {d.reason}" for d in self.lost]
         lines += [f"index: {self.index}"] if self.index else []
         if self.set_aside:
             lines.append(f"{len(self.set_aside)} array(s) were set aside by an earlier repair")
+        return "\n".join([*lines, self._advice()])
+
+    def _advice(self) -> str:
+        """What to do, in one sentence that fits what was found and what a repair has done about it."""
+        foreign = f"do what is said of the {len(self.foreign)} file(s) not used"
+        repair, extract = f"run `kdcache verify {self.folder} --repair`", "the same `kdcache extract` again"
         if self.ok:
-            lines.append("all arrays in use are as they were written")
-        elif self.repaired and self.foreign:
-            lines.append("repaired but for what is not used: do what is said of it, then the same `kdcache extract`")
-        elif self.repaired:
-            lines.append("repaired: run the same `kdcache extract` again to redo what is missing")
-        else:
-            lines.append(_ADVICE.format(self.folder))
-        return "\n".join(lines)
+            return "all arrays in use are as they were written"
+        if self.repaired and self.foreign and self.index:
+            return f"manifest.csv is not rebuilt beside files that are not used: {foreign}, then {repair} again"
+        if self.repaired and self.foreign:
+            return f"repaired but for what is not used: {foreign}, then run {extract}"
+        if self.repaired:
+            return f"repaired: run {extract} to redo what is missing"
+        if not self.foreign:
+            return f"{repair}, then {extract}"
+        if self.fresh or self.unreadable or self.lost or self.index:
+            return f"{foreign}, then {repair}, then {extract}"
+        return f"{foreign}; a repair leaves them to you, and everything else is as it was written"
 
 
 def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> VerifyReport:
@@ -116,7 +126,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
             try:
                 opened[path.name] = _hash_shard(path, report)
             except DamagedShard as error:
-                report.unreadable[path.name] = str(error)
+                report.unreadable[path.name] = error.what
             except StoreError as error:
                 report.foreign[path.name] = str(error)
             bar.update(path.lstat().st_size)
@@ -231,16 +241,17 @@ def _repair(folder: Path, report: VerifyReport, opened: Opened, before: set[Dama
     A writer that is killed between the two leaves arrays that are listed and still indexed: ``verify`` goes on naming
     them, ``extract`` redoes them.
     """
-    with locked(folder):
+    with writing(folder), locked(folder):
         for name in report.unreadable:
             with contextlib.suppress(FileNotFoundError):  # another repair was first
                 os.rename(folder / name, folder / (name + QUARANTINED))
         since = set(load_set_aside(folder)) - before  # by another repair, while this one read
         save_set_aside(folder, [*report.damaged, *since])
-        if report.index and not report.foreign and any(shard_files(folder)):
+        if report.index and not report.foreign:
             if (folder / INDEX).exists():
                 os.replace(folder / INDEX, folder / (INDEX + QUARANTINED))
-            rebuild(folder)
+            if any(shard_files(folder)):  # else the next extract begins anew
+                rebuild(folder)
         elif not report.index:
             check = _check_index(folder, opened, report)
             if check.bad:

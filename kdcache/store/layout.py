@@ -106,9 +106,14 @@ def tables_digest(attributes: Sequence[str], tables: dict[str, NDArray[Any]]) ->
 class DamagedShard(StoreError):
     """A shard whose bytes are not what was written, or that is gone: ``verify --repair`` can set it aside."""
 
+    what = ""
+    """Which file and what is wrong with it, without what to do."""
+
 
 def damaged(path: StrPath, what: str) -> DamagedShard:
     """The error for a shard that cannot be trusted, with what to do about it."""
-    return DamagedShard(
+    error = DamagedShard(
         f"{path}: {what}; run `kdcache verify {Path(path).parent} --repair`, then the same `kdcache extract` again."
     )
+    error.what = f"{path}: {what}"
+    return error

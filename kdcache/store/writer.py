@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import StoreError, unknown
+from kdcache.files import refusal
 from kdcache.recipe import Recipe, canonical, digest
 from kdcache.store.checksum import checksums
 from kdcache.store.commit import Sink, partial_file, publish
@@ -115,10 +116,10 @@ def commit_shard(
     except StoreError:
         raise
     except OSError as error:
+        reason, remedy = refusal(error)
         raise StoreError(
-            f"{folder}: a shard of {len(records)} clip(s) could not be written ({error.strerror or error}); "
-            "nothing half-written is left. Free disk space or make the folder writable, then run the same command "
-            "again."
+            f"{folder}: a shard of {len(records)} clip(s) could not be written ({reason}) and nothing half-written is "
+            f"left: {remedy}, then run the same command again."
         ) from error
     return Committed(name, [r.clip_id for r in records], {s: [r.keys[s] for r in records] for s in recipes}, digests)
 
