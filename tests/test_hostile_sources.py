@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from make_videos import pictures, write
 
-from kdcache.errors import ClipError, ManifestError, SourceError
+from kdcache.errors import ClipError, KdcacheError, ManifestError, SourceError
+from kdcache.exchange.hdf5_files import open_hdf5
 from kdcache.exchange.lmdb_vectors import open_vectors
 from kdcache.extraction.run import extract
 from kdcache.manifest import read_manifest
@@ -40,6 +41,15 @@ def jpeg(width: int, height: int) -> bytes:
     at = data.index(b"\xff\xc0")
     data[at + 5 : at + 9] = struct.pack(">HH", height, width)
     return bytes(data)
+
+
+@pytest.mark.parametrize("name", ["pipe.h5", "pipe.mdb", "folder/data.mdb"])
+def test_pipes_are_no_features_to_import(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    path = tmp_path / name.split("/")[0]
+    with pytest.raises(KdcacheError, match="no plain file"), (open_hdf5 if name[-1] == "5" else open_vectors)(path):
+        pass
 
 
 def test_headers_say_the_size_of_pictures(tmp_path):

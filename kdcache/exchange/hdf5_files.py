@@ -21,6 +21,7 @@ from kdcache.errors import ClipError, OptionError, SourceError, unknown
 from kdcache.exchange.arrays import ArrayHeader
 from kdcache.exchange.hdf5_text import read_texts
 from kdcache.exchange.npy_files import flat_name
+from kdcache.files import opened
 from kdcache.store.hdf5_guard import MALFORMED, ZSTD, all_there, filters_of, leads_out
 
 _FILTERS = {1, 2, 3, 4, 5, 6, 32000, ZSTD}  # gzip, shuffle, Fletcher-32, szip, n-bit, scale-offset; lzf
@@ -29,10 +30,11 @@ _ADVICE = "write it again with h5py's create_dataset"
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """Open a file for reading; ``SourceError`` if it is not HDF5."""
+    """Open a file for reading; ``SourceError`` if it is not HDF5, ``KdcacheError`` if it is no plain file."""
     import hdf5plugin  # noqa: F401  (registers the zstd filter)
 
     try:
+        opened(path).close()  # of a pipe HDF5 waits for ever
         file = h5py.File(path, "r", locking=False)
     except MALFORMED as error:
         reason = " ".join(str(error).split())[:120]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, OptionError, SourceError
+from kdcache.files import opened
 
 MOST_NUMBERS = 2**24  # of one frame's vector
 
@@ -89,6 +90,8 @@ class Vectors:
 def open_vectors(path: Path) -> Iterator[Vectors]:
     """Open an LMDB (a folder with ``data.mdb``, or a single file) for reading; nothing in it is changed."""
     lmdb = library()
+    if (file := path / "data.mdb" if path.is_dir() else path).exists():
+        opened(file).close()  # of a pipe LMDB waits for ever
     try:
         with lmdb.open(
             str(path), subdir=path.is_dir(), readonly=True, lock=False, create=False, readahead=False
