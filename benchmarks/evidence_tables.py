@@ -6,6 +6,7 @@ python benchmarks/evidence_tables.py
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import Any
 
 from common import RESULTS
@@ -30,7 +31,7 @@ ALL_LABELS = "+0.3 … +2.3"
 
 def cell(effect: dict[str, Any]) -> str:
     """A difference and its simultaneous interval, in points."""
-    return f"{effect['difference']:+.1f} [{effect['low']:.1f}, {effect['high']:.1f}]"
+    return f"{effect['difference']:+.1f} [{effect['low']:.1f}, {effect['high']:.1f}]".replace("-", "−")
 
 
 def effects_of(found: dict[str, Any], weights: str) -> dict[str, dict[str, Any]]:
@@ -70,7 +71,7 @@ def full(name: str, found: dict[str, Any]) -> list[str]:
     edges = [f"{each['row']}, draw {each['draw']} ({each['edge']})" for each in found["chosen"] if each["edge"]]
     steps = ", ".join(str(each) for each in found["steps"] if each)
     lines += ["", f"Optimiser steps of a run: {steps}{' (neighbours: none)' * (0 in found['steps'])}."]
-    lines += [f"Chosen on the edge of what was searched: {'; '.join(edges)}."] if edges else []
+    lines += textwrap.wrap(f"Chosen on the edge of what was searched: {'; '.join(edges)}.", 130) if edges else []
     return [*lines, ""]
 
 
