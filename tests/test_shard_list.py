@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from store_cases import FEATURE, FLOW, RECIPES, add, flip, manifest, name, paylo
 
 from kdcache.errors import StoreError
 from kdcache.seals import is_sealed
-from kdcache.store import Cache, commit_shard, reindex, scan, update_index, verify
+from kdcache.store import Cache, commit_shard, integrity, reindex, scan, update_index, verify
 from kdcache.store.find import CachedPlaces, indexed_places, places_beyond
 from kdcache.store.indexed import Indexed
 from kdcache.store.set_aside import Damage, save_set_aside
@@ -162,3 +163,39 @@ def test_a_list_that_cannot_be_written_costs_only_time(cache, monkeypatch, caplo
     assert (cache / LIST).read_bytes() == before
     assert Cache(cache).has(FLOW).all()
     assert verify(cache).ok
+
+
+def test_verify_names_a_wrong_list_and_repair_mends_it(cache):
+    right = read_list(cache)
+    save_list(cache, right | {SHARDS[1]: replace(right[SHARDS[1]], clips=2)})
+    report = verify(cache, progress=False)
+    assert not report.ok
+    assert SHARDS[1] in report.listing
+    assert "list of shards: " in str(report)
+    verify(cache, repair=True, progress=False)
+    assert verify(cache, progress=False).ok
+    assert read_list(cache) == right
+    flip(cache / LIST, 200)
+    assert LIST in verify(cache, progress=False).listing
+    verify(cache, repair=True, progress=False)
+    assert read_list(cache) == right
+
+
+def test_verify_holds_the_tables_of_one_shard_at_a_time(cache, monkeypatch):
+    class Held(dict):
+        """Tables that can be watched."""
+
+    alive: list[weakref.ref[Held]] = []
+    others: list[int] = []
+    real = integrity.open_shard
+
+    def watched(path):
+        others.append(sum(each() is not None for each in alive))
+        shard, tables = real(path)
+        held = Held(tables)
+        alive.append(weakref.ref(held))
+        return shard, held
+
+    monkeypatch.setattr(integrity, "open_shard", watched)
+    assert verify(cache, progress=False).ok
+    assert others == [0] * 2 * len(SHARDS)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -16,19 +17,19 @@ from kdcache.errors import ManifestError, StoreError
 from kdcache.files import writing
 from kdcache.progress import progress as progress_of
 from kdcache.store.commit import QUARANTINED, shard_files
-from kdcache.store.index import drop_locations, load_index
+from kdcache.store.index import drop_locations, open_index
 from kdcache.store.index_digest import INDEX, check_index
-from kdcache.store.indexed import indexed_streams
+from kdcache.store.indexed import Indexed
 from kdcache.store.layout import DamagedShard, StrPath, row_digest
 from kdcache.store.lock import locked
 from kdcache.store.reader import StreamReader, unseen
 from kdcache.store.scan import rebuild
 from kdcache.store.set_aside import Damage, load_set_aside, save_set_aside
-from kdcache.store.shard import Shard, Tables, open_shard
+from kdcache.store.shard import open_shard
+from kdcache.store.shard_list import ShardSummary, add_to_list, read_list
 from kdcache.store.texts import manifest_rows, objects, strings
 
-Span = tuple[float | None, float | None]  # None: the source's own start or end
-Opened = dict[str, tuple[Shard, Tables, list[Span]]]  # shard → its structure, its tables, the spans of its clips
+Summaries = dict[str, ShardSummary]  # of the shards that can be opened
 
 
 @dataclass
@@ -51,12 +52,14 @@ class VerifyReport:
     """Clips that the index places where they are not."""
     index: str = ""
     """What is wrong with ``manifest.csv`` itself, if anything."""
+    listing: str = ""
+    """What is wrong with ``shards.json``, if anything."""
     repaired: bool = False
 
     @property
     def ok(self) -> bool:
         """Whether everything in use is what was written."""
-        return not (self.fresh or self.unreadable or self.foreign or self.lost or self.index)
+        return not (self.fresh or self.unreadable or self.foreign or self.lost or self.index or self.listing)
 
     @property
     def fresh(self) -> list[Damage]:
@@ -75,6 +78,7 @@ class VerifyReport:
         lines += [f"not used: {reason}" for reason in self.foreign.values()]
         lines += [f"lost: {d.stream} of clip {d.clip_id!r}: {d.reason}" for d in self.lost]
         lines += [f"index: {self.index}"] if self.index else []
+        lines += [f"list of shards: {self.listing}"] if self.listing else []
         if self.set_aside:
             lines.append(f"{len(self.set_aside)} array(s) were set aside by an earlier repair")
         return "\n".join([*lines, self._advice()])
@@ -101,13 +105,15 @@ class VerifyReport:
 def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> VerifyReport:
     """Hash every array of a cache again and compare with the digests in shards and index.
 
+    One shard is held in memory at a time, beside the index.
+
     Args:
         folder: the cache.
         repair: take damaged arrays out of use, so that the next ``extract`` redoes just those: a shard that cannot be
             opened is renamed to ``*.damaged``; single arrays are listed in ``damaged.csv``, which ``extract`` and
             ``reindex`` heed while the rest of their shard stays in use; both are dropped from ``manifest.csv``. A
             listed array that hashes right again (a shard restored from a copy) is taken back into the list of good
-            ones, and ``reindex`` finds it. A missing or broken index is rebuilt.
+            ones, and ``reindex`` finds it. A missing or broken index is rebuilt, a wrong list of shards mended.
         progress: show how far it is.
 
     Raises:
@@ -119,7 +125,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
     report = VerifyReport(folder)
     before = set(load_set_aside(folder))
     paths = shard_files(folder)
-    opened: Opened = {}
+    opened: Summaries = {}
     total = sum(p.lstat().st_size for p in paths)
     with progress_of("verify", total, "B", shown=progress) as bar:
         for path in paths:
@@ -140,9 +146,20 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
         report.lost, used = check.lost, check.used
         report.index = _changed(folder)
     report.set_aside = sorted(d for d in set(report.damaged) & before if d.place not in used)
+    report.listing = _wrong_list(folder, opened)
     if repair:
         _repair(folder, report, opened, before)
     return report
+
+
+def _wrong_list(folder: Path, opened: Summaries) -> str:
+    """What is wrong with the list of shards; empty where all that is listed holds."""
+    try:
+        listed = read_list(folder)
+    except StoreError as error:
+        return str(error)
+    wrong = [name for name, one in opened.items() if listed.get(name, one) != one]
+    return f"it has something else for {wrong[0]}; run `kdcache reindex {folder}`" if wrong else ""
 
 
 def _changed(folder: Path) -> str:
@@ -154,11 +171,11 @@ def _changed(folder: Path) -> str:
     return ""
 
 
-def _hash_shard(path: Path, report: VerifyReport) -> tuple[Shard, Tables, list[Span]]:
+def _hash_shard(path: Path, report: VerifyReport) -> ShardSummary:
     """Compare every array of a shard with its digests, once its texts are known to make sense."""
     shard, tables = open_shard(path)
     clips = strings(path, tables, "clip")
-    spans = [(row.get("start_s"), row.get("stop_s")) for row in manifest_rows(path, tables)]
+    manifest_rows(path, tables)
     objects(path, tables, "origin")
     expected = {s: strings(path, tables, f"digest/{s}") for s in shard.streams}
     for stream in shard.streams:
@@ -175,67 +192,109 @@ def _hash_shard(path: Path, report: VerifyReport) -> tuple[Shard, Tables, list[S
                 report.arrays += 1
                 if found != digest:
                     report.damaged.append(Damage(shard.path.name, stream, row, clips[row], reason))
-    return shard, tables, spans
+    return ShardSummary.of(shard)
 
 
 @dataclass
 class _IndexCheck:
     """What the index's entries point at."""
 
-    index: pd.DataFrame
+    index: Indexed
     bad: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     """stream → which rows point at nothing, at something else or at something damaged."""
     lost: list[Damage] = field(default_factory=list)
     used: set[tuple[str, str, int]] = field(default_factory=set)
-    """Shard, stream and row of all entries."""
+    """Shard, stream and row of damaged arrays that entries point at."""
 
 
-def _check_index(folder: Path, opened: Opened, report: VerifyReport) -> _IndexCheck:
-    """Hold the index's entries against the shards as they were found; shards published since are not judged."""
-    check = _IndexCheck(load_index(folder, edited=True))
+def _check_index(folder: Path, opened: Summaries, report: VerifyReport) -> _IndexCheck:
+    """Hold the index's entries against the shards; shards published since they were hashed are not judged.
+
+    Tables are read once more, one shard's at a time: together they take more memory than the index.
+    """
+    try:
+        check = _IndexCheck(open_index(folder))
+    except StoreError:
+        check = _IndexCheck(open_index(folder, edited=True))
     index, damaged = check.index, {d.place for d in report.damaged}
-    for stream in indexed_streams(list(index.columns)):
-        mask = np.zeros(len(index), bool)
-        for name, part in index[index[f"{stream}:row"].notna()].groupby(f"{stream}:shard"):
-            rows = part[f"{stream}:row"].tolist()
-            check.used |= {(str(name), stream, row) for row in rows}
-            known = name in opened or name in report.unreadable or name in report.foreign
-            if not known and (folder / str(name)).exists():
-                continue
-            reasons = _misplaced(stream, str(name), part, opened)
-            mask[part.index.to_numpy()] = [
-                bool(r) or (name, stream, i) in damaged for r, i in zip(reasons, rows, strict=True)
-            ]
-            check.lost += [
-                Damage(str(name), stream, int(i), clip, r)
-                for r, i, clip in zip(reasons, rows, part["clip_id"], strict=True)
-                if r and name not in report.unreadable and name not in report.foreign
-            ]
-        if mask.any():
-            check.bad[stream] = mask
+    numbers = {stream: index.numbers(stream) for stream in index.streams}
+    masks = {stream: np.zeros(index.rows, bool) for stream in index.streams}
+    unopened = report.unreadable.keys() | report.foreign.keys()
+    for name, parts in sorted(_by_shard(index, numbers).items()):
+        if name not in opened and name not in unopened and (folder / name).exists():
+            continue
+        tables = _ShardTables.of(folder, name) if name in opened else None
+        for stream, part in parts.items():
+            rows = numbers[stream][part].tolist()
+            broken = [(name, stream, row) in damaged for row in rows]
+            check.used |= {(name, stream, row) for row, its in zip(rows, broken, strict=True) if its}
+            reasons = [f"{name} is not there"] * len(rows)
+            if tables is not None:
+                reasons = tables.misplaced(index, stream, part.tolist(), rows)
+            masks[stream][part] = [bool(reason) or its for reason, its in zip(reasons, broken, strict=True)]
+            if name not in unopened:
+                check.lost += [
+                    Damage(name, stream, row, index.table.cell("clip_id", i), reason)
+                    for i, row, reason in zip(part.tolist(), rows, reasons, strict=True)
+                    if reason
+                ]
+    check.bad = {stream: mask for stream, mask in masks.items() if mask.any()}
     return check
 
 
-def _misplaced(stream: str, name: str, part: pd.DataFrame, opened: Opened) -> list[str]:
-    """For each index row that names this shard, what is wrong with it; empty when all is well."""
-    if name not in opened:
-        return [f"{name} is not there"] * len(part)
-    shard, tables, spans = opened[name]
-    if stream not in shard.streams:
-        return [f"{name} does not hold {stream}"] * len(part)
-    keys, digests = (strings(shard.path, tables, f"{t}/{stream}") for t in ("key", "digest"))
-    times = (part[c].astype(object).where(part[c].notna(), None).tolist() for c in ("start_s", "stop_s"))
-    places = zip(*(part[f"{stream}:{p}"].tolist() for p in ("row", "key", "digest")), strict=True)
-    reasons = []
-    for (r, k, d), span in zip(places, zip(*times, strict=True), strict=True):
-        if not 0 <= r < shard.clips or (keys[r], digests[r]) != (k, d):
-            reasons.append(f"{name} holds something else there")
-        else:
-            reasons.append("" if spans[r] == span else f"{name} holds another span there")
-    return reasons
+def _by_shard(index: Indexed, numbers: Mapping[str, NDArray[np.int64]]) -> dict[str, dict[str, NDArray[np.intp]]]:
+    """Shard → stream → the rows of the index that name it."""
+    found: dict[str, dict[str, NDArray[np.intp]]] = {}
+    for stream, its in numbers.items():
+        cached = np.flatnonzero(its >= 0)
+        codes, names = pd.factorize(np.array(index.shards(stream), object)[cached])
+        order = cached[np.argsort(codes, kind="stable")]
+        for name, part in zip(names, np.split(order, np.cumsum(np.bincount(codes))[:-1]), strict=len(names) > 0):
+            found.setdefault(str(name), {})[stream] = part
+    return found
 
 
-def _repair(folder: Path, report: VerifyReport, opened: Opened, before: set[Damage]) -> None:
+@dataclass(frozen=True)
+class _ShardTables:
+    """What a shard says of its clips; nothing, where it has gone since it was hashed."""
+
+    name: str
+    spans: Sequence[tuple[Any, Any]]
+    """None: the source's own start or end."""
+    held: Mapping[str, list[tuple[str, str]]]
+    """Stream → key and digest of each clip."""
+
+    @classmethod
+    def of(cls, folder: Path, name: str) -> Self:
+        """Of a shard that could be opened when it was hashed."""
+        path = folder / name
+        try:
+            shard, tables = open_shard(path)
+            spans = [(row.get("start_s"), row.get("stop_s")) for row in manifest_rows(path, tables)]
+            columns = {s: [strings(path, tables, f"{t}/{s}") for t in ("key", "digest")] for s in shard.streams}
+        except StoreError:  # by another repair, which has named it
+            return cls(name, [], {})
+        return cls(name, spans, {s: list(zip(*each, strict=True)) for s, each in columns.items()})
+
+    def misplaced(self, index: Indexed, stream: str, part: Sequence[int], rows: Sequence[int]) -> list[str]:
+        """For each of these rows of the index, and of the shard, what is wrong with it; empty when all is well."""
+        if not self.held:
+            return [f"{self.name} is not there"] * len(rows)
+        if stream not in self.held:
+            return [f"{self.name} does not hold {stream}"] * len(rows)
+        held, cell = self.held[stream], index.table.cell
+        times = [np.asarray(index.column(column), float)[part].tolist() for column in ("start_s", "stop_s")]
+        reasons = []
+        for i, row, start, stop in zip(part, rows, *times, strict=True):
+            span = tuple(None if time != time else time for time in (start, stop))
+            if row >= len(held) or held[row] != (cell(f"{stream}:key", i), cell(f"{stream}:digest", i)):
+                reasons.append(f"{self.name} holds something else there")
+            else:
+                reasons.append("" if self.spans[row] == span else f"{self.name} holds another span there")
+        return reasons
+
+
+def _repair(folder: Path, report: VerifyReport, opened: Summaries, before: set[Damage]) -> None:
     """Take everything damaged out of use: list and index change under one lock, and the index is looked at anew.
 
     A writer that is killed between the two leaves arrays that are listed and still indexed: ``verify`` goes on naming
@@ -255,5 +314,7 @@ def _repair(folder: Path, report: VerifyReport, opened: Opened, before: set[Dama
         elif not report.index:
             check = _check_index(folder, opened, report)
             if check.bad:
-                drop_locations(folder, check.index, check.bad)
+                drop_locations(folder, check.index.frame(check.index.table.names), check.bad)
+        if report.listing:
+            add_to_list(folder, opened)
     report.repaired = True
