@@ -14,7 +14,10 @@ from kdcache.remote import Address, is_address, without_scheme
 Root = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 """One folder or address, several that are tried in order, or none where all sources are absolute."""
 
+_MANY = 100  # files named of one folder, from which on it is listed …
+_SPARSE = 4  # … up to so many entries for each of them
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
+_PLAIN = re.compile(r"[\w-][\w .-]*(/[\w .-]+)*")  # of such a path nothing is wrong, unless it has two dots
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|(https?|ftp|s3|gs|rtsp|file):/", re.IGNORECASE)
 
 
@@ -90,6 +93,8 @@ def wrong_paths(sources: Iterable[str], roots: Roots) -> dict[str, str]:
 
 def _lexical(source: str, allow_absolute: bool) -> str | None:
     """What is wrong with a path by its letters alone."""
+    if _PLAIN.fullmatch(source) and ".." not in source:
+        return None
     if not source.strip():
         return "source is empty; give a path relative to the data root"
     if "\0" in source:
@@ -110,17 +115,40 @@ def _lexical(source: str, allow_absolute: bool) -> str | None:
 
 def _through_links(sources: Iterable[str], base: str) -> dict[str, str]:
     """Paths that symbolic links lead out of ``base``, a real path; folders are resolved once, files only if links."""
-    folders: dict[str, str] = {}
-    wrong: dict[str, str] = {}
+    folders: dict[str, list[tuple[str, str]]] = {}
     for source in sources:
         folder, _, leaf = source.rpartition("/")
-        if folder not in folders:
-            folders[folder] = os.path.realpath(os.path.join(base, folder))
-        target = f"{folders[folder]}/{leaf}"
-        if leaf == ".." or os.path.islink(target):
-            target = os.path.realpath(target)
-        if not (target + os.sep).startswith(base.rstrip(os.sep) + os.sep):
-            wrong[source] = (
-                f"source {source!r} leaves the data root through a symbolic link to {target}; use that as root"
-            )
+        folders.setdefault(folder, []).append((leaf, source))
+    wrong: dict[str, str] = {}
+    within = base.rstrip(os.sep) + os.sep
+    for folder, its in folders.items():
+        real = os.path.realpath(os.path.join(base, folder))
+        links = _links(real, len(its))
+        if links is not None and (real + os.sep).startswith(within):
+            its = [(leaf, source) for leaf, source in its if leaf in links or leaf in ("..", "")]
+        for leaf, source in its:
+            target = f"{real}/{leaf}"
+            if leaf == ".." or os.path.islink(target):
+                target = os.path.realpath(target)
+            if not (target + os.sep).startswith(within):
+                wrong[source] = (
+                    f"source {source!r} leaves the data root through a symbolic link to {target}; use that as root"
+                )
     return wrong
+
+
+def _links(folder: str, named: int) -> set[str] | None:
+    """The links in a folder of which many files are named; ``None`` where looking at each of these is quicker."""
+    if named < _MANY:
+        return None
+    links: set[str] = set()
+    try:
+        with os.scandir(folder) as entries:
+            for number, entry in enumerate(entries):
+                if number > _SPARSE * named:
+                    return None
+                if entry.is_symlink():
+                    links.add(entry.name)
+    except OSError:  # it is not there, or may not be listed
+        return None
+    return links

@@ -11,21 +11,23 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from kdcache.csv_text import BrokenTable, read_columns, table_text
 from kdcache.errors import KdcacheError, RemoteError, SourceError
 from kdcache.extraction.remote_sources import Signature, remote_fingerprints
-from kdcache.files import atomic
+from kdcache.files import atomic, opened
 from kdcache.log import logger
 from kdcache.progress import counted
 from kdcache.roots import Roots
+from kdcache.seals import digest_of_file
 from kdcache.sources import Finder, SourceCache, content_digest, fingerprint, signature
 from kdcache.store.lock import locked
 
 FILE = "sources.csv"
+DIGEST = f"{FILE}.sha256"
 _NEEDED = ("path", "size", "mtime_ns", "fingerprint")
 _COLUMNS = (*_NEEDED, "content", "check")
 
@@ -73,10 +75,10 @@ def fingerprint_sources(
     Raises:
         RemoteError: a remote root cannot be reached or read.
     """
-    known = load_memory(memory)
+    known = Memory.load(memory)
     local = sources if not roots.addresses else [s for s in sources if roots.folders or os.path.isabs(s)]
     found, paths, new = _local(local, roots, known, rehash)
-    versions = {place: look.fingerprint for place, look in known.items()}
+    versions = known.versions() if roots.addresses else {}
     for address in roots.addresses:
         relative = [source for source in sources if not os.path.isabs(source)]
         theirs, more = remote_fingerprints(relative, address, versions, cache or SourceCache.of(None))
@@ -95,8 +97,8 @@ def fingerprint_sources(
                 )
             elif isinstance(answer, KdcacheError):
                 found[source] = answer
-    if remember and any(known.get(place) != look for place, look in new.items()):
-        _add(memory, new)
+    if remember and any(known.look(place) != look for place, look in new.items()):
+        remember_looks(memory, new)
     return found, paths
 
 
@@ -108,7 +110,7 @@ def _missing(answer: str | KdcacheError, source: str, roots: Roots) -> bool:
 
 
 def _local(
-    sources: Sequence[str], roots: Roots, known: Mapping[Signature, Look], rehash: bool
+    sources: Sequence[str], roots: Roots, known: Memory, rehash: bool
 ) -> tuple[dict[str, str | KdcacheError], dict[str, str], dict[Signature, Look]]:
     """Fingerprints or errors, and paths, of sources on this machine, and what is new."""
     found: dict[str, str | KdcacheError] = {}
@@ -120,8 +122,9 @@ def _local(
             path, state = finder.find(source)
             paths[source] = path
             place = (path, *signature(path, state))
-            if place in known and not rehash:
-                found[source] = known[place].fingerprint
+            before = None if rehash else known.fingerprint(place)
+            if before is not None:
+                found[source] = before
             else:
                 fresh[source] = Look(*place, fingerprint(path))
         except FileNotFoundError:
@@ -133,7 +136,7 @@ def _local(
         except OSError as error:
             found[source] = SourceError(f"{paths.get(source, source)}: cannot be read ({error.strerror}); check it.")
     new: dict[Signature, Look] = {}
-    for source, look in _told_apart(fresh, known.values(), rehash):
+    for source, look in _told_apart(fresh, known.looks(), rehash) if fresh else ():
         found[source] = look if isinstance(look, KdcacheError) else look.fingerprint
         if isinstance(look, Look):
             new[look.place] = look
@@ -180,22 +183,64 @@ def _other(sampled: str, content: str) -> str:
     return hashlib.sha256(f"{sampled}|{content}".encode()).hexdigest()[:32]
 
 
+class Memory:
+    """What is remembered of sources, in columns: of a million no object is made but the key of each."""
+
+    def __init__(self, columns: Sequence[Sequence[Any]]) -> None:
+        self._columns = columns  # those of ``Look``
+        path, size, changed, self._fingerprints = columns[:4]
+        self._rows = dict(zip(zip(path, size, changed, strict=True), range(len(path)), strict=True))
+
+    @classmethod
+    def load(cls, memory: Path) -> Self:
+        """What a file holds; of one that cannot be read nothing, for everything in it can be had again."""
+        try:
+            columns = read_columns(memory, _NEEDED)
+            none = [""] * len(columns["path"])
+            path, size, changed, one = (columns[name] for name in _NEEDED)
+            found = [path, list(map(int, size)), list(map(int, changed)), one, columns.get("content", none)]
+        except FileNotFoundError:
+            return cls([[], [], [], [], []])
+        except (BrokenTable, ValueError) as error:
+            logger.warning("%s: %s; it is written anew", memory, error)
+            return cls([[], [], [], [], []])
+        if "check" in columns and not _is_whole(memory):
+            checks = zip(columns["check"], itertools.starmap(Look, zip(*found, strict=True)), strict=True)
+            right = [not check or check == _check(look) for check, look in checks]
+            found = [list(itertools.compress(column, right)) for column in found]
+        return cls(found)
+
+    def fingerprint(self, place: Signature) -> str | None:
+        """That of a source which is as it was; ``None`` where it is not known so."""
+        row = self._rows.get(place)
+        return None if row is None else self._fingerprints[row]
+
+    def look(self, place: Signature) -> Look | None:
+        """All that is known of such a source."""
+        row = self._rows.get(place)
+        return None if row is None else Look(*(column[row] for column in self._columns))
+
+    def looks(self) -> Iterator[Look]:
+        """Everything remembered."""
+        return (Look(*(column[row] for column in self._columns)) for row in self._rows.values())
+
+    def versions(self) -> dict[Signature, str]:
+        """Fingerprints by what must be as it was."""
+        return {place: self._fingerprints[row] for place, row in self._rows.items()}
+
+
 def load_memory(memory: Path) -> dict[Signature, Look]:
-    """What is remembered; of a file that cannot be read, nothing, for everything in it can be had again."""
+    """See ``Memory.load``."""
+    return {look.place: look for look in Memory.load(memory).looks()}
+
+
+def _is_whole(memory: Path) -> bool:
+    """Whether a memory has the bytes that were written, so that its rows need not be checked one by one."""
     try:
-        columns = read_columns(memory, _NEEDED)
-        none = [""] * len(columns["path"])
-        path, size, changed, one = (columns[name] for name in _NEEDED)
-        each = zip(path, map(int, size), map(int, changed), one, columns.get("content", none), strict=True)
-        looks = list(itertools.starmap(Look, each))
-    except FileNotFoundError:
-        return {}
-    except (BrokenTable, ValueError) as error:
-        logger.warning("%s: %s; it is written anew", memory, error)
-        return {}
-    checks = columns.get("check", none)
-    whole = [look for look, check in zip(looks, checks, strict=True) if not check or check == _check(look)]
-    return {look.place: look for look in whole}
+        with opened(memory.with_name(DIGEST)) as file:
+            return file.read(65) == f"{digest_of_file(memory)}\n".encode()
+    except (OSError, KdcacheError):  # of version 0.1, or killed between the two files
+        return False
 
 
 def without_content(memory: Path, paths: Iterable[str]) -> frozenset[str]:
@@ -209,10 +254,10 @@ def add_contents(memory: Path, contents: Mapping[Signature, str]) -> None:
     known = load_memory(memory)
     new = {place: known[place]._replace(content=content) for place, content in contents.items() if place in known}
     if any(known[place] != look for place, look in new.items()):
-        _add(memory, new)
+        remember_looks(memory, new)
 
 
-def _add(memory: Path, new: Mapping[Signature, Look]) -> None:
+def remember_looks(memory: Path, new: Mapping[Signature, Look]) -> None:
     """Write new rows, beside those that others may have written meanwhile; a disk that refuses loses only a memory."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
@@ -222,6 +267,8 @@ def _add(memory: Path, new: Mapping[Signature, Look]) -> None:
             with atomic(memory) as temporary:
                 text = table_text(_COLUMNS, rows)
                 temporary.write_text(text, encoding="utf-8", newline="", errors="backslashreplace")
+            with atomic(memory.with_name(DIGEST)) as temporary:
+                temporary.write_text(f"{digest_of_file(memory)}\n", encoding="ascii")
     except OSError as error:
         logger.warning("%s: not written (%s), so the next call reads sources again", memory, error.strerror or error)
 

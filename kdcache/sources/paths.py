@@ -54,12 +54,14 @@ class Finder:
     def find(self, source: str) -> tuple[str, os.stat_result | None]:
         """See ``find``; with what the system says of it where it was asked."""
         folder, _, name = source.rpartition("/")
-        if len(self._roots.folders) != 1 or os.path.isabs(source) or name in ("", ".", ".."):
+        if name in ("", ".", "..") or source.startswith("/"):
             return str(find(self._roots, source)), None
         try:
-            if folder not in self._folders:
-                self._folders[folder] = str(inside(self._roots.folders[0], folder or "."))
-            path = os.path.join(self._folders[folder], name)
+            if (base := self._folders.get(folder)) is None:
+                if len(self._roots.folders) != 1:
+                    return str(find(self._roots, source)), None
+                base = self._folders[folder] = os.path.join(inside(self._roots.folders[0], folder or "."), "")
+            path = base + name
             state = os.lstat(path)
         except FileNotFoundError:
             return path, None
