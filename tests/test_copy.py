@@ -112,7 +112,7 @@ def test_an_interrupted_copy_goes_on(cache, tmp_path, monkeypatch):
     assert not {"shard-00000.h5"} & set(kdcache.copy(cache, target, bar=False).sent)
     assert content(target) == content(cache)
     (target / copying.RECORD).unlink()  # killed before it was recorded: compared, not sent
-    assert not any(name.startswith("shard") for name in kdcache.copy(cache, target, bar=False).sent)
+    assert not any(name.startswith("shard-") for name in kdcache.copy(cache, target, bar=False).sent)
 
 
 def test_another_cache_is_not_overwritten(cache, bucket, tmp_path):
