@@ -97,7 +97,7 @@ class VerifyReport:
             return f"repaired: run {extract} to redo what is missing"
         if not self.foreign:
             return f"{repair}, then {extract}"
-        if self.fresh or self.unreadable or self.lost or self.index:
+        if self.fresh or self.unreadable or self.lost or self.index or self.listing:
             return f"{foreign}, then {repair}, then {extract}"
         return f"{foreign}; a repair leaves them to you, and everything else is as it was written"
 
