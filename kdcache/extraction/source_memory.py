@@ -198,7 +198,13 @@ class Memory:
             columns = read_columns(memory, _NEEDED)
             none = [""] * len(columns["path"])
             path, size, changed, one = (columns[name] for name in _NEEDED)
-            found = [path, list(map(int, size)), list(map(int, changed)), one, columns.get("content", none)]
+            found: list[list[Any]] = [
+                path,
+                list(map(int, size)),
+                list(map(int, changed)),
+                one,
+                columns.get("content", none),
+            ]
         except FileNotFoundError:
             return cls([[], [], [], [], []])
         except (BrokenTable, ValueError) as error:
