@@ -46,7 +46,7 @@ def encode(path: Path) -> None:
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for t in range(SECONDS * FPS):
             y, x = int(180 + 170 * np.sin(t / 60)), int(240 + 230 * np.sin(t / 83))
-            picture = np.ascontiguousarray(scene[y : y + HEIGHT, x : x + WIDTH])
+            picture = np.ascontiguousarray(scene[y : y + HEIGHT, x : x + WIDTH], np.uint8)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         out.mux(stream.encode(None))
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kdcache.frame_rate import is_rate
 from kdcache.manifest_forms import Problem
-from kdcache.sampling import is_rate
 
 TIMES = ("start_s", "stop_s")  # float64, NaN = the source's start or end
 INTEGERS = ("label", "verb", "noun")  # Int64, <NA> = unlabelled

@@ -11,16 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, OptionError
+from kdcache.frame_rate import is_rate
 
 OVERRUN_S = 0.5  # annotations often end a little after the last frame; more than this is a mistake, not rounding
 _SLACK_S = 1e-4  # an instant this little before a frame shows that frame: k / 30 and 0.0333 · k are the same moment
-MOST_RATE = 1e6  # frames a second; 1 / MOST_RATE is the least
 MOST_SAMPLED = 10**6  # frames of a clip that is read at a rate: nine hours at 30 a second
-
-
-def is_rate(fps: float) -> bool:
-    """Whether a number of frames a second can be one; NaN is none."""
-    return 1 / MOST_RATE <= fps <= MOST_RATE
 
 
 @dataclass(frozen=True)

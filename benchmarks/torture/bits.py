@@ -90,13 +90,17 @@ TARGETS = {
         True,
     ),
     "index": Target(
-        15, lambda f: all_layouts(f / "out"), lambda f: readers.cache_served(f / "out"), ("out/manifest.csv",), True
+        15,
+        lambda f: all_layouts(f / "out"),
+        lambda f: readers.cache_served(f / "out"),
+        ("out/manifest.csv", "out/manifest.csv", "out/shards.json"),
+        True,
     ),
     "side files": Target(
         4,
         _extracted,
         lambda f: readers.extracted(f / "out", f / "videos"),
-        ("out/failures.csv", "out/sources.csv", "out/manifest.csv"),
+        ("out/failures.csv", "out/sources.csv", "out/sources.csv.sha256", "out/manifest.csv"),
         consumed=True,
     ),
     "training data": Target(

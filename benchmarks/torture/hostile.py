@@ -277,6 +277,7 @@ KINDS = {
         6, lambda f: all_layouts(f / "out", codec="zstd"), ("out/shard-*.h5",), strange_shards.spoil_shard, _STORE
     ),
     "index": Kind(10, lambda f: all_layouts(f / "out"), ("out/manifest.csv",), texts.spoil_csv, _STORE),
+    "list of shards": Kind(3, lambda f: all_layouts(f / "out"), ("out/shards.json",), texts.spoil_json, _STORE),
     "lists beside a cache": Kind(
         8,
         _cached_videos,

@@ -16,6 +16,7 @@ import hdf5plugin
 import numpy as np
 
 from kdcache.store.layout import tables_digest
+from kdcache.store.shard_list import LIST
 from torture.damage import damaged
 from torture.materials import CODES, FEATURE, PICTURES, RAGGED
 
@@ -35,7 +36,8 @@ def spoil_shard(path: Path, rng: random.Random) -> str:
 
 
 def reseal(file: Any) -> None:
-    """Make the digest of tables and attributes right, as far as there still are such."""
+    """Make the digest of tables and attributes right, as far as there still are such; the list of shards goes."""
+    Path(file.filename).with_name(LIST).unlink(missing_ok=True)
     try:
         recipes = json.loads(_text(file, "recipes"))
         data = {s if r.get("layout") == "fixed" else f"{s}/data" for s, r in recipes.items()}

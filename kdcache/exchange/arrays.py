@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
 from kdcache.exchange.recipes import check_levels
-from kdcache.sampling import is_rate
+from kdcache.frame_rate import is_rate
 
 Where = TypeVar("Where", bound=Hashable)
 Per = Literal["clip", "source"]

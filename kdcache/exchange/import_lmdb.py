@@ -17,7 +17,8 @@ from kdcache.exchange.frame_keys import FrameKeys
 from kdcache.exchange.importing import ImportReport, Item, Row, import_clips, manifest_rows, parse_frames
 from kdcache.exchange.lmdb_vectors import open_vectors
 from kdcache.exchange.recipes import imported_recipe
-from kdcache.sampling import Sampling, is_rate, sample
+from kdcache.frame_rate import is_rate
+from kdcache.sampling import Sampling, sample
 from kdcache.store.layout import StrPath
 
 RULSTM_KEY = "{group}_frame_{frame:010d}.jpg"

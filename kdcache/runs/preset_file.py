@@ -12,7 +12,15 @@ from kdcache.toml_text import BrokenToml, read_toml
 
 _NAMES = {str: "text", dict: "a table", list: "a list", bool: "true or false"}
 _TOP = {"presets": dict, "tables": dict, "settings": dict, "streams": dict, "note": str}
-_TABLE = {"caption": str, "preset": str, "note": str, "reference": str, "stream": str, "metric": str, "rows_of": str}
+_TABLE: dict[str, type] = {
+    "caption": str,
+    "preset": str,
+    "note": str,
+    "reference": str,
+    "stream": str,
+    "metric": str,
+    "rows_of": str,
+}
 _TABLE |= {"gains": bool, "columns": dict, "rows": list}
 _ROW = {"name": str, "paper": dict, "options": dict, "method": str, "note": str}
 _COLUMN = {"stream": str, "fuse": list}

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 from kdcache.errors import SourceError
-from kdcache.sampling import is_rate
+from kdcache.frame_rate import is_rate
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kdcache.store.commit import shard_files
+from kdcache.store.index import Places
 from kdcache.store.indexed import Indexed, Place, PlacesByKey
 from kdcache.store.lock import locked
-from kdcache.store.scan import Places, add_places, open_all
+from kdcache.store.scan import add_places, open_all
 from kdcache.store.shard_list import ShardSummary, add_to_list, listed_shards
 
 
