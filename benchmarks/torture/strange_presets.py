@@ -25,9 +25,7 @@ def make_presets(folder: Path) -> None:
 
 def read_all(folder: Path, rng: random.Random) -> None:
     """Tables with their options checked, rows, presets, and what they extract."""
-    read_once = functools.cache(
-        presets._read
-    )  # all rows of all tables would read it thousands of times
+    read_once = functools.cache(presets._read)  # all rows of all tables would read it thousands of times
     with mock.patch.object(presets, "files", return_value=folder), mock.patch.object(presets, "_read", read_once):
         for method in METHODS:
             for name, table in presets.tables(method).items():
