@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import tempfile
@@ -13,6 +12,7 @@ from typing import NamedTuple, Protocol
 from kdcache.errors import RemoteError, StoreError
 from kdcache.files import PARTIAL, atomic, opened
 from kdcache.remote import Address, Remote, is_address, without_scheme
+from kdcache.seals import digest_of_file
 
 _CHUNK = 2**20
 
@@ -165,7 +165,6 @@ def digest_of(where: Place, name: str, size: int) -> str:
 def file_digest(path: Path) -> str:
     """SHA-256 of a local file, hexadecimal."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of_file(path)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror}); check the disk.") from error
