@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import statistics
 import time
@@ -13,13 +14,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+SHARED = Path(os.environ.get("KDCACHE_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+"""Real data to measure on."""
 RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, str]:
     """CPU, cores, GPU and library versions, as stored beside each result."""
-    import os
-
     import cv2
     import numpy
     import torch

@@ -10,7 +10,6 @@ threads, which other programs on the machine disturb less.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,10 +19,9 @@ from typing import Any
 import av
 import numpy as np
 
-from common import compare, main
+from common import SHARED, compare, main
 from kdcache.sources import open_source
 
-SHARED = Path(os.environ.get("KDCACHE_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 VIDEOS = (
     "gtea_s2/S2_Cheese_C1.mp4",
     "videos/SOX5yA1l24A.mp4",

@@ -10,7 +10,6 @@ frame of the end of the file; ``wall``: every frame, by the clock.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,10 +18,9 @@ from typing import Any
 
 import av
 
-from common import main
+from common import SHARED, main
 from kdcache.sources import open_source
 
-SHARED = Path(os.environ.get("KDCACHE_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 VIDEOS = (
     "videos/v_GGSY1Qvo990.mp4",
     "videos/v_ZNVhz7ctTq0.mp4",

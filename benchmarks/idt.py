@@ -8,7 +8,6 @@ from __future__ import annotations
 import cProfile
 import gzip
 import importlib
-import os
 import pstats
 import sys
 import time
@@ -22,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from common import main
+from common import SHARED, main
 from kdcache.motion import tracker
 from kdcache.motion.camera import check
 from kdcache.motion.idt import IDTParams, to_columns, trajectories
@@ -34,7 +33,6 @@ lens: Any = importlib.import_module("test_camera")
 reference: Any = importlib.import_module("test_trajectories")
 
 U8 = NDArray[np.uint8]
-DATA = Path(os.environ.get("KDCACHE_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 BOXING = "idt/person01_boxing_d1.avi"
 STAGES = {
     "expansion of three images": ("_farneback.py", "expand"),
@@ -52,7 +50,7 @@ STAGES = {
 
 def read(name: str, count: int, first: int = 0, height: int | None = None) -> U8:
     """``count`` frames of a shared video, reduced to ``height``."""
-    with open_source(DATA / name) as source:
+    with open_source(SHARED / name) as source:
         last = min(first + count, len(source.times))
         frames = np.stack(list(source.read(range(first, last))))
     if height is None:
@@ -63,7 +61,7 @@ def read(name: str, count: int, first: int = 0, height: int | None = None) -> U8
 
 def agreement(params: IDTParams) -> dict[str, Any]:
     """Recall, precision and descriptor agreement with the original's 2,001 trajectories."""
-    with gzip.open(DATA / "idt/person01_boxing_d1.improved.gz", "rt") as file:
+    with gzip.open(SHARED / "idt/person01_boxing_d1.improved.gz", "rt") as file:
         original = np.loadtxt(file)
     ours = to_columns(trajectories(read(BOXING, 360), params, descriptors=True))
     pairs = reference.pair_up(ours, original)

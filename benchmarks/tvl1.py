@@ -13,18 +13,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from common import compare, main
+from common import SHARED, compare, main
 from kdcache.motion import tvl1_pairs
 from kdcache.sources import open_source
 
-SHARED = Path(os.environ.get("KDCACHE_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 NOISE = 0.001  # grey levels
 SIZE = (340, 256)
 VIDEOS = (  # five pairs of each

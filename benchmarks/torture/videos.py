@@ -9,6 +9,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+from common import SHARED
 from kdcache.errors import KdcacheError
 from kdcache.sources import open_source
 from torture import isolation
@@ -17,7 +18,6 @@ from torture.cases import FAILED, SILENT, SKIPPED, SURVIVED, Outcome, Table, gen
 COUNT = 1_000
 ABOUT = "Videos are cut, spliced and changed: each must be refused, or decode to the frames that it had."
 
-SHARED = Path(os.environ.get("KDCACHE_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 FILES = (
     "weizmann/bend/*_bend.avi",
     "weizmann/walk/*_walk.avi",
