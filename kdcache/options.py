@@ -6,7 +6,6 @@ import ast
 import inspect
 import itertools
 import math
-import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -15,14 +14,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from kdcache.errors import OptionError, unknown
+from kdcache.text import short
 
 T = TypeVar("T")
 NONE = "none"  # TOML has no null
 LARGEST = 2**63 - 1  # whole number that an option may be
-
-_SHORT = reprlib.Repr()  # of what is wrong, however long or deep it is
-_SHORT.maxstring = _SHORT.maxother = 200
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -89,7 +85,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
             return value
         elif kind is str and isinstance(value, Path):
             return str(value)
-    raise OptionError(f"{name}={_SHORT.repr(value)}: give {' or '.join(_says(kind) for kind in kinds)}.")
+    raise OptionError(f"{name}={short(value)}: give {' or '.join(_says(kind) for kind in kinds)}.")
 
 
 def _check_part(name: str, value: Any) -> None:
@@ -98,7 +94,7 @@ def _check_part(name: str, value: Any) -> None:
     if isinstance(value, int) and abs(value) > LARGEST:
         raise OptionError(f"{name} is beyond {LARGEST}: give a smaller number.")
     if isinstance(value, str) and "\0" in value:
-        raise OptionError(f"{name}={_SHORT.repr(value)}: a text holds no NUL.")
+        raise OptionError(f"{name}={short(value)}: a text holds no NUL.")
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

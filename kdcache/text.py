@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import reprlib
 import textwrap
 from collections.abc import Iterable, Sequence
 
 WIDTH = 100  # of a page of help
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
+
+
+def short(value: object) -> str:
+    """``repr`` of something from outside, for a sentence that says what is wrong, however long or deep it is."""
+    return _SHORT.repr(value)
 
 
 def aligned(rows: Sequence[Sequence[str]], numbers_from: int | None = None) -> list[str]:

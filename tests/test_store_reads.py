@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_cases import FEATURE, FLOW, RGB, SHAPE, add, flip, manifest, name, payload, resealed, row
+from store_cases import FEATURE, FLOW, RECIPES, RGB, SHAPE, add, flip, key, manifest, name, payload, resealed, row
 from test_store_faults import offset_of
 
 import kdcache.store
@@ -178,6 +178,18 @@ def test_shards_of_0_1_are_held_against_their_sha256(tmp_path):
 def test_no_stream_may_be_called_like_the_table():
     with pytest.raises(StoreError, match="'checksum' is a table"):
         check_streams(["checksum/flow"])
+
+
+def test_no_stream_is_named_more_deeply_than_readers_walk(tmp_path):
+    deepest = "/".join("abcdefgh")
+    fields = {deepest: np.arange(8, dtype=np.int32)}, {deepest: payload(FEATURE, 0)}
+    made = [Record(row(0), {"fingerprint": key("f"), "decoder": "pyav 14.0"}, {deepest: key(0)}, *fields)]
+    done = commit_shard(tmp_path, made, {deepest: RECIPES[FEATURE] | {"stream": deepest}})
+    update_index(tmp_path, manifest(range(1)), done.located)
+    np.testing.assert_array_equal(Cache(tmp_path).read(deepest, [name(0)])[0], payload(FEATURE, 0))
+    for long in (f"{deepest}/i", "a" * 201):
+        with pytest.raises(StoreError, match="its name is too long"):
+            check_streams([long])
 
 
 def test_small_reads_need_no_compiler(tmp_path):

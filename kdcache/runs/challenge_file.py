@@ -29,6 +29,7 @@ from kdcache.datasets.epic_challenge import Challenge
 from kdcache.errors import KdcacheError, OptionError, SourceError
 from kdcache.files import atomic, opened
 from kdcache.metrics.epic import PART_OF_ACTION, EpicScores, action_ids, best_products
+from kdcache.text import short
 
 NAME = "action_anticipation"
 ACTIONS = 100
@@ -75,7 +76,9 @@ class Problems:
         made = []
         for problem, uids in self._found.values():
             more = f" and {len(uids) - 1} more" if len(uids) > 1 else ""
-            made.append(f"{self.file}: segment {uids[0]}{more}: {problem}." if uids[0] else f"{self.file}: {problem}.")
+            made.append(
+                f"{self.file}: segment {uids[0][:100]}{more}: {problem}." if uids[0] else f"{self.file}: {problem}."
+            )
         return made
 
     def header(self, submission: Mapping[str, Any]) -> None:
@@ -84,13 +87,13 @@ class Problems:
             if name not in submission:
                 self.add(f"{name} is missing; it must be {wanted!r}")
             elif submission[name] != wanted:
-                self.add(f"{name} is {submission[name]!r}; it must be {wanted!r}")
+                self.add(f"{name} is {short(submission[name])}; it must be {wanted!r}")
         for name in LEVELS if self.challenge.version != "0.1" else ():
             level = submission.get(name)
             if name not in submission:
                 self.add(f"{name} is missing; declare a supervision level from 0 to {HIGHEST}")
             elif type(level) is not int or not 0 <= level <= HIGHEST:
-                self.add(f"{name} is {level!r}; it must be a whole number from 0 to {HIGHEST}")
+                self.add(f"{name} is {short(level)}; it must be a whole number from 0 to {HIGHEST}")
 
     def segments(self, found: Collection[str], wanted: Collection[str]) -> None:
         """Check that all segments are there and no others."""
@@ -100,7 +103,7 @@ class Problems:
         if lacking:
             self.add(f"{len(lacking)} of {len(wanted)} segments are missing, the first is {lacking[0]}")
         if others:
-            self.add(f"{len(others)} segments are not in the official list, the first is {others[0]}")
+            self.add(f"{len(others)} segments are not in the official list, the first is {others[0][:100]}")
 
     def segment(self, uid: str, entry: Any) -> None:
         """Check the scores of one segment."""
@@ -130,7 +133,7 @@ class Problems:
                     f"lacks scores of {task} classes, for instance {lacking[0]} (of 0 to {last})", uid, f"{task} lacks"
                 )
             if others := sorted(scores.keys() - self._sets[task]):
-                self.add(f"{others[0]!r} is no {task} class (0 to {last})", uid, f"{task} others")
+                self.add(f"{short(others[0])} is no {task} class (0 to {last})", uid, f"{task} others")
         self._finite(uid, task, scores)
 
     def _actions(self, uid: str, scores: Any) -> None:
@@ -142,7 +145,7 @@ class Problems:
         for key in scores:
             match = _ACTION.fullmatch(key)
             if not match:
-                self.add(f"{key!r} is no action; write verb,noun such as 3,25", uid, "key")
+                self.add(f"{short(key)} is no action; write verb,noun such as 3,25", uid, "key")
                 break
             if int(match[1]) >= self.challenge.verbs or int(match[2]) >= self.challenge.nouns:
                 self.add(f"action {key} has a verb or noun that does not exist", uid, "class")
@@ -152,7 +155,7 @@ class Problems:
     def _finite(self, uid: str, task: str, scores: Mapping[str, Any]) -> None:
         for key, score in scores.items():
             if type(score) not in (int, float) or not abs(score) <= sys.float_info.max:
-                self.add(f"the score of {task} {key} is {score!r}; it must be a finite number", uid, task)
+                self.add(f"the score of {task} {key[:100]} is {short(score)}; it must be a finite number", uid, task)
                 return
 
 
@@ -225,11 +228,12 @@ def read_file(path: Path, challenge: Challenge) -> tuple[dict[str, dict[str, Any
         with opened(path) as file, zipfile.ZipFile(file) as archive:
             names = [info.filename for info in archive.infolist()]
             problems = [f"{path}: {name} is missing." for name in challenge.tests if name not in names]
-            problems += [
-                f"{path}: {name!r} does not belong there; the archive holds {' and '.join(challenge.tests)} alone."
-                for name in names
-                if name not in challenge.tests
-            ]
+            if others := [name for name in names if name not in challenge.tests]:
+                more = f" and {len(others) - 1} more do" if len(others) > 1 else " does"
+                belongs = " and ".join(challenge.tests)
+                problems.append(
+                    f"{path}: {short(others[0])}{more} not belong there; the archive holds {belongs} alone."
+                )
             problems += [f"{path}: {name} is there twice." for name in challenge.tests if names.count(name) > 1]
             parsed = {}
             for name in (n for n in challenge.tests if n in names):

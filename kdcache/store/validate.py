@@ -12,8 +12,11 @@ from kdcache.errors import StoreError
 from kdcache.recipe import Recipe
 from kdcache.store.layout import CHECKSUM, DTYPES, HEX, LAYOUTS, PER_STREAM, TABLES, Record
 from kdcache.store.quantised import FIELD, Quantised
+from kdcache.text import short
 
 _STREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
+MOST_PARTS, LONGEST_NAME = 8, 200
+"""Of a stream's name: readers walk no deeper into a shard (``hdf5_guard``)."""
 
 
 def check_records(records: Sequence[Record], recipes: Mapping[str, Recipe]) -> None:
@@ -103,6 +106,11 @@ def check_streams(names: Iterable[str]) -> None:
     taken = {*TABLES, *PER_STREAM, CHECKSUM, FIELD}
     names = list(names)
     for name in names:
+        if len(name) > LONGEST_NAME or name.count("/") >= MOST_PARTS:
+            raise StoreError(
+                f"Stream {short(name)}: its name is too long; use at most {LONGEST_NAME} characters and {MOST_PARTS} "
+                "parts, as in i3d-rgb/mixed4a."
+            )
         if not _STREAM.fullmatch(name):
             raise StoreError(
                 f"Stream {name!r}: use letters, digits and _.- with / between parts, as in i3d-rgb/mixed4a."
