@@ -97,12 +97,18 @@ def progress(
     return Lines(what, whole, unit, before + done, since=since, leave=leave, ticks=ticks, every=seconds)
 
 
-def counted(what: str, items: Sequence[Item], unit: str, *, shown: bool = True, leave: bool = False) -> Iterator[Item]:
-    """The items, with progress; unless told otherwise it leaves no bar behind, for what is most often done at once."""
+def counted(
+    what: str, items: Sequence[Item], unit: str, *, shown: bool = True, leave: bool = False, every: int = 1
+) -> Iterator[Item]:
+    """The items, with progress; unless told otherwise it leaves no bar behind, for what is most often done at once.
+
+    ``every``: items between looks at the clock, of which each costs as much as a small item.
+    """
     with progress(what, len(items), unit, shown=shown, leave=leave) as bar:
-        for item in items:
-            yield item
-            bar.update()
+        for first in range(0, len(items), every):
+            part = items[first : first + every]
+            yield from part
+            bar.update(len(part))
 
 
 def interval() -> float:

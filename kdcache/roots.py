@@ -86,7 +86,7 @@ def wrong_paths(sources: Iterable[str], roots: Roots) -> dict[str, str]:
     each = list(dict.fromkeys(sources))
     wrong = {s: reason for s in each if (reason := _lexical(s, roots.allow_absolute))}
     for folder in roots.folders:
-        below = [s for s in each if s not in wrong and not os.path.isabs(s)]
+        below = [s for s in each if s not in wrong and not os.path.isabs(s)] if wrong or roots.allow_absolute else each
         wrong |= _through_links(below, os.path.realpath(folder))
     return wrong
 

@@ -12,7 +12,7 @@ from store_cases import FEATURE, FLOW, add, manifest, name, recipes, record
 from kdcache.extraction.plan import make_plan
 from kdcache.extraction.settled import settled
 from kdcache.manifest import read_manifest, validate
-from kdcache.recipe import clip_key
+from kdcache.recipe import clip_key, keys_of, span_text
 from kdcache.store import commit_shard, load_index, load_places, update_index
 from kdcache.store.indexed import Indexed, PlacesByKey
 from kdcache.store.set_aside import Damage, save_set_aside
@@ -158,3 +158,10 @@ def test_old_rows_keep_their_bytes_where_new_ones_come(tmp_path):
     add(tmp_path, range(3, 5))
     assert (tmp_path / "manifest.csv").read_bytes().startswith(before)
     assert len(load_index(tmp_path)) == 5
+
+
+def test_keys_of_many_are_those_of_each():
+    spans = [("é", 0.1, float("nan")), ("", 3.0, 4.0), ("f" * 32, 0.0, 1e9)]
+    digests = ["a" * 32, "b" * 32, "a" * 32]
+    made = keys_of(iter([*digests, "endless"]), [span_text(*span).encode() for span in spans])
+    assert made.decode() == "".join(clip_key(one, *span) for one, span in zip(digests, spans, strict=True))

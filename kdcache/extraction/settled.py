@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kdcache.errors import KdcacheError
-from kdcache.recipe import key_of, span_text
+from kdcache.recipe import keys_of, span_text
 from kdcache.store.indexed import Indexed
 from kdcache.streams.base import Stream
 
@@ -52,14 +52,13 @@ def settled(
         same &= index.usable(stream.name)[place]
     told = [fingerprints[source] for source in sources.tolist()]
     spans = [
-        span_text(one, start, stop) if there and isinstance(one, str) else ""
+        span_text(one, start, stop).encode() if there and isinstance(one, str) else b""
         for there, one, start, stop in zip(same, told, rows["start_s"].tolist(), rows["stop_s"].tolist(), strict=True)
     ]
     del told
     for stream in streams:
         keys = index.keys(stream.name)[place]
-        each = zip(stream.digests_of(rows["clip_id"].tolist()), spans, strict=False)  # the first may have no end
-        wanted = "".join(key_of(digest, span) for digest, span in each).encode()
+        wanted = keys_of(stream.digests_of(rows["clip_id"].tolist()), spans)
         same &= keys == np.frombuffer(wanted, keys.dtype)
     found: NDArray[np.bool_] = same & np.fromiter(map(bool, spans), bool, len(spans))
     return found

@@ -28,6 +28,8 @@ from kdcache.store.lock import locked
 
 FILE = "sources.csv"
 DIGEST = f"{FILE}.sha256"
+AT_ONCE = 256
+"""Sources between looks at the clock."""
 _NEEDED = ("path", "size", "mtime_ns", "fingerprint")
 _COLUMNS = (*_NEEDED, "content", "check")
 
@@ -116,14 +118,14 @@ def _local(
     found: dict[str, str | KdcacheError] = {}
     paths: dict[str, str] = {}
     fresh: dict[str, Look] = {}
-    finder = Finder(roots)
-    for source in counted("fingerprints", sources, "sources"):
+    find = Finder(roots).find
+    remembered = _nothing if rehash else known.fingerprint
+    for source in counted("fingerprints", sources, "sources", every=AT_ONCE):
         try:
-            path, state = finder.find(source)
+            path, state = find(source)
             paths[source] = path
-            place = (path, *signature(path, state))
-            before = None if rehash else known.fingerprint(place)
-            if before is not None:
+            place = (path, *signature(path)) if state is None else (path, state.st_size, state.st_mtime_ns)
+            if (before := remembered(place)) is not None:
                 found[source] = before
             else:
                 fresh[source] = Look(*place, fingerprint(path))
@@ -141,6 +143,10 @@ def _local(
         if isinstance(look, Look):
             new[look.place] = look
     return found, paths, new
+
+
+def _nothing(place: Signature) -> None:
+    """What is remembered of a source where everything is read again."""
 
 
 def _told_apart(

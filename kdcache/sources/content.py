@@ -32,18 +32,14 @@ def content_digest(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def signature(path: str | os.PathLike[str], state: os.stat_result | None = None) -> tuple[int, int]:
+def signature(path: str | os.PathLike[str]) -> tuple[int, int]:
     """What changes when a source is written to, without opening it: its size, and a number made of times of change.
-
-    Args:
-        path: of the source.
-        state: what the system says of it, where it was asked.
 
     Raises:
         OSError: there is no such file.
     """
     name = os.fspath(path)
-    state = os.stat(name) if state is None else state
+    state = os.stat(name)
     if not stat.S_ISDIR(state.st_mode):
         return state.st_size, state.st_mtime_ns
     entries = _entries(name)

@@ -12,6 +12,7 @@ from kdcache.errors import SourceError
 from kdcache.roots import Roots
 
 _HEAD = b"kdcache source 1\n"
+_ODD = ("", ".", "..")  # names that are no file's
 _EDGE, _BLOCK, _BLOCKS = 64 * 1024, 4 * 1024, 16
 
 
@@ -52,9 +53,9 @@ class Finder:
         self._folders: dict[str, str] = {}
 
     def find(self, source: str) -> tuple[str, os.stat_result | None]:
-        """See ``find``; with what the system says of it where it was asked."""
+        """See ``find``; with what the system says of it where it is a file that was looked at."""
         folder, _, name = source.rpartition("/")
-        if name in ("", ".", "..") or source.startswith("/"):
+        if name in _ODD or source[0] == "/":
             return str(find(self._roots, source)), None
         try:
             if (base := self._folders.get(folder)) is None:
@@ -67,7 +68,9 @@ class Finder:
             return path, None
         except (OSError, ValueError, SourceError):
             return str(find(self._roots, source)), None
-        return (str(find(self._roots, source)), None) if stat.S_ISLNK(state.st_mode) else (path, state)
+        if stat.S_ISREG(state.st_mode):
+            return path, state
+        return (str(find(self._roots, source)) if stat.S_ISLNK(state.st_mode) else path), None
 
 
 def find(roots: Roots, source: str) -> Path:
