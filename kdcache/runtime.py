@@ -111,6 +111,13 @@ def worker_count(workers: int | str, bytes_each: int) -> int:
     return workers
 
 
+def threads_of_each(workers: int) -> int:
+    """Threads of each of so many processes: their share of the cores, and no more than ``OMP_NUM_THREADS`` says."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    most = int(first) if first.isdecimal() and int(first) > 0 else cores()
+    return max(1, min(cores() // workers, most))
+
+
 def limit_threads(threads: int) -> None:
     """So many for torch and for OpenCV, whose own would be one a core in every worker process."""
     import cv2

@@ -158,6 +158,26 @@ def test_cores_are_those_that_may_be_used(monkeypatch):
     assert cores() == 64
 
 
+@pytest.mark.parametrize(
+    ("said", "workers", "threads"),
+    [("", 1, 8), ("", 3, 2), ("", 20, 1), ("1", 1, 1), ("3", 2, 3), ("6", 2, 4), ("2,1", 1, 2), ("many", 2, 4)],
+)
+def test_workers_share_the_cores_and_heed_the_environment(said, workers, threads, monkeypatch):
+    monkeypatch.setattr(runtime, "cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert runtime.threads_of_each(workers) == threads
+
+
+def test_an_extraction_takes_no_more_threads_than_the_environment_says(monkeypatch, tmp_path):
+    write(tmp_path / "a.avi", pictures(8), "ffv1")
+    (tmp_path / "clips.csv").write_text("clip_id,source,start_s,stop_s\na,a.avi,,\n")
+    monkeypatch.setattr(runtime, "cores", lambda: 2)
+    for said, threads in (("1", 1), ("2", 2)):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        report = kdcache.extract(tmp_path / "clips.csv", tmp_path, tmp_path / said, ["rgb"], workers=1, bar=False)
+        assert (report.extracted, report.threads) == (1, threads)
+
+
 def test_runtime_is_imported_without_torch():
     code = "import sys, kdcache.runtime, kdcache.log; kdcache.runtime.cores(); print('torch' in sys.modules)"
     assert python(code).strip() == "False"

@@ -29,7 +29,7 @@ from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
 from kdcache.progress import progress
 from kdcache.roots import Root, Roots
-from kdcache.runtime import cores, resolve_devices
+from kdcache.runtime import cores, resolve_devices, threads_of_each
 from kdcache.sources import SourceCache
 from kdcache.sources.fetched import DEFAULT_GB
 from kdcache.splits import without_splits
@@ -201,7 +201,7 @@ def extract(
     elif cluster is None or dry_run:
         device = ",".join(resolve_devices(device))
         count = min(automatic_workers(count if workers is None else workers, device, wanted), len(plan.units))
-    threads = max(1, cores() // count) if cluster is None else cluster.threads
+    threads = threads_of_each(count) if cluster is None else cluster.threads
     shown = (plan.sources, len(plan.units), count, threads, device)
     logger.debug("%d sources in %d units: %d workers of %d threads on %s", *shown)
     config = WorkerConfig(out, tuple(wanted), device, batch, threads, codec, fetched)

@@ -16,7 +16,7 @@ from kdcache.cluster.shared import await_shared, shared_folder
 from kdcache.errors import KdcacheError, OptionError, WriteError
 from kdcache.log import EachOnce, logger, quiet
 from kdcache.methods.registry import check_portable, origins, register
-from kdcache.runtime import cores
+from kdcache.runtime import threads_of_each
 from kdcache.workers import Processes, Serial, StopFlag
 
 
@@ -138,7 +138,7 @@ def run_jobs(jobs: Sequence[Job], pool: Pool, stages: Path, listen: Listener) ->
     for name in {job.arguments["method"] for job in jobs}:
         check_portable(name)
     if cluster is None:
-        work = TrainingWork(stages, max(1, cores() // workers), workers, origins())
+        work = TrainingWork(stages, threads_of_each(workers), workers, origins())
         Processes(work, workers, _on_death, interruptible=True).run(units, on_event, StopFlag())
         return
     with shared_folder(stages) as mark, connected(cluster, pool.device) as connection:
