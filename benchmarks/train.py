@@ -28,8 +28,8 @@ from kdcache.store import Record, commit_shard, update_index
 
 STREAM = "i3d-rgb/mixed4a"
 CASES = {  # name → head, pairs, shape of a cached map, batch
-    "light head, 224 px": ("light", 96, (480, 8, 14, 14), 32),
-    "light head, 112 px": ("light", 192, (480, 8, 7, 7), 32),
+    "light head, 224 px": ("light", 384, (480, 8, 14, 14), 32),
+    "light head, 112 px": ("light", 1536, (480, 8, 7, 7), 32),
     "I3D head, 112 px": ("i3d", 16, (480, 8, 7, 7), 6),
 }
 

@@ -19,6 +19,7 @@ from kdcache.methods.contract import InputStream, lengths_of
 from kdcache.recipe import Recipe
 
 CHUNK = 64  # clips read at once when a stream is loaded whole
+PIECE = 2 << 20  # bytes read at once of arrays that something is computed of
 
 
 class Arrays(Protocol):
@@ -183,10 +184,15 @@ class CachedStream:
             if self.fn is None and self.order is None and len(places) == len(rows):
                 self.cache.read(self.name, clips, cached_view, out=out.numpy())
                 continue
-            read = torch.from_numpy(self.cache.read(self.name, clips, cached_view))
-            for place, array in zip(places.tolist(), read, strict=True):  # one by one: pieces stay in the CPU's cache
-                shown = array if self.order is None else array.permute(self.order)
-                out[place] = shown if self.fn is None else self.fn(shown.float())
+            some = max(1, PIECE // (math.prod(self.stored) * self.dtype.itemsize))
+            buffer = torch.empty((min(some, len(clips)), *self.stored), dtype=self.dtype)
+            for first in range(0, len(clips), some):  # a few at once: they stay in the CPU's cache
+                piece = clips[first : first + some]
+                read = buffer[: len(piece)]
+                self.cache.read(self.name, piece, cached_view, out=read.numpy())
+                for place, array in zip(places[first : first + some].tolist(), read, strict=True):
+                    shown = array if self.order is None else array.permute(self.order)
+                    out[place] = shown if self.fn is None else self.fn(shown.float())
         return out
 
 
