@@ -55,8 +55,9 @@ def no_weights(tmp_path, monkeypatch):
 def test_time_is_shared_by_no_more_workers_than_cores_and_units(
     root, rows, tmp_path, monkeypatch, workers, cores, share
 ):
-    monkeypatch.setattr("kdcache.extraction.run.cores", lambda: cores)
-    monkeypatch.setattr(estimate, "cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for module in ("extraction.run", "extraction.estimate", "runtime"):
+        monkeypatch.setattr(f"kdcache.{module}.cores", lambda: cores)
     monkeypatch.setattr(estimate, "_seconds_alone", lambda plan, config: (100.0, 20.0))
     report = kdcache.extract(rows, root, tmp_path / "out", ["rgb"], workers=workers, dry_run=True, **CALL)
     assert report.seconds == 120 / share
