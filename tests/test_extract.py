@@ -330,7 +330,8 @@ def test_extraction_sets_its_threads_and_leaves_them_as_they_were(tmp_path, monk
     before, inside = (torch.get_num_threads(), cv2.getNumThreads()), []
     write(tmp_path / "a.mp4", pictures(20))
     rows = validate(pd.DataFrame([{"clip_id": "a", "source": "a.mp4", "start_s": None, "stop_s": None}]))
-    monkeypatch.setattr(run_module, "cores", lambda: 3)
+    monkeypatch.setattr("kdcache.runtime.cores", lambda: 3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     real = features_module.Backbones.features
 
     def features(*args):
