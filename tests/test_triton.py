@@ -153,46 +153,6 @@ def test_a_pair_does_not_depend_on_its_batch_nor_on_what_was_in_its_memory(inter
     assert found["replays"] == [1]  # for one pair, as in the batch before; for two pairs it was the first time
 
 
-def test_launches_are_made_captured_replayed():
-    from kdcache.motion.tv_l1.replay import Graphs, Replayed
-
-    made = []
-
-    def capture(launch):
-        made.append("captured")
-        return lambda: made.append("replayed")
-
-    replayed, plain = Replayed(Graphs(capture)), Replayed(Graphs(None))
-    for _ in range(3):
-        replayed(lambda: made.append("launched"))
-    assert made == ["launched", "captured", "replayed", "replayed"]
-    for _ in range(3):
-        plain(lambda: made.append("plain"))
-    assert made[4:] == ["plain"] * 3
-
-
-def test_launches_that_cannot_be_captured_are_made_one_by_one(caplog):
-    from kdcache.motion.tv_l1.replay import Graphs, Replayed
-
-    made, tried = [], []
-
-    def capture(launch):
-        tried.append(1)
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with …")
-
-    graphs = Graphs(capture)
-    two = Replayed(graphs), Replayed(graphs)
-    for _ in range(3):
-        for number, replayed in enumerate(two):
-            replayed(lambda number=number: made.append(number))
-    assert made == [0, 1] * 3
-    assert len(tried) == 1
-    assert [r.message for r in caplog.records] == [
-        "TV-L1: no CUDA graph could be made (CUDA error: operation not permitted when stream is capturing): it goes on "
-        "without, more slowly."
-    ]
-
-
 def test_launches_are_for_few_numbers_of_pairs():
     from kdcache.motion.tv_l1 import torch_engine
     from kdcache.motion.tv_l1.triton_level import room

@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from kdcache.backbones.base import Backbone
 from kdcache.backbones.i3d import SameConv3d
 from kdcache.numerics import deterministic_cudnn, full_precision
+from kdcache.replay import Graphs, ReplayedNetwork, cuda_graph
 from kdcache.runtime import onednn_available, resolve_device, resolve_precision, torch_dtype
 
 
@@ -28,9 +29,9 @@ class Frozen:
 
     The network given is not touched. Weights and activations are in the precision asked for, sums in float32 (on the
     CPU by oneDNN, on CUDA by cuDNN with deterministic algorithms), without TF32 whatever the process has switched on.
-    Relative error of bf16 at I3D's
-    ``mixed4a``, in norm: 5e-3. On the CPU the result for a clip is the same bits in any batch; on CUDA it may differ
-    in the last digits of the precision.
+    Relative error of bf16 at I3D's ``mixed4a``, in norm: 5e-3. On the CPU the result for a clip is the same bits in any
+    batch; on CUDA it may differ in the last digits of the precision. There the second batch of a shape is captured as
+    a CUDA graph, which is replayed for later ones.
 
     Raises:
         OptionError: unknown layer or precision, or a precision that this CPU does not compute.
@@ -49,6 +50,7 @@ class Frozen:
             _use_onednn(self._net)
         self._net.to(self.device, self.dtype)
         _channels_last(self._net)
+        self._on_gpu = ReplayedNetwork(self._features, Graphs(cuda_graph, type(net).__name__))
 
     @torch.inference_mode()
     def __call__(self, clips: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ class Frozen:
             if self.device.type == "cpu":
                 return torch.cat([self._features(clip) for clip in torch.split(clips, 1)])
             with deterministic_cudnn():
-                return self._features(clips.to(self.device, non_blocking=True))
+                return self._on_gpu(clips.to(self.device, non_blocking=True))
 
     def _features(self, clips: Tensor) -> Tensor:
         return self._net.features(self._net.prepare(clips).to(self.dtype), self.layer).float().contiguous()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdcache.motion.tv_l1 import triton_kernels as kernels
 from kdcache.motion.tv_l1.params import TVL1Params
-from kdcache.motion.tv_l1.replay import Graphs, Launch, Replayed, cuda_graph
+from kdcache.replay import Graphs, Launch, Replayed, cuda_graph
 
 _ALIGNED = 16  # rows begin at multiples of so many numbers
 _FLOW, _DUAL, _DATA = 4, 8, 3  # planes of a level: two copies of the flow and of the dual variables, and what is given
@@ -50,7 +50,7 @@ class LevelMemory:
         largest = count * max(height * pitch for height, _, pitch in self.shapes)
         self.planes = torch.zeros((_FLOW + _DUAL + _DATA) * largest, device=device)
         self.changes = torch.zeros(count * max(self.tiles), device=device)
-        self._graphs = Graphs(capture)
+        self._graphs = Graphs(capture, "TV-L1")
         self._rounds: dict[tuple[int, int], Replayed] = {}
 
     @property

@@ -1,0 +1,144 @@
+"""Launches that come again and again on the same memory: a CUDA graph starts them all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdcache.device_errors import is_out_of_memory
+from kdcache.log import logger
+
+SHAPES = 4  # of a network's batches that are captured: each holds memory for all that lies between its layers
+
+Launch = Callable[[], None]
+
+
+class Graphs:
+    """Captures launches, until that has failed once: then they are made one by one, which changes no result."""
+
+    def __init__(self, capture: Callable[[Launch], Launch] | None, whose: str) -> None:
+        """``capture`` gives what replays some launches; ``None``: nothing does. ``whose`` they are, for a warning."""
+        self._capture, self._whose = capture, whose
+
+    @property
+    def possible(self) -> bool:
+        """Whether anything may be replayed."""
+        return self._capture is not None
+
+    def of(self, launch: Launch) -> Launch | None:
+        """What replays the launches, if anything does."""
+        if self._capture is None:
+            return None
+        try:
+            return self._capture(launch)
+        except RuntimeError as error:  # what is wrong with more than graphs will be so at the next launch, too
+            self.give_up(str(error).partition("\n")[0])
+            return None
+
+    def give_up(self, reason: str) -> None:
+        """Capture nothing from now on."""
+        self._capture = None
+        logger.warning("%s: no CUDA graph could be made (%s): it goes on without, more slowly.", self._whose, reason)
+
+
+class Replayed:
+    """Launches made one by one the first time, which compiles kernels; captured the second; replayed from then on.
+
+    They must be the same each time, on memory that stays where it is, and must not wait for the device.
+    """
+
+    def __init__(self, graphs: Graphs) -> None:
+        self._graphs = graphs
+        self._seen = False
+        self._replay: Launch | None = None
+
+    def __call__(self, launch: Launch) -> None:
+        """Make the launches, which ``launch`` makes."""
+        if self._seen and self._replay is None:
+            self._replay = self._graphs.of(launch)
+        (self._replay or launch)()
+        self._seen = True
+
+
+class ReplayedNetwork:
+    """A network whose batches have few shapes: the second batch of a shape is captured, later ones are replayed.
+
+    What a graph gives is held against what the network itself gives for the same batch, to the bit, before it is used.
+
+    Args:
+        compute: batch → result, on the device; must not wait for the device, or it cannot be captured.
+        graphs: how launches are captured.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], Tensor], graphs: Graphs) -> None:
+        self._compute, self._graphs = compute, graphs
+        self._seen: dict[tuple[torch.Size, torch.dtype], _Captured | None] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The result for a batch, in memory of its own."""
+        shape = x.shape, x.dtype
+        if (captured := self._seen.get(shape)) is not None:
+            return captured(x)
+        try:
+            result = self._compute(x)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                self._seen.clear()  # a smaller batch will want what the graphs hold
+            raise
+        if not self._graphs.possible:
+            return result
+        if shape in self._seen:
+            captured = self._capture(x, result)
+            if captured is None:
+                self._seen.clear()
+            else:
+                self._seen[shape] = captured
+        elif len(self._seen) < SHAPES:
+            self._seen[shape] = None
+        return result
+
+    def _capture(self, x: Tensor, expected: Tensor) -> _Captured | None:
+        given, found = x.clone(), torch.empty_like(expected)
+        replay = self._graphs.of(lambda: _into(found, self._compute(given)))
+        if replay is None:
+            return None
+        captured = _Captured(given, found, replay)
+        if not torch.equal(captured(x).nan_to_num(), expected.nan_to_num()):
+            self._graphs.give_up("its results are others")
+            return None
+        return captured
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A graph, and the memory that it reads and writes."""
+
+    given: Tensor
+    found: Tensor
+    replay: Launch
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.given.copy_(x)
+        self.replay()
+        return self.found.clone()
+
+
+def _into(memory: Tensor, result: Tensor) -> None:
+    memory.copy_(result)
+
+
+def cuda_graph(launch: Launch) -> Launch:
+    """The launches as a CUDA graph, which is not started yet. Other threads may use the GPU meanwhile."""
+    stream: Any = torch.cuda.Stream  # untyped
+    graph, aside = torch.cuda.CUDAGraph(), stream()
+    with torch.cuda.stream(aside):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            launch()
+        finally:
+            graph.capture_end()
+    return graph.replay
