@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,15 @@ class SimulatedGpu(Backbones):
         self._features = torch.randn(BATCH, *stream.shape[1:], generator=torch.Generator().manual_seed(0))
         self.asleep, self.spans = 0.0, list[tuple[float, float]]()
 
-    def network(self, stream: BackboneStream, part: int | None) -> Callable[[Tensor], Tensor]:
+    def network(self, streams: Sequence[BackboneStream], part: int | None) -> Callable[[Tensor], list[Tensor]]:
         """One that sleeps."""
         return self._forward
 
-    def _forward(self, rows: Tensor) -> Tensor:
+    def _forward(self, rows: Tensor) -> list[Tensor]:
         begin = time.perf_counter()
         time.sleep(self._seconds)
         self.asleep += time.perf_counter() - begin
-        return self._features[: len(rows)]
+        return [self._features[: len(rows)]]
 
     def attempt(self, work: Callable[[Tensor], Any], rows: Tensor, name: str) -> Any:
         """The same, timed."""

@@ -70,16 +70,16 @@ class ReplayedNetwork:
     What a graph gives is held against what the network itself gives for the same batch, to the bit, before it is used.
 
     Args:
-        compute: batch → result, on the device; must not wait for the device, or it cannot be captured.
+        compute: batch → results, on the device; must not wait for the device, or it cannot be captured.
         graphs: how launches are captured.
     """
 
-    def __init__(self, compute: Callable[[Tensor], Tensor], graphs: Graphs) -> None:
+    def __init__(self, compute: Callable[[Tensor], list[Tensor]], graphs: Graphs) -> None:
         self._compute, self._graphs = compute, graphs
         self._seen: dict[tuple[torch.Size, torch.dtype], _Captured | None] = {}
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The result for a batch, in memory of its own."""
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """The results for a batch, in memory of their own."""
         shape = x.shape, x.dtype
         if (captured := self._seen.get(shape)) is not None:
             return captured(x)
@@ -101,13 +101,13 @@ class ReplayedNetwork:
             self._seen[shape] = None
         return result
 
-    def _capture(self, x: Tensor, expected: Tensor) -> _Captured | None:
-        given, found = x.clone(), torch.empty_like(expected)
+    def _capture(self, x: Tensor, expected: list[Tensor]) -> _Captured | None:
+        given, found = x.clone(), [torch.empty_like(each) for each in expected]
         replay = self._graphs.of(lambda: _into(found, self._compute(given)))
         if replay is None:
             return None
         captured = _Captured(given, found, replay)
-        if not torch.equal(captured(x).nan_to_num(), expected.nan_to_num()):
+        if not all(map(_same, captured(x), expected)):
             self._graphs.give_up("its results are others")
             return None
         return captured
@@ -118,17 +118,22 @@ class _Captured:
     """A graph, and the memory that it reads and writes."""
 
     given: Tensor
-    found: Tensor
+    found: list[Tensor]
     replay: Launch
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> list[Tensor]:
         self.given.copy_(x)
         self.replay()
-        return self.found.clone()
+        return [each.clone() for each in self.found]
 
 
-def _into(memory: Tensor, result: Tensor) -> None:
-    memory.copy_(result)
+def _into(memory: list[Tensor], results: list[Tensor]) -> None:
+    for own, result in zip(memory, results, strict=True):
+        own.copy_(result)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def cuda_graph(launch: Launch) -> Launch:

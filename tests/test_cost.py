@@ -215,8 +215,8 @@ def test_everything_is_loaded_once(runs, videos, monkeypatch):
     """One answer that is not timed, then turns; networks are built for the first alone."""
     order, built, once = [], [], latency.Answering.once
     monkeypatch.setattr(latency.Answering, "once", lambda self: (order.append(id(self)), once(self))[1])
-    frozen = backbones.frozen
-    monkeypatch.setattr(backbones, "frozen", lambda *a, **k: (built.append(len(order)), frozen(*a, **k))[1])
+    frozen = backbones.frozen_layers
+    monkeypatch.setattr(backbones, "frozen_layers", lambda *a, **k: (built.append(len(order)), frozen(*a, **k))[1])
     both = [runs["student"].path, runs["two-stream"].path]
     costs(both, videos / "v3.mp4", repeats=2)
     first, second = order[:2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import own_networks
@@ -108,7 +109,8 @@ def stream() -> BackboneStream:
 def networks(stream, compute, monkeypatch, batch: int = 8) -> Backbones:
     """A worker's networks with ``compute`` in place of the frozen one."""
     monkeypatch.setattr(backbones, "build", lambda *args: None)
-    monkeypatch.setattr(backbones, "frozen", lambda *args, **options: compute)
+    frozen = SimpleNamespace(at=lambda layers, rows: [compute(rows)])
+    monkeypatch.setattr(backbones, "frozen_layers", lambda *args, **options: frozen)
     return Backbones([stream], "cpu", batch)
 
 

@@ -88,7 +88,7 @@ def test_the_networks_part_is_that_of_a_full_batch(root, rows, tmp_path, monkeyp
         def size(self, segments):
             return 8
 
-        def features(self, inputs, stream):
+        def several(self, inputs, streams):
             given.append(sum(map(len, inputs)))
 
     monkeypatch.setattr("kdcache.extraction.features.Backbones", Networks)

@@ -14,6 +14,7 @@ from make_videos import pictures, write
 
 import kdcache
 from kdcache import backbones
+from kdcache.backbones.freeze import FrozenLayers
 from kdcache.demo.scene import make_dataset
 from kdcache.errors import ClipError, DeviceError, OptionError, SourceError, StoreError
 from kdcache.extraction import features as features_module
@@ -264,20 +265,15 @@ def test_overflow_of_the_stored_type_is_an_error_not_infinity():
 
 def test_running_out_of_memory_halves_the_batch(dataset, rows, tmp_path, monkeypatch):
     seen = []
-    real = backbones.frozen
+    real = FrozenLayers.at
 
-    def small(net, layer, precision, device):
-        compute = real(net, layer, precision, device)
+    def limited(self, layers, x):
+        seen.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return real(self, layers, x)
 
-        def limited(x):
-            seen.append(len(x))
-            if len(x) > 2:
-                raise torch.OutOfMemoryError("too much")
-            return compute(x)
-
-        return limited
-
-    monkeypatch.setattr(backbones, "frozen", small)
+    monkeypatch.setattr(FrozenLayers, "at", limited)
     report = kdcache.extract(rows, root=dataset, out=tmp_path, streams=[STREAM], batch=8, **SMALL)
     assert report.extracted == 12
     assert seen[:4] == [8, 4, 2, 2]
@@ -332,13 +328,13 @@ def test_extraction_sets_its_threads_and_leaves_them_as_they_were(tmp_path, monk
     rows = validate(pd.DataFrame([{"clip_id": "a", "source": "a.mp4", "start_s": None, "stop_s": None}]))
     monkeypatch.setattr("kdcache.runtime.cores", lambda: 3)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    real = features_module.Backbones.features
+    real = features_module.Backbones.several
 
     def features(*args):
         inside.append((torch.get_num_threads(), cv2.getNumThreads()))
         return real(*args)
 
-    monkeypatch.setattr(features_module.Backbones, "features", features)
+    monkeypatch.setattr(features_module.Backbones, "several", features)
     torch.set_num_threads(2)
     cv2.setNumThreads(4)
     try:

@@ -168,7 +168,7 @@ def test_a_killed_run_takes_its_workers_with_it(dataset, clean_run, tmp_path):
 @posix
 def test_sigterm_keeps_what_was_finished(dataset, clean_run, tmp_path):
     out = tmp_path / "out"
-    moment = "import kdcache.extraction.features as m\nstrike(m.Backbones, 'features', 2, signal.SIGTERM)"
+    moment = "import kdcache.extraction.features as m\nstrike(m.Backbones, 'several', 2, signal.SIGTERM)"
     process = start(dataset, out, prelude=STRIKE + moment)
     text, errors = process.communicate(timeout=60)
     assert process.returncode == 143

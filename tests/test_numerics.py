@@ -139,7 +139,7 @@ def test_extraction_computes_in_full_precision(monkeypatch):
     seen = []
     net = backbones.build("vacnn-small", weights="random:0")
     frozen = Frozen(net, net.resolve("pool"))
-    monkeypatch.setattr(Frozen, "_features", lambda self, clips: seen.append(switches()) or torch.zeros(1))
+    monkeypatch.setattr(Frozen, "_features", lambda self, layers, clips: seen.append(switches()) or [torch.zeros(1)])
     newer_for_all()
     frozen(torch.zeros((1, 1, 8, 8, 3), dtype=torch.uint8))
     assert {seen[0][key] for key in numerics._OPERATIONS} == {"ieee"}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import kdcache
-from kdcache import backbones
+from kdcache.backbones.freeze import FrozenLayers
 from kdcache.demo.scene import make_dataset
 from kdcache.errors import DeviceError, OptionError, StoreError
 from kdcache.extraction import local as local_module
@@ -166,13 +166,13 @@ def test_what_was_finished_before_a_stop_is_kept_and_the_rest_done_by_the_next_c
 
 def networks(monkeypatch, around: Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor], torch.Tensor]):
     """Every network is called by a function."""
-    real = backbones.frozen
+    real = FrozenLayers.at
 
-    def frozen(*args, **options):
-        net = real(*args, **options)
-        return lambda rows: around(net, rows)
+    def at(self, layers, rows):
+        (layer,) = layers
+        return [around(lambda rows: real(self, [layer], rows)[0], rows)]
 
-    monkeypatch.setattr(backbones, "frozen", frozen)
+    monkeypatch.setattr(FrozenLayers, "at", at)
 
 
 def test_features_that_are_not_finite_are_the_failure_of_their_clip_alone(

@@ -70,9 +70,9 @@ def calls() -> list[tuple[int, ...]]:
 
 @pytest.fixture
 def double(calls):
-    def network(x: Tensor) -> Tensor:
+    def network(x: Tensor) -> list[Tensor]:
         calls.append(tuple(x.shape))
-        return x * 2
+        return [x * 2, x + 1]
 
     return network
 
@@ -82,10 +82,11 @@ def test_the_second_batch_of_a_shape_is_captured_and_later_ones_replayed(double,
     network = ReplayedNetwork(double, Graphs(capture, "a network"))
     given = [torch.full((2, 3), float(value)) for value in range(5)]
     found = [network(x) for x in given]
-    for x, result in zip(given, found, strict=True):  # each in memory of its own
-        assert torch.equal(result, 2 * x)
+    for x, (twice, more) in zip(given, found, strict=True):  # each in memory of its own
+        assert torch.equal(twice, 2 * x)
+        assert torch.equal(more, x + 1)
     assert (capture.graphs, capture.replays) == (1, 4)  # one to compare, and three batches
-    assert torch.equal(network(torch.ones(1, 3)), torch.full((1, 3), 2.0))
+    assert torch.equal(network(torch.ones(1, 3))[0], torch.full((1, 3), 2.0))
     assert capture.graphs == 1
 
 
@@ -94,11 +95,11 @@ def test_shapes_and_dtypes_have_graphs_of_their_own_and_no_more_than_some(double
     network = ReplayedNetwork(double, Graphs(capture, "a network"))
     for _ in range(3):
         for size in range(1, SHAPES + 3):
-            assert torch.equal(network(torch.ones(size)), torch.full((size,), 2.0))
+            assert torch.equal(network(torch.ones(size))[0], torch.full((size,), 2.0))
     assert capture.graphs == SHAPES
     other = ReplayedNetwork(double, Graphs(capture := Capture(), "a network"))
     for dtype in (torch.float32, torch.float64) * 2:
-        assert other(torch.ones(2, dtype=dtype)).dtype == dtype
+        assert other(torch.ones(2, dtype=dtype))[0].dtype == dtype
     assert capture.graphs == 2
 
 
@@ -107,7 +108,7 @@ def test_nan_is_no_difference(double):
     network = ReplayedNetwork(double, Graphs(capture, "a network"))
     x = torch.tensor([float("nan"), 1.0])
     for _ in range(3):
-        assert torch.equal(network(x).isnan(), x.isnan())
+        assert torch.equal(network(x)[0].isnan(), x.isnan())
     assert capture.replays == 2
 
 
@@ -121,7 +122,7 @@ def test_without_graphs_the_network_goes_on(double, calls, how, caplog):
     network = ReplayedNetwork(double, Graphs(None if how == "is not possible" else capture, "Net"))
     for value in range(5):
         x = torch.full((2,), value + 1.0)
-        assert torch.equal(network(x), 2 * x)
+        assert torch.equal(network(x)[0], 2 * x)
     said = [record.message for record in caplog.records]
     assert len(said) == (how != "is not possible")
     assert all(text.startswith("Net: no CUDA graph could be made (") and "more slowly" in text for text in said)
@@ -129,10 +130,10 @@ def test_without_graphs_the_network_goes_on(double, calls, how, caplog):
 
 
 def test_graphs_give_their_memory_back_when_a_batch_needs_it(calls):
-    def network(x: Tensor) -> Tensor:
+    def network(x: Tensor) -> list[Tensor]:
         if len(x) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return x * 2
+        return [x * 2]
 
     replayed = ReplayedNetwork(network, Graphs(Capture(), "a network"))
     for _ in range(3):
@@ -141,7 +142,7 @@ def test_graphs_give_their_memory_back_when_a_batch_needs_it(calls):
     with pytest.raises(torch.OutOfMemoryError):
         replayed(torch.ones(8))
     assert not replayed._seen
-    assert torch.equal(replayed(torch.ones(2)), torch.full((2,), 2.0))
+    assert torch.equal(replayed(torch.ones(2))[0], torch.full((2,), 2.0))
 
 
 @pytest.mark.gpu
@@ -152,7 +153,7 @@ def test_a_graph_gives_what_the_network_gives(name, layer, size):
     rng = torch.Generator().manual_seed(0)
     shape = (2, 16 if name == "i3d-rgb" else 2, size, size, 3)
     given = [torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8) for _ in range(4)]
-    plain = [frozen._features(x.cuda()) for x in given]
+    plain = [frozen._features(frozen.layers, x.cuda())[0] for x in given]
     found = [frozen(x) for x in given]
-    assert any(frozen._on_gpu._seen.values())
+    assert any(frozen._on_gpu[tuple(frozen.layers)]._seen.values())
     assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +45,14 @@ class Backbone(nn.Module):
         """Output of ``layer`` for a prepared batch ``x``; nothing beyond that layer is computed."""
         raise NotImplementedError
 
+    def several(self, x: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        """Output of each layer for a prepared batch, in one pass where there is a ``deepest`` of them."""
+        return [self.features(x, layer) for layer in layers]
+
+    def deepest(self, layers: Sequence[str]) -> str | None:
+        """The layer on whose way the others lie, so that one pass gives all; ``None`` where there is none."""
+        return layers[0] if len(set(layers)) == 1 else None
+
     def prepare(self, x: Tensor) -> Tensor:
         """Turn the ``uint8 [B, T, H, W, C]`` batch that extraction yields into the network's float input."""
         raise NotImplementedError
@@ -66,6 +75,39 @@ class Backbone(nn.Module):
     def load_metadata(self, metadata: FitMetadata) -> None:
         """Set what a fitted weights file says of the network beside its parameters; most networks need nothing."""
         return
+
+
+class Chain(Backbone):
+    """A backbone whose layers come one after the other.
+
+    Attributes:
+        order: names of the layers as they are computed.
+    """
+
+    order: tuple[str, ...]
+
+    def features(self, x: Tensor, layer: str) -> Tensor:
+        """Output of ``layer`` for a prepared batch ``x``; nothing beyond that layer is computed.
+
+        Raises ``OptionError`` for an unknown layer, or a batch of another shape or dtype than ``prepare`` gives.
+        """
+        return self.several(x, [layer])[0]
+
+    def deepest(self, layers: Sequence[str]) -> str | None:
+        """See ``Backbone``."""
+        return max(map(self.resolve, layers), key=self.order.index)
+
+
+def collected(endpoints: Iterator[tuple[str, Tensor]], wanted: Sequence[str]) -> list[Tensor]:
+    """The outputs of some layers, in the order asked for; the endpoints behind the last of them are not computed."""
+    found, left = dict[str, Tensor](), set(wanted)
+    for name, output in endpoints:
+        if name in left:
+            left.remove(name)
+            found[name] = output.clone() if left else output  # the next layer may write into its input
+            if not left:
+                break
+    return [found[name] for name in wanted]
 
 
 def scaled_video(x: Tensor, spec: InputSpec) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from kdcache.backbones.base import Backbone
+from kdcache.backbones.base import Chain, collected
 from kdcache.backbones.resnet_layers import STAGES, known
 from kdcache.errors import OptionError
 
@@ -16,7 +16,7 @@ RESIDUAL_GAIN = 0.25  # of random residual branches: with 1, activations double 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Framewise(Backbone):
+class Framewise(Chain):
     """A network run on each image of ``float [B, T, C, H, W]``; every output keeps ``[B, T, …]``.
 
     Attributes:
@@ -53,15 +53,12 @@ class Framewise(Backbone):
         """``layer`` itself; ``OptionError`` for an unknown one."""
         return known(layer, self.order)
 
-    def features(self, x: Tensor, layer: str) -> Tensor:
-        """Output of ``layer``, ``[B, T, …]``, for ``float [B, T, C, H, W]``; nothing beyond it is computed.
-
-        Raises ``OptionError`` for an unknown layer, a wrong shape or integers.
-        """
-        wanted = self.resolve(layer)
+    def several(self, x: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        """Output of each layer, ``[B, T, …]``, for ``float [B, T, C, H, W]``."""
+        wanted = [self.resolve(layer) for layer in layers]
         self.check(x)
-        output = next(output for name, output in self.endpoints(x.flatten(0, 1)) if name == wanted)
-        return output.reshape(len(x), -1, *output.shape[1:])
+        outputs = collected(self.endpoints(x.flatten(0, 1)), wanted)
+        return [output.reshape(len(x), -1, *output.shape[1:]) for output in outputs]
 
     def forward(self, x: Tensor) -> Tensor:
         """``float [B, T, C, H, W]`` → class scores ``[B, num_classes]``, the mean over images."""

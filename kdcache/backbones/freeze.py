@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -19,50 +20,77 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kdcache.backbones.base import Backbone
 from kdcache.backbones.i3d import SameConv3d
+from kdcache.errors import OptionError
 from kdcache.numerics import deterministic_cudnn, full_precision
 from kdcache.replay import Graphs, ReplayedNetwork, cuda_graph
 from kdcache.runtime import onednn_available, resolve_device, resolve_precision, torch_dtype
 
 
-class Frozen:
-    """A backbone up to one layer: ``uint8 [B, T, H, W, C]`` → ``float32 [B, …]`` on the device.
+class FrozenLayers:
+    """A backbone up to some of its layers: ``uint8 [B, T, H, W, C]`` → each one's ``float32 [B, …]`` on the device.
 
     The network given is not touched. Weights and activations are in the precision asked for, sums in float32 (on the
     CPU by oneDNN, on CUDA by cuDNN with deterministic algorithms), without TF32 whatever the process has switched on.
     Relative error of bf16 at I3D's ``mixed4a``, in norm: 5e-3. On the CPU the result for a clip is the same bits in any
-    batch; on CUDA it may differ in the last digits of the precision. There the second batch of a shape is captured as
-    a CUDA graph, which is replayed for later ones.
+    batch, and beside any other layers; on CUDA it may differ in the last digits of the precision. There the second
+    batch of a shape is captured as a CUDA graph, which is replayed for later ones.
 
     Raises:
-        OptionError: unknown layer or precision, or a precision that this CPU does not compute.
+        OptionError: unknown layer or precision, a precision that this CPU does not compute, or layers that no single
+            pass gives (``Backbone.deepest``).
         DeviceError: a device that is not there.
     """
 
-    def __init__(self, net: Backbone, layer: str, precision: str = "fp32", device: str = "cpu") -> None:
-        self.layer = net.resolve(layer)
+    def __init__(self, net: Backbone, layers: Sequence[str], precision: str = "fp32", device: str = "cpu") -> None:
+        self.layers = [net.resolve(layer) for layer in layers]
+        deepest = net.deepest(self.layers)
+        if deepest is None:
+            raise OptionError(f"No single pass gives {' and '.join(layers)}: freeze each by itself.")
         self.device = resolve_device(device)
         self.dtype = torch_dtype(resolve_precision(precision, self.device))
         self._net = copy.deepcopy(net).eval().requires_grad_(False)
-        self._net.truncate(self.layer)
+        self._net.truncate(deepest)
         if net.folds:
             fold_batch_norm(self._net)
         if self.device.type == "cpu" and onednn_available():
             _use_onednn(self._net)
         self._net.to(self.device, self.dtype)
         _channels_last(self._net)
-        self._on_gpu = ReplayedNetwork(self._features, Graphs(cuda_graph, type(net).__name__))
+        self._graphs = Graphs(cuda_graph, type(net).__name__)
+        self._on_gpu: dict[tuple[str, ...], ReplayedNetwork] = {}
 
     @torch.inference_mode()
-    def __call__(self, clips: Tensor) -> Tensor:
-        """Features of a batch of clips; ``OptionError`` for another dtype, shape or modality than the network's."""
+    def at(self, layers: Sequence[str], clips: Tensor) -> list[Tensor]:
+        """Features of a batch at some of the layers; nothing beyond the last of them is computed.
+
+        Raises:
+            OptionError: a batch of another dtype, shape or modality than the network's.
+        """
+        wanted = tuple(self._net.resolve(layer) for layer in layers)
         with full_precision():
             if self.device.type == "cpu":
-                return torch.cat([self._features(clip) for clip in torch.split(clips, 1)])
+                found = [self._features(wanted, clip) for clip in torch.split(clips, 1)]
+                return [torch.cat(of_layer) for of_layer in zip(*found, strict=True)]
+            if wanted not in self._on_gpu:
+                self._on_gpu[wanted] = ReplayedNetwork(partial(self._features, wanted), self._graphs)
             with deterministic_cudnn():
-                return self._on_gpu(clips.to(self.device, non_blocking=True))
+                return self._on_gpu[wanted](clips.to(self.device, non_blocking=True))
 
-    def _features(self, clips: Tensor) -> Tensor:
-        return self._net.features(self._net.prepare(clips).to(self.dtype), self.layer).float().contiguous()
+    def _features(self, layers: Sequence[str], clips: Tensor) -> list[Tensor]:
+        found = self._net.several(self._net.prepare(clips).to(self.dtype), layers)
+        return [output.float().contiguous() for output in found]
+
+
+class Frozen(FrozenLayers):
+    """The same up to one layer: ``uint8 [B, T, H, W, C]`` → ``float32 [B, …]``."""
+
+    def __init__(self, net: Backbone, layer: str, precision: str = "fp32", device: str = "cpu") -> None:
+        super().__init__(net, [layer], precision, device)
+        (self.layer,) = self.layers
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        """Features of a batch of clips; ``OptionError`` for another dtype, shape or modality than the network's."""
+        return self.at(self.layers, clips)[0]
 
 
 def fold_batch_norm(net: nn.Module) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdcache.backbones import i3d_layers as plan
-from kdcache.backbones.base import Backbone, scaled_video
+from kdcache.backbones.base import Chain, collected, scaled_video
 from kdcache.backbones.spec import InputSpec, Shape
 from kdcache.errors import OptionError, unknown
 
@@ -131,7 +131,7 @@ class _Stack(nn.Module):
         return plan.resolve(layer, self.order)
 
 
-class I3D(_Stack, Backbone):
+class I3D(_Stack, Chain):
     """The whole network: ``float [B, C, T, H, W]`` in [-1, 1] → class scores ``[B, num_classes]``.
 
     3 channels are RGB, 2 are flow (x, y) as 8-bit images of displacements clipped to ±20 px. Any size works: the last
@@ -156,18 +156,15 @@ class I3D(_Stack, Backbone):
         """``[B, C, T, H, W]`` → class scores ``[B, num_classes]``, the mean of ``Logits`` over time."""
         return self.features(x, "Logits").mean(2)
 
-    def features(self, x: Tensor, layer: str) -> Tensor:
-        """Output of ``layer`` for ``float [B, C, T, H, W]``; nothing beyond it is computed.
-
-        Raises ``OptionError`` for an unknown layer, wrong channels, or too few frames for ``pool`` and ``Logits``.
-        """
-        wanted = self.resolve(layer)
+    def several(self, x: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        """Output of each layer for ``float [B, C, T, H, W]``; ``pool`` and ``Logits`` need enough frames."""
+        wanted = [self.resolve(layer) for layer in layers]
         if x.ndim != 5 or x.shape[1] != self.in_channels:
             raise OptionError(
                 f"This I3D takes float batches [B, {self.in_channels}, T, H, W]; got {list(x.shape)}: "
                 f"i3d-rgb is for 3-channel RGB, i3d-flow for 2-channel flow."
             )
-        return next(output for name, output in self.endpoints(x) if name == wanted)
+        return collected(self.endpoints(x), wanted)
 
     def prepare(self, x: Tensor) -> Tensor:
         """``uint8 [B, T, H, W, C]`` → ``float32 [B, C, T, H, W]`` in [-1, 1], for RGB and 8-bit flow alike."""

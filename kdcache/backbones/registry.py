@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kdcache.backbones.base import Backbone
+    from kdcache.backbones.freeze import FrozenLayers
     from kdcache.backbones.weights import Choice
 
 
@@ -221,6 +222,13 @@ def outline(name: str) -> Backbone:
     with torch.device("meta"):
         net: Backbone = make(found.input, None, **found.options)
     return net.eval()
+
+
+def frozen_layers(net: Backbone, layers: Sequence[str], precision: str = "fp32", device: str = "cpu") -> FrozenLayers:
+    """``net`` up to several layers, of which one pass gives all; see ``kdcache.backbones.freeze.FrozenLayers``."""
+    from kdcache.backbones.freeze import FrozenLayers
+
+    return FrozenLayers(net, layers, precision, device)
 
 
 def frozen(net: Backbone, layer: str, precision: str = "fp32", device: str = "cpu") -> Callable[[Tensor], Tensor]:

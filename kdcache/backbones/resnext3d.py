@@ -7,13 +7,13 @@ code (craston/MARS) for parameter names and preprocessing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from kdcache.backbones import resnext3d_layers as plan
-from kdcache.backbones.base import Backbone
+from kdcache.backbones.base import Chain, collected
 from kdcache.backbones.framewise import RESIDUAL_GAIN, drop, normalised, stem
 from kdcache.backbones.i3d import SameConv3d
 from kdcache.backbones.resnet_layers import STAGES, known
@@ -82,7 +82,7 @@ class _Stages(nn.Module):
             yield name, x
 
 
-class ResNeXt3D(_Stages, Backbone):
+class ResNeXt3D(_Stages, Chain):
     """3-D ResNeXt-101 on ``float [B, C, T, H, W]``: C 3 (RGB) or 2 (flow); T 16 or 64 and 112 pixels as published.
 
     Published checkpoints load unchanged. ``prepare`` takes ActivityNet's mean off RGB and 127.5 off 8-bit flow, and
@@ -126,18 +126,15 @@ class ResNeXt3D(_Stages, Backbone):
         that layer's output."""
         return self.onwards(stem(self, x) if after is None else x, after)
 
-    def features(self, x: Tensor, layer: str) -> Tensor:
-        """Output of ``layer`` for ``float [B, C, T, H, W]``; nothing beyond it is computed.
-
-        Raises ``OptionError`` for an unknown layer, a wrong shape or integers.
-        """
-        wanted = self.resolve(layer)
+    def several(self, x: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        """Output of each layer for ``float [B, C, T, H, W]``."""
+        wanted = [self.resolve(layer) for layer in layers]
         if x.ndim != 5 or x.shape[1] != self.channels or not x.is_floating_point():
             raise OptionError(
                 f"This ResNeXt3D takes float batches [B, {self.channels}, T, H, W] from prepare(); got {x.dtype} "
                 f"{list(x.shape)}: resnext101 is for 3-channel RGB, resnext101-flow for 2-channel flow."
             )
-        return next(output for name, output in self.endpoints(x) if name == wanted)
+        return collected(self.endpoints(x), wanted)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, T, H, W]`` → class scores ``[B, num_classes]``."""

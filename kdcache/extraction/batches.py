@@ -29,7 +29,7 @@ BUFFERS = 3  # of each network: one is filled, one is computed on, one waits for
 WAIT_S = 0.05  # between looks whether the run was given up
 
 Key = tuple[str, int | None]
-"""Stream, and the part of cross-fitted weights."""
+"""The names of streams of one network, and the part of cross-fitted weights."""
 
 
 class Networks(Protocol):
@@ -39,8 +39,8 @@ class Networks(Protocol):
     most: int | None
     """Segments that fit into memory at once, where it was exhausted before."""
 
-    def network(self, stream: BackboneStream, part: int | None) -> Compute:
-        """The network of a stream."""
+    def network(self, streams: Sequence[BackboneStream], part: int | None) -> Compute:
+        """The network of which streams are layers."""
         ...
 
     def size(self, segments: NDArray[Any]) -> int:
@@ -48,8 +48,8 @@ class Networks(Protocol):
         ...
 
     def attempt(
-        self, work: Callable[[Tensor], tuple[Tensor, Tensor]], rows: Tensor, name: str
-    ) -> tuple[Tensor, Tensor] | None:
+        self, work: Callable[[Tensor], list[tuple[Tensor, Tensor]]], rows: Tensor, name: str
+    ) -> list[tuple[Tensor, Tensor]] | None:
         """What a function gives for rows, or None where only fewer fit into memory: then ``most`` says how many."""
         ...
 
@@ -66,7 +66,7 @@ class Waiting:
     streams: tuple[str, ...]
     """Of its unit."""
     inputs: Mapping[str, NDArray[Any]]
-    """Stream → input of its network, [segments, …]; empty when all is on the device."""
+    """First stream of a network → its input, [segments, …]; empty when all is on the device."""
     copied: Callable[[], None] = lambda: None
     """Called then."""
     results: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Waiting:
     peaks: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """Stream → the largest magnitude of each segment, NaN where one is NaN."""
     left: int = 0
-    """Segments of all streams that are not computed yet."""
+    """Segments of all networks that are not computed yet."""
     error: ClipError | None = None
 
 
@@ -96,7 +96,7 @@ class Batch:
     """Segments of several clips for one network, on the device."""
 
     key: Key
-    stream: BackboneStream
+    streams: Sequence[BackboneStream]
     rows: Tensor
     """[size, …]."""
     parts: list[Rows] = field(default_factory=list)
@@ -107,10 +107,8 @@ class Results(NamedTuple):
     """What the network of a batch gave, perhaps still being computed."""
 
     batch: Batch
-    values: list[Tensor]
-    """On the host, [rows, …] each."""
-    peaks: list[Tensor]
-    """On the host, [rows] each."""
+    pieces: list[list[tuple[Tensor, Tensor]]]
+    """Of some rows after the other, for each stream on the host its values, [rows, …], and their peaks, [rows]."""
     ready: Callable[[], None]
     """Returns when they are there."""
 
@@ -143,7 +141,7 @@ class Batches:
             for name, segments in waiting.inputs.items():
                 position = 0
                 while position < len(segments):
-                    batch = self._batch(name, waiting.clip.task.clip_id, segments)
+                    batch = self._batch(name, waiting, segments)
                     count = min(len(segments) - position, len(batch.rows) - batch.filled)
                     with self._copying():
                         source = torch.from_numpy(segments[position : position + count])
@@ -167,25 +165,28 @@ class Batches:
             if isinstance(batch, Waiting):
                 yield batch
                 continue
-            network = self._nets.network(batch.stream, batch.key[1])
-            dtype = getattr(torch, str(computed_dtype(batch.stream)))
+            network = self._nets.network(batch.streams, batch.key[1])
+            dtypes = [getattr(torch, str(computed_dtype(stream))) for stream in batch.streams]
 
-            def work(rows: Tensor, network: Compute = network, dtype: torch.dtype = dtype) -> tuple[Tensor, Tensor]:
+            def work(
+                rows: Tensor, network: Compute = network, dtypes: list[torch.dtype] = dtypes
+            ) -> list[tuple[Tensor, Tensor]]:
                 with self._current():
-                    found = network(rows)
-                    peaks = found.flatten(1).abs().amax(1)  # NaN where one is NaN
-                    return self._to_host(found.to(dtype)), self._to_host(peaks)
+                    found = list[tuple[Tensor, Tensor]]()
+                    for values, dtype in zip(network(rows), dtypes, strict=True):
+                        peaks = values.flatten(1).abs().amax(1)  # NaN where one is NaN
+                        found.append((self._to_host(values.to(dtype)), self._to_host(peaks)))
+                    return found
 
-            values, peaks, done = list[Tensor](), list[Tensor](), 0
+            pieces, done = list[list[tuple[Tensor, Tensor]]](), 0
             while done < batch.filled:
                 count = min(len(batch.rows), self._nets.most or len(batch.rows))
                 first = min(done, len(batch.rows) - count)
-                found = self._nets.attempt(work, batch.rows[first : first + count], batch.stream.name)
+                found = self._nets.attempt(work, batch.rows[first : first + count], batch.key[0])
                 if found is not None:
-                    values.append(found[0][done - first :])
-                    peaks.append(found[1][done - first :])
+                    pieces.append([(values[done - first :], peaks[done - first :]) for values, peaks in found])
                     done = first + count
-            yield Results(batch, values, peaks, self._mark())
+            yield Results(batch, pieces, self._mark())
 
     def gather(self, results: Iterable[Results | Waiting]) -> Iterator[Waiting]:
         """Wait for the device and put clips together. Yields those that are complete, or why one has no features."""
@@ -194,16 +195,20 @@ class Batches:
                 yield result
                 continue
             batch = result.batch
-            with device_errors(self._device, f"{batch.stream.name}: a batch", REMEDY):
+            with device_errors(self._device, f"{batch.key[0]}: a batch", REMEDY):
                 result.ready()
             self._free[batch.key].put(batch.rows)
-            name, values, peaks = batch.stream.name, _joined(result.values), _joined(result.peaks)
+            outputs = [
+                (stream.name, _joined([values for values, _ in its]), _joined([peaks for _, peaks in its]))
+                for stream, its in zip(batch.streams, zip(*result.pieces, strict=True), strict=True)
+            ]
             for waiting, segments, first, row, length in batch.parts:
-                if name not in waiting.results:
-                    waiting.results[name] = np.empty((segments, *values.shape[1:]), values.dtype)
-                    waiting.peaks[name] = np.empty(segments, np.float32)
-                waiting.results[name][first : first + length] = values[row : row + length]
-                waiting.peaks[name][first : first + length] = peaks[row : row + length]
+                for name, values, peaks in outputs:
+                    if name not in waiting.results:
+                        waiting.results[name] = np.empty((segments, *values.shape[1:]), values.dtype)
+                        waiting.peaks[name] = np.empty(segments, np.float32)
+                    waiting.results[name][first : first + length] = values[row : row + length]
+                    waiting.peaks[name][first : first + length] = peaks[row : row + length]
                 waiting.left -= length
                 if not waiting.left:
                     self._finish(waiting)
@@ -221,12 +226,13 @@ class Batches:
                 waiting.error = error
         waiting.results = {}
 
-    def _batch(self, name: str, clip_id: str, segments: NDArray[Any]) -> Batch:
-        """The batch that is being filled for a clip's stream."""
-        stream = self._streams[name]
-        key = (name, stream.part_of(clip_id))
+    def _batch(self, name: str, waiting: Waiting, segments: NDArray[Any]) -> Batch:
+        """The batch that is being filled for a network of a clip, of which a stream is the first."""
+        first = self._streams[name]
+        streams = [s for s in map(self._streams.get, waiting.streams) if s is not None and s.network == first.network]
+        key = (" and ".join(stream.name for stream in streams), first.part_of(waiting.clip.task.clip_id))
         if key not in self._open:
-            self._open[key] = Batch(key, stream, self._buffer(key, segments))
+            self._open[key] = Batch(key, streams, self._buffer(key, segments))
         return self._open[key]
 
     def _buffer(self, key: Key, segments: NDArray[Any]) -> Tensor:

@@ -15,7 +15,7 @@ from kdcache.errors import WeightsError
 from kdcache.extraction.plan import SHARD_BYTES, Plan, WorkUnit
 from kdcache.extraction.worker import ClipInputs, WorkerConfig, decoded, prepared
 from kdcache.runtime import cores, free_bytes, kept_threads, limit_threads, resolve_device, worker_count
-from kdcache.streams.backbone import BackboneStream
+from kdcache.streams.backbone import BackboneStream, passes
 from kdcache.streams.base import Stream
 from kdcache.streams.flow_memory import engine_on
 from kdcache.streams.registry import named, resolve
@@ -115,7 +115,7 @@ def _seconds_alone(plan: Plan, config: WorkerConfig) -> tuple[float, float]:
     for names in {unit.streams for unit in plan.units}:
         tasks = [t for unit in plan.units if unit.streams == names for t in unit.tasks]
         streams = [s for s in config.streams if s.name in names]
-        features = [s for s in streams if isinstance(s, BackboneStream)]
+        networks_of = passes(s for s in streams if isinstance(s, BackboneStream))
         taken: list[tuple[float, float]] = []
         # The first clip also pays for what happens once (compilation, buffers): the second one is the measure.
         for task in (tasks[0], tasks[-1]):
@@ -126,16 +126,16 @@ def _seconds_alone(plan: Plan, config: WorkerConfig) -> tuple[float, float]:
             computed = 0.0
             for clip in clips:
                 if isinstance(clip, ClipInputs):
-                    computed += sum(_seconds_in_batch(nets, stream, clip.inputs[stream.name]) for stream in features)
+                    computed += sum(_seconds_in_batch(nets, its, clip.inputs[its[0].name]) for its in networks_of)
             taken.append((read, computed))
         reading += taken[-1][0] * len(tasks)
         networks += taken[-1][1] * len(tasks)
     return reading, networks
 
 
-def _seconds_in_batch(nets: Backbones, stream: BackboneStream, segments: NDArray[Any]) -> float:
+def _seconds_in_batch(nets: Backbones, streams: Sequence[BackboneStream], segments: NDArray[Any]) -> float:
     """Of one clip in a batch that is full, whatever is in it."""
     alike = max(1, nets.size(segments) // len(segments))
     begin = time.perf_counter()
-    nets.features([segments] * alike, stream)
+    nets.several([segments] * alike, streams)
     return (time.perf_counter() - begin) / alike

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,14 +13,16 @@ from numpy.typing import NDArray
 
 from kdcache import backbones
 from kdcache.backbones.base import Backbone
+from kdcache.backbones.freeze import FrozenLayers
 from kdcache.device_errors import device_errors, is_broken_device, is_out_of_memory, release_memory
 from kdcache.errors import BackboneError, ClipError, KdcacheError, OptionError, raised
 from kdcache.log import logger
 from kdcache.store.quantised import READ_DTYPE, Quantised, quantise
-from kdcache.streams.backbone import BackboneStream
+from kdcache.streams.backbone import BackboneStream, passes
 from kdcache.streams.base import Stream
 
-Compute = Callable[[torch.Tensor], torch.Tensor]
+Compute = Callable[[torch.Tensor], list[torch.Tensor]]
+"""Segments → their features in each of some streams."""
 Found = TypeVar("Found")
 
 REMEDY = "take fewer --workers where they share it, end what else uses it, or extract on another --device"
@@ -29,8 +32,8 @@ MOST_SEGMENTS = 256  # … or, of smaller ones, at most so many
 
 
 class Backbones:
-    """Frozen networks, one for each feature stream, loaded once a worker; of cross-fitted weights those of the parts
-    when their first clip comes.
+    """Frozen networks, one for all feature streams that are layers of it, loaded once a worker; of cross-fitted weights
+    those of the parts when their first clip comes.
 
     Batches are always filled up (the last with zeros), so that a clip's bytes do not depend on which clips share its
     batch.
@@ -49,36 +52,55 @@ class Backbones:
         ours = [s for s in streams if isinstance(s, BackboneStream)]
         nets = {(s.backbone, s.weights): None for s in ours}
         built = {key: backbones.build(*key) for key in nets}
-        self._compute: dict[tuple[str, int | None], Compute] = {
-            (s.name, None): self._frozen(built[s.backbone, s.weights], s) for s in ours
-        }
+        self._passes = {stream.name: of_network for of_network in passes(ours) for stream in of_network}
+        self._frozen: dict[tuple[str, int | None], FrozenLayers] = {}
+        for of_network in passes(ours):
+            self._freeze(built[of_network[0].backbone, of_network[0].weights], of_network, None)
 
     def size(self, segments: NDArray[Any]) -> int:
         """How many segments such as these, [n, …], make a batch."""
         size = self._batch or batch_size(math.prod(segments.shape[1:]))
         return size if self.most is None else min(size, self.most)
 
-    def _frozen(self, net: Backbone, stream: BackboneStream) -> Compute:
-        with device_errors(self.device, f"{stream.name}: its network", REMEDY):
-            return backbones.frozen(net, stream.layer, precision=stream.precision, device=self.device)
+    def _freeze(self, net: Backbone, streams: Sequence[BackboneStream], part: int | None) -> None:
+        """One network for all streams where one pass gives their layers, else one for each."""
+        apart = len(streams) > 1 and net.deepest([stream.layer for stream in streams]) is None
+        for together in [[stream] for stream in streams] if apart else [streams]:
+            with device_errors(self.device, f"{together[0].name}: its network", REMEDY):
+                layers = [stream.layer for stream in together]
+                frozen = backbones.frozen_layers(net, layers, together[0].precision, self.device)
+            self._frozen |= {(stream.name, part): frozen for stream in together}
 
-    def network(self, stream: BackboneStream, part: int | None) -> Compute:
-        """That of all clips, or the one that was fitted without a part of them."""
-        if (stream.name, part) not in self._compute:
+    def network(self, streams: Sequence[BackboneStream], part: int | None) -> Compute:
+        """That of all clips, or the one that was fitted without a part of them, up to some of ``passes``' streams."""
+        if (streams[0].name, part) not in self._frozen:
             assert part is not None
-            net = backbones.build(stream.backbone, stream.weights.part(part))
-            self._compute[stream.name, part] = self._frozen(net, stream)
-        return self._compute[stream.name, part]
+            net = backbones.build(streams[0].backbone, streams[0].weights.part(part))
+            self._freeze(net, self._passes[streams[0].name], part)
+        frozen = [self._frozen[stream.name, part] for stream in streams]
+        layers = [stream.layer for stream in streams]
+        if all(one is frozen[0] for one in frozen):
+            return partial(frozen[0].at, layers)
+        return lambda rows: [one.at([layer], rows)[0] for one, layer in zip(frozen, layers, strict=True)]
 
     def features(
         self, inputs: Sequence[NDArray[Any]], stream: BackboneStream, part: int | None = None
     ) -> list[NDArray[Any] | Quantised | ClipError]:
+        """As ``several``, of one stream."""
+        return self.several(inputs, [stream], part)[stream.name]
+
+    def several(
+        self, inputs: Sequence[NDArray[Any]], streams: Sequence[BackboneStream], part: int | None = None
+    ) -> dict[str, list[NDArray[Any] | Quantised | ClipError]]:
         """Features [V, …] (with levels [V, N, …]) of each clip as they are stored, or why a clip has none.
 
         Args:
-            inputs: of each clip, what the stream's ``compute`` gave, [segments, …].
-            stream: which.
+            inputs: of each clip, what the first stream's ``compute`` gave, [segments, …].
+            streams: those of one of ``passes``.
             part: of cross-fitted weights whose network computes them; ``None``: that of all clips.
+
+        Returns:
+            stream → its features of each clip.
 
         Raises:
             OptionError: a layer that does not keep clips apart.
@@ -86,13 +108,18 @@ class Backbones:
                 fault.
             BackboneError: the network raised an exception. Never a clip's fault, either.
         """
-        out = stream.assemble(self._run(np.concatenate(inputs), self.network(stream, part), stream.name))
-        views = len(out) // len(inputs)
-        check_shape(out, stream)
-        return [_checked(out[i * views : (i + 1) * views], stream) for i in range(len(inputs))]
+        names = " and ".join(stream.name for stream in streams)
+        outputs = self._run(np.concatenate(inputs), self.network(streams, part), names)
+        found = {}
+        for stream, output in zip(streams, outputs, strict=True):
+            out = stream.assemble(output)
+            views = len(out) // len(inputs)
+            check_shape(out, stream)
+            found[stream.name] = [_checked(out[i * views : (i + 1) * views], stream) for i in range(len(inputs))]
+        return found
 
-    def _run(self, segments: NDArray[Any], compute: Compute, name: str) -> NDArray[np.float32]:
-        done: list[NDArray[np.float32]] = []
+    def _run(self, segments: NDArray[Any], compute: Compute, name: str) -> list[NDArray[np.float32]]:
+        done: list[list[NDArray[np.float32]]] = []
         position = 0
         while position < len(segments):
             size = self.size(segments)
@@ -100,12 +127,14 @@ class Backbones:
             filled = np.zeros((size, *part.shape[1:]), part.dtype)
             filled[: len(part)] = part
             result = self.attempt(
-                lambda rows: compute(rows.to(self.device)).float().cpu().numpy(), torch.from_numpy(filled), name
+                lambda rows: [found.float().cpu().numpy() for found in compute(rows.to(self.device))],
+                torch.from_numpy(filled),
+                name,
             )
             if result is not None:
-                done.append(result[: len(part)])
+                done.append([found[: len(part)] for found in result])
                 position += len(part)
-        return np.concatenate(done)
+        return [np.concatenate(of_stream) for of_stream in zip(*done, strict=True)]
 
     def attempt(self, work: Callable[[torch.Tensor], Found], rows: torch.Tensor, name: str) -> Found | None:
         """What a function gives for at most ``size`` segments, or None where only fewer fit into memory: ``size`` is

@@ -20,7 +20,7 @@ from kdcache.sources import SourceCache, content_digest, signature
 from kdcache.store.failures import Failure
 from kdcache.store.quantised import Quantised
 from kdcache.store.writer import Committed, Record, commit_shard
-from kdcache.streams.backbone import BackboneStream
+from kdcache.streams.backbone import BackboneStream, passes
 from kdcache.streams.base import Array, ClipData, ClipSpan, Payload, Stream
 from kdcache.workers import StopFlag
 
@@ -114,7 +114,7 @@ class ClipInputs:
     arrays: dict[str, Payload | Quantised] = field(default_factory=dict)
     """Stream → what is cached, of finished streams."""
     inputs: dict[str, Array] = field(default_factory=dict)
-    """Stream → input of its network, [segments, …]."""
+    """First stream of a network (``passes``) → the network's input, [segments, …]."""
 
     @property
     def nbytes(self) -> int:
@@ -130,7 +130,7 @@ def run_unit(
     When ``stop`` is set, the clips finished by then are committed and the rest is left for the next call.
     """
     streams = [s for s in config.streams if s.name in unit.streams]
-    features = [s for s in streams if isinstance(s, BackboneStream)]
+    networks = passes(s for s in streams if isinstance(s, BackboneStream))
     recipes = {s.name: s.recipe for s in streams}
     records: list[Record] = []
     tasks: list[Task] = []
@@ -148,14 +148,15 @@ def run_unit(
     def finish(clips: list[ClipInputs]) -> None:
         nonlocal held
         bad: dict[str, ClipError] = {}
-        for stream in features:
-            part = stream.part_of(clips[0].task.clip_id)  # all of ``clips`` have the same
-            results = nets.features([clip.inputs[stream.name] for clip in clips], stream, part)
-            for clip, result in zip(clips, results, strict=True):
-                if isinstance(result, ClipError):
-                    bad[clip.task.clip_id] = result
-                else:
-                    clip.arrays[stream.name] = result
+        for of_network in networks:
+            part = of_network[0].part_of(clips[0].task.clip_id)  # all of ``clips`` have the same
+            found = nets.several([clip.inputs[of_network[0].name] for clip in clips], of_network, part)
+            for name, results in found.items():
+                for clip, result in zip(clips, results, strict=True):
+                    if isinstance(result, ClipError):
+                        bad[clip.task.clip_id] = result
+                    else:
+                        clip.arrays[name] = result
         for clip in clips:
             if clip.task.clip_id in bad:
                 emit(_failure(clip.task, "backbone", bad[clip.task.clip_id]))
@@ -174,7 +175,7 @@ def run_unit(
             if not isinstance(item, ClipInputs):
                 emit(item)
                 continue
-            parts = tuple(stream.part_of(item.task.clip_id) for stream in features)
+            parts = tuple(of_network[0].part_of(item.task.clip_id) for of_network in networks)
             alike = waiting.setdefault(parts, [])
             alike.append(item)
             if all(sum(len(c.inputs[n]) for c in alike) >= nets.size(own) for n, own in item.inputs.items()):
@@ -228,6 +229,7 @@ def prepared(
     items: Iterator[tuple[Task, ClipData] | Failure | Started | Hashed], streams: list[Stream]
 ) -> Iterator[ClipInputs | Failure | Started | Hashed]:
     """Compute everything of each clip that needs no network."""
+    first = {of_network[0].name for of_network in passes(s for s in streams if isinstance(s, BackboneStream))}
     for item in items:
         if isinstance(item, (Failure, Started, Hashed)):
             yield item
@@ -237,10 +239,10 @@ def prepared(
         try:
             for stream in streams:
                 done.frames[stream.name] = stream.frames(clip)
-                if isinstance(stream, BackboneStream):
-                    done.inputs[stream.name] = stream.compute(clip)
-                else:
+                if not isinstance(stream, BackboneStream):
                     done.arrays[stream.name] = stream.compute(clip)
+                elif stream.name in first:
+                    done.inputs[stream.name] = stream.compute(clip)
         except DeviceError:  # of flow on a GPU: no clip's fault
             raise
         except (KdcacheError, MemoryError, cv2.error) as error:

@@ -65,6 +65,13 @@ class BackboneStream(Stream):
         identity = self.weights.identity()
         return {"name": self.backbone, "layer": layer, "precision": self.precision, "weights": identity}
 
+    @functools.cached_property
+    def network(self) -> str:
+        """Which network it is and what that is given: streams in which this is equal are layers of one pass."""
+        recipe = {name: value for name, value in self.recipe.items() if name not in ("stream", "dtype", "quantised")}
+        backbone = {name: value for name, value in self.recipe["backbone"].items() if name not in ("layer", "axes")}
+        return digest(recipe | {"backbone": backbone, "kind": type(self).__name__})
+
     def part_of(self, clip_id: str) -> int | None:
         """The part of cross-fitted weights whose network computes a clip; ``None``: that of all."""
         cross = self.weights.cross_fit
@@ -150,6 +157,14 @@ class BackboneStream(Stream):
             SourceError: a source that cannot be read.
             ClipError: a span that it does not have.
         """
+
+
+def passes(streams: Iterable[BackboneStream]) -> list[tuple[BackboneStream, ...]]:
+    """Streams by their networks: what the first of each is given is given to the others, too."""
+    found: dict[str, list[BackboneStream]] = {}
+    for stream in streams:
+        found.setdefault(stream.network, []).append(stream)
+    return list(map(tuple, found.values()))
 
 
 def split_name(name: str) -> tuple[str, str, backbones.InputSpec]:
