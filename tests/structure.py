@@ -19,7 +19,7 @@ LAYERS = [
     ["errors", "files", "csv_text", "seals", "log", "progress", "text", "device_errors", "runtime", "numerics",
      "stopwatch", "workers", "cluster", "prefetch", "manifest", "manifest_forms", "manifest_numbers",
      "plain_csv", "toml_text", "remote", "roots", "splits", "frame_rate", "sampling", "views", "levels",
-     "recipe", "options", "picture_size"],
+     "recipe", "options", "picture_size", "replay"],
     ["backbones", "motion", "sources", "skeletons", "losses", "metrics"],
     ["streams", "store"],
     ["methods", "data"],

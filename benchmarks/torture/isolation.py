@@ -150,13 +150,15 @@ def _serve(pipe: int, numbers: Sequence[int], case: Case, end: float) -> None:
 
 
 def rss(pid: int) -> int:
-    """Bytes that a process holds in memory; 0 where it cannot be known."""
-    return _status(f"/proc/{pid}/status", "VmRSS:")
+    """Bytes that a process holds in memory; 0 where it cannot be known. Without mapped files, such as libraries: the
+    kernel takes their pages away when it likes, and a case that took as much would not show."""
+    path = f"/proc/{pid}/status"
+    return _status(path, "RssAnon:") + _status(path, "RssShmem:")
 
 
 def peak() -> int:
-    """The most that this process has held since ``reset_peak``, bytes."""
-    return _status("/proc/self/status", "VmHWM:")
+    """The most that this process has held since ``reset_peak``, bytes, less the files that it maps now."""
+    return _status("/proc/self/status", "VmHWM:") - _status("/proc/self/status", "RssFile:")
 
 
 def reset_peak() -> int:
