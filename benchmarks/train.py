@@ -102,7 +102,7 @@ def measure_case(head: str, pairs: int, shape: tuple[int, ...], batch: int) -> d
                 "held": lambda: over(feed(items, plan, device)),
                 "streamed": lambda: over(feed(from_shards, plan, device)),
             },
-            repeat=15,
+            repeat=9,
         )
     base = seconds["ready tensors"]
     return {

@@ -279,6 +279,15 @@ def test_cells_are_averages_of_2x2x2_positions(shape):
         cells(torch.zeros(2048))
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 7, 7), (2, 1, 1, 1), (2, 3, 4, 5), (1, 2, 1, 6), (2, 1, 4, 3), (5, 4, 6, 2)])
+def test_cells_are_the_same_to_the_bit_compiled_or_not(shape):
+    x = torch.randn(shape)
+    expected = cells(x.clone().requires_grad_())  # what trains goes through torch
+    assert torch.equal(cells(x), expected.detach())
+    transposed = x.permute(0, 3, 1, 2)
+    assert torch.equal(cells(transposed), cells(transposed.clone().requires_grad_()).detach())
+
+
 def test_i3d_head_takes_every_weight_but_the_classifier_from_a_checkpoint():
     torch.manual_seed(0)
     source = I3DHead(7, "mixed4a", "mixed4f")
