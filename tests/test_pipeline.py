@@ -127,6 +127,30 @@ def test_levels_and_views_are_put_together_alike(dataset, tmp_path, request):
     assert len(found[FEATURE]) == 4
 
 
+def test_layers_of_one_network_come_from_one_pass(dataset, serial, tmp_path, pipeline, monkeypatch):
+    """Where one of them is cached for some clips, these are computed up to the other alone."""
+    both = [FEATURE, "i3d-rgb/mixed3c"]
+    options = {"streams": both, "batch": 3}
+    real, calls = FrozenLayers.at, list[tuple[tuple[str, ...], int]]()
+
+    def at(self, layers, rows):
+        calls.append((tuple(layers), len(rows)))
+        return real(self, layers, rows)
+
+    monkeypatch.setattr(FrozenLayers, "at", at)
+    assert extract(dataset, tmp_path / "both", **options).extracted == 12
+    assert calls == [(("mixed4a", "mixed3c"), 3)] * 4
+    assert digests(tmp_path / "both", FEATURE)[FEATURE] == serial[FEATURE]
+    extract(dataset, tmp_path / "alone", streams=both[1:])
+    assert digests(tmp_path / "both", *both[1:]) == digests(tmp_path / "alone", *both[1:])
+
+    extract(dataset, tmp_path / "rest", streams=[FEATURE], part=(1, 3))
+    calls.clear()
+    assert extract(dataset, tmp_path / "rest", **options).extracted == 12
+    assert {layers for layers, _ in calls} == {("mixed3c",), ("mixed4a", "mixed3c")}
+    assert digests(tmp_path / "rest", *both) == digests(tmp_path / "both", *both)
+
+
 def test_without_room_in_shared_memory_clips_go_through_the_pipe(
     dataset, serial, tmp_path, pipeline, monkeypatch, caplog
 ):
