@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,8 @@ class ReplayedNetwork:
     What a graph gives is held against what the network itself gives for the same batch, to the bit, before it is used.
 
     Args:
-        compute: batch → results, on the device; must not wait for the device, or it cannot be captured.
+        compute: batch → results, contiguous float tensors on the device. One that waits for the device cannot be
+            captured.
         graphs: how launches are captured.
     """
 
@@ -80,15 +82,18 @@ class ReplayedNetwork:
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """The results for a batch, in memory of their own."""
-        shape = x.shape, x.dtype
-        if (captured := self._seen.get(shape)) is not None:
-            return captured(x)
         try:
-            result = self._compute(x)
+            return self._answer(x)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 self._seen.clear()  # a smaller batch will want what the graphs hold
             raise
+
+    def _answer(self, x: Tensor) -> list[Tensor]:
+        shape = x.shape, x.dtype
+        if (captured := self._seen.get(shape)) is not None:
+            return captured(x)
+        result = self._compute(x)
         if not self._graphs.possible:
             return result
         if shape in self._seen:
@@ -107,6 +112,8 @@ class ReplayedNetwork:
         if replay is None:
             return None
         captured = _Captured(given, found, replay)
+        for each in found:  # a launch that was made, not captured, has filled it
+            each.fill_(math.nan)
         if not all(map(_same, captured(x), expected)):
             self._graphs.give_up("its results are others")
             return None
@@ -133,17 +140,23 @@ def _into(memory: list[Tensor], results: list[Tensor]) -> None:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.nan_to_num(), other.nan_to_num())
+    """To the bit, NaN as well."""
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
-def cuda_graph(launch: Launch) -> Launch:
-    """The launches as a CUDA graph, which is not started yet. Other threads may use the GPU meanwhile."""
-    stream: Any = torch.cuda.Stream  # untyped
-    graph, aside = torch.cuda.CUDAGraph(), stream()
-    with torch.cuda.stream(aside):
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            launch()
-        finally:
-            graph.capture_end()
-    return graph.replay
+def cuda_graphs(device: torch.device) -> Callable[[Launch], Launch]:
+    """Captures launches on a device as a CUDA graph, which is not started yet. Other threads may use it meanwhile."""
+
+    def capture(launch: Launch) -> Launch:
+        stream: Any = torch.cuda.Stream  # untyped
+        with torch.cuda.device(device):
+            graph, aside = torch.cuda.CUDAGraph(), stream(device)
+            with torch.cuda.stream(aside):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    launch()
+                finally:
+                    graph.capture_end()
+        return graph.replay
+
+    return capture

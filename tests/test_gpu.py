@@ -256,7 +256,7 @@ def test_flow_by_graphs_and_in_memory_of_a_batch_before_is_the_same(monkeypatch)
     first, second = moving(7, 40, 52)
     triton_level.forget()
     with monkeypatch.context() as patch:
-        patch.setattr(triton_level, "cuda_graph", None)
+        patch.setattr(triton_level, "cuda_graphs", lambda device: None)
         expected = tvl1_pairs(first, second, "torch", FAST, device="cuda")
     triton_level.forget()
     graphs = [tvl1_pairs(first, second, "torch", FAST, device="cuda") for _ in range(3)]

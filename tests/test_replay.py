@@ -145,6 +145,14 @@ def test_graphs_give_their_memory_back_when_a_batch_needs_it(calls):
     assert torch.equal(replayed(torch.ones(2))[0], torch.full((2,), 2.0))
 
 
+def test_a_launch_that_was_made_and_not_captured_is_no_graph(double, caplog):
+    """As on another device than the stream's: the graph is empty, and what the launch wrote looks right."""
+    network = ReplayedNetwork(double, Graphs(lambda launch: (launch(), lambda: None)[1], "Net"))
+    for value in range(1, 6):
+        assert torch.equal(network(torch.full((2,), float(value)))[0], torch.full((2,), 2.0 * value))
+    assert "its results are others" in caplog.text
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "layer", "size"), [("i3d-rgb", "mixed4a", 64), ("resnet34", "layer4", 64)])
 def test_a_graph_gives_what_the_network_gives(name, layer, size):

@@ -22,7 +22,7 @@ from kdcache.backbones.base import Backbone
 from kdcache.backbones.i3d import SameConv3d
 from kdcache.errors import OptionError
 from kdcache.numerics import deterministic_cudnn, full_precision
-from kdcache.replay import Graphs, ReplayedNetwork, cuda_graph
+from kdcache.replay import Graphs, ReplayedNetwork, cuda_graphs
 from kdcache.runtime import onednn_available, resolve_device, resolve_precision, torch_dtype
 
 
@@ -56,7 +56,7 @@ class FrozenLayers:
             _use_onednn(self._net)
         self._net.to(self.device, self.dtype)
         _channels_last(self._net)
-        self._graphs = Graphs(cuda_graph, type(net).__name__)
+        self._graphs = Graphs(cuda_graphs(self.device), type(net).__name__)
         self._on_gpu: dict[tuple[str, ...], ReplayedNetwork] = {}
 
     @torch.inference_mode()
@@ -73,7 +73,7 @@ class FrozenLayers:
                 return [torch.cat(of_layer) for of_layer in zip(*found, strict=True)]
             if wanted not in self._on_gpu:
                 self._on_gpu[wanted] = ReplayedNetwork(partial(self._features, wanted), self._graphs)
-            with deterministic_cudnn():
+            with deterministic_cudnn(), torch.cuda.device(self.device):
                 return self._on_gpu[wanted](clips.to(self.device, non_blocking=True))
 
     def _features(self, layers: Sequence[str], clips: Tensor) -> list[Tensor]:

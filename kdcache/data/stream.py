@@ -184,7 +184,7 @@ class CachedStream:
             if self.fn is None and self.order is None and len(places) == len(rows):
                 self.cache.read(self.name, clips, cached_view, out=out.numpy())
                 continue
-            some = max(1, PIECE // (math.prod(self.stored) * self.dtype.itemsize))
+            some = max(1, PIECE // max(1, math.prod(self.stored) * self.dtype.itemsize))
             buffer = torch.empty((min(some, len(clips)), *self.stored), dtype=self.dtype)
             for first in range(0, len(clips), some):  # a few at once: they stay in the CPU's cache
                 piece = clips[first : first + some]

@@ -28,7 +28,7 @@ from kdcache.store.lock import locked
 
 FILE = "sources.csv"
 DIGEST = f"{FILE}.sha256"
-AT_ONCE = 256
+AT_ONCE = 32
 """Sources between looks at the clock."""
 _NEEDED = ("path", "size", "mtime_ns", "fingerprint")
 _COLUMNS = (*_NEEDED, "content", "check")

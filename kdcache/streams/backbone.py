@@ -69,7 +69,9 @@ class BackboneStream(Stream):
     def network(self) -> str:
         """Which network it is and what that is given: streams in which this is equal are layers of one pass."""
         recipe = {name: value for name, value in self.recipe.items() if name not in ("stream", "dtype", "quantised")}
-        backbone = {name: value for name, value in self.recipe["backbone"].items() if name not in ("layer", "axes")}
+        backbone = {
+            name: value for name, value in self.recipe["backbone"].items() if name not in ("layer", "axes", "shape")
+        }
         return digest(recipe | {"backbone": backbone, "kind": type(self).__name__})
 
     def part_of(self, clip_id: str) -> int | None:

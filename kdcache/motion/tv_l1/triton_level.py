@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdcache.motion.tv_l1 import triton_kernels as kernels
 from kdcache.motion.tv_l1.params import TVL1Params
-from kdcache.replay import Graphs, Launch, Replayed, cuda_graph
+from kdcache.replay import Graphs, Launch, Replayed, cuda_graphs
 
 _ALIGNED = 16  # rows begin at multiples of so many numbers
 _FLOW, _DUAL, _DATA = 4, 8, 3  # planes of a level: two copies of the flow and of the dual variables, and what is given
@@ -156,7 +156,7 @@ def workspace(count: int, sizes: Sequence[Size], params: TVL1Params, device: tor
     space: LevelMemory | None = _kept.pop(device, None)
     if space is None or not space.serves(count, sizes, params):
         space = None  # before another is made
-        space = LevelMemory(room(count), sizes, params, device, cuda_graph if device.type == "cuda" else None)
+        space = LevelMemory(room(count), sizes, params, device, cuda_graphs(device) if device.type == "cuda" else None)
     yield space
     if device.type == "cuda":
         torch.cuda.current_stream().synchronize()
