@@ -15,7 +15,7 @@ from kdcache.extraction.plan import Task, WorkUnit
 from kdcache.extraction.slots import SlotPlace, SlotsHandle, SlotWriter
 from kdcache.extraction.worker import PREFETCH, ClipInputs, Event, WorkerConfig, decoded, prepared
 from kdcache.prefetch import prefetch
-from kdcache.streams.backbone import BackboneStream, passes
+from kdcache.streams.backbone import passes
 from kdcache.streams.base import Stream
 from kdcache.workers import StopFlag
 
@@ -95,7 +95,7 @@ def decode_unit(
 def input_bytes(streams: Sequence[Stream]) -> int:
     """Bytes of what networks are given of one clip, as an upper estimate: skeletons may be images of float32."""
     total = 0
-    for stream, *_ in passes(s for s in streams if isinstance(s, BackboneStream)):
+    for stream, *_ in passes(streams):
         views = 1 if stream.shape is None else stream.shape[0]
         itemsize = 4 if backbones.input_spec(stream.backbone).modality == "skeleton" else 1
         total += views * prod(stream.input_shape) * itemsize + 64

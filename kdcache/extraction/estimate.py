@@ -115,7 +115,7 @@ def _seconds_alone(plan: Plan, config: WorkerConfig) -> tuple[float, float]:
     for names in {unit.streams for unit in plan.units}:
         tasks = [t for unit in plan.units if unit.streams == names for t in unit.tasks]
         streams = [s for s in config.streams if s.name in names]
-        networks_of = passes(s for s in streams if isinstance(s, BackboneStream))
+        networks_of = passes(streams)
         taken: list[tuple[float, float]] = []
         # The first clip also pays for what happens once (compilation, buffers): the second one is the measure.
         for task in (tasks[0], tasks[-1]):

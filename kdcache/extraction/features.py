@@ -49,13 +49,14 @@ class Backbones:
         self.most: int | None = None
         """Segments that fit into memory at once, where it was exhausted before."""
         self._batch = batch or (1 if device == "cpu" else None)
-        ours = [s for s in streams if isinstance(s, BackboneStream)]
-        nets = {(s.backbone, s.weights): None for s in ours}
-        built = {key: backbones.build(*key) for key in nets}
-        self._passes = {stream.name: of_network for of_network in passes(ours) for stream in of_network}
+        networks = passes(streams)
+        built = {
+            key: backbones.build(*key) for key in dict.fromkeys((its[0].backbone, its[0].weights) for its in networks)
+        }
+        self._passes = {stream.name: its for its in networks for stream in its}
         self._frozen: dict[tuple[str, int | None], FrozenLayers] = {}
-        for of_network in passes(ours):
-            self._freeze(built[of_network[0].backbone, of_network[0].weights], of_network, None)
+        for its in networks:
+            self._freeze(built[its[0].backbone, its[0].weights], its, None)
 
     def size(self, segments: NDArray[Any]) -> int:
         """How many segments such as these, [n, …], make a batch."""

@@ -130,7 +130,7 @@ def run_unit(
     When ``stop`` is set, the clips finished by then are committed and the rest is left for the next call.
     """
     streams = [s for s in config.streams if s.name in unit.streams]
-    networks = passes(s for s in streams if isinstance(s, BackboneStream))
+    networks = passes(streams)
     recipes = {s.name: s.recipe for s in streams}
     records: list[Record] = []
     tasks: list[Task] = []
@@ -229,7 +229,7 @@ def prepared(
     items: Iterator[tuple[Task, ClipData] | Failure | Started | Hashed], streams: list[Stream]
 ) -> Iterator[ClipInputs | Failure | Started | Hashed]:
     """Compute everything of each clip that needs no network."""
-    first = {of_network[0].name for of_network in passes(s for s in streams if isinstance(s, BackboneStream))}
+    first = {of_network[0].name for of_network in passes(streams)}
     for item in items:
         if isinstance(item, (Failure, Started, Hashed)):
             yield item

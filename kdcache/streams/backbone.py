@@ -161,11 +161,12 @@ class BackboneStream(Stream):
         """
 
 
-def passes(streams: Iterable[BackboneStream]) -> list[tuple[BackboneStream, ...]]:
-    """Streams by their networks: what the first of each is given is given to the others, too."""
+def passes(streams: Iterable[Stream]) -> list[tuple[BackboneStream, ...]]:
+    """Those of the streams that have networks, by these: what the first of each is given the others are given, too."""
     found: dict[str, list[BackboneStream]] = {}
     for stream in streams:
-        found.setdefault(stream.network, []).append(stream)
+        if isinstance(stream, BackboneStream):
+            found.setdefault(stream.network, []).append(stream)
     return list(map(tuple, found.values()))
 
 
