@@ -8,6 +8,7 @@ takes it away, so that a clip called ``-x8Vq`` is found under its name.
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
 import stat
@@ -57,6 +58,11 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table with neutral cells, as text of a CSV file."""
     lines = [columns, *rows]
     return "".join(",".join(quoted(neutral(cell)) for cell in line) + "\n" for line in lines)
+
+
+def check_of(cells: Iterable[object]) -> str:
+    """Eight hex digits of a row, for a column of its own: what a flipped bit has changed is not believed."""
+    return hashlib.sha256("|".join(map(str, cells)).encode(errors="backslashreplace")).hexdigest()[:8]
 
 
 def read_columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:

@@ -265,6 +265,25 @@ def test_a_run_without_digests_opens_and_goes_on(run, tmp_path):
     assert kdcache.train("early", run.settings.shards, out=copy, **QUICK).metrics == run.metrics
 
 
+def test_a_finished_stage_is_looked_at_when_a_run_goes_on(run, tmp_path):
+    """Also at what it does not read, and a state that a kill between two steps has left is removed."""
+    for spoil in (lambda path: flipped(path, 0.99, 1), lambda path: path.write_bytes(path.read_bytes()[:100])):
+        copy = Path(shutil.copytree(run.path, tmp_path / "run"))
+        (copy / "metrics.json").unlink()
+        (copy / "student" / "state.pt").write_bytes(b"left")
+        best = copy / "student" / "best.safetensors"
+        content = best.read_bytes()
+        best.unlink()  # it may be another name of the last
+        best.write_bytes(content)
+        spoil(best)
+        with pytest.raises(WeightsError, match=r"best\.safetensors is not as it was written.*delete the folder"):
+            kdcache.train("early", run.settings.shards, out=copy, **QUICK)
+        best.write_bytes(content)
+        assert kdcache.train("early", run.settings.shards, out=copy, **QUICK).metrics["last"] == run.metrics["last"]
+        assert not (copy / "student" / "state.pt").exists()
+        shutil.rmtree(copy)
+
+
 def test_what_is_damaged_is_made_again_as_the_sentence_says(run, tmp_path):
     copy = Path(shutil.copytree(run.path, tmp_path / "run"))
     flipped(copy / "student" / "last.safetensors", 0.99, 1)

@@ -111,6 +111,29 @@ def test_writers_change_only_their_own_rows(tmp_path):
     assert not (tmp_path / FILE).exists()
 
 
+def test_a_flipped_bit_of_the_list_is_named_or_its_row_is_not_believed(tmp_path):
+    """Nothing is read that was not written; a clip whose row is lost is tried again."""
+    rows = [failure("a"), failure("b", "rgb flow")]
+    save_failures(tmp_path, rows)
+    content = (tmp_path / FILE).read_bytes()
+    seen = set()
+    for place in range(0, len(content), 2):
+        for bit in range(8):
+            changed = content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+            (tmp_path / FILE).write_bytes(changed)
+            try:
+                found = load_failures(tmp_path)
+            except StoreError as error:
+                assert FILE in str(error)  # noqa: PT017
+                seen.add("named")
+            else:
+                assert set(found) <= set(rows), (place, bit)
+                seen.add(len(found))
+    assert seen == {"named", 0, 1, 2}
+    (tmp_path / FILE).write_text("clip_id,source,stage,reason\nmine,v.mp4,open,I say so\n")
+    assert [f.clip_id for f in load_failures(tmp_path)] == ["mine"]
+
+
 def test_a_list_is_read_again_once_the_lock_is_held(tmp_path, monkeypatch):
     from contextlib import contextmanager
 

@@ -137,12 +137,26 @@ def load_weights(path: Path, module: nn.Module) -> None:
     if not path.exists():
         raise WeightsError(f"{path} is missing: the run has not finished; repeat its command to go on.")
     if is_broken(path):
-        raise WeightsError(f"{path} is not as it was written, its SHA-256 differs: {_remedy(path.parent)}.")
+        raise _not_as_written(path)
     try:
         module.load_state_dict(load_file(path))
     except Exception as error:  # a damaged file raises almost anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} does not hold this network's weights: {reason}") from error
+
+
+def check_finished(folder: Path) -> None:
+    """Weights of a finished stage that are damaged are named (``WeightsError``), read or not; a state that was left
+    when the stage was killed at its end is removed."""
+    sealed = is_sealed(folder / SUMMARY)  # not of version 0.1
+    for path in (folder / LAST, folder / BEST):
+        if path.exists() and (is_broken(path) or (sealed and not is_sealed(path))):
+            raise _not_as_written(path)
+    (folder / STATE).unlink(missing_ok=True)
+
+
+def _not_as_written(path: Path) -> WeightsError:
+    return WeightsError(f"{path} is not as it was written, its SHA-256 differs: {_remedy(path.parent)}.")
 
 
 def _remedy(folder: Path) -> str:

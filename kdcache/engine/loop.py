@@ -88,6 +88,7 @@ def trained(stage: Stage, folder: Path) -> dict[str, Any] | None:
     """The summary of a stage that is finished, with whose weights its module is filled; None of another."""
     summary = checkpoint.load_summary(folder)
     if summary is not None:
+        checkpoint.check_finished(folder)
         checkpoint.load_weights(folder / checkpoint.handed_on(stage), stage.module)
     return summary
 

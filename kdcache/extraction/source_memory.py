@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from kdcache.csv_text import BrokenTable, read_columns, table_text
+from kdcache.csv_text import BrokenTable, check_of, read_columns, table_text
 from kdcache.errors import KdcacheError, RemoteError, SourceError
 from kdcache.extraction.remote_sources import Signature, remote_fingerprints
 from kdcache.files import atomic, opened
@@ -218,7 +218,7 @@ class Memory:
             return cls([[], [], [], [], []])
         if "check" in columns and not _is_whole(memory):
             checks = zip(columns["check"], itertools.starmap(Look, zip(*found, strict=True)), strict=True)
-            right = [not check or check == _check(look) for check, look in checks]
+            right = [not check or check == check_of(look) for check, look in checks]
             found = [list(itertools.compress(column, right)) for column in found]
         return cls(found)
 
@@ -275,7 +275,7 @@ def remember_looks(memory: Path, new: Mapping[Signature, Look]) -> None:
         memory.parent.mkdir(parents=True, exist_ok=True)
         with locked(memory.parent):
             looks = {**load_memory(memory), **new}.values()
-            rows = [(*map(str, look), _check(look)) for look in looks]
+            rows = [(*map(str, look), check_of(look)) for look in looks]
             with atomic(memory) as temporary:
                 text = table_text(_COLUMNS, rows)
                 temporary.write_text(text, encoding="utf-8", newline="", errors="backslashreplace")
@@ -283,8 +283,3 @@ def remember_looks(memory: Path, new: Mapping[Signature, Look]) -> None:
                 temporary.write_text(f"{digest_of_file(memory)}\n", encoding="ascii")
     except OSError as error:
         logger.warning("%s: not written (%s), so the next call reads sources again", memory, error.strerror or error)
-
-
-def _check(look: Look) -> str:
-    """Of a row: a flipped bit of a fingerprint would be believed for ever."""
-    return hashlib.sha256("|".join(map(str, look)).encode(errors="backslashreplace")).hexdigest()[:8]

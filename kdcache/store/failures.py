@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from kdcache.csv_text import BrokenTable, read_table, table_text
+from kdcache.csv_text import BrokenTable, check_of, read_table, table_text
 from kdcache.errors import StoreError
 from kdcache.files import atomic
+from kdcache.log import logger
 from kdcache.store.lock import locked
 
 FILE = "failures.csv"
+_CHECK = "check"
 MOST_REASON = 10_000  # characters of a reason that are kept
 
 
@@ -33,6 +35,9 @@ class Failure(NamedTuple):
 def load_failures(out: Path) -> list[Failure]:
     """The failures listed in a cache folder; none when there is no list.
 
+    A row that is not as it was written is left out, with a warning; one without its check, as of version 0.1 or of a
+    list made by hand, is taken as it is.
+
     Raises:
         StoreError: a file of this name that is no such list.
     """
@@ -46,7 +51,15 @@ def load_failures(out: Path) -> list[Failure]:
             f"{path}: {error}, so it is no list of failed clips; delete it, and the next `kdcache extract` tries its "
             "clips again."
         ) from error
-    return [Failure(*(row.get(name, "") for name in Failure._fields)) for row in rows]
+    failures = [Failure(*(row.get(name, "") for name in Failure._fields)) for row in rows]
+    checks = [row.get(_CHECK, "") for row in rows]
+    kept = [f for f, check in zip(failures, checks, strict=True) if not check or check == check_of(f)]
+    if len(kept) < len(rows):
+        logger.warning(
+            "%s: %d of its %d rows are not as they were written; the next `kdcache extract` tries their clips again.",
+            path, len(rows) - len(kept), len(rows),
+        )  # fmt: skip
+    return kept
 
 
 def save_failures(out: Path, failures: Iterable[Failure]) -> None:
@@ -61,7 +74,7 @@ def save_failures(out: Path, failures: Iterable[Failure]) -> None:
         (out / FILE).unlink()
         return
     with atomic(out / FILE) as temporary:
-        text = table_text(Failure._fields, listed)
+        text = table_text((*Failure._fields, _CHECK), [(*failure, check_of(failure)) for failure in listed])
         temporary.write_text(text, encoding="utf-8", newline="", errors="backslashreplace")
 
 
