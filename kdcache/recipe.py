@@ -23,6 +23,9 @@ FLOW_ENGINE = "flow_engine"
 """Field of the origins of clips: the engine that computed their flow. Where it is absent, there is no flow or it is of
 ``cpu``, the only engine of version 0.1."""
 
+SAME_PIXELS = ("auto", "decord", "pyav")
+"""Values of ``decoder`` that give the same pixels, to the bit; torchcodec's are within a bound of them."""
+
 
 def canonical(recipe: Mapping[str, Any]) -> str:
     """The one JSON text of a recipe: sorted keys, no spaces, no NaN."""
@@ -65,11 +68,11 @@ def keys_of(recipe_digests: Iterable[str], spans: Iterable[bytes]) -> bytes:
 
 
 def by_any_means(recipe: Mapping[str, Any]) -> Recipe:
-    """The recipe whatever decoder or engine of flow was asked for by name.
+    """The recipe whichever decoder of the same pixels, or engine of flow, was asked for by name.
 
     Decoders give the same pixels, or refuse the file; engines give flow within a stated bound (docs/gpu.md).
     """
-    found = {**recipe, "decoder": "auto"} if "decoder" in recipe else dict(recipe)
+    found = {**recipe, "decoder": "auto"} if recipe.get("decoder") in SAME_PIXELS else dict(recipe)
     if isinstance(found.get("flow"), Mapping):
         found["flow"] = {name: value for name, value in found["flow"].items() if name != "engine"}
     return found

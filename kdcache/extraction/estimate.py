@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from kdcache.extraction.features import Backbones
 
 WORKER_BYTES = 5 * 2**28 + 2 * SHARD_BYTES  # 1.6 GB were measured for I3D at 224 px, the heaviest; with its shard twice
-GPU_FLOW_BYTES = 4 * 2**30  # [reconstructed] of a GPU's memory: CUDA's own, and a few hundred pairs of frames
+GPU_WORKER_BYTES = 4 * 2**30  # [reconstructed] of a GPU's memory: CUDA's own, and a few hundred pairs of frames
 DECODER_BYTES = 2**30  # [reconstructed] of one that has no network: what it decodes ahead, and its slots
 
 
 def automatic_workers(workers: int | str, device: str | None = None, streams: Sequence[Stream] = ()) -> int:
     """Processes of an extraction; for ``auto`` one a core, as far as memory allows. Beside a GPU they only decode, and
-    compute flow on it.
+    compute flow or decode on it.
 
     Args:
         workers: a number, or ``auto``.
@@ -46,10 +46,10 @@ def automatic_workers(workers: int | str, device: str | None = None, streams: Se
     if device in (None, "cpu"):
         return worker_count(workers, WORKER_BYTES)
     count = worker_count(workers, DECODER_BYTES)
-    engines = [s.flow_engine for s in streams if isinstance(s, VideoStream) and s.flow_engine is not None]
-    flow = any(engine_on(device, engine) != "cpu" for engine in engines)
-    if workers == "auto" and flow:
-        return max(1, min(count, sum(free_bytes(resolve_device(one)) // GPU_FLOW_BYTES for one in device.split(","))))
+    of_videos = [s for s in streams if isinstance(s, VideoStream)]
+    flow = any(s.flow_engine is not None and engine_on(device, s.flow_engine) != "cpu" for s in of_videos)
+    if workers == "auto" and (flow or any(s.decoder == "torchcodec" for s in of_videos)):
+        return max(1, min(count, sum(free_bytes(resolve_device(one)) // GPU_WORKER_BYTES for one in device.split(","))))
     return count
 
 

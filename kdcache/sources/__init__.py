@@ -8,7 +8,7 @@ from __future__ import annotations
 from kdcache.sources.base import Source, SourceInfo
 from kdcache.sources.content import content_digest, signature
 from kdcache.sources.fetched import SourceCache, at_hand, remote_fingerprint
-from kdcache.sources.opening import DECODERS, check, open_source
+from kdcache.sources.opening import DECODERS, check, check_decoder, open_source
 from kdcache.sources.paths import Finder, find, fingerprint, inside
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SourceInfo",
     "at_hand",
     "check",
+    "check_decoder",
     "content_digest",
     "find",
     "fingerprint",

@@ -37,7 +37,7 @@ class SourceInfo:
         codec: FFmpeg's name of the codec, or the kind of the image files.
         container: FFmpeg's name of the container, ``folder`` or ``tar``.
         rotation: degrees by which stored frames were turned clockwise for display (0, 90, 180 or 270).
-        backend: ``decord``, ``pyav``, ``frames`` or ``tar``.
+        backend: ``decord``, ``pyav``, ``torchcodec``, ``frames`` or ``tar``.
         backend_version: version of the decoding library.
     """
 

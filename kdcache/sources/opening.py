@@ -6,30 +6,43 @@ import os
 
 from kdcache.errors import SourceError, unknown
 from kdcache.log import logger
+from kdcache.recipe import SAME_PIXELS
 from kdcache.roots import is_url
 from kdcache.sources.base import Source, SourceInfo, check_rate
 from kdcache.stopwatch import OPENING, part
 
-DECODERS = ("auto", "decord", "pyav")
+DECODERS = (*SAME_PIXELS, "torchcodec")
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
+def check_decoder(decoder: str) -> None:
+    """``OptionError`` for an unknown decoder, or torchcodec where it cannot be loaded."""
+    if decoder not in DECODERS:
+        raise unknown("decoder", decoder, DECODERS)
+    if decoder == "torchcodec":
+        from kdcache.sources._torchcodec import require_torchcodec
+
+        require_torchcodec()
+
+
 @part(OPENING)
-def open_source(path: str | os.PathLike[str], decoder: str = "auto", fps: float | None = None) -> Source:
+def open_source(
+    path: str | os.PathLike[str], decoder: str = "auto", fps: float | None = None, device: str = "cpu"
+) -> Source:
     """Open a video, a folder of images or a tar of images.
 
     Args:
         path: the file or folder.
-        decoder: for videos, ``auto`` (PyAV, the faster), ``decord`` (files that it reads to the same pixels) or
-            ``pyav``.
+        decoder: for videos, ``auto`` (PyAV, the faster), ``decord`` (files that it reads to the same pixels),
+            ``pyav``, or ``torchcodec`` (nearly the same pixels, on a GPU; files that it does not read go to PyAV).
         fps: frame rate of a folder or tar, whose images carry no clock. A video's own clock is used whatever is given.
+        device: where torchcodec decodes, such as ``cuda:0``; others take no notice.
 
     Raises:
         SourceError: missing, unreadable, empty, damaged, without video, or of a kind that cannot be read right.
-        OptionError: an unknown decoder.
+        OptionError: an unknown decoder, or torchcodec where it cannot be loaded.
     """
-    if decoder not in DECODERS:
-        raise unknown("decoder", decoder, DECODERS)
+    check_decoder(decoder)
     if is_url(os.fspath(path)):
         raise SourceError(f"{path}: an address, and only files are opened; fetch it first (kdcache.sources.at_hand).")
     name = os.path.abspath(path)  # also keeps FFmpeg from taking "name:rest" for a protocol
@@ -51,7 +64,7 @@ def open_source(path: str | os.PathLike[str], decoder: str = "auto", fps: float 
         check_rate(name, fps)
     from kdcache.sources.video import VideoSource
 
-    source = VideoSource(name, decoder)
+    source = VideoSource(name, decoder, device)
     its = source.info
     logger.debug("%s: %s, %d×%d, %.3f fps, read by %s", name, its.codec, its.width, its.height, its.fps, its.backend)
     return source

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdcache.sources._decord import DecordDecoder
 from kdcache.sources._pyav import PyAVDecoder
+from kdcache.sources._torchcodec import TorchcodecDecoder, torchcodec_decoder
 from kdcache.sources.base import Source, SourceInfo, ascending, check_rate
 from kdcache.sources.timeline import read_timeline
 
@@ -15,18 +16,21 @@ if TYPE_CHECKING:
 
 
 class VideoSource(Source):
-    """A video, decoded forward by PyAV or decord; the pixels do not depend on it."""
+    """A video, decoded forward by PyAV or decord, whose pixels are equal, or by torchcodec."""
 
-    def __init__(self, path: str, decoder: str = "auto") -> None:
-        """Read the timeline of ``path`` (absolute) and open its decoder (``auto``, ``decord`` or ``pyav``).
+    def __init__(self, path: str, decoder: str = "auto", device: str = "cpu") -> None:
+        """Read the timeline of ``path`` (absolute) and open its decoder; ``device`` is torchcodec's.
 
         ``auto`` is PyAV, which reads every file and is the faster on all that decord reads (benchmarks/decoders.py).
         """
         timeline = read_timeline(path)
         check_rate(path, timeline.fps)
-        self._decoder: DecordDecoder | PyAVDecoder = (
-            DecordDecoder(timeline) if decoder == "decord" else PyAVDecoder(timeline)
-        )
+        self._decoder: DecordDecoder | PyAVDecoder | TorchcodecDecoder
+        if decoder == "decord":
+            self._decoder = DecordDecoder(timeline)
+        else:
+            on_device = torchcodec_decoder(timeline, device) if decoder == "torchcodec" else None
+            self._decoder = on_device or PyAVDecoder(timeline)
         self.times = timeline.times
         upright = timeline.rotation % 180 == 0
         self.info = SourceInfo(

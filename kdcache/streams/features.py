@@ -213,7 +213,7 @@ class FeatureStream(VideoStream, BackboneStream):
         """See ``BackboneStream``; a segment of frames each time that the last of them has been decoded."""
         assert self.levels is not None
         one = self.first_view()
-        with open_source(span.path, self.decoder, span.fps) as source:
+        with open_source(span.path, self.decoder, span.fps, device) as source:
             low, high = clip_range(source.times, span.start_s, span.stop_s)
             ends = [*source.times, source.info.duration_s]
             stops = low + self.levels.spans(high - low)[:, 1]

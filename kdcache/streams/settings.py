@@ -51,8 +51,9 @@ class StreamSettings:
     flow_engine: Literal["auto", "cpu", "torch"] = "auto"
     """What computes flow: compiled code, or torch on the run's device; ``auto``: torch on a GPU, and what either has
     cached counts."""
-    decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """Which decoder reads videos, to the same pixels; ``auto``: PyAV, the faster."""
+    decoder: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
+    """Which decoder reads videos, to the same pixels; ``auto``: PyAV, the faster. ``torchcodec``: on the run's GPU, to
+    nearly the same pixels."""
     levels: int | None = None
     """Observation levels N: features are [V, N, …], level n from nothing after the n-th of N equal parts of the clip.
     ``None``: the whole clip at once for videos, the backbone's own number (10) for skeletons."""

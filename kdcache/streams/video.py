@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, OptionError
 from kdcache.motion.stacks import flow_stacks
-from kdcache.recipe import ENLARGE, FLOW_ENGINE, Recipe
+from kdcache.recipe import ENLARGE, FLOW_ENGINE, SAME_PIXELS, Recipe
 from kdcache.sampling import Sampling, clip_range, within
-from kdcache.sources import DECODERS, Source, open_source
+from kdcache.sources import Source, check_decoder, open_source
 from kdcache.streams.base import Array, ClipData, ClipSpan, Payload, Stream
 from kdcache.streams.flow_memory import AUTO, FLOW_ENGINES, FlowMemory
 from kdcache.streams.settings import StreamSettings
@@ -107,13 +107,14 @@ class VideoStream(Stream):
 
     @functools.cached_property
     def alike(self) -> list[Self]:
-        """See ``Stream``: decoders give the same pixels (tests/test_sources_backends.py), and engines flow that differs
-        by no more than ``docs/gpu.md`` says, which is what ``auto`` asks for."""
+        """See ``Stream``: decoders but torchcodec give the same pixels (tests/test_sources_backends.py), and engines
+        flow that differs by no more than ``docs/gpu.md`` says, which is what ``auto`` asks for."""
         own = self.decoder, self.flow_engine
         engines = (
             FLOW_ENGINES if self.flow_engine == AUTO else dict.fromkeys((self.flow_engine, self.flow_engine and AUTO))
         )
-        return [replace(self, decoder=d, flow_engine=e) for e in engines for d in DECODERS if (d, e) != own]
+        decoders = SAME_PIXELS if self.decoder in SAME_PIXELS else (self.decoder,)
+        return [replace(self, decoder=d, flow_engine=e) for e in engines for d in decoders if (d, e) != own]
 
     def takes(self, other: Stream, origin: Callable[[], Mapping[str, Any]]) -> bool:
         """See ``Stream``: of an engine that was asked for by name, what that engine has computed."""
@@ -132,13 +133,14 @@ class VideoStream(Stream):
             raise OptionError(f"rotations is {settings.rotations}, but {name} reads videos: leave it out.")
         if settings.progress and not settings.levels:
             raise OptionError(f"progress is {settings.progress}: say of how many levels, for example levels=10.")
+        check_decoder(settings.decoder)
 
     @classmethod
     def read(
         cls, spans: Sequence[ClipSpan], streams: Sequence[VideoStream], threads: int, device: str = "cpu"
     ) -> Iterator[tuple[int, ClipData | ClipError]]:
         """Decode a source forward once and yield its clips as they become complete, in the order in which they end."""
-        with open_source(spans[0].path, decoder=streams[0].decoder, fps=spans[0].fps) as source:
+        with open_source(spans[0].path, streams[0].decoder, spans[0].fps, device) as source:
             requests: list[ClipRequest] = []
             for number, span in enumerate(spans):
                 try:
