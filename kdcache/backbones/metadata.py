@@ -112,7 +112,7 @@ def read_metadata(path: str | os.PathLike[str]) -> FitMetadata | None:
         return None
     try:
         return FitMetadata.from_json(json.loads(text))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{os.fspath(path)}: what it says of its fit is damaged ({error}); fit it again or copy it again."
         ) from error

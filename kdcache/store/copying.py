@@ -236,5 +236,5 @@ def _read_record(where: Place) -> dict[str, Known]:
     try:
         rows: dict[str, Any] = json.loads(text)["files"]
         return {name: Known(**row) for name, row in rows.items()}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StoreError(f"{where}/{RECORD}: damaged ({error}); remove it, and files are compared again.") from error

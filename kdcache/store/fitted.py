@@ -100,7 +100,7 @@ def parts_file(folder: StrPath, assignment: str) -> Path:
 def _read(path: Path, field: str, what: str) -> list[Any]:
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))[field])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(
             f"{path}: not {what} ({error!r}); delete it and run the same `kdcache extract` again."
         ) from error

@@ -57,7 +57,7 @@ def read_list(folder: Path) -> dict[str, ShardSummary]:
         return {str(name): _listed(one) for name, one in read_json(path, remedy)["shards"].items()}
     except KdcacheError as error:
         raise StoreError(str(error)) from error
-    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise StoreError(f"{path}: no list of shards ({error}): {remedy}.") from error
 
 
