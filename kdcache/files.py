@@ -61,8 +61,17 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and nobody asked how: for good, in a container whose first process asks for none."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:  # it has just gone, or no Linux
+        return False
+    return status.rpartition(b")")[2].split()[:1] == [b"Z"]
 
 
 def opened(path: str | os.PathLike[str]) -> BufferedReader:

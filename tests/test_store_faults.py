@@ -87,6 +87,20 @@ def test_clean_spares_living_writers(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {n for n, gone in names.items() if not gone} | {"notes.partial"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells the dead from the living on Linux")
+def test_a_dead_writer_that_nobody_waited_for_is_gone(tmp_path):
+    """As in a container whose first process asks for no child's end."""
+    writer = subprocess.Popen([sys.executable, "-S", "-c", "(a) = 1"])
+    stat = Path(f"/proc/{writer.pid}/stat")
+    until = time.monotonic() + 60
+    while stat.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < until:
+        time.sleep(0.005)
+    name = f".shard.{os.uname().nodename}.{writer.pid}.01234567.partial"
+    (tmp_path / name).write_bytes(b"x")
+    assert clean(tmp_path) == [name]
+    writer.wait()
+
+
 @pytest.mark.parametrize("codec", [None, "zstd"])
 @pytest.mark.parametrize("room", [0, 3000, 20_000, 60_000])
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, codec, room):
