@@ -9,15 +9,12 @@ running code from the files, and each holds its own digest (``kdcache.seals``), 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kdcache.data.loader import steps_of_a_pass
@@ -69,8 +66,12 @@ def save_state(
         "best": best,
         "progress": asdict(reached),
     }
-    with _saved(folder / STATE) as temporary:
-        torch.save(state, temporary)
+    path = folder / STATE
+    with atomic(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # its own for a disk that is full
+            raise unwritable(path, str(error).splitlines()[0]) from error
         seal_zip(temporary)
 
 
@@ -116,20 +117,11 @@ def _check_archive(path: Path) -> None:
 
 def save_weights(path: Path, state: dict[str, Tensor], epoch: int) -> None:
     """Write a state dict as safetensors, with the number of finished epochs."""
-    with _saved(path) as temporary:
-        about = {"epoch": f"{epoch} {BLANK}"}  # a second name would stand before or behind it by chance
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary, about)
-        seal(temporary)
-
-
-@contextmanager
-def _saved(path: Path) -> Iterator[Path]:
-    """``atomic`` for what torch and safetensors write, which have errors of their own for a disk that is full."""
     with atomic(path) as temporary:
-        try:
-            yield temporary
-        except (RuntimeError, SafetensorError) as error:
-            raise unwritable(path, str(error).splitlines()[0]) from error
+        about = {"epoch": f"{epoch} {BLANK}"}  # a second name would stand before or behind it by chance
+        content = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, about)
+        temporary.write_bytes(content)  # ``save_file`` has a temporary file of its own, which a kill would leave
+        seal(temporary)
 
 
 def load_weights(path: Path, module: nn.Module) -> None:
