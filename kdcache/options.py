@@ -18,7 +18,8 @@ from kdcache.text import short
 
 T = TypeVar("T")
 NONE = "none"  # TOML has no null
-LARGEST = 2**63 - 1  # number that an option may be; products of two are within float32, too
+LARGEST = 2**63 - 1  # whole number that an option may be
+LARGEST_FLOAT = 1e30  # other number; torch refuses what float32 does not hold
 
 
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
@@ -65,7 +66,7 @@ def _parsed(name: str, text: str, hint: Any) -> Any:
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """``value`` as the annotated type; whole numbers pass as floats, lists as tuples, ``"none"`` as None.
 
-    Numbers are finite, and within 64 bits; texts, which may be paths, hold no NUL."""
+    Numbers are finite and not vast, and whole ones have 64 bits; texts, which may be paths, hold no NUL."""
     kinds = _kinds(hint)
     for part in value if isinstance(value, (list, tuple)) else (value,):
         _check_part(name, part)
@@ -91,8 +92,9 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 def _check_part(name: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise OptionError(f"{name}={value}: give a finite number.")
-    if isinstance(value, (int, float)) and abs(value) > LARGEST:
-        raise OptionError(f"{name} is beyond {LARGEST}: give a smaller number.")
+    for kind, largest in ((int, LARGEST), (float, LARGEST_FLOAT)):
+        if isinstance(value, kind) and abs(value) > largest:
+            raise OptionError(f"{name} is beyond {largest}: give a smaller number.")
     if isinstance(value, str) and "\0" in value:
         raise OptionError(f"{name}={short(value)}: a text holds no NUL.")
 
