@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import clips_cache
+import numpy as np
+import pairs_cache
 import pandas as pd
 import pytest
+import streams_cache
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -90,6 +93,48 @@ def assert_same_runs(alone, together):
 )
 def test_every_mode_ends_as_it_does_alone(shards, tmp_path, chosen, monkeypatch):
     alone, together = (jobs_of(tmp_path / name, shards, **chosen) for name in ("alone", "together"))
+    assert len(in_passes(together, 50)) == 1
+    assert not run_all(alone, tmp_path / "stages-1", 1)
+    monkeypatch.setattr("kdcache.runs.together.fit_stage", None)  # none trains by itself
+    assert not run_all(together, tmp_path / "stages-2", 50)
+    assert_same_runs(alone, together)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"network": "recognition"},
+        {"network": "recognition-early"},
+        {"loss_d": "none"},
+        {"loss_d": "direct", "pseudo": False},
+        {"loss_d": "both", "init": "teacher"},
+        {"loss_d": "AR", "soft_targets": True, "temperature": 2.0, "vectors": True},
+    ],
+    ids=lambda chosen: "-".join(map(str, chosen.values())),
+)
+def test_light_heads_of_anticipation_too(tmp_path, chosen, monkeypatch):
+    """Batch norms with statistics of their own, teachers of each head, dropout, pairs without labels."""
+    table, chosen = pairs_cache.rows(24, 8), dict(chosen)
+    maps = pairs_cache.arrays(table, views=2)
+    if chosen.pop("vectors", False):
+        vectors = [array.astype(np.float32).mean((-2, -1)).swapaxes(1, 2) for array in maps]
+        recipe = streams_cache.imported("features/x", [2, 3, 480], "TD")
+        shards = streams_cache.write(tmp_path / "cache", table, [(recipe | {"dtype": "float32"}, vectors)])
+    else:
+        shards = pairs_cache.write(tmp_path / "cache", table, maps)
+    common = {
+        "method": "anticipation", "epochs": 3, "milestones": (2,), "batch_size": 8, "width": 16, "head": "light",
+        "device": "cpu", "shards": str(shards),
+    }  # fmt: skip
+    each = (
+        {"seed": 0},
+        {"seed": 1, "lr": 0.03, "lam": 3.0, "dropout": 0.0},
+        {"seed": 2, "momentum": 0.0, "gamma": 0.5},
+    )
+    alone, together = (
+        [Job(str(n), tmp_path / name / str(n), {**common, **chosen, **own}) for n, own in enumerate(each)]
+        for name in ("alone", "together")
+    )
     assert len(in_passes(together, 50)) == 1
     assert not run_all(alone, tmp_path / "stages-1", 1)
     monkeypatch.setattr("kdcache.runs.together.fit_stage", None)  # none trains by itself

@@ -179,6 +179,18 @@ KNOBS = (
 )
 """What is searched of each row; sums over positions and channels are 10⁴ to 10⁵ times their means. [reconstructed]"""
 
+
+def together(options: AnticipationOptions) -> AnticipationOptions | None:
+    """The options with everything that may differ between runs that train in one pass set to one value; I3D's last
+    blocks are too large for several of them."""
+    if options.head != "light" or options.patience:
+        return None
+    same: dict[str, Any] = dict.fromkeys(("lam", "lr"), 1.0)
+    same |= dict.fromkeys(("momentum", "weight_decay", "gamma", "dropout"), 0.0) | {"milestones": ()}
+    same |= dict.fromkeys(("teacher_lr", "teacher_milestones", "teacher_seed"))
+    return replace(options, **same)
+
+
 VECTORS = "TD"
 """Axes of a sequence of vectors, in the place of a map."""
 
@@ -272,7 +284,8 @@ def stages(options: AnticipationOptions, data: Data) -> Iterator[Stage]:
     sources, fields = {"x": (x, train["observed"][used]), **sources}, {"y": y[used], **fields}
     source = _source(options, data, sources, fields, num_unlabeled)
     objective = _AnticipationObjective(options, A, teacher)
-    yield _stage(options, data, "anticipation", A, source, objective, "observed", objective.entropy)
+    stage = _stage(options, data, "anticipation", A, source, objective, "observed", objective.entropy)
+    yield replace(stage, weights={"L_d": options.lam}, reads=teacher.kept)
 
 
 def predictor(options: AnticipationOptions, data: Data) -> Predictor:
@@ -288,7 +301,7 @@ def predictor(options: AnticipationOptions, data: Data) -> Predictor:
 
 
 class _AnticipationObjective:
-    """(1) + (2) of a batch."""
+    """(1) + (2) of a batch, L_d without its weight λ."""
 
     def __init__(self, options: AnticipationOptions, A: nn.Module, R: Teacher) -> None:
         self.options, self.A, self.R = options, A, R
@@ -304,11 +317,11 @@ class _AnticipationObjective:
         if o.data == "S+U" and o.pseudo:
             terms["L_c_U"] = ((1 - labelled) * losses.l_c(A["logits"], R["logits"], o.temperature)).mean()
         if o.loss_d == "direct":
-            terms["L_d"] = o.lam * losses.l_direct(A["map"], R["map"], o.distance, o.reduction).mean()
+            terms["L_d"] = losses.l_direct(A["map"], R["map"], o.distance, o.reduction).mean()
         elif o.loss_d != "none":
             settings = (o.loss_d, o.alpha, o.distance, o.reduction, o.stopgrad_query)
             distance = losses.l_d(A["map"], R["map"], *settings, (A.get("own"), R.get("own")))
-            terms["L_d"] = o.lam * distance.mean()
+            terms["L_d"] = distance.mean()
         return terms
 
     def entropy(self, batch: Batch) -> dict[str, Tensor]:
