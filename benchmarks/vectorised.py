@@ -50,7 +50,7 @@ def write(folder: Path, stream: str, shape: tuple[int, ...], roles: list[str], *
     backbone = {"name": name, "layer": layer, "weights": {"spec": "random:0", "rule": 1}}
     recipe = {"stream": stream, "layout": "fixed", "dtype": "float16", "backbone": backbone}
     recipe |= {"sampling": {"frames": 8}, "views": {"size": 224, "names": ["centre"]}, **more}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"clip_id": f"{i:05d}-{role}", "source": f"{i}.avi", "start_s": float(n), "stop_s": n + 1.0}
         | {"label": i % CLASSES, "split": ["train", "train", "train", "validation", "test"][i // CLASSES % 5]}
         | ({"pair": f"{i:05d}", "role": role} if len(roles) > 1 else {})

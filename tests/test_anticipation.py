@@ -63,7 +63,7 @@ def test_objective_is_equations_1_and_2():
     early, now = data.inputs["x"].data[0:32:2, 1], data.inputs["x"].data[1:32:2, 1]
     y = data.splits["train"].labels["verb"]
     with torch.no_grad():
-        terms = stage.losses(first_batch(stage))
+        terms = stage.terms(first_batch(stage))
         (A_scores, A_map), (R_scores, R_map) = ((of["logits"], of["map"]) for of in (A(early), R(now)))
         supervised = torch.nn.functional.cross_entropy(A_scores[:12], y[:12], reduction="sum")
         p = torch.softmax(R_scores[12:] / 2, -1)
