@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.errors import KdcacheError, OptionError, StoreError
+from kdcache.errors import KdcacheError, OptionError, StoreError, WriteError
 from kdcache.exchange.exporting import Export, ExportReport
 from kdcache.exchange.frame_keys import FrameKeys
 from kdcache.exchange.importing import Row
-from kdcache.exchange.lmdb_vectors import library
+from kdcache.exchange.lmdb_vectors import is_cut_off, library
+from kdcache.files import unwritable
 from kdcache.store.layout import StrPath
+from kdcache.store.lock import locked
 from kdcache.streams.axes import axes_of
 
 CLIP_KEY = "{clip_id}_frame_{frame:010d}.jpg"
@@ -66,19 +70,20 @@ def export_lmdb(
     begun = export.begun
     export.claim_stream(to="lmdb", view=view, key=key, first=first)
     page = -(-4 * size // _PAGE) * _PAGE + _PAGE  # of a vector and its key, at most
-    writer = LmdbWriter(export.folder, page * sum(lengths.values()))
-    try:
-        for row, arrays in export.arrays(view if export.has_views(stream) else None, progress):
-            for name, value in _entries(row, arrays[stream], frames[row["clip_id"]], keys):
-                writer.put(name, value)
-        writer.commit()
-    except KdcacheError:
-        if not begun:
-            writer.remove()
-            export.unclaim()
-        raise
-    finally:
-        writer.close()
+    with locked(export.folder):
+        writer = LmdbWriter(export.folder, page * sum(lengths.values()))
+        try:
+            for row, arrays in export.arrays(view if export.has_views(stream) else None, progress):
+                for name, value in _entries(row, arrays[stream], frames[row["clip_id"]], keys):
+                    writer.put(name, value)
+            writer.commit()
+        except KdcacheError as error:
+            if not begun and not isinstance(error, WriteError):  # once there is space, the same call goes on
+                writer.remove()
+                export.unclaim()
+            raise
+        finally:
+            writer.close()
     report = ExportReport(export.folder, len(export.rows), writer.written, writer.there, "vectors")
     if unknown := sum(not len(one) for one in known.values()):
         report.notes.append(
@@ -133,7 +138,19 @@ class LmdbWriter:
     def __init__(self, folder: Path, nbytes: int) -> None:
         self.folder = folder
         size = nbytes + 256 * 2**20 + sum(p.stat().st_size for p in folder.glob("data.mdb"))
-        self._environment = library().open(str(folder), map_size=-(-size // _PAGE) * _PAGE)
+        file = folder / "data.mdb"
+        begun = file.exists() and file.stat().st_size > 0
+        try:
+            # LMDB's own lock is a mapped file: where a disk has no page left for it, opening ends the process (SIGBUS).
+            with self._storing():
+                self._environment = library().open(str(folder), map_size=-(-size // _PAGE) * _PAGE, lock=False)
+        except KdcacheError:
+            if not begun:  # the beginning of a header, which is no LMDB
+                file.unlink(missing_ok=True)
+            raise
+        if is_cut_off(file, self._environment):
+            self.close()
+            raise StoreError(f"{file}: the file is cut off; delete {folder} and export again.")
         self._waiting: dict[bytes, bytes] = {}
         self._held = 0
         self.written = self.there = 0
@@ -152,7 +169,7 @@ class LmdbWriter:
 
     def commit(self) -> None:
         """Write what waits, to the disk."""
-        with self._environment.begin(write=True) as transaction:
+        with self._storing(), self._environment.begin(write=True) as transaction:
             for key, value in sorted(self._waiting.items()):
                 if transaction.put(key, value, overwrite=False):
                     self.written += 1
@@ -169,8 +186,19 @@ class LmdbWriter:
     def remove(self) -> None:
         """Close the LMDB and delete its files."""
         self.close()
-        for name in ("data.mdb", "lock.mdb"):
+        for name in ("data.mdb", ".lock"):
             (self.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Inside, what LMDB raises is one sentence; a transaction that fails leaves those before it."""
+        file, lmdb = self.folder / "data.mdb", library()
+        try:
+            yield
+        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PageNotFoundError) as error:
+            raise StoreError(f"{file}: cannot be added to ({error}); delete {self.folder} and export again.") from error
+        except lmdb.Error as error:  # a write that was cut short is an input/output error to it
+            raise unwritable(file, str(error), "free some space, or check the disk") from error
 
     def _clash(self, key: bytes) -> StoreError:
         return StoreError(

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.exchange.exporting import Export, ExportReport
-from kdcache.exchange.npy_files import file_name, flat_name
-from kdcache.files import temporary_name
+from kdcache.exchange.npy_files import file_name, flat_name, npy_bytes
+from kdcache.files import temporary_name, writing
 from kdcache.store.layout import StrPath
 
 
@@ -60,13 +60,13 @@ def _save(folder: Path, clip_id: str, array: NDArray[Any]) -> bool:
         same = isinstance(old, np.ndarray) and (old.dtype, old.shape) == (array.dtype, array.shape)
         if same and old.tobytes() == array.tobytes():
             return False
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not flushed to the disk one by one, which would take ten times as long: the same call again compares every byte.
     temporary = folder / temporary_name("clip")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(npy_bytes(array))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return True

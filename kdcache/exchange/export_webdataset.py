@@ -13,6 +13,7 @@ no owners, so equal caches give equal tars.
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import io
 import json
@@ -31,7 +32,8 @@ from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
 from kdcache.exchange.exporting import Export, ExportReport
-from kdcache.files import sync, temporary_name
+from kdcache.exchange.npy_files import npy_bytes
+from kdcache.files import sync, temporary_name, writing
 from kdcache.store.layout import StrPath
 
 SHARD_MB = 1000.0
@@ -106,7 +108,7 @@ def export_webdataset(
     with TarShards(export.folder, 1e6 * shard_size) as shards_out:
         for (row, arrays), to in zip(export.arrays(view, progress), series.tolist(), strict=True):
             key = sample_key(row["clip_id"])
-            files = [(f"{key}.{field_name(s)}", _npy(arrays[s])) for s in streams]
+            files = [(f"{key}.{field_name(s)}", npy_bytes(arrays[s])) for s in streams]
             used = {s: frames[s][row["clip_id"]].tolist() for s in streams}
             facts = json.dumps({"clip": row, "frames": used}, ensure_ascii=False, allow_nan=False)
             shards_out.add(to, [*files, (f"{key}.json", facts.encode())])
@@ -124,12 +126,6 @@ def _series(rows: pd.DataFrame, name: str, by: str | None) -> NDArray[np.str_]:
         raise OptionError(f"--by {by}: the manifest has no such column; it has {', '.join(rows.columns)}.")
     cells = ["" if pd.isna(cell) else str(cell) for cell in rows[by].tolist()]
     return np.array([f"{name}-{quote(cell, safe='') or 'none'}" for cell in cells])
-
-
-def _npy(array: NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
 
 
 def _remove_others(folder: Path, name: str, kept: set[str]) -> int:
@@ -156,11 +152,14 @@ class TarShards:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if kind is None:
-            self._close()
-        elif self._tar is not None and self._temporary is not None:
-            self._tar.close()
-            self._temporary.unlink(missing_ok=True)
+        try:
+            if kind is None:
+                self._close()
+        finally:
+            if self._tar is not None and self._temporary is not None:
+                with contextlib.suppress(OSError):  # for the end of the archive a full disk has no room either
+                    self._tar.close()
+                self._temporary.unlink(missing_ok=True)
 
     def add(self, series: str, files: list[tuple[str, bytes]]) -> None:
         """Add the files of one sample; the samples of a series come one after the other."""
@@ -169,14 +168,15 @@ class TarShards:
             self._close()
             self._number = self._number + 1 if series == self._series else 0
             self._series, self._nbytes = series, 0
-        if self._tar is None:
-            self._temporary = self.folder / temporary_name(self._name)
-            self._tar = tarfile.open(self._temporary, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  (closed by _close)
         self._nbytes += nbytes
-        for name, data in files:
-            header = tarfile.TarInfo(name)  # no time, no owner: the same bytes every time
-            header.size, header.mode = len(data), 0o444
-            self._tar.addfile(header, io.BytesIO(data))
+        with writing(self.folder / self._name):
+            if self._tar is None:
+                self._temporary = self.folder / temporary_name(self._name)
+                self._tar = tarfile.open(self._temporary, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  (_close does)
+            for name, data in files:
+                header = tarfile.TarInfo(name)  # no time, no owner: the same bytes every time
+                header.size, header.mode = len(data), 0o444
+                self._tar.addfile(header, io.BytesIO(data))
 
     @property
     def _name(self) -> str:
@@ -186,15 +186,16 @@ class TarShards:
         """Give the shard being written its name, unless the same bytes are there."""
         if self._tar is None or self._temporary is None:
             return
-        self._tar.close()
         final = self.folder / self._name
-        if final.exists() and filecmp.cmp(self._temporary, final, shallow=False):
-            self._temporary.unlink()
-            self.there += 1
-        else:
-            sync(self._temporary)
-            os.replace(self._temporary, final)
-            sync(self.folder)
-            self.written += 1
+        with writing(final):
+            self._tar.close()
+            if final.exists() and filecmp.cmp(self._temporary, final, shallow=False):
+                self._temporary.unlink()
+                self.there += 1
+            else:
+                sync(self._temporary)
+                os.replace(self._temporary, final)
+                sync(self.folder)
+                self.written += 1
         self.names.add(final.name)
         self._tar = self._temporary = None

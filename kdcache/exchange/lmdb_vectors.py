@@ -96,21 +96,17 @@ def open_vectors(path: Path) -> Iterator[Vectors]:
         with lmdb.open(
             str(path), subdir=path.is_dir(), readonly=True, lock=False, create=False, readahead=False
         ) as environment:
-            _whole(path, environment)
+            if is_cut_off(file, environment):
+                raise SourceError(f"{file}: the file is cut off at {file.stat().st_size:,} bytes; copy it again.")
             with environment.begin(buffers=True) as transaction:
                 yield Vectors(path, transaction)
     except lmdb.Error as error:
         raise SourceError(f"{path}: cannot be read as an LMDB ({error}); name the folder with data.mdb.") from error
 
 
-def _whole(path: Path, environment: Any) -> None:
-    """``SourceError`` where the file ends before the last page in use: reading that would end the process (SIGBUS)."""
-    file = path / "data.mdb" if path.is_dir() else path
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if file.stat().st_size < needed:
-        raise SourceError(
-            f"{file}: the file is cut off: it has {file.stat().st_size:,} of {needed:,} bytes; copy it again."
-        )
+def is_cut_off(file: Path, environment: Any) -> bool:
+    """Whether an LMDB's file ends before the last page in use: reading that would end the process (SIGBUS)."""
+    return bool(file.stat().st_size < (environment.info()["last_pgno"] + 1) * environment.stat()["psize"])
 
 
 def _shown(key: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -46,6 +47,13 @@ def file_name(name: str) -> str:
     if not all([*folders, last]) or any(_RESERVED.fullmatch(part) for part in folders):
         return flat_name(name)
     return "/".join([*(flat_name(part).removesuffix(".npy") for part in folders), flat_name(last)])
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """An array as a ``.npy`` file; where a disk is full, numpy's own writing does not say so."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
 
 
 class NpyFolder:
