@@ -291,6 +291,13 @@ def test_a_folder_that_was_tampered_with_is_refused(fitted, tmp_path):
     with pytest.raises(WeightsError, match=r"part-1/small.safetensors is missing"):
         backbones.choose("small", copy)
     content = json.loads((copy / crossfit.FILE).read_text())
+    clip = content["parts"][1]["clips"][0]
+    (copy / crossfit.FILE).write_text((copy / crossfit.FILE).read_text().replace(f'"{clip}"', f'"{clip}?"'))
+    with pytest.raises(
+        WeightsError, match=r"crossfit.json is not as it was written"
+    ):  # whose label part 1 has not seen
+        backbones.choose("small", copy)
+    del content["seal"]  # as of version 0.1
     content["parts"][1]["clips"] = content["parts"][0]["clips"]
     (copy / crossfit.FILE).write_text(json.dumps(content))
     with pytest.raises(WeightsError, match=r"crossfit.json is damaged \(a clip lies in two parts"):

@@ -289,6 +289,14 @@ def test_what_weights_were_fitted_on_is_kept_once_and_damage_is_named(tmp_path):
     assert fitted_clips(tmp_path, first) == ["x", "y"]  # named by content, so never written twice
     assert fitted_clips(tmp_path, second) == ["z"]
     assert fitted_clips(tmp_path, "c" * 64) == fitted_clips(tmp_path, None) == []
-    (tmp_path / "fitted" / f"{first}.json").write_text("[")
+    path = tmp_path / "fitted" / f"{first}.json"
+    text = path.read_text()
+    for damaged in (text.replace('"x"', '"X"'), "[", "[" * 100_000):  # an id that no clip has would leak in silence
+        path.write_text(damaged)
+        with pytest.raises(StoreError, match=rf"{first}.json is .*: delete it and run the same `kdcache extract`"):
+            fitted_clips(tmp_path, first)
+    path.write_text("{}")
     with pytest.raises(StoreError, match=rf"{first}.json: not the metadata of fitted weights"):
         fitted_clips(tmp_path, first)
+    path.write_text('{"fitted_on": ["x", "y"]}')  # of version 0.1
+    assert fitted_clips(tmp_path, first) == ["x", "y"]

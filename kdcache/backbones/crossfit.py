@@ -7,16 +7,15 @@ torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kdcache.backbones.metadata import file_name
-from kdcache.errors import WeightsError
-from kdcache.files import atomic
+from kdcache.errors import OptionError, WeightsError
 from kdcache.recipe import digest
+from kdcache.seals import read_json, write_json
 
 FILE = "crossfit.json"
 ALL = "all"
@@ -87,8 +86,7 @@ def save(
         "all": sha256,
         "parts": [{"weights": its, "clips": ids} for its, ids in zip(parts, lists_of(clips, len(parts)), strict=True)],
     }
-    with atomic(folder / FILE) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / FILE, content)
 
 
 def is_cross_fit(folder: Path) -> bool:
@@ -109,8 +107,9 @@ def load(folder: Path) -> tuple[Path, str, CrossFitWeights]:
             f"{folder} is a folder without {FILE}: name a weights file, or the folder of a finished "
             "`kdcache fit --cross-fit`."
         )
+    remedy = "delete it and repeat the `kdcache fit --cross-fit` that made it"
     try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / FILE, remedy)
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r}")
         name = file_name(str(content["backbone"]))
@@ -119,10 +118,10 @@ def load(folder: Path) -> tuple[Path, str, CrossFitWeights]:
         if len(shas) < 2 or len(clips) != sum(len(part["clips"]) for part in content["parts"]):
             raise ValueError("a clip lies in two parts, or there is but one part")
         whole, random_start = str(content["all"]), bool(content["random_start"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WeightsError(
-            f"{folder / FILE} is damaged ({error}): delete it and repeat the `kdcache fit --cross-fit` that made it."
-        ) from error
+    except OptionError as error:
+        raise WeightsError(str(error)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{folder / FILE} is damaged ({error}): {remedy}.") from error
     files = [folder / ALL / name, *(folder / part_folder(number) / name for number in range(len(shas)))]
     for file in files:
         if not file.is_file():

@@ -158,7 +158,7 @@ def _refuse_other_parts(folder: Path, rows: pd.DataFrame, allow_absolute: bool) 
     file = folder / MANIFEST
     if not file.exists():
         return
-    if file.read_text(encoding="utf-8") != manifest_text(rows, str(file), allow_absolute=allow_absolute):
+    if file.read_bytes() != manifest_text(rows, str(file), allow_absolute=allow_absolute).encode():
         raise OptionError(
             f"{folder} leaves other clips out than are to be left out now (another number of parts, or another "
             "manifest): choose another folder for out, or delete this one."

@@ -1,18 +1,17 @@
 """``fitted/<sha256>.json`` beside the shards: what backbone weights that ``kdcache fit`` wrote were fitted on.
 
 ``fitted/parts-<digest>.json`` says of cross-fitted weights which clip lies in which part. Training can so
-find leaks of labels without the weights files.
+find leaks of labels without the weights files. Each file holds its own digest (``kdcache.seals``).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import StoreError
-from kdcache.files import atomic
+from kdcache.errors import OptionError, StoreError
+from kdcache.seals import read_json, write_json
 from kdcache.store.commit import clean
 from kdcache.store.layout import StrPath
 
@@ -30,16 +29,14 @@ def save_fitted(folder: StrPath, fitted: Mapping[str, Mapping[str, Any]]) -> Non
     for sha256, content in fitted.items():
         path = Path(folder) / FOLDER / f"{sha256}.json"
         if not path.exists():
-            with atomic(path) as temporary:
-                temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            write_json(path, content)
 
 
 def save_parts(folder: StrPath, assignment: str, parts: Sequence[Sequence[str]]) -> None:
     """Write which clips lie in which part of cross-fitted weights; ``assignment`` is the digest of that."""
     path = parts_file(folder, assignment)
     if not path.exists():
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps({"parts": parts}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, {"parts": parts})
 
 
 def fitted_clips(folder: StrPath, sha256: str | None) -> list[str]:
@@ -98,9 +95,10 @@ def parts_file(folder: StrPath, assignment: str) -> Path:
 
 
 def _read(path: Path, field: str, what: str) -> list[Any]:
+    remedy = "delete it and run the same `kdcache extract` again"
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))[field])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(
-            f"{path}: not {what} ({error!r}); delete it and run the same `kdcache extract` again."
-        ) from error
+        return list(read_json(path, remedy)[field])
+    except OptionError as error:
+        raise StoreError(str(error)) from error
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path}: not {what} ({error!r}); {remedy}.") from error
