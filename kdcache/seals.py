@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,9 @@ BLANK = "kdcache-sha256:" + 64 * "0"
 """What to write where the digest shall stand; ``seal`` fills it in."""
 KEY = "seal"
 """Name of the digest in JSON, the first."""
+
+MOST_JSON = 2**28
+"""Bytes; what kdcache keeps as JSON takes far less, and reading it several times as much."""
 
 _SEAL = re.compile(rb"kdcache-sha256:(.{64})", re.DOTALL)
 _REACH = 256  # bytes from the file's end or beginning within which it stands, but for safetensors
@@ -85,12 +89,14 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         remedy: what to do if it is damaged, the end of a sentence.
 
     Raises:
-        OptionError: its digest is another, or it is no JSON object.
+        OptionError: its digest is another, it is no JSON object, or larger than any such table.
+        KdcacheError: no plain file.
     """
     try:
         with opened(path) as file:
-            raw = file.read()
-        content = json.loads(raw)
+            if (size := os.fstat(file.fileno()).st_size) > MOST_JSON:
+                raise ValueError(f"it has {size:,} bytes")
+            content = json.loads(file.read())
         if not isinstance(content, dict):
             raise ValueError("it is no table")
     except (ValueError, RecursionError) as error:

@@ -129,6 +129,15 @@ def test_extract_without_a_root_says_what_to_give(root, monkeypatch):
     assert "--root FOLDER" in refused("manifest", "folder", "-o", "clips.csv")
 
 
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfes\0", b'source\n"a', b'source\n"' + b"x" * 200_000])
+def test_a_manifest_that_is_no_table_is_named_before_its_columns_are_missed(root, tmp_path, monkeypatch, content):
+    monkeypatch.delenv("KDCACHE_DATA", raising=False)
+    path = tmp_path / "clips.csv"
+    path.write_bytes(content)
+    assert refused("extract", "--manifest", path, "--root", root, "--for", "anticipation").startswith(f"{path}: ")
+    assert refused("extract", "--manifest", path, "--stream", "rgb").startswith(f"{path}: ")
+
+
 def test_the_root_may_come_from_the_environment(root, made, monkeypatch):
     monkeypatch.setenv("KDCACHE_DATA", str(root))
     result = kd("extract", "--manifest", root / "clips.csv", "--out", made, *SMALL)

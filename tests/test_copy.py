@@ -86,6 +86,16 @@ def test_bytes_that_changed_in_the_bucket_are_refused(cache, bucket, tmp_path):
     assert "manifest.csv" not in content(tmp_path / "back")  # the index comes last
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"files": []}', b'{"files": 3}', b"[" * 100_000])
+def test_a_record_that_is_none_is_named(cache, tmp_path, content):
+    for place in (tmp_path / "target", cache):
+        place.mkdir(exist_ok=True)
+        (place / copying.RECORD).write_bytes(content)
+        with pytest.raises(StoreError, match=r"copied\.json: damaged .*; remove it"):
+            kdcache.copy(cache, tmp_path / "target", bar=False)
+        (place / copying.RECORD).unlink()
+
+
 def test_an_interrupted_copy_goes_on(cache, tmp_path, monkeypatch):
     target, sent = tmp_path / "copy", []
     take = Folder.take

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import socket
 import threading
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import clips_cache
 import pandas as pd
 import pytest
 import torch
+from full_disk import files_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_stream import MemoryStream
@@ -33,7 +31,7 @@ from kdcache.methods.contract import BatchSource, Stage
 from kdcache.runs.config import load_config, read_config
 from kdcache.runs.evaluate import evaluate
 from kdcache.runs.run import Run
-from kdcache.seals import is_broken, is_sealed, read_json, write_json
+from kdcache.seals import MOST_JSON, is_broken, is_sealed, read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -366,6 +364,29 @@ def test_json_that_is_none_is_named(run, tmp_path, content):
         path.write_bytes(before)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("student/summary.json", {}),
+        ("student/summary.json", {"epochs": 1, "selected_by": "", "rows": {}}),
+        ("metrics.json", {}),
+        ("metrics.json", {"epochs": {}, "last": {"test": 3}}),
+    ],
+)
+def test_json_of_something_else_is_named(run, tmp_path, name, content):
+    copy = Path(shutil.copytree(run.path, tmp_path / "run"))
+    (copy / name).write_text(json.dumps(content))
+    with pytest.raises(OptionError, match=f"{Path(name).name} is damaged"):
+        str(Run(copy)) if name == "metrics.json" else evaluate(copy)
+
+
+def test_json_larger_than_any_is_not_read(tmp_path):
+    with (tmp_path / "metrics.json").open("wb") as file:
+        file.truncate(MOST_JSON + 1)
+    with pytest.raises(OptionError, match=r"metrics.json is damaged \(it has 268,435,457 bytes\): mend it"):
+        read_json(tmp_path / "metrics.json", "mend it")
+
+
 def test_nested_toml_is_named(tmp_path):
     (tmp_path / "config.toml").write_text("method = 'early'\na = " + "[" * 5000 + "]" * 5000)
     with pytest.raises(OptionError, match=r"config\.toml is damaged"):
@@ -395,17 +416,6 @@ def test_a_shared_stage_that_is_damaged_is_named(tmp_path):
         kdcache.train(
             "early", shards, out=tmp_path / "b", session=Session(tmp_path / "stages"), **QUICK | {"alpha": 0.5}
         )
-
-
-@contextmanager
-def files_of(most: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes: writing fails as on a disk that is full, in torch and in Python."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_while_training_is_one_sentence_and_the_run_goes_on(run, tmp_path, capfd):

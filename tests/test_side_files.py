@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from full_disk import files_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_videos import pictures, write
@@ -18,6 +19,7 @@ from kdcache import Cache
 from kdcache.csv_text import BrokenTable, neutral, neutral_frame, original, original_frame, read_table
 from kdcache.errors import KdcacheError, StoreError
 from kdcache.extraction.run import extract
+from kdcache.extraction.source_memory import Look, remember_looks
 from kdcache.store import inspect, reindex, verify
 from kdcache.store.failures import FILE, Failure, load_failures, save_failures, update_failures
 from kdcache.store.lock import locked
@@ -148,6 +150,14 @@ def test_a_list_is_read_again_once_the_lock_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "locked", late)
     update_failures(tmp_path, [failure("a")], lambda f: f.clip_id == "a")
     assert [f.clip_id for f in load_failures(tmp_path)] == ["a", "of another run"]
+
+
+def test_a_memory_that_cannot_be_written_is_one_short_warning(tmp_path, caplog):
+    with files_of(10):
+        remember_looks(tmp_path / "sources.csv", {("a", 1, 2): Look("a", 1, 2, "f" * 32)})
+    assert caplog.messages == [
+        f"{tmp_path}/sources.csv: not written (File too large), so the next call reads sources again"
+    ]
 
 
 @pytest.fixture(scope="module")

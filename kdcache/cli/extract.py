@@ -142,11 +142,9 @@ def extract(
 
 def refuse_without_pairs(rows: Any, method: str, dataset: str | None) -> None:
     """A method that reads pairs of clips finds none in a manifest without these columns."""
-    import pandas as pd
-
     from kdcache.data.pairs import PAIRS_HELP
 
-    columns = list(rows.columns) if isinstance(rows, pd.DataFrame) else list(pd.read_csv(rows, nrows=0).columns)
+    columns = _head(rows)[0] if isinstance(rows, Path) else list(rows.columns)
     missing = [name for name in ("pair", "role") if name not in columns]
     if not missing:
         return
@@ -186,13 +184,28 @@ def clip_rows(
 
 def _where_sources_are(manifest: Path) -> str:
     """The option that says so, by the first source of a manifest."""
-    import csv
-
-    with manifest.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        first = next(csv.DictReader(lines), {}).get("source") or ""
+    first = _head(manifest)[1]
     if is_absolute(first):
         return f"{first} in {manifest} is an absolute path, which --allow-absolute takes"
     return "--root FOLDER, or set KDCACHE_DATA"
+
+
+def _head(manifest: Path) -> tuple[list[str], str]:
+    """A manifest's columns and its first source, without reading it whole; ``ManifestError`` where it is no table."""
+    import csv
+
+    try:
+        with manifest.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, strict=True)
+            columns, first = list(reader.fieldnames or ()), next(reader, {})
+    except (UnicodeDecodeError, csv.Error):
+        columns, first = [], {}
+    if not columns:
+        from kdcache.manifest import read_manifest  # brings pandas
+
+        rows = read_manifest(manifest, allow_absolute=True)  # which says what is wrong
+        return list(rows.columns), next(iter(rows["source"]), "")
+    return columns, first.get("source") or ""
 
 
 def dataset_rows(dataset: str, root: tuple[Path, ...], sets: tuple[str, ...]) -> Any:

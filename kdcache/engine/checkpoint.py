@@ -26,6 +26,9 @@ from kdcache.seals import BLANK, is_broken, is_sealed, read_json, seal, seal_zip
 STATE, SUMMARY = "state.pt", "summary.json"
 LAST, BEST = "last.safetensors", "best.safetensors"
 
+_SUMMARY = {"epochs": int, "selected_by": str, "rows": list}
+"""What the summary of every version has."""
+
 
 @dataclass
 class TrainState:
@@ -194,6 +197,8 @@ def load_summary(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     summary = read_json(path, _remedy(folder))
+    if lacking := [name for name, kind in _SUMMARY.items() if not isinstance(summary.get(name), kind)]:
+        raise OptionError(f"{path} is damaged (it has no {lacking[0]}): {_remedy(folder)}.")
     if "select" in summary:  # as version 0.1 called it
         summary["monitor"] = summary.pop("select")
     return summary

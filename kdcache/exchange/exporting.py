@@ -19,6 +19,7 @@ from kdcache.files import atomic
 from kdcache.manifest import write_manifest
 from kdcache.progress import progress as progress_of
 from kdcache.recipe import differences
+from kdcache.seals import read_json
 from kdcache.store import Cache, clean
 from kdcache.store.layout import StrPath
 
@@ -109,12 +110,7 @@ class Export:
         """
         marker = self.folder / _MARKER
         if marker.exists():
-            try:
-                before = json.loads(marker.read_text(encoding="utf-8"))
-            except ValueError:
-                before = None
-            if not isinstance(before, dict):
-                raise OptionError(f"{marker}: not what an export leaves; name an empty or new folder.")
+            before = read_json(marker, "name an empty or new folder")
             if lines := differences(before, facts):
                 raise OptionError(
                     f"{self.folder} holds another export ({'; '.join(lines)}); name an empty or new folder."

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 from kdcache.csv_text import BrokenTable, check_of, read_columns, table_text
 from kdcache.errors import KdcacheError, RemoteError, SourceError
 from kdcache.extraction.remote_sources import Signature, remote_fingerprints
-from kdcache.files import atomic, opened
+from kdcache.files import atomic, opened, refusal
 from kdcache.log import logger
 from kdcache.progress import counted
 from kdcache.roots import Roots
@@ -282,4 +282,4 @@ def remember_looks(memory: Path, new: Mapping[Signature, Look]) -> None:
             with atomic(memory.with_name(DIGEST)) as temporary:
                 temporary.write_text(f"{digest_of_file(memory)}\n", encoding="ascii")
     except OSError as error:
-        logger.warning("%s: not written (%s), so the next call reads sources again", memory, error.strerror or error)
+        logger.warning("%s: not written (%s), so the next call reads sources again", memory, refusal(error)[0])

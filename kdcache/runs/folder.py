@@ -26,7 +26,17 @@ def write_result(run: Path, metrics: dict[str, Any]) -> None:
 
 def result(run: Path) -> dict[str, Any]:
     """The metrics of a finished run; ``OptionError`` for a file that is damaged."""
-    return {name: value for name, value in read_json(run / METRICS, _remedy(run, METRICS)).items() if name != _FILES}
+    metrics = read_json(run / METRICS, _remedy(run, METRICS))
+    metrics.pop(_FILES, None)
+    scores = [value for name, value in metrics.items() if name.partition("@")[0] in ("last", "best")]
+    if "epochs" not in metrics or not all(_nested(each, 3) for each in scores):
+        raise OptionError(f"{run / METRICS} is damaged (it holds no metrics of a run): {_remedy(run, METRICS)}.")
+    return metrics
+
+
+def _nested(value: Any, depth: int) -> bool:
+    """Whether a value is a table of tables, so many deep."""
+    return depth == 0 or (isinstance(value, dict) and all(_nested(one, depth - 1) for one in value.values()))
 
 
 def recipes(run: Path) -> dict[str, Any]:
@@ -49,7 +59,7 @@ def check_tables(run: Path, *names: str) -> None:
     """``OptionError`` for a table of a finished run that is not as it was written."""
     if not (run / METRICS).exists():
         return
-    known = read_json(run / METRICS, _remedy(run, METRICS)).get(_FILES, {})
+    known = read_json(run / METRICS, _remedy(run, METRICS)).get(_FILES) or {}
     for path, name in ((run / name, name) for name in names or (HISTORY, PREDICTIONS)):
         if name in known and path.exists() and digest_of_file(path) != known[name]:
             raise OptionError(f"{path} is not as it was written, its SHA-256 differs: {_remedy(run, name)}.")

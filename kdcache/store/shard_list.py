@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kdcache.errors import KdcacheError, StoreError
+from kdcache.files import refusal
 from kdcache.log import logger
 from kdcache.seals import read_json, write_json
 from kdcache.store.commit import shard_files
@@ -120,5 +121,5 @@ def save_list(folder: Path, listed: Mapping[str, ShardSummary]) -> None:
     try:
         write_json(folder / LIST, {"shards": {name: asdict(one) for name, one in listed.items()}})
     except OSError as error:
-        reason = error.strerror or error
+        reason, _ = refusal(error)
         logger.warning("%s: not written (%s), so shards are opened that need not be", folder / LIST, reason)
