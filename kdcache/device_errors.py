@@ -56,6 +56,7 @@ UNMAPPED = (
     "storage size calculation overflowed",  # torch
     "unable to allocate",  # numpy
     "could not find/load shared object file",  # llvmlite, when its library could not be mapped
+    "error return without exception set",  # llvmlite, when it could not allocate
 )
 """Parts of the messages of other libraries where a limit of memory or of threads is reached."""
 

@@ -6,6 +6,7 @@ import errno
 import weakref
 from types import SimpleNamespace
 
+import click
 import numpy as np
 import own_networks
 import pytest
@@ -14,6 +15,7 @@ from make_videos import write_moving_squares
 
 import kdcache
 from kdcache import backbones
+from kdcache.cli.common import sentences
 from kdcache.device_errors import device_errors, is_broken_device, is_out_of_memory
 from kdcache.errors import BackboneError, DeviceError, OptionError
 from kdcache.extraction import features as features_module
@@ -84,6 +86,23 @@ def test_other_errors_stay_what_they_are(error):
     with pytest.raises(type(error)) as caught, device_errors("cpu", "A batch", "take less"):
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        ImportError("_imaging.so: failed to map segment from shared object"),
+        OSError("Could not find/load shared object file 'libllvmlite.so'"),
+        SystemError("error return without exception set"),
+    ],
+)
+def test_limits_of_memory_and_threads_are_one_sentence_of_a_command(error):
+    with pytest.raises(click.ClickException, match=r"^There is not enough memory \([^\n]+\): allow more"), sentences():
+        raise error
+    with pytest.raises(SystemError, match="bad argument"), sentences():
+        raise SystemError("bad argument to internal function")
 
 
 def test_memory_that_really_is_exhausted_is_recognised():

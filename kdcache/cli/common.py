@@ -38,7 +38,7 @@ def sentences() -> Iterator[None]:
         yield
     except KdcacheError as error:
         raise click.ClickException(str(error)) from error
-    except (MemoryError, RuntimeError, ImportError, OSError, ValueError) as error:
+    except (MemoryError, RuntimeError, SystemError, ImportError, OSError, ValueError) as error:
         if (known := lack_of_memory(error)) is not None:
             raise click.ClickException(str(known)) from error
         if not isinstance(error, OSError) or error.errno in (
