@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ Root = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 _MANY = 100  # files named of one folder, from which on it is listed …
 _SPARSE = 4  # … up to so many entries for each of them
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
-_PLAIN = re.compile(r"[\w-][\w .-]*(/[\w .-]+)*")  # of such a path nothing is wrong, unless it has two dots
+_PATH = r"[\w-][\w .-]*+(?:/[\w .-]++)*+"
+_PLAIN = re.compile(_PATH)  # of such a path nothing is wrong, unless it has two dots
+_ALL_PLAIN = re.compile(rf"(?:{_PATH}\n)*+")
+_AT_ONCE = 2**12  # paths that are looked at together
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|(https?|ftp|s3|gs|rtsp|file):/", re.IGNORECASE)
 
 
@@ -84,11 +88,18 @@ def wrong_paths(sources: Iterable[str], roots: Roots) -> dict[str, str]:
     Relative paths that lead out of one of the roots through links are wrong; where there is no root, letters decide.
     """
     each = list(dict.fromkeys(sources))
-    wrong = {s: reason for s in each if (reason := _lexical(s, roots.allow_absolute))}
+    plain = all(_are_plain(each[i : i + _AT_ONCE]) for i in range(0, len(each), _AT_ONCE))
+    wrong = {} if plain else {s: reason for s in each if (reason := _lexical(s, roots.allow_absolute))}
     for folder in roots.folders:
-        below = [s for s in each if s not in wrong and not os.path.isabs(s)] if wrong or roots.allow_absolute else each
-        wrong |= _through_links(below, os.path.realpath(folder))
+        below = each if plain else [s for s in each if s not in wrong and not os.path.isabs(s)]
+        wrong |= _through_links(below, os.path.realpath(folder), plain)
     return wrong
+
+
+def _are_plain(sources: Sequence[str]) -> bool:
+    """Whether nothing is wrong with any of some paths by its letters; a line end in one makes two of it, as plain."""
+    text = "\n".join([*sources, ""])
+    return ".." not in text and _ALL_PLAIN.fullmatch(text) is not None
 
 
 def _lexical(source: str, allow_absolute: bool) -> str | None:
@@ -113,27 +124,32 @@ def _lexical(source: str, allow_absolute: bool) -> str | None:
     return None
 
 
-def _through_links(sources: Iterable[str], base: str) -> dict[str, str]:
-    """Paths that symbolic links lead out of ``base``, a real path; folders are resolved once, files only if links."""
-    folders: dict[str, list[tuple[str, str]]] = {}
-    for source in sources:
-        folder, _, leaf = source.rpartition("/")
-        folders.setdefault(folder, []).append((leaf, source))
-    wrong: dict[str, str] = {}
+def _through_links(sources: Sequence[str], base: str, plain: bool) -> dict[str, str]:
+    """Paths that symbolic links lead out of ``base``, a real path; folders are resolved once, files only if links.
+
+    ``plain``: none of them ends in a slash or in dots."""
+    folders = [source.rpartition("/")[0] for source in sources]
     within = base.rstrip(os.sep) + os.sep
-    for folder, its in folders.items():
+    doubtful: dict[str, tuple[str, set[str] | None]] = {}  # folder → where it is, and its links if these are known
+    for folder, files in Counter(folders).items():
         real = os.path.realpath(os.path.join(base, folder))
-        links = _links(real, len(its))
-        if links is not None and (real + os.sep).startswith(within):
-            its = [(leaf, source) for leaf, source in its if leaf in links or leaf in ("..", "")]
-        for leaf, source in its:
-            target = f"{real}/{leaf}"
-            if leaf == ".." or os.path.islink(target):
-                target = os.path.realpath(target)
-            if not (target + os.sep).startswith(within):
-                wrong[source] = (
-                    f"source {source!r} leaves the data root through a symbolic link to {target}; use that as root"
-                )
+        links = _links(real, files) if (real + os.sep).startswith(within) else None
+        if links is None or links or not plain:
+            doubtful[folder] = real, links
+    wrong: dict[str, str] = {}
+    for source, folder in zip(sources, folders, strict=True) if doubtful else ():
+        if (known := doubtful.get(folder)) is None:
+            continue
+        (real, links), leaf = known, source.rpartition("/")[2]
+        if links is not None and leaf not in links and leaf not in ("..", ""):
+            continue
+        target = f"{real}/{leaf}"
+        if leaf == ".." or os.path.islink(target):
+            target = os.path.realpath(target)
+        if not (target + os.sep).startswith(within):
+            wrong[source] = (
+                f"source {source!r} leaves the data root through a symbolic link to {target}; use that as root"
+            )
     return wrong
 
 

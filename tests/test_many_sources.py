@@ -50,19 +50,22 @@ def test_links_are_found_in_a_folder_that_is_listed(root, monkeypatch, sparse):
     monkeypatch.setattr(roots, "_MANY", 1)
     monkeypatch.setattr(roots, "_SPARSE", sparse)  # 0: a folder has too many entries
     assert wrong_paths(NAMES, Roots.of(root)) == expected
+    plain = [name for name in NAMES if name not in ("a/..", "a/.", "/x")]
+    assert wrong_paths(plain, Roots.of(root)) == {name: expected[name] for name in plain if name in expected}
+    assert not wrong_paths([name for name in plain if name[0] != "b" and "out" not in name], Roots.of(root))
+
+
+NAME = st.text(st.sampled_from("a/.\\: -é\0\n"), max_size=6) | st.sampled_from(["http:/a", "s3://a/b", "a/..b", "C:/a"])
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
-@given(
-    st.text(st.sampled_from("a/.\\: -é\0\n"), max_size=6) | st.sampled_from(["http:/a", "s3://a/b", "a/..b", "C:/a"])
-)
-def test_plain_names_are_told_at_once(text):
-    found = wrong_paths([text], Roots.of("/nowhere"))
-    plain, roots._PLAIN = roots._PLAIN, re.compile("(?!)")
-    try:
-        assert wrong_paths([text], Roots.of("/nowhere")) == found
-    finally:
-        roots._PLAIN = plain
+@given(st.lists(NAME, max_size=3))
+def test_plain_names_are_told_at_once(texts):
+    found = wrong_paths(texts, Roots.of("/nowhere"))
+    with pytest.MonkeyPatch.context() as patch:
+        for short_cut in ("_PLAIN", "_ALL_PLAIN"):
+            patch.setattr(roots, short_cut, re.compile("(?!)"))
+        assert wrong_paths(texts, Roots.of("/nowhere")) == found
 
 
 def test_a_finder_finds_what_find_finds(root):
@@ -83,7 +86,7 @@ def test_a_memory_as_it_was_written_is_not_checked_row_by_row(tmp_path, monkeypa
     path, digest = tmp_path / FILE, tmp_path / DIGEST
     remember_looks(path, expected)
     with monkeypatch.context() as patch:
-        patch.setattr(source_memory, "_check", None)
+        patch.setattr(source_memory, "check_of", None)
         assert load_memory(path) == expected
     path.write_text(path.read_text().replace(f"{2:032x}", f"{5:032x}"))
     assert load_memory(path) == {look.place: look for look in looks if look.size != 2}
