@@ -110,7 +110,7 @@ def plain_epoch(student: Plain, optimizer: Any, x: Tensor, y: Tensor, teacher: T
         optimizer.step()
 
 
-def student(folder: Path, **options: Any) -> tuple[TrainingData, Stage, early.EarlyOptions]:
+def student(folder: Path, **options: Any) -> tuple[TrainingData, Stage, early.Options]:
     """The student's stage on a cache held in memory; its teacher is as it was drawn."""
     settings = RunSettings(method="early", shards=str(folder), device="cpu")
     wanted = early.Options(beta=0.5, **options)

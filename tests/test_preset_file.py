@@ -108,7 +108,7 @@ def test_a_label_share_that_is_no_number_is_named(tmp_path):
 
 
 def test_values_of_options_are_shown_as_before():
-    from kdcache.methods.early import EarlyOptions
+    from kdcache.methods.early_options import EarlyOptions
 
     with pytest.raises(OptionError, match=r"^lr='a': give a number\.$"):
         build(EarlyOptions, {"lr": "a"})

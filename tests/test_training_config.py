@@ -8,8 +8,9 @@ import tomllib
 import pytest
 
 from kdcache.errors import OptionError
-from kdcache.methods.anticipation import AnticipationOptions, Options
-from kdcache.methods.early import EarlyOptions
+from kdcache.methods.anticipation import Options
+from kdcache.methods.anticipation_options import AnticipationOptions
+from kdcache.methods.early_options import EarlyOptions
 from kdcache.methods.options import LabelOptions, TrainOptions
 from kdcache.methods.recognition import RecognitionOptions
 from kdcache.options import build, to_table

@@ -20,7 +20,7 @@ import kdcache
 from kdcache.errors import KdcacheError
 from kdcache.exchange import import_lmdb, import_npy
 from kdcache.log import logger
-from kdcache.methods.early import EarlyOptions
+from kdcache.methods.early_options import EarlyOptions
 from kdcache.skeletons import open_skeleton
 from kdcache.skeletons.arrays import JointLayout
 from kdcache.sources import check, open_source
