@@ -55,7 +55,7 @@ class Server:
     ) -> faults.Ended:
         """One of a job's commands, in a fork."""
         arguments = job.commands(self.materials, folder)[number]
-        log = folder.with_suffix(".log")
+        log = self.folder / "command.log"  # not on a small file system, which may be full
         return faults.run(
             arguments, folder, log, fault, kill_after, setting=job.setting, workers=job.spawns and fault is not None
         )
