@@ -61,6 +61,16 @@ def test_a_repair_killed_before_either_step_leaves_nothing_to_believe(cache, mon
     assert [d.clip_id for d in after.set_aside] == [name(2)]
 
 
+def test_what_is_set_aside_is_known_by_its_place_whatever_the_reason(cache):
+    folder, _ = cache
+    verify(folder, repair=True)
+    path = folder / "damaged.csv"
+    path.write_text(path.read_text().replace("its bytes have changed since they were written", "a read failed"))
+    report = verify(folder)
+    assert report.ok
+    assert [d.clip_id for d in report.set_aside] == [name(2)]
+
+
 def test_an_extraction_that_ran_meanwhile_does_not_put_the_place_back(cache):
     folder, done = cache
     verify(folder, repair=True)

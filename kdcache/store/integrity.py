@@ -124,6 +124,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
         raise StoreError(f"{folder}: no such folder; name one that `kdcache extract` has filled.")
     report = VerifyReport(folder)
     before = set(load_set_aside(folder))
+    aside = {damage.place for damage in before}
     paths = shard_files(folder)
     opened: Summaries = {}
     total = sum(p.lstat().st_size for p in paths)
@@ -145,7 +146,7 @@ def verify(folder: StrPath, repair: bool = False, progress: bool = True) -> Veri
     else:
         report.lost, used = check.lost, check.used
         report.index = _changed(folder)
-    report.set_aside = sorted(d for d in set(report.damaged) & before if d.place not in used)
+    report.set_aside = sorted(d for d in report.damaged if d.place in aside - used)
     report.listing = _wrong_list(folder, opened)
     if repair:
         _repair(folder, report, opened, before)
