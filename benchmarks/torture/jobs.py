@@ -157,6 +157,27 @@ def _copy(materials: Path, folder: Path) -> list[list[str]]:
     return [["copy", str(materials / "extracted" / "out"), str(folder / "out")]]
 
 
+def _exports(form: str, stream: str) -> Callable[[Path, Path], list[list[str]]]:
+    """An export of a stream into ``folder/out``."""
+
+    def call(materials: Path, folder: Path) -> list[list[str]]:
+        return [["export", form, str(materials / "extracted" / "out"), "--stream", stream, "-o", str(folder / "out")]]
+
+    return call
+
+
+def _exported_lmdb(folder: Path) -> Result:
+    """Entries of an LMDB, whose pages lie as they were written."""
+    import lmdb
+
+    with (
+        lmdb.open(str(folder / "out"), readonly=True, lock=False, subdir=(folder / "out").is_dir()) as opened,
+        opened.begin() as entries,
+    ):
+        found = {key.decode(): hashlib.sha256(value).hexdigest() for key, value in entries.cursor()}
+    return found | leftovers(folder)
+
+
 # Runs
 
 
@@ -213,6 +234,9 @@ JOBS = {
         Job("extract-spawned", _extracts(["rgb"], 3), cache_result, spawns=True, accepted=(3,)),
         Job("repair", _repair, cache_result, prepare=_damaged, setting=small_shards, accepted=(0, 3)),
         Job("copy", _copy, cache_result),
+        Job("export npy", _exports("npy", "rgb"), run_result),
+        Job("export lmdb", _exports("lmdb", f"{TINY}/pool"), _exported_lmdb),
+        Job("export webdataset", _exports("webdataset", "rgb"), run_result),
         Job("train", _train, run_result),
         Job("fit", _fit, run_result, accepted=(3,)),
         Job("ablate", _ablate, run_result),
