@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -294,6 +297,17 @@ def test_npy_round_trip_to_the_bit(tmp_path: Path, dtype: str) -> None:
     for clip, array in arrays.items():
         assert second.read("s", [clip])[0].tobytes() == array.tobytes()
         assert second.frames("s", [clip])[0].tolist() == list(range(10, 18))
+
+
+def test_an_export_that_was_killed_while_it_took_its_folder_goes_on(tmp_path: Path) -> None:
+    made(tmp_path / "out", (2, 4, 3), 4)
+    folder = tmp_path / "npy"
+    folder.mkdir()
+    gone = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    gone.wait()
+    (folder / f".export.json.{socket.gethostname()}.{gone.pid}.01234567.partial").write_text("{")
+    assert "files written" in run("export npy", tmp_path / "out", "-o", folder, "--stream", "s")
+    assert not list(folder.rglob("*.partial"))
 
 
 def test_npy_export_goes_on_and_keeps_to_its_folder(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kdcache.errors import OptionError
 from kdcache.exchange.importing import Row
 from kdcache.extraction.plan import json_rows
-from kdcache.files import atomic
+from kdcache.files import PARTIAL, atomic
 from kdcache.manifest import write_manifest
 from kdcache.progress import progress as progress_of
 from kdcache.recipe import differences
@@ -117,8 +117,10 @@ class Export:
                 )
             clean(self.folder)
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise OptionError(f"{self.folder} holds other files; name an empty or new folder.")
+        if self.folder.exists():
+            if not all(path.name.startswith(".") and path.name.endswith(PARTIAL) for path in self.folder.iterdir()):
+                raise OptionError(f"{self.folder} holds other files; name an empty or new folder.")
+            clean(self.folder)  # of a call that was killed while it took the folder
         with atomic(marker) as temporary:
             temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
