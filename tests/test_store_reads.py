@@ -5,16 +5,34 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_cases import FEATURE, FLOW, RECIPES, RGB, SHAPE, add, flip, key, manifest, name, payload, resealed, row
+from store_cases import (
+    FEATURE,
+    FLOW,
+    RECIPES,
+    RGB,
+    SHAPE,
+    add,
+    flip,
+    key,
+    manifest,
+    name,
+    payload,
+    recipes,
+    record,
+    resealed,
+    row,
+)
 from test_store_faults import offset_of
 
 import kdcache.store
@@ -199,3 +217,58 @@ def test_small_reads_need_no_compiler(tmp_path):
     code = f"import sys; from kdcache.store import Cache; {read}; print('numba' in sys.modules)"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "False\n"
+
+
+def replaced_by(folder: Path, other: Path, how: str) -> None:
+    if how == "files":
+        for path in other.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+    else:
+        shutil.rmtree(folder)
+        shutil.copytree(other, folder)
+
+
+def shifted(folder: Path, by: int) -> Path:
+    """A cache of two clips of equal sizes whatever ``by``."""
+    records = [record(i, (FEATURE,)) for i in range(2)]
+    for each in records:
+        each.arrays[FEATURE] = (each.arrays[FEATURE] + by).astype(np.float16)
+        each.frames[FEATURE] = each.frames[FEATURE] + by
+    update_index(folder, manifest(range(2)), commit_shard(folder, records, recipes((FEATURE,))).located)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["folder", "files"])
+@pytest.mark.parametrize("ask", ["read", "frames", "origin"])
+def test_another_cache_put_in_place_of_an_open_one_is_named(tmp_path, how, ask):
+    """Its shards have the same names and sizes, and what was read of them has been checked."""
+    folder, other = shifted(tmp_path / "a", 0), shifted(tmp_path / "b", 1)
+    cache, names = Cache(folder), [name(0)]
+    before = cache.read(FEATURE, names)
+    replaced_by(folder, other, how)
+    assert (folder / "shard-00000.h5").stat().st_size == (other / "shard-00000.h5").stat().st_size
+    with pytest.raises(StoreError, match=r"shard-00000\.h5: another shard lies here than when the cache was opened"):
+        cache.origin(names) if ask == "origin" else getattr(cache, ask)(FEATURE, names)
+    assert not np.array_equal(Cache(folder).read(FEATURE, names), before)
+
+
+def test_the_same_shard_put_there_again_is_checked_anew(tmp_path):
+    folder = shifted(tmp_path / "a", 0)
+    cache, path = Cache(folder), folder / "shard-00000.h5"
+    before = cache.read(FEATURE, [name(0)])
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    assert np.array_equal(cache.read(FEATURE, [name(0)]), before)
+    at = content.index(before.tobytes())
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with pytest.raises(StoreError, match=r"clip 'clé-000' \(row 0\): its bytes have changed"):
+        cache.read(FEATURE, [name(0)])
+
+
+def test_a_cache_opened_by_a_relative_path_stays_where_it_was(tmp_path, monkeypatch):
+    shifted(tmp_path / "a", 0)
+    monkeypatch.chdir(tmp_path)
+    cache = Cache("a")
+    monkeypatch.chdir("/")
+    assert cache.read(FEATURE, [name(0)]).shape == (1, *SHAPE)

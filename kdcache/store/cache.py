@@ -20,12 +20,11 @@ from kdcache.store.indexed import location_columns
 from kdcache.store.integrity import VerifyReport, verify
 from kdcache.store.jpeg import decode_jpeg
 from kdcache.store.layout import StrPath
+from kdcache.store.opened import OpenedShards, origins
 from kdcache.store.quantised import FIELD, Packing, read_dtype
-from kdcache.store.reader import StreamReader, unseen
 from kdcache.store.recipes import Used, chosen_recipes, one_recipe, places_of_recipe, unfitting
-from kdcache.store.shard import Shard, open_shard
+from kdcache.store.shard import Shard
 from kdcache.store.shard_list import listed_shards
-from kdcache.store.texts import objects
 
 _Part = tuple[Shard, list[int], list[int]]  # a shard, rows in it, and their positions among the clips asked for
 
@@ -62,18 +61,16 @@ class Cache:
     """
 
     def __init__(self, folder: StrPath, recipe: str | Sequence[str] = ()) -> None:
-        self.path = Path(folder)
+        self.path = Path(folder).absolute()  # a notebook may change its directory
         self._index = index = open_index(self.path)
         places = set(location_columns(index.table.names))
         self.clips: pd.DataFrame = index.frame([c for c in index.table.names if c not in places])
         """The manifest's rows, dtypes as ``read_manifest``."""
         self.streams: list[str] = [s for s in index.streams if index.holds(s)]
         """Streams of which at least one clip is cached, by name."""
-        self._opened: dict[str, Shard] = {}
+        self._shards = OpenedShards(self.path)
         self._fitting: set[tuple[str, str]] = set()  # shard, stream: held against the index
         self._places: dict[str, _Places] = {}
-        self._seen: dict[tuple[str, str], bytearray] = {}  # shard, stream → clip-views whose bytes have been checked
-        self._frames: dict[tuple[str, str], list[NDArray[np.int32]]] = {}
         self._chosen = chosen_recipes(self.path, [recipe] if isinstance(recipe, str) else list(recipe), self.streams)
 
     @functools.cached_property
@@ -155,7 +152,7 @@ class Cache:
         if self._place(stream).layout == "fixed":
             raise OptionError(f"Stream {stream!r} has one shape for all clips, no frames.")
         ((shard, (row,), _),) = self._by_shard(stream, [clip_id])
-        with self._reader(shard, stream) as reader:
+        with self._shards.reader(shard, stream) as reader:
             payload = reader.row(row)
         if isinstance(payload, list):
             return decode_jpeg([payload[i] for i in frames.tolist()], shard.path)
@@ -195,7 +192,7 @@ class Cache:
         elif out.shape != shape or out.dtype != places.dtype or not out.flags.c_contiguous:
             raise OptionError(f"out is {out.dtype} {out.shape}; a contiguous {places.dtype} {shape} is needed.")
         for shard, rows, which in by_shard:
-            with self._reader(shard, stream) as reader:
+            with self._shards.reader(shard, stream) as reader:
                 reader.into(rows, which, out, view)
         return out
 
@@ -216,7 +213,7 @@ class Cache:
             raise OptionError(f"Stream {stream!r} is not quantised: read it with read.")
         out = np.empty((len(clip_ids), packing.nbytes), np.uint8) if out is None else out
         for shard, rows, which in self._by_shard(stream, clip_ids):
-            with self._reader(shard, stream) as reader:
+            with self._shards.reader(shard, stream) as reader:
                 reader.pack(rows, which, out, view)
         return out
 
@@ -224,23 +221,10 @@ class Cache:
         """Source frame indices from which each clip was computed, int32 [T] each, read-only."""
         found: list[Any] = [None] * len(clip_ids)
         for shard, rows, which in self._by_shard(stream, clip_ids):
-            of_row = self._frames_of(shard, stream)
+            of_row = self._shards.frames(shard, stream)
             for row, i in zip(rows, which, strict=True):
                 found[i] = of_row[row]
         return found
-
-    def _frames_of(self, shard: Shard, stream: str) -> list[NDArray[np.int32]]:
-        """Source frames of a shard's rows, read-only and kept: training asks clip by clip."""
-        kept = (shard.path.name, stream)
-        if kept not in self._frames:
-            tables = open_shard(shard.path)[1]
-            table = tables.get(f"frames/{stream}")
-            flat = tables[f"frames/{stream}/data"] if table is None else table
-            flat.setflags(write=False)
-            self._frames[kept] = (
-                list(flat) if table is not None else np.split(flat, tables[f"frames/{stream}/offset"][1:-1])
-            )
-        return self._frames[kept]
 
     def origin(self, clip_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Provenance of clips (source fingerprint, decoder …), as stored with the first stream that has each."""
@@ -249,8 +233,8 @@ class Cache:
             rows, number = self._place(stream).rows, self._number
             here = [c for c in clip_ids if c not in found and (i := number.get(c)) is not None and rows[i] >= 0]
             for shard, rows, which in self._by_shard(stream, here):
-                origins = objects(shard.path, open_shard(shard.path)[1], "origin")
-                found |= {here[i]: origins[row] for row, i in zip(rows, which, strict=True)}
+                held = origins(shard)
+                found |= {here[i]: held[row] for row, i in zip(rows, which, strict=True)}
         lacking = [clip for clip in clip_ids if clip not in found]
         if lacking:
             raise StoreError(self._lacking("cached stream", lacking))
@@ -263,18 +247,11 @@ class Cache:
     def _read_list(self, stream: str, count: int, by_shard: Iterable[_Part]) -> list[NDArray[Any]]:
         found: list[Any] = [None] * count
         for shard, rows, which in by_shard:
-            with self._reader(shard, stream) as reader:
+            with self._shards.reader(shard, stream) as reader:
                 for row, i in zip(rows, which, strict=True):
                     payload = reader.row(row)
                     found[i] = decode_jpeg(payload, shard.path) if isinstance(payload, list) else payload
         return found
-
-    def _reader(self, shard: Shard, stream: str) -> StreamReader:
-        """A reader that checks what this cache has not read before."""
-        key = (shard.path.name, stream)
-        if key not in self._seen:
-            self._seen[key] = unseen(shard, stream)
-        return StreamReader(shard, stream, self._seen[key])
 
     def _by_shard(self, stream: str, clip_ids: Sequence[str]) -> list[_Part]:
         """The shards that hold clips, with rows in the order in which they lie; every clip must be cached.
@@ -312,11 +289,6 @@ class Cache:
             why, advice = "is not in the index", "check the id, or extract the manifest that has it"
         return f"{self.path}: clip {first} {why}; {advice}."
 
-    def _open(self, name: str) -> Shard:
-        if name not in self._opened:
-            self._opened[name] = Shard.open(self.path / name)
-        return self._opened[name]
-
     def _place(self, stream: str) -> _Places:
         """Where a stream lies, its recipe checked; shards are opened on the first call."""
         if stream not in self.streams:
@@ -338,7 +310,7 @@ class Cache:
         members = np.split(order, np.cumsum(np.bincount(code))[:-1]) if shards else []
         recipes, shapes = self._what_is_there(stream, shards)
         rows = [row[part] for part in members]
-        first = one_recipe(self.path, stream, list(map(Used, shards, recipes, rows)), self._open)
+        first = one_recipe(self.path, stream, list(map(Used, shards, recipes, rows)), self._shards.get)
         stored = first.stored(stream)
         for name, shape in zip(shards, shapes, strict=True):
             if tuple(shape) != stored.shape:
@@ -359,7 +331,7 @@ class Cache:
                 recipes.append(one.recipes[stream])
                 shapes.append(one.shapes[stream])
             else:
-                stored = self._open(name).stored(stream)
+                stored = self._shards.get(name).stored(stream)
                 recipes.append(stored.recipe)
                 shapes.append(stored.shape)
         return recipes, shapes
@@ -369,7 +341,7 @@ class Cache:
         places = self._places[stream]
         name = places.shards[code]
         if (name, stream) not in self._fitting:
-            shard = self._open(name)
+            shard = self._shards.get(name)
             here, members = shard.stored(stream), places.members[code].tolist()
             rows = [places.rows[i] for i in members]
             assert here.digests is not None
@@ -381,4 +353,4 @@ class Cache:
             if not fits:
                 raise unfitting(self.path, name)
             self._fitting.add((name, stream))
-        return self._open(name)
+        return self._shards.get(name)

@@ -23,7 +23,7 @@ from kdcache.store.checksum import checksums
 from kdcache.store.hdf5_guard import MALFORMED, check_packed
 from kdcache.store.layout import DamagedShard, Payload, damaged, row_digest
 from kdcache.store.quantised import Quantised
-from kdcache.store.shard import Shard, open_shard
+from kdcache.store.shard import Shard, open_shard, replaced
 from kdcache.store.texts import strings
 
 _GROUP = 2**20  # bytes that are read before they are checked
@@ -58,9 +58,11 @@ class StreamReader:
 
                 self._file = h5py.File(path, "r", locking=False)
                 self._data = self._file[self.stored.path]
-            size = os.stat(path if self._raw is None else self._raw).st_size
-            if size != self.shard.size:
-                raise damaged(path, f"it has {size} bytes where it had {self.shard.size}")
+            its = os.stat(path if self._raw is None else self._raw)
+            if its.st_size != self.shard.size:
+                raise damaged(path, f"it has {its.st_size} bytes where it had {self.shard.size}")
+            if self.shard.version is not None and its.st_mtime_ns != self.shard.version[1]:
+                raise replaced(path)
         except StoreError:
             self.__exit__(None, None, None)
             raise

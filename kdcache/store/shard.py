@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,7 @@ from kdcache.store.quantised import FIELD, SCALES, Packing
 
 Int64 = NDArray[np.int64]
 Tables = dict[str, NDArray[Any]]  # by HDF5 path
+Version = tuple[int, int, int]  # of a file: bytes, and when its content and its inode changed, in ns
 
 TABLES_BYTES = 512 * 2**20  # of all small tables of a shard together; those of a full shard take some 10 MiB
 CLIP_BYTES = 2**30  # of one clip of a stream that takes much less space in the file than in memory …
@@ -78,6 +80,10 @@ class Shard:
     recipes: dict[str, Recipe]
     libraries: dict[str, str]
     streams: dict[str, Stored]
+    digest: str
+    """Of its tables, which hold the digests of all arrays: equal for shards that hold the same."""
+    version: Version | None
+    """What the file was when it was opened."""
 
     @classmethod
     def open(cls, path: StrPath) -> Self:
@@ -105,6 +111,7 @@ def open_shard(path: StrPath) -> tuple[Shard, dict[str, NDArray[Any]]]:
         StoreError: damaged, unsafe, unfinished or of another format; says which and what to do.
     """
     path = Path(path)
+    found = version(path)  # first: one that is put there meanwhile shows as a change
     with open_shard_file(path) as (file, datasets):
         texts = [text_attribute(path, file, name) for name in ATTRIBUTES]
         recipes, digests, libraries = (_json_object(path, t, n) for t, n in zip(texts[1:], ATTRIBUTES[1:], strict=True))
@@ -112,7 +119,7 @@ def open_shard(path: StrPath) -> tuple[Shard, dict[str, NDArray[Any]]]:
             raise damaged(path, "its recipes do not have the digests stored beside them")
         data = {_data_path(s, recipes[s]): s for s in recipes}
         tables = _read_tables(path, {n: d for n, d in datasets.items() if n not in data}, recipes)
-        if tables_digest(texts, tables) != text_attribute(path, file, "tables_digest"):
+        if (its := tables_digest(texts, tables)) != text_attribute(path, file, "tables_digest"):
             raise damaged(path, "its tables have changed since they were written")
         missing = [name for name in (*TABLES, *data) if name not in datasets]
         if missing:
@@ -121,7 +128,23 @@ def open_shard(path: StrPath) -> tuple[Shard, dict[str, NDArray[Any]]]:
         streams = {
             s: _stored(path, s, recipes[s], digests[s], datasets, p, tables, clips, size) for p, s in data.items()
         }
-    return Shard(path, size, clips, recipes, libraries, streams), tables
+    return Shard(path, size, clips, recipes, libraries, streams, its, found), tables
+
+
+def version(path: Path) -> Version | None:
+    """Size and times of change of a file; ``None`` where there is none."""
+    try:
+        its = os.stat(path)
+    except OSError:
+        return None
+    return its.st_size, its.st_mtime_ns, its.st_ctime_ns
+
+
+def replaced(path: Path) -> StoreError:
+    """The error for a shard that is another one than that which was opened under its name."""
+    return StoreError(
+        f"{path}: another shard lies here than when the cache was opened; open the cache, or start the command, again."
+    )
 
 
 def _read_tables(path: Path, datasets: dict[str, Any], recipes: dict[str, Recipe]) -> Tables:
