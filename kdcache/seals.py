@@ -62,6 +62,13 @@ def is_sealed(path: Path) -> bool:
         return _find(file) is not None
 
 
+def stated(path: Path) -> str:
+    """The digest that a file holds, hexadecimal; empty where it holds none."""
+    with opened(path) as file:
+        found = _find(file)
+    return "" if found is None else found[1].decode("ascii", "replace")
+
+
 def is_broken(path: Path) -> bool:
     """Whether a file holds a digest that is not its own."""
     with opened(path) as file:

@@ -254,8 +254,9 @@ def test_a_run_without_digests_opens_and_goes_on(run, tmp_path):
     for path in (*copy.rglob("*.json"), *copy.rglob("*.safetensors"), copy / "config.toml"):
         assert not is_broken(unsealed(path))
         assert not is_sealed(path)
-    content = {k: v for k, v in json.loads((copy / "metrics.json").read_text()).items() if k not in ("seal", "files")}
-    (copy / "metrics.json").write_text(json.dumps(content))
+    for path in (copy / "metrics.json", copy / "student" / "summary.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in content.items() if k not in ("seal", "files", "weights")}))
     assert Run(copy).metrics == run.metrics
     assert evaluate(copy)["last"] == run.metrics["last"]
     pd.testing.assert_frame_equal(Run(copy).history, run.history)
@@ -292,6 +293,41 @@ def test_what_is_damaged_is_made_again_as_the_sentence_says(run, tmp_path):
     again = kdcache.train("early", run.settings.shards, out=copy, **QUICK)
     assert again.metrics["last"] == run.metrics["last"]
     assert evaluate(again)["last"] == run.metrics["last"]
+
+
+@pytest.fixture(scope="module")
+def another(run, tmp_path_factory):
+    """A run that differs in its seed alone, so that each of its files fits the other run."""
+    return kdcache.train("early", run.settings.shards, out=tmp_path_factory.mktemp("runs") / "run", **QUICK, seed=1)
+
+
+def predictions(path: Path) -> list[pd.DataFrame]:
+    return [Run(path).predict("test", which) for which in ("last", "best")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.toml", "metrics.json", "student/summary.json", "student/last.safetensors", "student/best.safetensors"],
+)
+@pytest.mark.parametrize("ask", [evaluate, predictions])
+def test_a_file_of_another_run_is_named(run, another, tmp_path, name, ask):
+    copy = Path(shutil.copytree(run.path, tmp_path / "run"))
+    assert ask(copy) is not None
+    shutil.copy(another.path / name, copy / name)
+    refused = r"is of another training than summary\.json|and metrics\.json are not of one run|is not as it was written"
+    with pytest.raises(KdcacheError, match=refused) as error:
+        ask(copy)
+    assert str(copy) in str(error.value)
+    if name in ("config.toml", "metrics.json"):
+        with pytest.raises(OptionError, match=r"config\.toml and metrics\.json are not of one run: restore both"):
+            Run(copy).metrics  # noqa: B018
+
+
+def test_a_state_of_another_seed_is_not_continued(tmp_path):
+    save_state(tmp_path, stage(), SCALER, TrainState(epoch=1), {}, CPU, seed=1)
+    assert load_state(tmp_path, stage(), SCALER, CPU, seed=1) is not None
+    with pytest.raises(OptionError, match=r"state\.pt cannot be continued from \(it is of another training: seed 1\)"):
+        load_state(tmp_path, stage(), SCALER, CPU, seed=0)
 
 
 def test_a_configuration_changed_by_hand_trains_again_and_opens_where_its_digest_is_taken_out(run, tmp_path, caplog):

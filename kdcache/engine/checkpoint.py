@@ -21,7 +21,7 @@ from kdcache.data.loader import steps_of_a_pass
 from kdcache.errors import OptionError, WeightsError
 from kdcache.files import atomic, link_or_copy, unwritable
 from kdcache.methods.contract import VALIDATION, Stage
-from kdcache.seals import BLANK, is_broken, is_sealed, read_json, seal, seal_zip, write_json
+from kdcache.seals import BLANK, is_broken, is_sealed, read_json, seal, seal_zip, stated, write_json
 
 STATE, SUMMARY = "state.pt", "summary.json"
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -57,6 +57,7 @@ def save_state(
     reached: TrainState,
     best: dict[str, Tensor],
     device: torch.device,
+    seed: int | None = None,
 ) -> None:
     """Write ``state.pt`` atomically. Of a GPU's random numbers, those of the run's ``device`` alone."""
     state = {
@@ -68,6 +69,7 @@ def save_state(
         "cuda_rng": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "best": best,
         "progress": asdict(reached),
+        "of": _training(stage, seed),
     }
     path = folder / STATE
     with atomic(path) as temporary:
@@ -78,10 +80,21 @@ def save_state(
         seal_zip(temporary)
 
 
+def _training(stage: Stage, seed: int | None) -> dict[str, Any]:
+    """By what one training is told from another, however an option is called by then."""
+    return {
+        "stage": stage.name,
+        "seed": seed,
+        "epochs": stage.epochs,
+        "batch_size": stage.batch_size,
+        "examples": len(stage.train),
+    }
+
+
 def load_state(
-    folder: Path, stage: Stage, scaler: torch.amp.GradScaler, device: torch.device
+    folder: Path, stage: Stage, scaler: torch.amp.GradScaler, device: torch.device, seed: int | None = None
 ) -> tuple[TrainState, dict[str, Tensor]] | None:
-    """Continue from ``state.pt`` if there is one, on any GPU; ``OptionError`` when it is damaged."""
+    """Continue from ``state.pt`` if there is one, on any GPU; ``OptionError`` when it is damaged or another run's."""
     path = folder / STATE
     if not path.exists():
         return None
@@ -91,6 +104,9 @@ def load_state(
         if not is_sealed(path):  # of an earlier version; torch looks at no checksum
             _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        of = _training(stage, seed)
+        if other := [f"{name} {its}" for name, its in state.get("of", {}).items() if of.get(name, its) != its]:
+            raise ValueError(f"it is of another training: {', '.join(other)}")
         as_many = stage.train.steps in (None, steps_of_a_pass(stage.train, stage.batch_size))
         if "steps" not in state["progress"] and not as_many:
             raise ValueError("it is of version 0.1, whose epochs had another number of steps")
@@ -133,11 +149,19 @@ def load_weights(path: Path, module: nn.Module) -> None:
         raise WeightsError(f"{path} is missing: the run has not finished; repeat its command to go on.")
     if is_broken(path):
         raise _not_as_written(path)
+    _check_origin(path)
     try:
         module.load_state_dict(load_file(path))
     except Exception as error:  # a damaged file raises almost anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} does not hold this network's weights: {reason}") from error
+
+
+def _check_origin(path: Path) -> None:
+    """``WeightsError`` for weights, whole as they are, that the summary beside them does not speak of."""
+    known = (load_summary(path.parent) or {}).get("weights")  # version 0.1 noted none
+    if isinstance(known, dict) and known.get(path.name, stated(path)) != stated(path):
+        raise WeightsError(f"{path} is of another training than {SUMMARY} beside it: {_remedy(path.parent)}.")
 
 
 def check_finished(folder: Path) -> None:
@@ -147,6 +171,8 @@ def check_finished(folder: Path) -> None:
     for path in (folder / LAST, folder / BEST):
         if path.exists() and (is_broken(path) or (sealed and not is_sealed(path))):
             raise _not_as_written(path)
+        if path.exists():
+            _check_origin(path)
     (folder / STATE).unlink(missing_ok=True)
 
 
@@ -173,6 +199,7 @@ def finish(folder: Path, stage: Stage, reached: TrainState, best: dict[str, Tens
         link_or_copy(folder / LAST, folder / BEST)
     elif selected_by:
         save_weights(folder / BEST, best or stage.module.state_dict(), reached.best_epoch)
+    names = (LAST, BEST) if selected_by else (LAST,)
     content = {
         "epochs": reached.epoch,
         "steps": reached.steps,
@@ -181,6 +208,7 @@ def finish(folder: Path, stage: Stage, reached: TrainState, best: dict[str, Tens
         "monitor": stage.monitor,
         "best": reached.best,
         "handed_on": handed_on(stage),
+        "weights": {name: stated(folder / name) for name in names},
     }
     write_json(folder / SUMMARY, {**content, "rows": reached.rows})
     (folder / STATE).unlink(missing_ok=True)

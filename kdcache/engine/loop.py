@@ -124,7 +124,7 @@ def begin(
     folder.mkdir(parents=True, exist_ok=True)
     scaler = torch.amp.GradScaler(data.device.type, enabled=scale)
     reseed(data, f"{stage.name}/training")
-    state, best = checkpoint.load_state(folder, stage, scaler, data.device) or (TrainState(), {})
+    state, best = checkpoint.load_state(folder, stage, scaler, data.device, data.seed) or (TrainState(), {})
     for stream in {id(s): s for s, _ in stage.train.inputs.values()}.values():
         how = "in the device's memory" if stream.resident else "read while training"
         logger.info("%s: %d examples, arrays %s %s", stage.name, len(stage.train), list(stream.shape), how)
@@ -271,7 +271,7 @@ def _remedy(run: Training) -> str:
 
 def save(run: Training) -> None:
     still_finite(run)
-    checkpoint.save_state(run.folder, run.stage, run.scaler, run.state, run.best, run.data.device)
+    checkpoint.save_state(run.folder, run.stage, run.scaler, run.state, run.best, run.data.device, run.data.seed)
     run.saved = time.monotonic()
 
 

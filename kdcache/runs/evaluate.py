@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdcache.runs.folder import check_tables
+from kdcache.runs.folder import check_files
 from kdcache.runs.run import Run
 
 
@@ -22,5 +22,5 @@ def evaluate(run: Run | str | Path, split: str | None = None, many_shot: int | N
         WeightsError: damaged weights.
     """
     opened = run if isinstance(run, Run) else Run(run)
-    check_tables(opened.path)
+    check_files(opened.path)
     return opened.evaluate(split, many_shot)

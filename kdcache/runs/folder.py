@@ -7,25 +7,32 @@ from typing import Any
 
 import pandas as pd
 
+from kdcache.engine.checkpoint import SUMMARY
 from kdcache.errors import OptionError
 from kdcache.files import opened
-from kdcache.seals import digest_of_file, read_json, write_json
+from kdcache.seals import digest_of_file, is_broken, is_sealed, read_json, write_json
 
 CONFIG, METRICS, RECIPES = "config.toml", "metrics.json", "recipes.json"
 HISTORY, PREDICTIONS = "metrics.csv", "predictions.csv"
 
 _FILES = "files"
-"""In ``metrics.json``: SHA-256 of the tables, which cannot hold their own."""
+"""In ``metrics.json``: SHA-256 of the tables, which cannot hold their own, and of what says which run this is."""
 
 
 def write_result(run: Path, metrics: dict[str, Any]) -> None:
     """Write ``metrics.json``, the last file of a run and the mark that it has finished."""
-    tables = {name: digest_of_file(run / name) for name in (HISTORY, PREDICTIONS)}
-    write_json(run / METRICS, {**metrics, _FILES: tables})
+    write_json(run / METRICS, {**metrics, _FILES: {name: digest_of_file(run / name) for name in _held(run)}})
+
+
+def _held(run: Path) -> list[str]:
+    """Files of a finished run that never change again; what is not there needs no digest."""
+    stages = (f"{path.parent.name}/{SUMMARY}" for path in sorted(run.glob(f"*/{SUMMARY}")))
+    return [name for name in (HISTORY, PREDICTIONS, CONFIG, RECIPES, *stages) if (run / name).exists()]
 
 
 def result(run: Path) -> dict[str, Any]:
-    """The metrics of a finished run; ``OptionError`` for a file that is damaged."""
+    """The metrics of a finished run; ``OptionError`` for a file that is damaged, or of another run."""
+    check_files(run, CONFIG)
     metrics = read_json(run / METRICS, _remedy(run, METRICS))
     metrics.pop(_FILES, None)
     scores = [value for name, value in metrics.items() if name.partition("@")[0] in ("last", "best")]
@@ -47,7 +54,7 @@ def recipes(run: Path) -> dict[str, Any]:
 
 def history(run: Path) -> pd.DataFrame:
     """The rows of ``metrics.csv``; ``OptionError`` for a file that is damaged."""
-    check_tables(run, HISTORY)
+    check_files(run, HISTORY)
     try:
         with opened(run / HISTORY) as file:
             return pd.read_csv(file)
@@ -55,14 +62,22 @@ def history(run: Path) -> pd.DataFrame:
         raise OptionError(f"{run / HISTORY} is damaged ({error}): {_remedy(run, HISTORY)}.") from error
 
 
-def check_tables(run: Path, *names: str) -> None:
-    """``OptionError`` for a table of a finished run that is not as it was written."""
+def check_files(run: Path, *names: str) -> None:
+    """``OptionError`` for a file of a finished run, or one of these, that is not as it was written.
+
+    One that holds a digest of its own and is whole came from another run, or ``metrics.json`` did; its digest taken
+    out, someone has changed it on purpose.
+    """
     if not (run / METRICS).exists():
         return
     known = read_json(run / METRICS, _remedy(run, METRICS)).get(_FILES) or {}
-    for path, name in ((run / name, name) for name in names or (HISTORY, PREDICTIONS)):
-        if name in known and path.exists() and digest_of_file(path) != known[name]:
+    for path, name in ((run / name, name) for name in names or _held(run)):
+        if name not in known or not path.exists() or digest_of_file(path) == known[name]:
+            continue
+        if name in (HISTORY, PREDICTIONS):
             raise OptionError(f"{path} is not as it was written, its SHA-256 differs: {_remedy(run, name)}.")
+        if is_sealed(path) and not is_broken(path):
+            raise OptionError(f"{path} and {METRICS} are not of one run: restore both, or train again in a new folder.")
 
 
 def _remedy(run: Path, name: str) -> str:

@@ -349,6 +349,7 @@ class Run:
                 raise OptionError(
                     f"{self.path} has no best epoch, for it had no validation clips to select one: use last."
                 )
+            folder.check_files(self.path, CONFIG, f"{predictor.stage}/{checkpoint.SUMMARY}")
             checkpoint.load_weights(stage / f"{which}.safetensors", predictor.module)
             self._predictors[which] = predictor
         return self._predictors[which]
