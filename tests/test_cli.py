@@ -19,6 +19,7 @@ import kdcache
 from kdcache import datasets
 from kdcache.cli import main
 from kdcache.demo.scene import make_dataset
+from kdcache.errors import OptionError
 
 STREAM = "i3d-rgb/mixed4a"
 SMALL = ["--layer", "mixed4a", "--size", "32", "--frames", "8", "--weights", "random:0"]
@@ -329,12 +330,39 @@ def test_every_option_of_every_dataset_is_explained():
     "command",
     [["extract", "--dataset", "folder"], ["train", "early"], ["export", "npy", ".", "--stream", "s"], ["demo"]],
 )
-def test_no_folder_is_standard_output(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        ("-", "- is standard output, and this is a folder"),
+        ("", "it is empty; name a folder"),  # of a shell's variable that is not set
+        ("file", "'file' is a file"),
+    ],
+)
+def test_a_folder_to_write_is_a_folder(command, out, why, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = kd(*command, "-o", "-")
+    (tmp_path / "file").touch()
+    result = kd(*command, "-o", out)
     assert result.exit_code == 2
-    assert "- is standard output, and this is a folder" in result.stderr
+    assert why in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_cache_is_not_copied_to_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source, target in (("", "x"), ("x", "")):
+        result = kd("copy", source, target)
+        assert result.exit_code == 1
+        assert "The name of a place is empty" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_python_says_that_a_file_is_no_folder_too(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "clips.csv").write_text("source\nv.mp4\n")
+    with pytest.raises(OptionError, match="file is no folder, which a cache is"):
+        kdcache.extract(tmp_path / "clips.csv", root=tmp_path, out=tmp_path / "file", streams=["rgb"])
+    with pytest.raises(OptionError, match="file is no folder, which a run is"):
+        kdcache.train("early", tmp_path, out=tmp_path / "file")
 
 
 def test_weights_are_listed():

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from make_videos import write
+from make_videos import pictures, write
 
 from kdcache import Cache
 from kdcache.extraction.run import extract
@@ -168,3 +168,48 @@ def test_the_name_of_the_decoder_computes_nothing_again(root, tmp_path):
     (root / "clips.csv").write_text("source,fps\nv.avi,\nframes,25\nmore,25\n")
     assert run(root, out, decoder="pyav") == (2, 1)
     assert [len(clip) for clip in Cache(out).read("rgb", ["v", "frames", "more"])] == [12, 4, 4]
+
+
+def replaced_when(monkeypatch, path: Path, other: bytes, *, planned: bool) -> None:
+    """Let other bytes be there once an extraction is planned, or once the first clip of the source is decoded."""
+    from kdcache.extraction import run as module
+    from kdcache.streams.video import VideoStream
+
+    def swap() -> None:
+        path.with_name("new").write_bytes(other)
+        os.replace(path.with_name("new"), path)
+
+    if planned:
+        run_units = module.run_units
+        monkeypatch.setattr(module, "run_units", lambda *a, **k: (swap(), run_units(*a, **k))[1])
+        return
+    read = VideoStream.read
+
+    def reading(self, *arguments):
+        for item in read(self, *arguments):
+            yield item
+            swap()
+
+    monkeypatch.setattr(VideoStream, "read", staticmethod(reading))
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_source_replaced_while_the_extraction_runs_is_not_stored_as_the_one_that_was_planned(
+    tmp_path, monkeypatch, planned
+):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path, other = (write(folder / f"{name}.mp4", pictures(12, seed=i)) for i, name in enumerate("ab"))
+    (folder / "clips.csv").write_text("clip_id,source,start_s,stop_s\na0,a.mp4,0,0.2\na1,a.mp4,0.2,0.4\n")
+    settings = {"root": folder, "streams": ["rgb"], "rgb": "raw", "bar": False}
+    extract(folder / "clips.csv", out=tmp_path / "right", **settings)
+    content = path.read_bytes()
+    with monkeypatch.context() as patched:
+        replaced_when(patched, path, other.read_bytes(), planned=planned)
+        report = extract(folder / "clips.csv", out=tmp_path / "out", **settings)
+    assert [failure.clip_id for failure in report.failures] == (["a0", "a1"] if planned else ["a1"])
+    assert "changed while the extraction ran; run the same command again" in report.failures[0].reason
+    path.write_bytes(content)
+    assert not extract(folder / "clips.csv", out=tmp_path / "out", **settings).failures
+    for clip in ("a0", "a1"):
+        assert np.array_equal(frames(tmp_path / "out", clip), frames(tmp_path / "right", clip))

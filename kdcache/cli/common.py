@@ -120,11 +120,13 @@ def out_option(former: Sequence[str] = (), **settings: Any) -> Callable[[Command
 class FolderPath(click.Path):
     """The path of a folder, which cannot be standard output."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(path_type=Path, **settings)
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuse ``-``, which elsewhere means standard output."""
+        """Refuse ``-``, which elsewhere means standard output, and what a shell makes of a variable that is not set."""
+        if not os.fspath(value):
+            self.fail("it is empty; name a folder (. is this one).", param, ctx)
         if value == "-":
             self.fail("- is standard output, and this is a folder; name one (./- if it is called that).", param, ctx)
         return super().convert(value, param, ctx)

@@ -15,7 +15,7 @@ from kdcache.cli.printing import json_option, report
 if TYPE_CHECKING:
     from kdcache.exchange import ImportReport
 
-_FOLDER = FolderPath(file_okay=False)
+_FOLDER = FolderPath()
 _FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
 
 

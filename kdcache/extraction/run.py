@@ -23,7 +23,7 @@ from kdcache.extraction.local import run_units
 from kdcache.extraction.plan import Plan, Task, WorkUnit
 from kdcache.extraction.planning import plan_extraction
 from kdcache.extraction.source_memory import FILE as MEMORY
-from kdcache.extraction.source_memory import add_contents, without_content
+from kdcache.extraction.source_memory import add_contents, load_memory, looks_of, without_content
 from kdcache.extraction.worker import Computed, Done, Event, Hashed, Recovered, WorkerConfig
 from kdcache.log import logger
 from kdcache.manifest import read_manifest, validate
@@ -168,6 +168,8 @@ def extract(
         StoreError: the disk is too small or shards cannot be written.
     """
     out, roots = Path(out), Roots.of(root, allow_absolute).check(remote=True)
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"{out} is no folder, which a cache is: choose another out.")
     fetched = SourceCache.of(source_cache, source_cache_gb) if roots.addresses else None
     if isinstance(manifest, (str, os.PathLike)):
         rows = read_manifest(manifest, root, allow_absolute=allow_absolute)
@@ -219,7 +221,7 @@ def extract(
         save_parts(out, cross.assignment, cross.lists())
     fitted |= part_weights(wanted)
     save_fitted(out, {sha256: metadata.to_json() for sha256, metadata in fitted.items()})
-    ExtractionRun(rows, plan, report, bar).go(_hashing(plan.units, out / MEMORY), config, count, cluster)
+    ExtractionRun(rows, plan, report, bar).go(_looked_at(plan.units, out / MEMORY), config, count, cluster)
     return report
 
 
@@ -240,14 +242,16 @@ def _part(rows: pd.DataFrame, part: tuple[int, int]) -> pd.DataFrame:
     return rows[rows["source"].isin(mine)].reset_index(drop=True)
 
 
-def _hashing(units: Sequence[WorkUnit], memory: Path) -> list[WorkUnit]:
-    """The units, of which the first that opens a source hashes it where that was not done before."""
-    left = set(without_content(memory, {task.path for unit in units for task in unit.tasks})) if units else set()
+def _looked_at(units: Sequence[WorkUnit], memory: Path) -> list[WorkUnit]:
+    """The units, which know how their sources were; the first that opens one hashes it where that was not done."""
+    known = list(load_memory(memory).values()) if units else []
+    left, looks = set(without_content(known, {task.path for unit in units for task in unit.tasks})), looks_of(known)
     found = []
     for unit in units:
         here = frozenset(left.intersection(task.path for task in unit.tasks))
         left -= here
-        found.append(replace(unit, hashed=here))
+        tasks = [replace(task, looks=looks.get((task.path, task.fingerprint), frozenset())) for task in unit.tasks]
+        found.append(replace(unit, tasks=tuple(tasks), hashed=here))
     return found
 
 

@@ -255,10 +255,17 @@ def _is_whole(memory: Path) -> bool:
         return False
 
 
-def without_content(memory: Path, paths: Iterable[str]) -> frozenset[str]:
+def without_content(known: Iterable[Look], paths: Iterable[str]) -> frozenset[str]:
     """Of these sources, those whose bytes were never hashed as they are now remembered."""
-    known = load_memory(memory).values()
     return frozenset(paths) - {look.path for look in known if look.content}
+
+
+def looks_of(known: Iterable[Look]) -> dict[tuple[str, str], frozenset[tuple[int, int]]]:
+    """Path and fingerprint of sources → the sizes and times of change under which they had it."""
+    found: dict[tuple[str, str], set[tuple[int, int]]] = {}
+    for look in known:
+        found.setdefault((look.path, look.fingerprint), set()).add((look.size, look.changed))
+    return {which: frozenset(its) for which, its in found.items()}
 
 
 def add_contents(memory: Path, contents: Mapping[Signature, str]) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, DeviceError, KdcacheError, RemoteError
-from kdcache.extraction.fetching import readable
+from kdcache.extraction.fetching import ChangedSource, Watch, readable
 from kdcache.extraction.plan import SHARD_BYTES, SHARD_SECONDS, Task, WorkUnit
 from kdcache.prefetch import prefetch
-from kdcache.sources import SourceCache, content_digest, signature
+from kdcache.sources import SourceCache, content_digest
 from kdcache.store.failures import Failure
 from kdcache.store.quantised import Quantised
 from kdcache.store.writer import Committed, Record, commit_shard
@@ -212,13 +212,17 @@ def decoded(
             if not spans:
                 continue
             try:
+                watch = Watch.of(source)
                 if source.path in unit.hashed:
-                    yield Hashed((source.path, *signature(source.path)), content_digest(source.path))
+                    yield Hashed((source.path, *watch.look), content_digest(source.path))
                 for number, clip in streams[0].read(spans, streams, config.threads, config.device):
+                    watch.check()
                     task = left.pop(number)
                     yield _failure(task, "sample", clip) if isinstance(clip, ClipError) else (task, clip)
                     if stop.is_set():
                         return
+            except ChangedSource as error:  # without a key: tried again, whatever it is by then
+                yield from (_failure(task, "open", error)._replace(key="") for task in left.values())
             except (KdcacheError, MemoryError, cv2.error) as error:
                 for task in left.values():
                     failure = _failure(task, "decode", error)

@@ -257,6 +257,8 @@ def free_folder(parent: Path, name: str) -> Path:
 def _earlier(folder: Path, settings: RunSettings, options: Any) -> dict[str, Any]:
     """What the run in ``folder`` had resolved, {} where there is none; ``OptionError`` when it is another run."""
     if not (folder / CONFIG).exists():
+        if folder.exists() and not folder.is_dir():
+            raise OptionError(f"{folder} is no folder, which a run is: choose another out.")
         if folder.is_dir() and any(not p.name.endswith(PARTIAL) for p in folder.iterdir()):
             raise OptionError(f"{folder} exists and is no run: choose another folder for out.")
         return {}

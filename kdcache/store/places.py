@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from kdcache.errors import RemoteError, StoreError
+from kdcache.errors import OptionError, RemoteError, StoreError
 from kdcache.files import PARTIAL, atomic, opened
 from kdcache.remote import Address, Remote, is_address, without_scheme
 from kdcache.seals import digest_of_file
@@ -50,8 +50,9 @@ class Place(Protocol):
 
 
 def place(text: str | os.PathLike[str]) -> Place:
-    """A folder, or an address; ``OptionError`` for one with credentials in it."""
-    name = os.fspath(text)
+    """A folder, or an address; ``OptionError`` for one with credentials in it, and for nothing at all."""
+    if not (name := os.fspath(text)):
+        raise OptionError("The name of a place is empty: name a folder (. is this one) or an address.")
     return Bucket(Address.of(name)) if is_address(name) else Folder(Path(without_scheme(name)))
 
 
