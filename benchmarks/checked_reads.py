@@ -30,6 +30,7 @@ from common import compare, options, run
 from kdcache.store import Cache
 from kdcache.store.checksum_kernel import sum_rows
 from kdcache.store.commit import shard_files
+from kdcache.store.opened import OpenedShards
 from kdcache.store.reader import StreamReader
 from kdcache.store.shard import Shard
 
@@ -41,19 +42,37 @@ CASES = {  # clips, shape [V, …], the view that is read, stored clips a shard
 PAIRS = 96  # of the training, maps of 376 kB
 
 
+class UncheckedShards(OpenedShards):
+    """Shards of which all that is read is believed."""
+
+    def reader(self, shard: Shard, stream: str) -> StreamReader:
+        """A reader that checks nothing."""
+        return StreamReader(shard, stream)
+
+
 class Unchecked(Cache):
     """A cache that believes what it reads."""
 
-    def _reader(self, shard: Shard, stream: str) -> StreamReader:
-        return StreamReader(shard, stream)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._shards = UncheckedShards(self.path)
+
+
+class OlderShards(OpenedShards):
+    """Shards without checksums."""
+
+    def get(self, name: str) -> Shard:
+        """The shard, less these."""
+        shard = super().get(name)
+        return replace(shard, streams={s: replace(stored, checks=None) for s, stored in shard.streams.items()})
 
 
 class Older(Cache):
     """A cache of shards without checksums."""
 
-    def _open(self, name: str) -> Shard:
-        shard = super()._open(name)
-        return replace(shard, streams={s: replace(stored, checks=None) for s, stored in shard.streams.items()})
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._shards = OlderShards(self.path)
 
 
 def forget(folder: Path) -> None:
@@ -112,14 +131,14 @@ def measure_case(clips: int, shape: tuple[int, ...], view: int | None, a_shard: 
 def measure_training(pairs: int, folder: Path) -> dict[str, Any]:
     """Whole trainings, each from a cold cache of its own process' view: every stream is read anew."""
     train.write_cache(folder / "cache", pairs, (480, 8, 7, 7))
-    checked = Cache._reader
+    checked = OpenedShards.reader
     count = 0
 
     def one(reader: Callable[..., StreamReader]) -> None:
         nonlocal count
         count += 1
         forget(folder / "cache")
-        Cache._reader = reader  # type: ignore[method-assign]
+        OpenedShards.reader = reader  # type: ignore[method-assign]
         try:
             chosen: dict[str, Any] = {
                 "head": "light",
@@ -130,9 +149,9 @@ def measure_training(pairs: int, folder: Path) -> dict[str, Any]:
             }
             kdcache.train("anticipation", folder / "cache", out=folder / f"run-{count}", device="cpu", **chosen)
         finally:
-            Cache._reader = checked  # type: ignore[method-assign]
+            OpenedShards.reader = checked  # type: ignore[method-assign]
 
-    taken = compare({"with": lambda: one(checked), "without": lambda: one(Unchecked._reader)}, repeat=3)
+    taken = compare({"with": lambda: one(checked), "without": lambda: one(UncheckedShards.reader)}, repeat=3)
     return {"training": round(taken["with"] / taken["without"], 3), "seconds without": round(taken["without"], 1)}
 
 

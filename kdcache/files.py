@@ -101,9 +101,12 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     On any exception the temporary file is removed and ``path`` is left as it was.
 
     Raises:
-        WriteError: the disk is full or broken, or the folder may not be written to.
+        WriteError: the disk is full or broken, the folder may not be written to, or ``path`` is a device, in whose
+            place a file would stand for every program of the machine.
     """
     final = Path(path)
+    if _is_device(final):
+        raise unwritable(final, "it is a device", "name a file")
     with writing(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.with_name(temporary_name(final.name))
@@ -115,6 +118,14 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
         sync(final.parent)
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ class _BesideBars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        if logging.getLogger().handlers:  # the user has set logging up since: those show it
+        if logging.getLogger().handlers or sys.stderr is None:  # the user has set logging up since: those show it
             return
         try:
             tqdm.write(self.format(record), file=sys.stderr)

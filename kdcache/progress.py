@@ -86,7 +86,7 @@ def progress(
     Raises:
         OptionError: ``KDCACHE_PROGRESS_S`` is no number of seconds.
     """
-    if not shown or not logger.isEnabledFor(logging.WARNING):
+    if not shown or not logger.isEnabledFor(logging.WARNING) or sys.stderr is None:  # of a program without a console
         return Progress(done)
     if sys.stderr.isatty():
         return _Bar(what, total, unit, done, leave)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
 import subprocess
@@ -18,8 +20,13 @@ from PIL import Image
 import kdcache
 from kdcache import datasets
 from kdcache.cli import main
+from kdcache.cli.printing import write_text
+from kdcache.cli.standard_streams import open_standard_streams
 from kdcache.demo.scene import make_dataset
-from kdcache.errors import OptionError
+from kdcache.errors import OptionError, WriteError
+from kdcache.files import atomic
+from kdcache.log import _BesideBars
+from kdcache.progress import progress
 
 STREAM = "i3d-rgb/mixed4a"
 SMALL = ["--layer", "mixed4a", "--size", "32", "--frames", "8", "--weights", "random:0"]
@@ -345,6 +352,58 @@ def test_a_folder_to_write_is_a_folder(command, out, why, tmp_path, monkeypatch)
     assert result.exit_code == 2
     assert why in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
+def test_a_program_without_standard_streams_has_some_that_lead_nowhere(closed, tmp_path):
+    """A file that is opened next must not take their numbers, into which C libraries print."""
+    child = os.fork()
+    if not child:
+        try:
+            for number in closed:
+                os.close(number)
+                setattr(sys, ("stdin", "stdout", "stderr")[number], None)
+            open_standard_streams()
+            assert os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR) > 2
+            assert all(os.get_inheritable(number) for number in closed)
+            print("out", flush=True)
+            print("error", file=sys.stderr, flush=True)
+            assert 0 not in closed or sys.stdin.read() == ""
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_report_goes_into_a_pipe_that_stays_one(tmp_path):
+    """And ``-o /dev/stdout`` goes there; a file in their place would be what all programs of the machine find."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text("a report", str(pipe))
+    assert os.read(reader, 100) == b"a report\n"
+    assert pipe.is_fifo()
+    os.close(reader)
+
+
+def test_no_file_takes_the_place_of_a_device(tmp_path, monkeypatch):
+    path = tmp_path / "device"
+    path.write_text("what it is")
+    monkeypatch.setattr("kdcache.files.stat.S_ISCHR", lambda mode: True)
+    with pytest.raises(WriteError, match=r"device cannot be written \(it is a device\): name a file"), atomic(path):
+        pass
+    assert path.read_text() == "what it is"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_standard_error_nothing_is_shown_and_all_is_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    with progress("work", 3, "clips") as bar:
+        bar.update(3)
+    handler = _BesideBars()
+    handler.emit(logging.makeLogRecord({"msg": "a line"}))
+    assert capsys.readouterr().out == ""
 
 
 def test_a_cache_is_not_copied_to_nowhere(tmp_path, monkeypatch):

@@ -185,8 +185,8 @@ def replaced_when(monkeypatch, path: Path, other: bytes, *, planned: bool) -> No
         return
     read = VideoStream.read
 
-    def reading(self, *arguments):
-        for item in read(self, *arguments):
+    def reading(*arguments):
+        for item in read(*arguments):
             yield item
             swap()
 

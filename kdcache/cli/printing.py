@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from kdcache.cli.common import Command, out_option
 from kdcache.files import atomic
 
 STDOUT = "-"
+_STREAMS = [Path(folder) for folder in ("/dev", "/dev/fd", "/proc/self/fd")]
 
 json_option: Callable[[Command], Command] = click.option(
     "--json", "as_json", is_flag=True, help="Print plain data as JSON."
@@ -34,9 +36,17 @@ def report(content: object, as_json: bool, out: str = STDOUT) -> None:
 
 
 def write_text(text: str, out: str) -> None:
-    """Text and a line break on standard output for ``-``, else into a file that appears only as a whole."""
+    """Text and a line break on standard output for ``-``, else into a file that appears only as a whole.
+
+    A device or a pipe is written to.
+    """
     if out == STDOUT:
         click.echo(text)
+        return
+    path = Path(out)
+    if path.parent in _STREAMS or (path.exists() and not path.is_file() and not path.is_dir()):
+        with open(out, "w", encoding="utf-8") as stream:  # /dev/stdout, /dev/null, a pipe: nothing to replace
+            stream.write(f"{text}\n")
         return
     with atomic(out) as temporary:
         temporary.write_text(f"{text}\n", encoding="utf-8")

@@ -7,6 +7,7 @@ import click
 from kdcache import __version__
 from kdcache.cli import ablate, cache, catalog, cost, evaluate, exchange, extract, fit, predict, sources, submit, train
 from kdcache.cli.common import Group, verbosity
+from kdcache.cli.standard_streams import open_standard_streams
 from kdcache.log import show_log
 from kdcache.runtime import share_processor
 
@@ -32,6 +33,7 @@ def main(modules: tuple[str, ...]) -> None:
       kdcache extract --manifest clips.csv --root videos/ --layer mixed4a
       kdcache train anticipation --shards out/
     """
+    open_standard_streams()
     show_log()
     share_processor()
     if modules:

@@ -31,7 +31,7 @@ class ChangedSource(SourceError):
     """A source that is another one than that which was planned with: its arrays belong under other keys."""
 
 
-class Watch(NamedTuple):
+class SourceWatch(NamedTuple):
     """Whether a source is what it was when it was fingerprinted."""
 
     path: str

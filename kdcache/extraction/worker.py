@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import ClipError, DeviceError, KdcacheError, RemoteError
-from kdcache.extraction.fetching import ChangedSource, Watch, readable
+from kdcache.extraction.fetching import ChangedSource, SourceWatch, readable
 from kdcache.extraction.plan import SHARD_BYTES, SHARD_SECONDS, Task, WorkUnit
 from kdcache.prefetch import prefetch
 from kdcache.sources import SourceCache, content_digest
@@ -212,7 +212,7 @@ def decoded(
             if not spans:
                 continue
             try:
-                watch = Watch.of(source)
+                watch = SourceWatch.of(source)
                 if source.path in unit.hashed:
                     yield Hashed((source.path, *watch.look), content_digest(source.path))
                 for number, clip in streams[0].read(spans, streams, config.threads, config.device):
