@@ -268,10 +268,10 @@ class FatalWork(ExtractionWork):
 
         real = module.open_source
 
-        def open_source(path, **options):
+        def open_source(path, *options):
             if path.endswith("turn-00.mp4"):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return real(path, **options)
+            return real(path, *options)
 
         module.open_source = open_source
         return super().start(worker)
