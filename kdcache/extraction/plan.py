@@ -30,9 +30,7 @@ class Task:
     start_s: float
     stop_s: float
     keys: dict[str, str]  # stream → key, for the missing streams only
-    looks: frozenset[tuple[int, int]] = (
-        frozenset()
-    )  # sizes and times of change under which the source was fingerprinted
+    looks: frozenset[tuple[int, int]] = frozenset()  # sizes and times of change under which it was fingerprinted
 
     @property
     def clip_id(self) -> str:

@@ -244,8 +244,9 @@ def _part(rows: pd.DataFrame, part: tuple[int, int]) -> pd.DataFrame:
 
 def _looked_at(units: Sequence[WorkUnit], memory: Path) -> list[WorkUnit]:
     """The units, which know how their sources were; the first that opens one hashes it where that was not done."""
-    known = list(load_memory(memory).values()) if units else []
-    left, looks = set(without_content(known, {task.path for unit in units for task in unit.tasks})), looks_of(known)
+    paths = {task.path for unit in units for task in unit.tasks}
+    known = [look for look in load_memory(memory).values() if look.path in paths] if paths else []
+    left, looks = set(without_content(known, paths)), looks_of(known)
     found = []
     for unit in units:
         here = frozenset(left.intersection(task.path for task in unit.tasks))
