@@ -23,7 +23,7 @@ from kdcache.methods.teacher import Teacher
 from kdcache.motion.flow_image import dequantise, quantise
 from kdcache.sources import open_source
 from kdcache.store import Cache
-from kdcache.store import cache as reading
+from kdcache.store import opened as reading
 from kdcache.views import MOMENTS, Augmentation, Views, cut, resize_short_side
 
 CPU = torch.device("cpu")
@@ -429,8 +429,8 @@ def test_features_of_different_moments_are_not_both_followed(known, tmp_path):
 
 def test_a_shards_frame_numbers_are_read_once(known, monkeypatch):
     opened = []
-    plain = reading.open_shard
-    monkeypatch.setattr(reading, "open_shard", lambda path: opened.append(path) or plain(path))
+    plain = reading._tables
+    monkeypatch.setattr(reading, "_tables", lambda shard: opened.append(shard) or plain(shard))
     data = open_cache(known, beside("rgb", "flow", "idt"), device="cpu").data
     assert not opened  # nothing is read before a batch asks
     for row, view in ((0, 0), (3, 1), (1, 2), (0, 1)):

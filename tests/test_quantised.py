@@ -352,7 +352,7 @@ def test_extraction_stores_what_float16_would_within_half_a_step(dataset, rows, 
     shared = tuple(i + 1 for i, letter in enumerate("VCTHW") if letter in packed.recipe(MAPS)["quantised"]["shared"])
     step = (b.max(axis=shared, keepdims=True) - b.min(axis=shared, keepdims=True)) / 255
     assert (np.abs(a - b) <= 0.51 * step + 2e-3 * np.abs(b)).all()
-    stored = np.concatenate([packed._open(name).stored(MAPS).errors for name in packed._place(MAPS).shards])
+    stored = np.concatenate([packed._shards.get(name).stored(MAPS).errors for name in packed._place(MAPS).shards])
     lost = [np.linalg.norm(x - y) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(sorted(stored), sorted(lost), rtol=0.05)
     assert packed.verify().ok
