@@ -9,6 +9,7 @@ running code from the files, and each holds its own digest (``kdcache.seals``), 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,35 +146,49 @@ def save_weights(path: Path, state: dict[str, Tensor], epoch: int) -> None:
 
 def load_weights(path: Path, module: nn.Module) -> None:
     """Fill ``module`` from a safetensors file; ``WeightsError`` when it is missing, damaged or another network's."""
-    if not path.exists():
-        raise WeightsError(f"{path} is missing: the run has not finished; repeat its command to go on.")
+    if path.exists():
+        _check_weights(path, load_summary(path.parent))
+    _fill(path, module)
+
+
+def load_finished(folder: Path, stage: Stage) -> dict[str, Any] | None:
+    """Fill the module of a stage that is trained, and return its summary; None of one that is not.
+
+    Weights that are damaged are named (``WeightsError``), read or not; a state that was left when the stage was killed
+    at its end is removed.
+    """
+    summary = load_summary(folder)
+    if summary is None:
+        return None
+    sealed = is_sealed(folder / SUMMARY)  # not of version 0.1
+    for path in (folder / LAST, folder / BEST):
+        if path.exists():
+            if sealed and not is_sealed(path):
+                raise _not_as_written(path)
+            _check_weights(path, summary)
+    (folder / STATE).unlink(missing_ok=True)
+    _fill(folder / handed_on(stage), stage.module)
+    return summary
+
+
+def _check_weights(path: Path, summary: Mapping[str, Any] | None) -> None:
+    """``WeightsError`` for weights that are damaged, or that the summary beside them does not speak of."""
     if is_broken(path):
         raise _not_as_written(path)
-    _check_origin(path)
+    known = (summary or {}).get("weights")  # version 0.1 noted none
+    if isinstance(known, dict) and known.get(path.name, stated(path)) != stated(path):
+        raise WeightsError(f"{path} is of another training than {SUMMARY} beside it: {_remedy(path.parent)}.")
+
+
+def _fill(path: Path, module: nn.Module) -> None:
+    """``load_weights`` of a file that was checked."""
+    if not path.exists():
+        raise WeightsError(f"{path} is missing: the run has not finished; repeat its command to go on.")
     try:
         module.load_state_dict(load_file(path))
     except Exception as error:  # a damaged file raises almost anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} does not hold this network's weights: {reason}") from error
-
-
-def _check_origin(path: Path) -> None:
-    """``WeightsError`` for weights, whole as they are, that the summary beside them does not speak of."""
-    known = (load_summary(path.parent) or {}).get("weights")  # version 0.1 noted none
-    if isinstance(known, dict) and known.get(path.name, stated(path)) != stated(path):
-        raise WeightsError(f"{path} is of another training than {SUMMARY} beside it: {_remedy(path.parent)}.")
-
-
-def check_finished(folder: Path) -> None:
-    """Weights of a finished stage that are damaged are named (``WeightsError``), read or not; a state that was left
-    when the stage was killed at its end is removed."""
-    sealed = is_sealed(folder / SUMMARY)  # not of version 0.1
-    for path in (folder / LAST, folder / BEST):
-        if path.exists() and (is_broken(path) or (sealed and not is_sealed(path))):
-            raise _not_as_written(path)
-        if path.exists():
-            _check_origin(path)
-    (folder / STATE).unlink(missing_ok=True)
 
 
 def _not_as_written(path: Path) -> WeightsError:

@@ -86,11 +86,7 @@ def fit_stage(
 
 def trained(stage: Stage, folder: Path) -> dict[str, Any] | None:
     """The summary of a stage that is finished, with whose weights its module is filled; None of another."""
-    summary = checkpoint.load_summary(folder)
-    if summary is not None:
-        checkpoint.check_finished(folder)
-        checkpoint.load_weights(folder / checkpoint.handed_on(stage), stage.module)
-    return summary
+    return checkpoint.load_finished(folder, stage)
 
 
 def begin(
