@@ -91,10 +91,7 @@ def together(options: AnticipationOptions) -> AnticipationOptions | None:
     blocks are too large for several of them."""
     if options.head != "light" or options.patience:
         return None
-    same: dict[str, Any] = dict.fromkeys(("lam", "lr"), 1.0)
-    same |= dict.fromkeys(("momentum", "weight_decay", "gamma", "dropout"), 0.0) | {"milestones": ()}
-    same |= dict.fromkeys(("teacher_lr", "teacher_milestones", "teacher_seed"))
-    return replace(options, **same)
+    return options.alike(lam=1.0, dropout=0.0, **dict.fromkeys(("teacher_lr", "teacher_milestones", "teacher_seed")))
 
 
 VECTORS = "TD"

@@ -92,11 +92,10 @@ def together(options: EarlyOptions) -> EarlyOptions | None:
     """The options with everything that may differ between runs that train in one pass set to one value."""
     if options.model == "knn" or options.patience:
         return None
-    same: dict[str, Any] = {name: float(getattr(options, name) > 0) for name in ("alpha", "beta")}
-    same |= dict.fromkeys(("lam_mse", "lam_mmd", "lam_rank", "lr"), 1.0)
-    same |= dict.fromkeys(("momentum", "weight_decay", "gamma", "dropout"), 0.0) | {"milestones": ()}
-    same |= dict.fromkeys(("w_cls", "teacher_lr", "teacher_milestones", "teacher_seed"))
-    return replace(options, **same)
+    own: dict[str, Any] = {name: float(getattr(options, name) > 0) for name in ("alpha", "beta")}
+    own |= dict.fromkeys(("lam_mse", "lam_mmd", "lam_rank"), 1.0)
+    own |= dict.fromkeys(("w_cls", "teacher_lr", "teacher_milestones", "teacher_seed"))
+    return options.alike(dropout=0.0, **own)
 
 
 def inputs(options: EarlyOptions) -> tuple[Input, ...]:

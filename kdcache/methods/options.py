@@ -4,8 +4,8 @@ builder."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, cast
 
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
@@ -46,6 +46,12 @@ class TrainOptions:
         refuse_unless_positive(self, "batch_size", "epochs", "lr")
         refuse_unless_share(self, "momentum")
         refuse_negative(self, "weight_decay", "gamma", "grad_clip", "patience", "milestones")
+
+    def alike(self, **own: Any) -> Self:
+        """With one value for the numbers of the optimiser, in which runs that train in one pass may differ, and for
+        those of a method's ``own``."""
+        values: dict[str, Any] = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "gamma": 0.0, "milestones": ()}
+        return replace(self, **values, **own)
 
     def optimise(self, parameters: Parameters, lr: float | None = None) -> tuple[Optimizer, LRScheduler]:
         """Optimiser and schedule of ``parameters`` (or groups of them) at ``lr``, by default that of the options."""
