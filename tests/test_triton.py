@@ -14,14 +14,15 @@ triton = pytest.importorskip("triton")
 
 FLOATS, NUMBERS, WHOLE, REAL = "*fp32", "*i32", "i32", "fp32"
 TILE = {"TILE_Y": 8, "TILE_X": 64}
+SEVERAL = {"STEPS": 4, "TILE_Y": 32, "TILE_X": 64}
 KINDS = {
     FLOATS: "uv dual data changes first texture",
     NUMBERS: "pairs moving turns",
     REAL: "threshold limit theta pace",
 }
 KERNELS = {
-    "iterate": TILE,
-    "judge": {"TILES": 256},
+    "iterate": SEVERAL,
+    "judge": {"STEPS": 4, "TILES": 128},
     "turn_flow": {},
     "smooth": {"SIZE": 5, **TILE},
     "linearise": TILE,
@@ -35,22 +36,26 @@ def test_kernels_compile_for_a_gpu_ahead_of_time(name, target, tmp_path, monkeyp
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from kdcache.motion.tv_l1 import triton_kernels
+    from kdcache.motion.tv_l1 import triton_iteration, triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel, constants = getattr(triton_kernels, name), KERNELS[name]
+    whose = triton_iteration if name in ("iterate", "judge") else triton_kernels
+    kernel, constants = getattr(whose, name), KERNELS[name]
     kinds = {argument: kind for kind, arguments in KINDS.items() for argument in arguments.split()}
     signature = {a: "constexpr" if a in constants else kinds.get(a, WHOLE) for a in kernel.arg_names}
     at = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
     aligned = [kernel.arg_names.index(argument) for argument in ALIGNED.split() if argument in kernel.arg_names]
     source = ASTSource(kernel, signature, at, {(n,): [["tt.divisibility", 16]] for n in aligned})
-    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=triton_kernels.ROUNDED)
+    options = {**triton_kernels.ROUNDED, **({"num_warps": 16} if name == "iterate" else {})}
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     ptx = compiled.asm["ptx"]
     assert len(compiled.asm["cubin"]) > 1000
-    assert ("fma.rn.f32" in ptx) == (name == "linearise")  # OpenCV's bicubic sums
-    if name == "iterate":  # rows are aligned: four pixels at once, but for neighbours to the left and right
-        assert ptx.count("st.global.v4.b32") == 6
-        assert ptx.count("ld.global.v4.b32") > ptx.count("ld.global.b32") / 4
+    assert ("fma.rn.f32" in ptx) == (name in ("linearise", "iterate"))  # OpenCV's bicubic sums; rounded quotients
+    if name == "iterate":
+        assert triton_iteration.TILE == {**SEVERAL, "num_warps": 16}
+        assert ptx.count("st.global.v4.b32") == 6  # rows are aligned: four pixels at once
+        assert ptx.count("ld.global.v4.b32") == 9
+        assert "div.rn" not in ptx  # 24 × slower, and with branches
 
 
 INTERPRETED = """
@@ -59,7 +64,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from kdcache.motion.tv_l1 import torch_engine, triton_level
+from kdcache.motion.tv_l1 import torch_engine, triton_iteration, triton_level
 from kdcache.motion.tv_l1.params import TVL1Params
 
 coarse = torch.from_numpy(np.random.default_rng(0).random((3, 1, 6, 12), np.float32)) * 255
@@ -69,6 +74,7 @@ second[0] = first[0]  # does not move: settled after one iteration
 second[1] = first[1] * 1.01  # settled after the first outer iteration
 CPU = torch.device("cpu")
 triton_level.room = lambda count: count + 1  # so that the list is filled up
+triton_iteration.OWN_Y, triton_iteration.TILE = 8, {**triton_iteration.TILE, "TILE_Y": 16}
 seen, replays = [], []
 
 def capture(launch):
@@ -114,6 +120,36 @@ found["fewer"] = {
     "lists": [*seen],
     "replays": [*replays],
 }
+
+triton_level.forget()
+one, other = image[:1, 1:9, 1:51], image[:1, 2:10, 2:52]
+share = torch.tensor([0.005, 0.01, 0.02, 0.028, 0.036, 0.0436, 0.1])[:, None, None]
+one, other = one.repeat(7, 1, 1), one + (other - one) * share
+texture, still = torch.stack([other, *torch_engine.gradients(other)]), torch.zeros_like(one)
+params = TVL1Params(nscales=1, warps=1, outer_iterations=1, inner_iterations=6, median_filtering=1, epsilon=0.02)
+
+def steps_of(level):
+    level.linearise()
+    flows, made = [torch.stack(level.flow())], torch.zeros(len(one), dtype=torch.int)
+    for _ in range(6):
+        made += level.active
+        level.step()
+        flows.append(torch.stack(level.flow()))
+    return flows, made
+
+with torch.inference_mode():
+    flows, made = steps_of(torch_engine.PlainLevel(one, texture, still, still, params))
+    with triton_level.workspace(7, [one.shape[1:]], params, CPU) as space:
+        level = space.level(0, one, texture, still, still)
+        level.linearise()
+        level.advance()
+        own = torch.stack(level.flow())
+        found["stops"] = {
+            "plain": made.tolist(),
+            "apart": float((own - flows[6]).abs().max()),
+            "a step": [float((flows[n] - flows[n - 1])[:, k].abs().max()) for k, n in enumerate(made.tolist())],
+            "moving": space.moving[:7].tolist(),
+        }
 print(json.dumps(found))
 """
 
@@ -151,6 +187,14 @@ def test_a_pair_does_not_depend_on_its_batch_nor_on_what_was_in_its_memory(inter
     assert found["same flow"]
     assert found["lists"] == [[2, 3], [1, 2]]
     assert found["replays"] == [1]  # for one pair, as in the batch before; for two pairs it was the first time
+
+
+def test_a_pair_stops_after_the_iteration_of_plain_operations(interpreted):
+    """Launches of four and two iterations: a stop before a launch's last is made again, though the next is shorter."""
+    found = interpreted["stops"]
+    assert found["plain"] == [1, 2, 3, 4, 5, 6, 6]
+    assert found["apart"] < 1e-6 < 0.01 < min(found["a step"])
+    assert [left > 0 for left in found["moving"]] == [False] * 6 + [True]
 
 
 def test_launches_are_for_few_numbers_of_pairs():

@@ -1,10 +1,8 @@
-"""The Triton kernels of TV-L1: warp, median filter, the fused primal-dual iteration, and who goes on after it.
+"""Triton kernels of TV-L1: warp and median filter. Those of the iterations are in ``triton_iteration``.
 
 Planes are [N, H, P], rows of P floats of which the first W are pixels: P is a multiple of 16, so that loads and stores
 are aligned; no pixel depends on what lies behind them. Flow and dual variables exist twice, one copy to read while the
-other is written; ``turns`` [2, N + 1] says which copy of either a pair has now. Thus an iteration is one kernel: it
-evaluates the flow at a pixel and at its right and lower neighbours (cheap: the kernel is bound by memory) and the dual
-variables from those three. Each program leaves the squared change of its tile; ``judge`` adds up in a fixed order.
+other is written; ``turns`` [2, N + 1] says which copy of either a pair has now.
 
 A launch is for the pairs listed in ``pairs``; those that do not move any more return at once. The list may be filled up
 with the number N, which never moves.
@@ -45,103 +43,6 @@ def _pixels(width, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
     y = (tl.program_id(0) // across) * TILE_Y + tl.arange(0, TILE_Y)[:, None]
     x = (tl.program_id(0) % across) * TILE_X + tl.arange(0, TILE_X)[None, :]
     return y, x
-
-
-@triton.jit
-def _primal(uv, dual, data, plane, base, y, x, height, pitch, limit, theta):
-    """New flow at some pixels, and its squared change."""
-    held = (y < height) & (x < pitch)
-    at = base + y * pitch + x
-    u = tl.load(uv + at, mask=held, other=0.0)
-    v = tl.load(uv + plane + at, mask=held, other=0.0)
-    gx = tl.load(data + at, mask=held, other=0.0)
-    gy = tl.load(data + plane + at, mask=held, other=0.0)
-    constant = tl.load(data + 2 * plane + at, mask=held, other=0.0)
-    square = gx * gx + gy * gy
-    left, above = held & (x > 0), held & (y > 0)
-    p = dual
-    div_u = tl.load(p + at, mask=held, other=0.0) - tl.load(p + at - 1, mask=left, other=0.0)
-    p = p + plane
-    div_u += tl.load(p + at, mask=held, other=0.0) - tl.load(p + at - pitch, mask=above, other=0.0)
-    p = p + plane
-    div_v = tl.load(p + at, mask=held, other=0.0) - tl.load(p + at - 1, mask=left, other=0.0)
-    p = p + plane
-    div_v += tl.load(p + at, mask=held, other=0.0) - tl.load(p + at - pitch, mask=above, other=0.0)
-    rho = constant + (gx * u + gy * v)
-    step = tl.where(square > 1.1920929e-07, tl.div_rn(-rho, square), 0.0)
-    step = tl.where(rho > limit * square, -limit, step)
-    step = tl.where(rho < -limit * square, limit, step)
-    new_u = (u + step * gx) + theta * div_u
-    new_v = (v + step * gy) + theta * div_v
-    return new_u, new_v, (new_u - u) * (new_u - u) + (new_v - v) * (new_v - v)
-
-
-@triton.jit
-def _dual(p, out, at, inside, slope, norm):
-    tl.store(out + at, tl.div_rn(tl.load(p + at, mask=inside, other=0.0) + slope, norm), mask=inside)
-
-
-@triton.jit
-def iterate(
-    uv,
-    dual,
-    data,
-    pairs,
-    moving,
-    turns,
-    changes,
-    plane,
-    numbers,
-    height,
-    width,
-    pitch,
-    tiles,
-    limit,
-    theta,
-    pace,
-    TILE_Y: tl.constexpr,
-    TILE_X: tl.constexpr,
-):
-    """One iteration of listed pairs that move: ``uv`` [2, 2, N, H, P] and ``dual`` [2, 4, N, H, P], from one copy to
-    the other, by ``data`` [3, N, H, P]; the change of each tile into ``changes`` [N, tiles]. ``numbers`` is N + 1."""
-    pair = tl.load(pairs + tl.program_id(1))
-    if tl.load(moving + pair) != 0:
-        turn_uv, turn_dual = tl.load(turns + pair), tl.load(turns + numbers + pair)
-        new_uv, out = uv + (1 - turn_uv) * 2 * plane, dual + (1 - turn_dual) * 4 * plane
-        old_uv, p = uv + turn_uv * 2 * plane, dual + turn_dual * 4 * plane
-        y, x = _pixels(pitch, TILE_Y, TILE_X)
-        held = (y < height) & (x < pitch)
-        base = pair.to(tl.int64) * height * pitch
-        at = base + y * pitch + x
-        u, v, moved = _primal(old_uv, p, data, plane, base, y, x, height, pitch, limit, theta)
-        u_right, v_right, _ = _primal(old_uv, p, data, plane, base, y, x + 1, height, pitch, limit, theta)
-        u_below, v_below, _ = _primal(old_uv, p, data, plane, base, y + 1, x, height, pitch, limit, theta)
-        ux, uy = tl.where(x + 1 < width, u_right - u, 0.0), tl.where(y + 1 < height, u_below - u, 0.0)
-        vx, vy = tl.where(x + 1 < width, v_right - v, 0.0), tl.where(y + 1 < height, v_below - v, 0.0)
-        norm_u, norm_v = (
-            1.0 + pace * tl.sqrt_rn(ux * ux + uy * uy),
-            1.0 + pace * tl.sqrt_rn(vx * vx + vy * vy),
-        )
-        tl.store(new_uv + at, u, mask=held)
-        tl.store(new_uv + plane + at, v, mask=held)
-        _dual(p, out, at, held, pace * ux, norm_u)
-        _dual(p + plane, out + plane, at, held, pace * uy, norm_u)
-        _dual(p + 2 * plane, out + 2 * plane, at, held, pace * vx, norm_v)
-        _dual(p + 3 * plane, out + 3 * plane, at, held, pace * vy, norm_v)
-        change = tl.sum(tl.where((y < height) & (x < width), moved, 0.0))
-        tl.store(changes + pair * tiles + tl.program_id(0), change)
-
-
-@triton.jit
-def judge(pairs, moving, turns, changes, numbers, tiles, threshold, TILES: tl.constexpr):
-    """After an iteration: the other copies hold the state; a pair goes on that changed by more than the threshold."""
-    pair = tl.load(pairs + tl.program_id(0))
-    if tl.load(moving + pair) != 0:
-        each = tl.arange(0, TILES)
-        total = tl.sum(tl.load(changes + pair * tiles + each, mask=each < tiles, other=0.0))
-        tl.store(turns + pair, 1 - tl.load(turns + pair))
-        tl.store(turns + numbers + pair, 1 - tl.load(turns + numbers + pair))
-        tl.store(moving + pair, (total > threshold).to(tl.int32))
 
 
 @triton.jit

@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from kdcache.motion.tv_l1 import triton_iteration as iteration
 from kdcache.motion.tv_l1 import triton_kernels as kernels
 from kdcache.motion.tv_l1.params import TVL1Params
 from kdcache.replay import Graphs, Launch, Replayed, cuda_graphs
@@ -47,9 +48,13 @@ class LevelMemory:
             triton.cdiv(height, kernels.TILE["TILE_Y"]) * triton.cdiv(pitch, kernels.TILE["TILE_X"])
             for height, _, pitch in self.shapes
         ]
+        self.parts = [  # tiles of the iterations
+            triton.cdiv(height, iteration.OWN_Y) * triton.cdiv(pitch, iteration.OWN_X)
+            for height, _, pitch in self.shapes
+        ]
         largest = count * max(height * pitch for height, _, pitch in self.shapes)
         self.planes = torch.zeros((_FLOW + _DUAL + _DATA) * largest, device=device)
-        self.changes = torch.zeros(count * max(self.tiles), device=device)
+        self.changes = torch.zeros(count * iteration.STEPS * max(self.parts), device=device)
         self._graphs = Graphs(capture, "TV-L1")
         self._rounds: dict[tuple[int, int], Replayed] = {}
 
@@ -76,23 +81,31 @@ class LevelMemory:
         replayed(lambda: self._launch(number, listed))
 
     def _launch(self, number: int, listed: int) -> None:
-        uv, dual, data = self.views(number)
-        params, tiles, who = self.params, self.tiles[number], (self.pairs, self.moving, self.turns)
-        (height, width, pitch), plane = self.shapes[number], data[0].numel()
-        theta, size = params.theta, params.median_filtering
-        rounded = {**kernels.TILE, **kernels.ROUNDED}
-        if size > 1:
-            kernels.smooth[tiles, listed, 2](uv, *who, plane, height, width, pitch, SIZE=size, **rounded)
+        params, who = self.params, (self.pairs, self.moving, self.turns)
+        if params.median_filtering > 1:
+            uv, _, data = self.views(number)
+            kernels.smooth[self.tiles[number], listed, 2](
+                uv, *who, data[0].numel(), *self.shapes[number], SIZE=params.median_filtering,
+                **kernels.TILE, **kernels.ROUNDED,
+            )  # fmt: skip
             kernels.turn_flow[listed,](*who)
-        for _ in range(params.inner_iterations):
-            kernels.iterate[tiles, listed](
-                uv, dual, data, *who, self.changes, plane, self.count + 1, height, width, pitch, tiles,
-                params.lambda_ * theta, theta, params.tau / theta, **rounded,
-            )  # fmt: skip
-            kernels.judge[listed,](
-                *who, self.changes, self.count + 1, tiles, params.epsilon**2 * height * width,
-                TILES=triton.next_power_of_2(tiles),
-            )  # fmt: skip
+        for made in range(0, params.inner_iterations, iteration.STEPS):
+            self._iterate(number, listed, min(iteration.STEPS, params.inner_iterations - made), iteration.MANY)
+        self._iterate(number, listed, iteration.STEPS, iteration.STEPS)  # what is left to be made again
+
+    def _iterate(self, number: int, listed: int, steps: int, upto: int) -> None:
+        uv, dual, data = self.views(number)
+        (height, width, pitch), tiles, params = self.shapes[number], self.parts[number], self.params
+        given = (self.pairs, self.moving, self.turns, self.changes)
+        iteration.iterate[tiles, listed](
+            uv, dual, data, *given, data[0].numel(), self.count + 1, height, width, pitch, tiles, steps, upto,
+            params.lambda_ * params.theta, params.theta, params.tau / params.theta,
+            **iteration.TILE, **kernels.ROUNDED,
+        )  # fmt: skip
+        iteration.judge[listed,](
+            *given, self.count + 1, tiles, steps, upto, params.epsilon**2 * height * width,
+            STEPS=iteration.STEPS, TILES=triton.next_power_of_2(tiles),
+        )  # fmt: skip
 
     def level(self, number: int, first: Tensor, texture: Tensor, u: Tensor, v: Tensor) -> FusedLevel:
         """A level of a batch: first frames [N, H, W], second ones and their derivatives [3, N, H, W], flow so far."""
@@ -119,7 +132,7 @@ class FusedLevel:
             self.uv, space.turns, self.first, self.texture, self.data, self.first.numel(), self.data[0].numel(),
             *space.shapes[self.number], **kernels.TILE, **kernels.ROUNDED,
         )  # fmt: skip
-        space.moving[: self.count] = 1
+        space.moving[: self.count] = iteration.MANY
         self._list(space.numbers[: self.count])
 
     def advance(self) -> None:
