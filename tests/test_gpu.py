@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from gpu_cases import ON_EACH
+from gpu_cases import NETWORKS, ON_EACH, pixels, relative
 from make_videos import write_moving_squares
 
 import kdcache
@@ -31,27 +31,9 @@ BOUNDS = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 SLOW = ("vol2col", "slow_conv", "im2col")
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double().cpu() - expected.double().cpu()).norm() / expected.double().norm())
-
-
 # ---------------------------------------------------------------------------
 # networks
 # ---------------------------------------------------------------------------
-
-NETWORKS = [
-    ("i3d-rgb", "mixed4a", 16, 64),
-    ("i3d-flow", "mixed4a", 16, 64),
-    ("tsm-resnet50", "pool", 8, 64),
-    ("resnet34", "layer4", 2, 64),
-    ("resnext101", "layer4", 16, 112),
-    ("vacnn", "pool", 1, 224),
-]
-
-
-def pixels(net: backbones.Backbone, frames: int, size: int, clips: int = 2) -> torch.Tensor:
-    shape = (clips, frames, size, size, net.input.channels)
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
 
 
 @pytest.mark.gpu
@@ -65,6 +47,19 @@ def test_networks_give_what_they_give_on_the_cpu(name, layer, frames, size, prec
     found = frozen(x)
     assert relative(found, expected) < BOUNDS[precision]
     assert torch.equal(frozen(x), found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "layer", "frames", "size"), NETWORKS)
+def test_compiled_networks_give_what_they_give(name, layer, frames, size, precision):
+    """Also as a CUDA graph, from the third batch on."""
+    net = backbones.build(name, "random:0")
+    x = pixels(net, frames, size)
+    expected = backbones.frozen(net, layer)(x)
+    compiled = backbones.frozen_layers(net, [layer], precision, "cuda", compile=True)
+    for _ in range(3):
+        assert relative(compiled.at([layer], x)[0], expected) < BOUNDS[precision]
 
 
 @pytest.mark.gpu

@@ -100,7 +100,8 @@ class Chain(Backbone):
 
 def collected(endpoints: Iterator[tuple[str, Tensor]], wanted: Sequence[str]) -> list[Tensor]:
     """The outputs of some layers, in the order asked for; the endpoints behind the last of them are not computed."""
-    found, left = dict[str, Tensor](), set(wanted)
+    found: dict[str, Tensor] = {}
+    left = set(wanted)
     for name, output in endpoints:
         if name in left:
             left.remove(name)

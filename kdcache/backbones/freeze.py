@@ -8,7 +8,7 @@ stay in cache, memory does not grow with the batch, and a clip's features do not
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kdcache.backbones.base import Backbone
+from kdcache.backbones.compiled import compiled, refuse_on_cpu
 from kdcache.backbones.i3d import SameConv3d
 from kdcache.errors import OptionError
 from kdcache.numerics import deterministic_cudnn, full_precision
@@ -33,20 +34,31 @@ class FrozenLayers:
     CPU by oneDNN, on CUDA by cuDNN with deterministic algorithms), without TF32 whatever the process has switched on.
     Relative error of bf16 at I3D's ``mixed4a``, in norm: 5e-3. On the CPU the result for a clip is the same bits in any
     batch, and beside any other layers; on CUDA it may differ in the last digits of the precision. There the second
-    batch of a shape is captured as a CUDA graph, which is replayed for later ones.
+    batch of a shape is captured as a CUDA graph, which is replayed for later ones; with ``compile``, the network is
+    compiled before, see ``kdcache.backbones.compiled``.
 
     Raises:
-        OptionError: unknown layer or precision, a precision that this CPU does not compute, or layers that no single
-            pass gives (``Backbone.deepest``).
+        OptionError: unknown layer or precision, a precision that this CPU does not compute, layers that no single pass
+            gives (``Backbone.deepest``), or ``compile`` on a CPU, where oneDNN's own convolutions are what is fast.
         DeviceError: a device that is not there.
     """
 
-    def __init__(self, net: Backbone, layers: Sequence[str], precision: str = "fp32", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        net: Backbone,
+        layers: Sequence[str],
+        precision: str = "fp32",
+        device: str = "cpu",
+        compile: bool = False,
+    ) -> None:
         self.layers = [net.resolve(layer) for layer in layers]
         deepest = net.deepest(self.layers)
         if deepest is None:
             raise OptionError(f"No single pass gives {' and '.join(layers)}: freeze each by itself.")
         self.device = resolve_device(device)
+        if compile:
+            refuse_on_cpu(self.device.type)
+        self._compile = compile
         self.dtype = torch_dtype(resolve_precision(precision, self.device))
         self._net = copy.deepcopy(net).eval().requires_grad_(False)
         self._net.truncate(deepest)
@@ -72,9 +84,13 @@ class FrozenLayers:
                 found = [self._features(wanted, clip) for clip in torch.split(clips, 1)]
                 return [torch.cat(of_layer) for of_layer in zip(*found, strict=True)]
             if wanted not in self._on_gpu:
-                self._on_gpu[wanted] = ReplayedNetwork(partial(self._features, wanted), self._graphs)
+                self._on_gpu[wanted] = ReplayedNetwork(self._compute(wanted), self._graphs)
             with deterministic_cudnn(), torch.cuda.device(self.device):
                 return self._on_gpu[wanted](clips.to(self.device, non_blocking=True))
+
+    def _compute(self, layers: tuple[str, ...]) -> Callable[[Tensor], list[Tensor]]:
+        compute = partial(self._features, layers)
+        return compiled(compute, type(self._net).__name__) if self._compile else compute
 
     def _features(self, layers: Sequence[str], clips: Tensor) -> list[Tensor]:
         found = self._net.several(self._net.prepare(clips).to(self.dtype), layers)

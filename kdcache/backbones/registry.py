@@ -224,11 +224,13 @@ def outline(name: str) -> Backbone:
     return net.eval()
 
 
-def frozen_layers(net: Backbone, layers: Sequence[str], precision: str = "fp32", device: str = "cpu") -> FrozenLayers:
+def frozen_layers(
+    net: Backbone, layers: Sequence[str], precision: str = "fp32", device: str = "cpu", compile: bool = False
+) -> FrozenLayers:
     """``net`` up to several layers, of which one pass gives all; see ``kdcache.backbones.freeze.FrozenLayers``."""
     from kdcache.backbones.freeze import FrozenLayers
 
-    return FrozenLayers(net, layers, precision, device)
+    return FrozenLayers(net, layers, precision, device, compile)
 
 
 def frozen(net: Backbone, layer: str, precision: str = "fp32", device: str = "cpu") -> Callable[[Tensor], Tensor]:

@@ -54,6 +54,7 @@ from kdcache.streams.settings import StreamSettings
 @cluster_options
 @click.option("--device", default="auto", show_default=True, help="auto (all GPUs), cpu, cuda or cuda:N,…")
 @click.option("--batch", type=click.IntRange(1), help="Segments a backbone takes at once.")
+@click.option("--compile", is_flag=True, help="Compile networks (torch.compile), on a GPU.")
 @click.option("--part", metavar="I/N", help="Do the I-th of N parts of the work (job arrays).")
 @click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Option of the dataset, such as tau=2; repeatable."

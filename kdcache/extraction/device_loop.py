@@ -51,7 +51,7 @@ class DeviceLoop:
         stop: StopFlag,
     ) -> None:
         self._config, self._slots, self._emit, self._stop = config, slots, emit, stop
-        self._networks = networks or (lambda: Backbones(config.streams, config.device, config.batch))
+        self._networks = networks or (lambda: Backbones(config.streams, config.device, config.batch, config.compile))
         self._queue: queue.Queue[Prepared | None] = queue.Queue(QUEUED)
         self._ended = threading.Event()
         self._error: BaseException | None = None

@@ -42,10 +42,12 @@ class Backbones:
         streams: of the run; those that have no network are left out.
         device: where they are.
         batch: segments that are computed at once; ``None``: 1 on a CPU, on a GPU by their size.
+        compile: whether networks are compiled, on a GPU.
     """
 
-    def __init__(self, streams: Sequence[Stream], device: str, batch: int | None) -> None:
+    def __init__(self, streams: Sequence[Stream], device: str, batch: int | None, compile: bool = False) -> None:
         self.device = device
+        self._compile = compile
         self.most: int | None = None
         """Segments that fit into memory at once, where it was exhausted before."""
         self._batch = batch or (1 if device == "cpu" else None)
@@ -69,7 +71,7 @@ class Backbones:
         for together in [[stream] for stream in streams] if apart else [streams]:
             with device_errors(self.device, f"{together[0].name}: its network", REMEDY):
                 layers = [stream.layer for stream in together]
-                frozen = backbones.frozen_layers(net, layers, together[0].precision, self.device)
+                frozen = backbones.frozen_layers(net, layers, together[0].precision, self.device, self._compile)
             self._frozen |= {(stream.name, part): frozen for stream in together}
 
     def network(self, streams: Sequence[BackboneStream], part: int | None) -> Compute:

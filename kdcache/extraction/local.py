@@ -43,7 +43,7 @@ class ExtractionWork:
         if self.networks is not None:
             known_here(self.networks)
         limit_threads(config.threads)
-        nets = Backbones(config.streams, config.device, config.batch)
+        nets = Backbones(config.streams, config.device, config.batch, config.compile)
         return lambda unit, emit, stop: run_unit(unit, config, nets, emit, stop)
 
 

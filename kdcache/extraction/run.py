@@ -115,6 +115,7 @@ def extract(
     worker_gpus: float | None = None,
     device: str = "auto",
     batch: int | None = None,
+    compile: bool = False,
     codec: str | None = None,
     dry_run: bool = False,
     retry_failed: bool = False,
@@ -147,6 +148,7 @@ def extract(
         device: ``auto`` (all GPUs, or the CPU where there is none), ``cpu``, ``cuda`` (the first) or, on this machine,
             ``cuda:N``, several of them separated by commas.
         batch: segments a backbone takes at once; halved when memory runs out. Default: 1 on a CPU, on a GPU by size.
+        compile: compile networks by ``torch.compile``, on a GPU; the first batch of each takes a minute or more.
         codec: ``zstd`` compresses shards.
         dry_run: only plan; weights that are missing are reported and not fetched.
         retry_failed: try clips again that failed before.
@@ -182,6 +184,10 @@ def extract(
     rows = _part(rows, part)
     if device not in ("auto", "cpu") and cluster is None:
         resolve_devices(device)  # a GPU that is not there is an error before any work
+    if compile and cluster is None:
+        from kdcache.backbones.compiled import refuse_on_cpu  # torch is slow to import
+
+        refuse_on_cpu(resolve_devices(device)[0])
     chosen, lacking = StreamSettings.of(settings), dict[str, str]()
     if dry_run:
         wanted, lacking = resolve_without_weights(streams, chosen, weights)
@@ -206,7 +212,7 @@ def extract(
     threads = threads_of_each(count) if cluster is None else cluster.threads
     shown = (plan.sources, len(plan.units), count, threads, device)
     logger.debug("%d sources in %d units: %d workers of %d threads on %s", *shown)
-    config = WorkerConfig(out, tuple(wanted), device, batch, threads, codec, fetched)
+    config = WorkerConfig(out, tuple(wanted), device, batch, threads, codec, fetched, compile)
     report.workers, report.threads = count, threads
     if dry_run:
         report.failures = plan.unreadable + plan.skipped

@@ -92,6 +92,8 @@ class WorkerConfig:
     codec: str | None
     sources: SourceCache | None = None
     """Where sources at addresses are fetched into; None where all are local."""
+    compile: bool = False
+    """Whether networks are compiled."""
 
     @property
     def devices(self) -> list[str]:

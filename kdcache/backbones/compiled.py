@@ -1,0 +1,42 @@
+"""Networks compiled by ``torch.compile``: what lies between convolutions becomes few kernels, made for the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from kdcache.device_errors import is_broken_device, is_out_of_memory
+from kdcache.errors import OptionError, raised
+
+T = TypeVar("T")
+
+
+def compiled(function: Callable[..., T], whose: str) -> Callable[..., T]:
+    """The same function, compiled at the first call with each shape. It must be pure, on tensors.
+
+    Results differ from the function's own in the last digits of the precision at most. ``OptionError`` where it cannot
+    be compiled: no compiler here, a GPU too old for Triton, or a network that torch cannot follow.
+    """
+    own: Callable[..., T] = torch.compile(function, dynamic=False)
+
+    def call(*arguments: Any) -> T:
+        try:
+            return own(*arguments)
+        except RuntimeError as error:
+            if not _of_compiler(error) or is_out_of_memory(error) or is_broken_device(error):
+                raise
+            raise OptionError(f"{whose} cannot be compiled here ({raised(error)}): leave --compile out.") from error
+
+    return call
+
+
+def refuse_on_cpu(device: str) -> None:
+    """``OptionError`` where networks would run on the CPU: oneDNN's own convolutions are what is fast there."""
+    if device == "cpu":
+        raise OptionError("Networks are compiled for a GPU alone: leave --compile out, or choose another --device.")
+
+
+def _of_compiler(error: RuntimeError) -> bool:
+    return type(error).__module__.startswith(("torch._dynamo.", "torch._inductor."))
