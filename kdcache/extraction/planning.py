@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,15 @@ import pandas as pd
 from kdcache.extraction.plan import Plan, make_plan, sources_of
 from kdcache.extraction.settled import settled
 from kdcache.extraction.source_memory import FILE as MEMORY
-from kdcache.extraction.source_memory import fingerprint_sources
+from kdcache.extraction.source_memory import fingerprint_sources, places_now
+from kdcache.extraction.unchanged import Unchanged
 from kdcache.roots import Roots
 from kdcache.sources import SourceCache
 from kdcache.store import clean
 from kdcache.store.failures import load_failures
 from kdcache.store.find import CachedPlaces, indexed_places, places_beyond
 from kdcache.store.index_changes import untouched
+from kdcache.store.index_digest import listed_digest
 from kdcache.store.indexed import Indexed
 from kdcache.store.scan import Origins
 from kdcache.store.set_aside import places_set_aside
@@ -55,9 +58,17 @@ def plan_extraction(
         clean(out)
     sources = sources_of(rows, streams)
     distinct = sources.unique().tolist()
+    places = {} if rehash else places_now(distinct, roots)
+    unchanged = None
+    if len(places) == len(distinct) and not lacking and listed_digest(out):
+        unchanged = Unchanged(rows, sources, streams, places.values(), out)
+        if (digest := unchanged.found()) is not None:
+            nothing = {s.name: dict[str, Any]() for s in streams}
+            return Plan(located=nothing, index=digest, clips=len(rows), cached=len(rows))
     fingerprints, paths = fingerprint_sources(
-        distinct, roots, out / MEMORY, fetched, remember=not dry_run, rehash=rehash
+        distinct, roots, out / MEMORY, places, fetched, remember=not dry_run, rehash=rehash
     )
+    del places
     for stream in streams:
         stream.check_sources(list(paths.values()))
     failed = {} if retry_failed else {f.key: f for f in load_failures(out) if f.key}
@@ -74,6 +85,8 @@ def plan_extraction(
     found = plan(known)
     if index is not None and done.all() and untouched(index, rows, found.located, {}, places_set_aside(out)):
         found.index = index.digest
+        if unchanged is not None and not dry_run:
+            unchanged.note()
     if found.units:  # of what seems missing, a run that was killed may have left some
         beyond = places_beyond(out, index, names, note=not dry_run)
         if any(beyond.values()):

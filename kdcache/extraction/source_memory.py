@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from kdcache.csv_text import BrokenTable, check_of, read_columns, table_text
@@ -51,10 +52,22 @@ class Look(NamedTuple):
         return self.path, self.size, self.changed
 
 
+def places_now(sources: Sequence[str], roots: Roots) -> dict[str, Signature]:
+    """Source → its path, size and time of change, of plain files below the only root; others are left out."""
+    found: dict[str, Signature] = {}
+    if len(roots.folders) == 1 and not roots.addresses:
+        look = Finder(roots).look
+        for source in counted("sources", sources, "sources", every=AT_ONCE):
+            if (place := look(source)) is not None:
+                found[source] = place
+    return found
+
+
 def fingerprint_sources(
     sources: Sequence[str],
     roots: Roots,
     memory: Path,
+    places: Mapping[str, Signature] = MappingProxyType({}),
     cache: SourceCache | None = None,
     *,
     remember: bool = True,
@@ -67,6 +80,7 @@ def fingerprint_sources(
         roots: what they are relative to.
         memory: CSV file that keeps a row a source from call to call; of an address, ``mtime_ns`` is a number made of
             its version (``kdcache.extraction.remote_sources``).
+        places: those that were just looked at, see ``places_now``.
         cache: where sources of remote roots are fetched into.
         remember: write what is new into the memory.
         rehash: read every source of this machine from end to end, whatever is remembered of it.
@@ -79,7 +93,7 @@ def fingerprint_sources(
     """
     known = Memory.load(memory)
     local = sources if not roots.addresses else [s for s in sources if roots.folders or os.path.isabs(s)]
-    found, paths, new = _local(local, roots, known, rehash)
+    found, paths, new = _local(local, roots, places, known, rehash)
     versions = known.versions() if roots.addresses else {}
     for address in roots.addresses:
         relative = [source for source in sources if not os.path.isabs(source)]
@@ -112,15 +126,19 @@ def _missing(answer: str | KdcacheError, source: str, roots: Roots) -> bool:
 
 
 def _local(
-    sources: Sequence[str], roots: Roots, known: Memory, rehash: bool
+    sources: Sequence[str], roots: Roots, places: Mapping[str, Signature], known: Memory, rehash: bool
 ) -> tuple[dict[str, str | KdcacheError], dict[str, str], dict[Signature, Look]]:
     """Fingerprints or errors, and paths, of sources on this machine, and what is new."""
     found: dict[str, str | KdcacheError] = {}
     paths: dict[str, str] = {}
     fresh: dict[str, Look] = {}
-    find = Finder(roots).find
     remembered = _nothing if rehash else known.fingerprint
-    for source in counted("fingerprints", sources, "sources", every=AT_ONCE):
+    for source, place in places.items():
+        if (before := remembered(place)) is not None:
+            found[source], paths[source] = before, place[0]
+    left = [source for source in sources if source not in found] if found else sources
+    find = Finder(roots).find
+    for source in counted("fingerprints", left, "sources", every=AT_ONCE):
         try:
             path, state = find(source)
             paths[source] = path

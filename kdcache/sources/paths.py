@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from kdcache.errors import SourceError
+from kdcache.errors import KdcacheError, SourceError
 from kdcache.roots import Roots
 
 _HEAD = b"kdcache source 1\n"
@@ -71,6 +71,22 @@ class Finder:
         if stat.S_ISREG(state.st_mode):
             return path, state
         return (str(find(self._roots, source)) if stat.S_ISLNK(state.st_mode) else path), None
+
+    def look(self, source: str) -> tuple[str, int, int] | None:
+        """Path, size and time of change in ns of a plain file; ``None`` for all that ``find`` must look at closer."""
+        folder, _, name = source.rpartition("/")
+        base = self._folders.get(folder)
+        if base is None or name in _ODD or source[0] == "/":
+            try:
+                path, seen = self.find(source)  # which knows the folder from then on
+            except (OSError, KdcacheError):  # why, is said by who asks ``find``
+                return None
+            return None if seen is None else (path, seen.st_size, seen.st_mtime_ns)
+        try:
+            state = os.lstat(path := base + name)
+        except (OSError, ValueError):
+            return None
+        return (path, state.st_size, state.st_mtime_ns) if stat.S_ISREG(state.st_mode) else None
 
 
 def find(roots: Roots, source: str) -> Path:

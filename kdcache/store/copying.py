@@ -23,7 +23,7 @@ from kdcache.store.index_digest import DIGEST, INDEX, matching_pair
 from kdcache.store.places import Folder, Listed, Place, digest_of, file_digest, place
 
 RECORD = "copied.json"
-SOURCES = ("sources.csv", "sources.csv.sha256")  # fingerprints by the paths of one machine
+SOURCES = ("sources.csv", "sources.csv.sha256", "unchanged.txt")  # by the paths of one machine
 THREADS = 4  # files on their way at a time
 SAVE_S = 20.0  # between two writings of the record
 
