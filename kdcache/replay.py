@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,13 +151,26 @@ def cuda_graphs(device: torch.device) -> Callable[[Launch], Launch]:
     def capture(launch: Launch) -> Launch:
         stream: Any = torch.cuda.Stream  # untyped
         with torch.cuda.device(device):
-            graph, aside = torch.cuda.CUDAGraph(), stream(device)
+            graph, aside, memory = torch.cuda.CUDAGraph(), stream(device), torch.cuda.graph_pool_handle()
             with torch.cuda.stream(aside):
-                graph.capture_begin(capture_error_mode="thread_local")
+                graph.capture_begin(memory, capture_error_mode="thread_local")
                 try:
                     launch()
                 finally:
-                    graph.capture_end()
+                    _end(graph, memory)
         return graph.replay
 
     return capture
+
+
+def _end(graph: torch.cuda.CUDAGraph, memory: tuple[int, int]) -> None:
+    """End a capture. Of one that has failed torch's allocator is told, too, which torch itself leaves out: it would
+    never again free what it keeps, so that memory runs out early, and end the run where it is asked to."""
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError):  # it had been told, and the graph itself gives the memory back
+            torch._C._cuda_endAllocateToPool(device, memory)
+            torch._C._cuda_releasePool(device, memory)
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from kdcache.backbones.weights import Choice
+from kdcache.errors import DeviceError
 from kdcache.extraction import device_loop
 from kdcache.extraction.batches import BUFFERS, Batch, Batches, GivenUp, Waiting
 from kdcache.extraction.plan import Task
@@ -122,8 +124,10 @@ def test_what_is_copied_from_is_let_go_and_what_is_copied_is_computed_when_the_c
 @pytest.mark.parametrize("code", [0, 712])
 def test_slots_are_page_locked_and_unlocked(code, monkeypatch, caplog):
     calls: list[tuple[Any, ...]] = []
+    own = threading.get_ident()
 
     def register(address, nbytes, flags):
+        assert threading.get_ident() != own  # there, the next launch of a kernel would be told of the failure
         calls.append(("lock", address, nbytes))
         return code
 
@@ -136,3 +140,33 @@ def test_slots_are_page_locked_and_unlocked(code, monkeypatch, caplog):
             assert calls == [("lock", address, nbytes)]
     assert calls[1:] == ([("unlock", address)] if code == 0 else [])
     assert ("cuda:1 cannot lock" in caplog.text) == (code != 0)
+
+
+def broken_from(call: int) -> Any:
+    """In place of a context manager of CUDA: the device is broken from that call on."""
+    calls: list[int] = []
+
+    def on(_: Any) -> Any:
+        calls.append(1)
+        if len(calls) >= call:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return nullcontext()
+
+    return on
+
+
+def test_a_device_that_breaks_is_named_though_its_memory_cannot_be_unlocked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda *_: 0))
+    monkeypatch.setattr(torch.cuda, "device", broken_from(2))
+    with make_slots(1, 100) as slots, pytest.raises(DeviceError, match="the error of the run"):
+        with device_loop._pinned(slots, "cuda:1"):
+            raise DeviceError("the error of the run")
+
+
+@pytest.mark.parametrize("segments", [4, 2], ids=["copied", "filled up"])
+def test_a_device_that_is_seen_to_be_broken_by_a_copy_ends_the_run_with_a_sentence(stream, segments, monkeypatch):
+    batches = Batches([stream], Sums(stream), lambda: False)
+    batches._cuda, batches._copies = True, SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", broken_from(2 if segments == 4 else 3))  # the first is for the buffer
+    with pytest.raises(DeviceError, match=r"failed \(CUDA error: an illegal memory access"):
+        list(batches.fill([waiting(1, segments)]))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from kdcache import backbones
-from kdcache.replay import SHAPES, Graphs, Launch, Replayed, ReplayedNetwork
+from kdcache.replay import SHAPES, Graphs, Launch, Replayed, ReplayedNetwork, cuda_graphs
 
 
 class Capture:
@@ -151,6 +154,71 @@ def test_a_launch_that_was_made_and_not_captured_is_no_graph(double, caplog):
     for value in range(1, 6):
         assert torch.equal(network(torch.full((2,), float(value)))[0], torch.full((2,), 2.0 * value))
     assert "its results are others" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["nowhere", "launch", "capture", "instance"])
+def test_the_allocator_is_told_the_end_of_a_capture_that_has_failed(where, monkeypatch):
+    """Torch tells it of those alone that went well up to the making of the graph's instance."""
+    told: list[tuple[Any, ...]] = []
+    error = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    class Graph:
+        def capture_begin(self, pool, capture_error_mode):
+            assert (pool, capture_error_mode) == ((0, 7), "thread_local")
+
+        def capture_end(self):
+            if where in ("launch", "capture"):
+                raise error
+            told.append(("end", 2, (0, 7)))
+            if where == "instance":
+                raise error
+
+        def replay(self):
+            pass
+
+    def end(device, pool):
+        if told:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        told.append(("end", device, pool))
+
+    for name, value in {
+        "device": nullcontext,
+        "stream": nullcontext,
+        "Stream": lambda device: None,
+        "CUDAGraph": Graph,
+        "graph_pool_handle": lambda: (0, 7),
+        "current_device": lambda: 2,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *args: told.append(("release", *args)), raising=False)
+
+    def launch() -> None:
+        if where == "launch":
+            raise RuntimeError("the network waits for the device")
+
+    capture = cuda_graphs(torch.device("cuda", 2))
+    if where == "nowhere":
+        capture(launch)()
+    else:
+        with pytest.raises(RuntimeError, match="previous error"):
+            capture(launch)
+    released = [("release", 2, (0, 7))] if where in ("launch", "capture") else []
+    assert told == [("end", 2, (0, 7)), *released]
+
+
+@pytest.mark.gpu
+def test_memory_is_given_back_after_a_capture_that_has_failed(caplog):
+    graphs = Graphs(cuda_graphs(torch.device("cuda", 0)), "a network")
+    x = torch.ones(8, device="cuda")
+    network = ReplayedNetwork(lambda x: [x * float(x.sum())], graphs)  # it waits for the device
+    for _ in range(3):
+        assert torch.equal(network(x)[0], 8 * x)
+    assert "no CUDA graph could be made" in caplog.text
+    big = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    del big
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < 2**28
 
 
 @pytest.mark.gpu

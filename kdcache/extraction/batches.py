@@ -143,7 +143,7 @@ class Batches:
                 while position < len(segments):
                     batch = self._batch(name, waiting, segments)
                     count = min(len(segments) - position, len(batch.rows) - batch.filled)
-                    with self._copying():
+                    with device_errors(self._device, "A clip", REMEDY), self._copying():
                         source = torch.from_numpy(segments[position : position + count])
                         batch.rows[batch.filled : batch.filled + count].copy_(source, non_blocking=True)
                     batch.parts.append(Rows(waiting, len(segments), position, batch.filled, count))
@@ -155,7 +155,7 @@ class Batches:
             waiting.inputs = {}
             waiting.copied()
         for batch in list(self._open.values()):
-            with self._copying():
+            with device_errors(self._device, "A batch", REMEDY), self._copying():
                 batch.rows[batch.filled :] = 0
             yield self._closed(batch)
 
@@ -273,7 +273,9 @@ class Batches:
         """A function that returns when all that was computed so far is on the host."""
         if not self._cuda:
             return lambda: None
-        event: Any = torch.cuda.current_stream(self._device).record_event()
+        with device_errors(self._device, "A batch", REMEDY):
+            event: Any = torch.cuda.Event(blocking=True)  # or waiting takes a core, which decoders need
+            event.record(torch.cuda.current_stream(self._device))
         wait: Callable[[], None] = event.synchronize
         return wait
 

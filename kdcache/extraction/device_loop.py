@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -152,8 +153,13 @@ def _pinned(slots: Slots | None, device: str) -> Iterator[None]:
     cuda: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     memory: NDArray[np.uint8] = slots.bytes
     address = memory.ctypes.data
-    with torch.cuda.device(device):
-        failed = int(cuda.cudaHostRegister(address, memory.nbytes, 0))
+
+    def lock() -> int:
+        with torch.cuda.device(device):
+            return int(cuda.cudaHostRegister(address, memory.nbytes, 0))
+
+    with ThreadPoolExecutor(1) as aside:  # CUDA keeps a failure for the next kernel's launch in the same thread
+        failed = aside.submit(lock).result()
     if failed:
         logger.warning(
             "%s cannot lock the memory that clips come in (CUDA error %d): copies are slower.", device, failed
@@ -162,5 +168,5 @@ def _pinned(slots: Slots | None, device: str) -> Iterator[None]:
         yield
     finally:
         if not failed:
-            with torch.cuda.device(device):
+            with suppress(RuntimeError), torch.cuda.device(device):  # of a broken device, which the run's error names
                 cuda.cudaHostUnregister(address)
