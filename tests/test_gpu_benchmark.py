@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+
+from kdcache.motion.frames import frames_of
+from kdcache.sources.paths import fingerprint
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -32,3 +36,17 @@ def test_busy_time_counts_kernels_that_overlap_once_and_no_copies(monkeypatch):
     events += [event(3e6, 4e6, "Memcpy HtoD (Pinned -> Device)"), event(-5e6, 20e6, "aten::conv3d", "CPU")]
     found = gpu.busy(SimpleNamespace(events=lambda: events))
     assert found == {"s from the first kernel to the last": 10.0, "busy": 0.6}
+
+
+def test_no_two_of_its_videos_are_computed_as_one(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu
+
+    monkeypatch.setattr(gpu, "FRAMES", 3)
+    gpu.write_videos(tmp_path, 18, 64, 48)
+    paths = sorted(tmp_path.iterdir())
+    assert len(paths) == 18
+    assert len({fingerprint(path) for path in paths}) == 18
+    first, copy = (frames_of(tmp_path / f"v{n}.mp4") for n in (1, 17))
+    assert len(first) == 3
+    assert np.array_equal(first, copy)
