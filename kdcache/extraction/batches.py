@@ -274,7 +274,7 @@ class Batches:
         if not self._cuda:
             return lambda: None
         with device_errors(self._device, "A batch", REMEDY):
-            event: Any = torch.cuda.Event(blocking=True)  # or waiting takes a core, which decoders need
+            event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # or waiting takes a core
             event.record(torch.cuda.current_stream(self._device))
         wait: Callable[[], None] = event.synchronize
         return wait
