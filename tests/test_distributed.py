@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import multiprocessing, nn
 
+from kdcache.cli.printing import report_training
 from kdcache.engine.distributed import Rank, here
 from kdcache.errors import OptionError
 from kdcache.runs.ablation.pool import THIS_PROCESS, Job, run_jobs
@@ -94,3 +95,13 @@ def test_a_comparison_is_not_started_by_torchrun(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(OptionError, match="without it, with workers=N"):
         run_jobs([Job("a", tmp_path / "a", {"method": "early"})], THIS_PROCESS, tmp_path, lambda *_: None)
+
+
+@pytest.mark.parametrize(("variables", "printed"), [({}, 1), ({"RANK": "0"}, 1), ({"RANK": "1"}, 0)])
+def test_the_first_process_alone_prints(variables, printed, monkeypatch, capsys):
+    if variables:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    report_training({"auc": 1.0}, as_json=True)
+    assert capsys.readouterr().out.count("auc") == printed

@@ -18,7 +18,7 @@ from kdcache.cli.common import (
 )
 from kdcache.cli.explained import ExplainedCommand, of_fit
 from kdcache.cli.extract import clip_rows
-from kdcache.cli.printing import json_option, report
+from kdcache.cli.printing import json_option, report_training
 from kdcache.errors import OptionError
 
 
@@ -111,6 +111,6 @@ def fit(
     if allow_absolute:
         options["allow_absolute"] = True
     result = kdcache.fit(**chosen | given({"root": root, **options}) | own)
-    report(result, as_json)
+    report_training(result, as_json)
     if result.failures:
         sys.exit(SOME_FAILED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from os import PathLike
@@ -33,6 +34,12 @@ def report(content: object, as_json: bool, out: str = STDOUT) -> None:
     """Print a report, as text or as JSON (see ``plain``), or write it into a file."""
     text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) if as_json else str(content)
     write_text(text, out)
+
+
+def report_training(content: object, as_json: bool) -> None:
+    """As ``report``; of several processes that ``torchrun`` has started, the first alone prints."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0":
+        report(content, as_json)
 
 
 def write_text(text: str, out: str) -> None:

@@ -9,7 +9,7 @@ import click
 
 from kdcache.cli.common import folder_option, given, method_option
 from kdcache.cli.explained import ExplainedCommand, of_method
-from kdcache.cli.printing import json_option, report
+from kdcache.cli.printing import json_option, report_training
 from kdcache.errors import OptionError
 
 
@@ -77,7 +77,7 @@ def train(
     chosen |= parse_set(chosen["method"], sets)
     from kdcache.runs.train import train as run_training  # torch, after all that can be refused without it
 
-    report(run_training(**chosen), as_json)
+    report_training(run_training(**chosen), as_json)
 
 
 @click.command()
