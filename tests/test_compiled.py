@@ -46,6 +46,25 @@ def test_compiled_features_are_those_of_the_network(monkeypatch):
         assert relative(own(x)[0], compute(x)[0]) < 1e-5
 
 
+def test_more_shapes_are_compiled_than_torch_takes_by_itself(monkeypatch):
+    """It counts those of all networks together, up to 8: a batch that is halved a few times has as many."""
+    graphs, own = [], torch.compile
+
+    def counted(graph, inputs):
+        graphs.append(inputs)
+        return graph.forward
+
+    def twice(x):
+        return 2 * x
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: own(function, dynamic=dynamic, backend=counted))
+    with torch.inference_mode():
+        call = compiling.compiled(twice, "TSM")
+        assert all(torch.equal(call(torch.ones(n)), torch.full((n,), 2.0)) for n in range(1, 12))
+    assert len(graphs) == 11
+    assert torch._dynamo.config.recompile_limit < compiling.VARIANTS  # of what else the process compiles
+
+
 def test_what_cannot_be_compiled_is_said_with_the_remedy(monkeypatch):
     from torch._inductor.exc import CppCompileError
 

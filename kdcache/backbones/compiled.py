@@ -12,6 +12,8 @@ from kdcache.errors import OptionError, raised
 
 T = TypeVar("T")
 
+VARIANTS = 256  # shapes and networks; torch itself takes 8 of a process and runs others as they are, without an error
+
 
 def compiled(function: Callable[..., T], whose: str) -> Callable[..., T]:
     """The same function, compiled at the first call with each shape. It must be pure, on tensors.
@@ -22,8 +24,12 @@ def compiled(function: Callable[..., T], whose: str) -> Callable[..., T]:
     own: Callable[..., T] = torch.compile(function, dynamic=False)
 
     def call(*arguments: Any) -> T:
+        from torch import _dynamo  # slow to import
+
+        limits: Any = _dynamo.config  # untyped
         try:
-            return own(*arguments)
+            with limits.patch(recompile_limit=VARIANTS):
+                return own(*arguments)
         except RuntimeError as error:
             if not _of_compiler(error) or is_out_of_memory(error) or is_broken_device(error):
                 raise
