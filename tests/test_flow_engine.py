@@ -7,13 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from gpu_cases import ON_EACH
 
 from kdcache import Cache
 from kdcache.errors import DeviceError, OptionError
 from kdcache.extraction.run import extract
 from kdcache.motion import tvl1_pairs
-from kdcache.motion.tv_l1 import TVL1Params
+from kdcache.motion.tv_l1 import TVL1Params, torch_engine
 from kdcache.motion.tv_l1.opencv import _solver
 from kdcache.recipe import by_any_means
 from kdcache.store import load_index
@@ -217,3 +218,13 @@ def test_engines_agree_within_the_stated_bound(device, params):
 
 def length(flow: np.ndarray) -> np.ndarray:
     return np.hypot(flow[..., 0], flow[..., 1])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton runs here")
+def test_where_triton_does_not_run_a_sentence_names_the_remedy():
+    """It finds no driver here; on a machine with a GPU it may lack a C compiler. The run ends, no clip is at fault."""
+    with (
+        pytest.raises(DeviceError, match=r"^TV-L1 cannot be computed on cuda:0, .*gcc.* or compute flow with the"),
+        torch_engine._levels(1, [(8, 8)], TVL1Params(), torch.device("cuda:0")),
+    ):
+        pass

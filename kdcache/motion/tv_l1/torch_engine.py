@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdcache.device_errors import device_errors, is_out_of_memory, release_memory
+from kdcache.device_errors import device_errors, is_broken_device, is_out_of_memory, release_memory
+from kdcache.errors import DeviceError, raised
 from kdcache.log import logger
 from kdcache.motion.tv_l1 import median_network as network
 from kdcache.motion.tv_l1.params import TVL1Params, pyramid
@@ -192,10 +193,26 @@ def _levels(count: int, sizes: Sequence[tuple[int, int]], params: TVL1Params, de
     if device.type != "cuda":
         yield lambda number, first, texture, u, v: PlainLevel(first, texture, u, v, params)
         return
-    from kdcache.motion.tv_l1.triton_level import workspace
-
-    with workspace(count, sizes, params, device) as space:
+    with _kernels(device).workspace(count, sizes, params, device) as space:
         yield space.level
+
+
+def _kernels(device: torch.device) -> Any:
+    """The module ``triton_level``, where Triton can be used: it has a C compiler make its driver."""
+    try:
+        from triton.runtime import driver
+
+        from kdcache.motion.tv_l1 import triton_level
+
+        driver.active.get_current_target()
+    except Exception as error:  # of the linker, of what the compiler was given, of an archive that is missing
+        if is_out_of_memory(error) or is_broken_device(error):
+            raise
+        raise DeviceError(
+            f"TV-L1 cannot be computed on {device}, for Triton does not run here ({raised(error)}): install gcc and "
+            "Python's headers, or compute flow with the engine cpu."
+        ) from error
+    return triton_level
 
 
 def _refine(level: Level, params: TVL1Params) -> tuple[Tensor, Tensor]:
