@@ -93,10 +93,11 @@ def test_other_failures_stay_what_they_are(monkeypatch, error):
     assert caught.value is error
 
 
-def test_on_a_cpu_it_is_refused_before_anything_is_written(tmp_path):
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--engine", "ray"]])
+def test_on_a_cpu_it_is_refused_before_anything_is_written(tmp_path, more):
     write_moving_squares(tmp_path)
     arguments = ["--manifest", tmp_path / "clips.csv", "--root", tmp_path, "-o", tmp_path / "out", "--compile"]
-    arguments += ["--stream", "i3d-rgb/mixed4a", "--weights", "random:0", "--device", "cpu"]
+    arguments += ["--stream", "i3d-rgb/mixed4a", "--weights", "random:0", "--device", "cpu", *more]
     done = CliRunner().invoke(main, ["extract", *map(str, arguments)])
     assert done.exit_code == 1
     assert "Networks are compiled for a GPU alone: leave --compile out" in str(done.exception) + done.output

@@ -184,7 +184,7 @@ def extract(
     rows = _part(rows, part)
     if device not in ("auto", "cpu") and cluster is None:
         resolve_devices(device)  # a GPU that is not there is an error before any work
-    if compile and cluster is None:
+    if compile and (cluster is None or device == "cpu"):  # the GPUs of other machines are not known here
         from kdcache.backbones.compiled import refuse_on_cpu  # torch is slow to import
 
         refuse_on_cpu(resolve_devices(device)[0])
