@@ -23,6 +23,7 @@ from kdcache.data.training_data import TrainingData
 from kdcache.manifest import validate
 from kdcache.methods import anticipation
 from kdcache.methods.contract import Batch, BatchSource, Stage
+from kdcache.numerics import reproducible
 from kdcache.runs.config import RunSettings
 from kdcache.runs.prepare import prepare
 from kdcache.store import Record, commit_shard, update_index
@@ -71,10 +72,12 @@ def student(folder: Path, head: str, batch: int, held: bool, device: str) -> tup
     return opened, list(anticipation.stages(options, opened.data))[-1]
 
 
-def step(stage: Stage, batch: Batch) -> None:
-    """One step of the loop, without its bookkeeping."""
+def step(opened: TrainingData, stage: Stage, batch: Batch) -> None:
+    """One step of the loop in the run's precision, without its bookkeeping."""
     assert stage.optimizer is not None
-    loss = torch.stack(list(stage.losses(batch).values())).sum()
+    with opened.data.autocast():
+        terms = stage.terms(batch)
+    loss = torch.stack(list(terms.values())).sum()
     stage.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     stage.optimizer.step()
@@ -95,18 +98,19 @@ def measure_case(head: str, pairs: int, shape: tuple[int, ...], batch: int, devi
         def over(batches: Any) -> None:
             stage.module.train()
             for each in batches:
-                step(stage, each)
+                step(opened, stage, each)
             if own.type == "cuda":
                 torch.cuda.synchronize(own)
 
-        seconds = compare(
-            {
-                "ready tensors": lambda: over(ready),
-                "held": lambda: over(feed(items, plan, own)),
-                "streamed": lambda: over(feed(from_shards, plan, own)),
-            },
-            repeat=9,
-        )
+        with reproducible(own):  # cuDNN's algorithms are those of a training
+            seconds = compare(
+                {
+                    "ready tensors": lambda: over(ready),
+                    "held": lambda: over(feed(items, plan, own)),
+                    "streamed": lambda: over(feed(from_shards, plan, own)),
+                },
+                repeat=9,
+            )
     base = seconds["ready tensors"]
     return {
         "ms a step on ready tensors": round(1000 * base / len(plan), 1),
