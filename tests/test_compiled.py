@@ -79,6 +79,20 @@ def test_what_cannot_be_compiled_is_said_with_the_remedy(monkeypatch):
         compiling.compiled(torch.neg, "TSM")(torch.ones(1))
 
 
+def test_the_sentence_says_what_the_compiler_lacks(monkeypatch):
+    own = torch.compile
+
+    def lacking(graph, inputs):
+        raise FileNotFoundError("no C compiler")
+
+    def twice(x):
+        return 2 * x
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: own(function, dynamic=dynamic, backend=lacking))
+    with pytest.raises(OptionError, match=r"^TSM cannot .* \(FileNotFoundError in [^\n]*\(no C compiler\)\): leave"):
+        compiling.compiled(twice, "TSM")(torch.ones(2))
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("of the network")])
 def test_other_failures_stay_what_they_are(monkeypatch, error):
     def failing(function, dynamic):

@@ -33,7 +33,9 @@ def compiled(function: Callable[..., T], whose: str) -> Callable[..., T]:
         except RuntimeError as error:
             if not _of_compiler(error) or is_out_of_memory(error) or is_broken_device(error):
                 raise
-            raise OptionError(f"{whose} cannot be compiled here ({raised(error)}): leave --compile out.") from error
+            inner = getattr(error, "inner_exception", error)  # torch's own first line names the compiler alone
+            cause = raised(inner if inner.__traceback__ else error)
+            raise OptionError(f"{whose} cannot be compiled here ({cause}): leave --compile out.") from error
 
     return call
 
