@@ -62,8 +62,8 @@ def own_noise(first: Image, second: Image, flow: Flow, seed: int = 0) -> tuple[f
 
 def still_pair(name: str) -> tuple[Image, Image]:
     images = [cv2.imread(str(SHARED / "flow" / f"{name}{k}.png"), cv2.IMREAD_GRAYSCALE) for k in (1, 2)]
-    assert images[0] is not None
-    assert images[1] is not None
+    if images[0] is None or images[1] is None:
+        raise SystemExit(f"{SHARED}/flow/{name}1.png and {name}2.png are missing: set KDCACHE_SHARED (CONTRIBUTING.md)")
     return np.asarray(images[0], np.uint8), np.asarray(images[1], np.uint8)
 
 
