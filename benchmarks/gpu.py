@@ -1,4 +1,4 @@
-"""What a GPU does: networks, extraction, training steps: ``python benchmarks/gpu.py [--write]``.
+"""What a GPU does: networks, extraction, training steps: ``python benchmarks/gpu.py [--write] [--only PART]``.
 
 Needs a CUDA device, else it says so and measures nothing (``--device cpu`` tries the script on small inputs). Weights
 are random, videos are rendered here. Flow and light heads side by side have scripts of their own (tvl1_torch.py,
@@ -15,9 +15,12 @@ vectorised.py).
 
 from __future__ import annotations
 
+import argparse
+import functools
+import json
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -138,7 +141,7 @@ class Bench:
         return found | ({} if self.small else busy(profile))
 
 
-def busy(profile: torch.profiler.profile) -> dict[str, float]:
+def busy(profile: torch.profiler.profile) -> dict[str, float | str]:
     """The share of the time in which a kernel ran, from the first to the last; copies are not counted."""
     events: list[Any] = cast("Any", profile).events()
     kernels = sorted(
@@ -146,6 +149,8 @@ def busy(profile: torch.profiler.profile) -> dict[str, float]:
         for event in events
         if event.device_type.name == "CUDA" and not event.name.startswith(("Memcpy", "Memset"))
     )
+    if not kernels:
+        return {"busy": "not known: the profiler may see no kernel here"}
     until, computing = kernels[0][0], 0.0
     for start, end in kernels:
         computing += max(0.0, end - max(start, until))
@@ -177,25 +182,43 @@ def write_video(path: Path, width: int, height: int, seed: int) -> None:
         container.mux(stream.encode())
 
 
-def measure(device: str) -> Iterator[tuple[str, Any]]:
-    """All figures."""
+def parts(device: str) -> dict[str, Callable[[], Any]]:
+    """What is measured, by name."""
     bench = Bench(device)
-    yield "device", torch.cuda.get_device_name() if device != "cpu" else "this CPU, to try the script: no figure counts"
-    rates = {precision: bench.product(precision) for precision in (["fp32"] if bench.small else ["bf16", "fp32"])}
-    yield "TFLOP/s of a product of matrices", {name: round(rate / 1e12, 2) for name, rate in rates.items()}
-    for name in NETWORKS:
-        yield name, bench.network(name, rates)
-    for name, (width, height) in SIZES.items():
-        yield f"extraction of {name}", bench.extraction(width, height)
+    rates = functools.cache(
+        lambda: {precision: bench.product(precision) for precision in (["fp32"] if bench.small else ["bf16", "fp32"])}
+    )
+    found: dict[str, Callable[[], Any]] = {
+        "TFLOP/s of a product of matrices": lambda: {name: round(r / 1e12, 2) for name, r in rates().items()}
+    }
+    found |= {name: partial(lambda net: bench.network(net, rates()), name) for name in NETWORKS}
+    found |= {f"extraction of {name}": partial(bench.extraction, *size) for name, size in SIZES.items()}
     for name, (head, pairs, shape, batch) in CASES.items():
-        if bench.small:
-            pairs, shape = 16, (480, 8, 7, 7)
-        yield f"training, {name}", train.measure_case(head, pairs, shape, batch, device)
+        few = (head, 16, (480, 8, 7, 7), batch) if bench.small else (head, pairs, shape, batch)
+        found[f"training, {name}"] = partial(train.measure_case, *few, device)
+    return found
+
+
+def measure(device: str, only: Sequence[str], write: bool) -> Iterator[tuple[str, Any]]:
+    """Figures as they come; each is stored at once beside those of other calls on the same device."""
+    named = torch.cuda.get_device_name() if device != "cpu" else "this CPU, to try the script: no figure counts"
+    path = common.RESULTS / "gpu.json"
+    stored = json.loads(path.read_text())["results"] if write and path.exists() else {}
+    found = {"device": named} | (stored if stored.get("device") == named else {})
+    yield "device", named
+    for name, part in parts(device).items():
+        if not only or name in only:
+            found[name] = part()
+            if write:
+                common.write_results("gpu", found)
+            yield name, found[name]
 
 
 def main() -> None:
     """Run as a script."""
-    parser = common.options("gpu", __doc__ or "")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="store each figure in results/gpu.json as it comes")
+    parser.add_argument("--only", action="append", choices=list(parts("cpu")), default=[], help="repeatable")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: try the script on small inputs")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -203,7 +226,8 @@ def main() -> None:
         return
     if given.device == "cpu" and given.write:
         parser.error("--write stores what a GPU does: leave --device cpu out")
-    common.run("gpu", measure(given.device), given)
+    for name, figures in measure(given.device, given.only, given.write):
+        print(json.dumps({name: figures}, indent=2, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

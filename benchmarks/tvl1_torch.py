@@ -2,7 +2,7 @@
 
 Runs on the GPU where there is one; without one the distance is that of plain torch, and the speed is not measured.
 The yardstick of the distance is how far OpenCV moves when its input gets a little noise; the target is a mean within
-1.5 × of that and a median within 0.01 px. Speeds are from arrays to arrays, after kernels were compiled and launches
+1.5 × of that and a median within 0.02 px. Speeds are from arrays to arrays, after kernels were compiled and launches
 captured. Needs the shared data (see tvl1.py).
 """
 

@@ -27,6 +27,8 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda", 0) if there else torch.device("cpu")
     kind, _, number = name.partition(":")
+    if kind == "gpu":
+        raise OptionError(f"device={name}: a GPU is called {name.replace('gpu', 'cuda')} here.")
     if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
         raise unknown("device", name, ["auto", "cpu", "cuda", "cuda:0"])
     if kind == "cpu":

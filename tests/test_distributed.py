@@ -13,7 +13,7 @@ from torch import multiprocessing, nn
 
 from kdcache.cli.printing import report_training
 from kdcache.engine.distributed import Rank, here
-from kdcache.errors import OptionError
+from kdcache.errors import DeviceError, OptionError
 from kdcache.runs.ablation.pool import THIS_PROCESS, Job, run_jobs
 from kdcache.runs.run import Run
 from kdcache.runs.train import train
@@ -105,3 +105,13 @@ def test_the_first_process_alone_prints(variables, printed, monkeypatch, capsys)
         monkeypatch.setenv(name, value)
     report_training({"auc": 1.0}, as_json=True)
     assert capsys.readouterr().out.count("auc") == printed
+
+
+def test_a_process_that_cannot_be_kept_to_one_gpu_is_refused(monkeypatch):
+    """CUDA itself looks at CUDA_VISIBLE_DEVICES once; where NVML counts, setting it later is enough."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4,7"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DeviceError, match="process 1 of torchrun still sees 2 GPUs: give each process its own"):
+        here()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,28 @@ def test_no_two_of_its_videos_are_computed_as_one(monkeypatch, tmp_path):
     first, copy = (frames_of(tmp_path / f"v{n}.mp4") for n in (1, 17))
     assert len(first) == 3
     assert np.array_equal(first, copy)
+
+
+def test_figures_are_stored_one_by_one_beside_those_of_the_same_device(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu
+
+    import common
+
+    def part(figure):
+        return lambda: figure if figure else pytest.fail("not asked for")
+
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "One GPU")
+    monkeypatch.setattr(gpu, "parts", lambda device: {"one": part(1), "two": part(2), "three": part(0)})
+    stored = []
+    for _ in gpu.measure("cuda", ["one", "two"], write=True):
+        path = tmp_path / "gpu.json"
+        stored.append(json.loads(path.read_text())["results"] if path.exists() else {})
+    assert stored == [{}, {"device": "One GPU", "one": 1}, {"device": "One GPU", "one": 1, "two": 2}]
+    monkeypatch.setattr(gpu, "parts", lambda device: {"three": part(3)})
+    list(gpu.measure("cuda", [], write=True))
+    assert json.loads((tmp_path / "gpu.json").read_text())["results"] == stored[-1] | {"three": 3}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Another")
+    list(gpu.measure("cuda", [], write=True))
+    assert json.loads((tmp_path / "gpu.json").read_text())["results"] == {"device": "Another", "three": 3}

@@ -41,9 +41,11 @@ def test_devices_are_resolved():
     assert free_bytes(CPU) > 2**20
     with pytest.raises(DeviceError, match="use device=auto or device=cpu"):
         resolve_device("cuda:99")
-    for name in ("gpu", "cuda:x"):
+    for name in ("gp", "cuda:x"):
         with pytest.raises(OptionError, match="Unknown device"):
             resolve_device(name)
+    with pytest.raises(OptionError, match=r"^device=gpu:1: a GPU is called cuda:1 here\.$"):
+        resolve_device("gpu:1")
 
 
 def test_precisions_are_resolved():

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from kdcache.data.loader import Plan
-from kdcache.errors import OptionError
+from kdcache.errors import DeviceError, OptionError
 from kdcache.log import logger
 
 T = TypeVar("T")
@@ -109,6 +109,7 @@ def here() -> Rank:
 
     Raises:
         OptionError: fewer GPUs than processes of this machine.
+        DeviceError: this process cannot be kept to one of several GPUs.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -121,6 +122,11 @@ def here() -> Rank:
         if count:  # before anything has been computed there
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[local] if visible else str(local)
+            if torch.cuda.device_count() > 1:  # where it was counted by CUDA itself, which looks once
+                raise DeviceError(
+                    f"process {local} of torchrun still sees {count} GPUs: give each process its own by "
+                    "CUDA_VISIBLE_DEVICES, or install the driver's NVML (libnvidia-ml.so.1)."
+                )
         distributed.init_process_group("cuda:nccl,cpu:gloo" if count else "gloo", timeout=TIMEOUT)
         if distributed.get_rank():
             logger.setLevel(max(logger.level, logging.WARNING))
