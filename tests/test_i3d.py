@@ -206,7 +206,7 @@ def test_folding_keeps_trained_batch_norms() -> None:
 def test_frozen_refuses_what_it_cannot_do(net: I3D, clips: torch.Tensor) -> None:
     with pytest.raises(OptionError, match="did you mean 'fp32'"):
         backbones.frozen(net, "mixed4a", precision="fp3")
-    with pytest.raises(OptionError, match="Unknown device 'gpu'"):
+    with pytest.raises(OptionError, match="a GPU is called cuda here"):
         backbones.frozen(net, "mixed4a", device="gpu")
     with pytest.raises(OptionError, match="Unknown layer"):
         backbones.frozen(net, "mixed4z")

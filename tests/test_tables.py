@@ -148,7 +148,7 @@ def test_rows_of_a_comparison_have_the_settings_and_set_wins():
 def test_train_applies_the_settings_of_a_preset_and_of_a_row(monkeypatch):
     calls = []
     monkeypatch.setattr("kdcache.runs.train.train", lambda **given: calls.append(given))
-    monkeypatch.setattr("kdcache.cli.train.report", lambda *_: None)
+    monkeypatch.setattr("kdcache.cli.train.report_training", lambda *_: None)
 
     def call(*arguments):
         result = CliRunner().invoke(main, ["train", "early", *arguments])
