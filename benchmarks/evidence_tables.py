@@ -31,7 +31,7 @@ ALL_LABELS = "+0.3 … +2.3"
 
 def cell(effect: dict[str, Any]) -> str:
     """A difference and its simultaneous interval, in points."""
-    return f"{effect['difference']:+.1f} [{effect['low']:.1f}, {effect['high']:.1f}]".replace("-", "−")
+    return f"{round(effect['difference'], 1) + 0.0:+.1f} [{effect['low']:.1f}, {effect['high']:.1f}]".replace("-", "−")
 
 
 def effects_of(found: dict[str, Any], weights: str) -> dict[str, dict[str, Any]]:
