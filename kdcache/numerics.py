@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kdcache.errors import KdcacheError, OptionError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _DEFAULTS = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
 _OPERATIONS = tuple((backend, op) for backend in ("cuda", "mkldnn") for op in ("conv", "rnn", "matmul"))
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+_READS_HALF = "kdcache_reads_half"
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -152,3 +154,14 @@ def _sums_in_float32() -> Iterator[None]:
         for name, values in found.items():
             setattr(matmul, name, values)
         matmul.allow_fp16_accumulation = accumulation
+
+
+def reads_half(fn: F) -> F:
+    """Mark a function of arrays that gives the same for float16 numbers as for these as float32, only sooner."""
+    setattr(fn, _READS_HALF, True)
+    return fn
+
+
+def takes_half(fn: Callable[..., Any]) -> bool:
+    """Whether a function is so marked."""
+    return getattr(fn, _READS_HALF, False) is True

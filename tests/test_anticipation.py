@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from memory_stream import MemoryStream, data_on
@@ -12,7 +13,7 @@ from memory_stream import MemoryStream, data_on
 from kdcache import losses
 from kdcache.data import loader as feed
 from kdcache.errors import OptionError, WeightsError
-from kdcache.methods import anticipation, method
+from kdcache.methods import anticipation, cells_kernel, method
 from kdcache.methods.anticipation import Options
 from kdcache.methods.contract import UNLABELLED, Data, Split
 from kdcache.methods.heads import I3DHead, LightHead, cells, initialise
@@ -286,6 +287,17 @@ def test_cells_are_the_same_to_the_bit_compiled_or_not(shape):
     assert torch.equal(cells(x), expected.detach())
     transposed = x.permute(0, 3, 1, 2)
     assert torch.equal(cells(transposed), cells(transposed.clone().requires_grad_()).detach())
+    half = x.half()
+    assert torch.equal(cells(half), cells(half.float()))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_cells_take_every_number_of_half_precision(native, monkeypatch):
+    if native and not cells_kernel.widens():
+        pytest.skip("this processor has no instruction that widens half precision")
+    monkeypatch.setattr(cells_kernel, "widens", lambda: native)
+    x = torch.from_numpy(np.arange(2**16, dtype=np.uint16).view(np.float16)).view(2**16, 1, 1, 1)
+    torch.testing.assert_close(cells(x), x.float(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_i3d_head_takes_every_weight_but_the_classifier_from_a_checkpoint():

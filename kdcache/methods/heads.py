@@ -12,7 +12,7 @@ from kdcache.backbones.i3d import I3D, I3DTail
 from kdcache.backbones.resnext3d import ResNeXt3D, ResNeXt3DTail
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods.contract import Outputs
-from kdcache.numerics import no_autocast
+from kdcache.numerics import no_autocast, reads_half
 
 
 class I3DHead(I3DTail):
@@ -42,8 +42,10 @@ def initialise(net: I3DTail | I3D | ResNeXt3D | ResNeXt3DTail, checkpoint: Mappi
     net.load_state_dict({name: checkpoint[name] for name in own}, strict=False)
 
 
+@reads_half
 def cells(x: Tensor) -> Tensor:
-    """Averages over cells of 2×2×2 positions: ``[channels, l, h, w]`` → ``[channels, ⌈l/2⌉, ⌈h/2⌉, ⌈w/2⌉]``.
+    """Averages over cells of 2×2×2 positions: ``[channels, l, h, w]``, any floats → float32 ``[channels, ⌈l/2⌉, ⌈h/2⌉,
+    ⌈w/2⌉]``.
 
     A map of ``mixed4a`` then has the resolution of I3D's last blocks. Cells at an odd end average what is there.
     """
@@ -51,12 +53,13 @@ def cells(x: Tensor) -> Tensor:
         raise OptionError(
             f"The light head reads maps (channels, time, height, width); this stream has {list(x.shape)}."
         )
-    if x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad:
+    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.float32) and not x.requires_grad:
         from kdcache.methods.cells_kernel import average_cells  # brings numba, which other heads do without
 
         out = torch.empty([x.shape[0], *(-(-size // 2) for size in x.shape[1:])])
-        average_cells(x.contiguous().numpy(), out.numpy())
+        average_cells(x.contiguous(), out)
         return out
+    x = x.float()
     for dim in (1, 2, 3):
         first, second = x[(slice(None),) * dim + (slice(0, None, 2),)], x[(slice(None),) * dim + (slice(1, None, 2),)]
         pairs = second.shape[dim]
