@@ -13,9 +13,11 @@ from make_videos import write_moving_squares
 
 import kdcache
 from kdcache.errors import KdcacheError, StoreError
-from kdcache.extraction import planning
+from kdcache.extraction import planning, run
 from kdcache.extraction.run import ExtractReport
 from kdcache.extraction.unchanged import FILE, MOST
+from kdcache.manifest import read_manifest
+from kdcache.store import update_index
 from kdcache.store.set_aside import Damage, save_set_aside
 
 
@@ -50,7 +52,7 @@ def done(tmp_path_factory) -> Path:
         calls = Calls(root, monkeypatch)
         reports = [calls.extract() for _ in range(3)]
     assert [(r.clips, r.cached, r.extracted) for r in reports] == [(6, 0, 6), (6, 6, 0), (6, 6, 0)]
-    assert calls.looked == [False, True, False]  # no index yet; all are there; the same again
+    assert calls.looked == [False, False, False]  # no index yet; what the call itself has left; the same again
     return root
 
 
@@ -201,6 +203,47 @@ def test_a_cache_that_changes_while_a_call_looks_is_not_remembered(calls, monkey
     monkeypatch.setattr(planning, "untouched", meanwhile)
     assert calls.extract().cached == 6
     assert not (calls.out / FILE).exists()
+
+
+def set_aside_another(calls: Calls) -> None:
+    save_set_aside(calls.out, [Damage("shard-00077.h5", "rgb", 0, "v0", "a test")])
+
+
+def index_others(calls: Calls) -> None:
+    rows = read_manifest(calls.root / "clips.csv").assign(clip_id=lambda rows: "other-" + rows["clip_id"])
+    update_index(calls.out, rows, {})
+
+
+def lose_shard(calls: Calls) -> None:
+    max(calls.out.glob("shard-*.h5")).unlink()
+
+
+@pytest.mark.parametrize("meanwhile", [None, set_aside_another, index_others, lose_shard])
+def test_what_a_call_leaves_is_remembered_unless_others_have_changed_the_cache(calls, meanwhile, monkeypatch):
+    cut(calls)  # one clip is to be extracted
+    real = run.run_units
+
+    def run_units(*arguments):
+        real(*arguments)
+        if meanwhile is not None:
+            meanwhile(calls)
+
+    monkeypatch.setattr(run, "run_units", run_units)
+    before = (calls.out / FILE).read_bytes()
+    assert calls.extract().extracted == 1
+    assert ((calls.out / FILE).read_bytes() == before) == (meanwhile is not None)
+    monkeypatch.setattr(run, "run_units", real)
+    again = calls.extract()
+    assert calls.looked[-1] == (meanwhile is not None)
+    assert (again.cached, again.extracted) == ((5, 1) if meanwhile is lose_shard else (6, 0))
+
+
+def test_a_call_in_which_a_clip_fails_is_not_remembered(calls):
+    cut(calls)
+    (calls.root / "v0.mp4").write_bytes(b"no video")
+    before = (calls.out / FILE).read_bytes()
+    assert len(calls.extract().failures) > 0
+    assert (calls.out / FILE).read_bytes() == before
 
 
 def test_the_latest_calls_are_remembered(calls):

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kdcache.errors import KdcacheError
+from kdcache.extraction.unchanged import Unchanged
 from kdcache.manifest import frame_rate
 from kdcache.recipe import clip_key, nothing_to_enlarge
 from kdcache.store.failures import Failure
@@ -80,6 +81,10 @@ class Plan:
     """clip_id → further clips of the same source and span: computed once, indexed under each name."""
     index: str = ""
     """SHA-256 of the index that has all of this as it is."""
+    planned_on: str = ""
+    """SHA-256 of the index that this was planned from; empty where there was none."""
+    asked: Unchanged | None = None
+    """What the call asks for, to be remembered when all of it is cached."""
     clips: int = 0
     cached: int = 0
     bytes: int = 0

@@ -20,7 +20,6 @@ from kdcache.store import clean
 from kdcache.store.failures import load_failures
 from kdcache.store.find import CachedPlaces, indexed_places, places_beyond
 from kdcache.store.index_changes import untouched
-from kdcache.store.index_digest import listed_digest
 from kdcache.store.indexed import Indexed
 from kdcache.store.scan import Origins
 from kdcache.store.set_aside import places_set_aside
@@ -60,7 +59,7 @@ def plan_extraction(
     distinct = sources.unique().tolist()
     places = {} if rehash else places_now(distinct, roots)
     unchanged = None
-    if len(places) == len(distinct) and not lacking and listed_digest(out):
+    if len(places) == len(distinct) and not lacking:
         unchanged = Unchanged(rows, sources, streams, places.values(), out)
         if (digest := unchanged.found()) is not None:
             nothing = {s.name: dict[str, Any]() for s in streams}
@@ -92,4 +91,5 @@ def plan_extraction(
         if any(beyond.values()):
             found = plan({name: CachedPlaces(known[name], beyond[name]) for name in names})
     found.clips, found.cached = len(rows), found.cached + int(done.sum())
+    found.planned_on, found.asked = "" if index is None else index.digest, unchanged
     return found

@@ -352,4 +352,10 @@ class ExtractionRun:
         clean(self._report.out)  # of workers that died
         self._report.failures = list(self._failures.values())
         self._save_lists()
-        update_index(self._report.out, self._rows, self._located, self._plan.missing, self._plan.index)
+        plan = self._plan
+        index = update_index(
+            self._report.out, self._rows, self._located, plan.missing, plan.index, planned_on=plan.planned_on
+        )
+        cached = self._report.cached + self._report.extracted
+        if plan.asked is not None and plan.units and cached == self._report.clips and not self._failures:
+            plan.asked.note(index)

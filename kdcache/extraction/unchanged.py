@@ -1,4 +1,4 @@
-"""``unchanged.txt``: digests of all that some calls looked at before they found nothing to do.
+"""``unchanged.txt``: digests of all that some calls looked at which left, or found, nothing to do.
 
 A call whose digest is listed has nothing to do, either: of a million clips none is looked at one by one. What it rests
 on is looked at first, as by any call: the manifest, the name, size and time of change of each source, the index, the
@@ -69,22 +69,25 @@ class Unchanged:
         _add(sha, map(repr, sources.tolist()))
         _add(sha, map(repr, places))
         self._asked = sha.hexdigest()
+        self._aside = _of_file(out / SET_ASIDE)
         self._before = self._digest()
 
     def found(self) -> str | None:
         """SHA-256 of the index of a cache where a call as this one has found nothing to do; ``None``: look."""
         return self._before[1] if self._before is not None and self._before[0] in _listed(self._out) else None
 
-    def note(self) -> None:
-        """There was nothing to do, unless the cache has changed since this was made; a disk that refuses loses only
-        a memory."""
-        if self._before is None or self._digest() != self._before:
+    def note(self, index: str | None = None) -> None:
+        """There was nothing to do, unless the cache has changed since this was made; or there is nothing left to do,
+        since the call itself has made the index of this SHA-256. A disk that refuses loses only a memory."""
+        now = self._digest()
+        as_it_was = now == self._before if index is None else now is not None and now[1] == index
+        if now is None or not as_it_was or _of_file(self._out / SET_ASIDE) != self._aside:
             return
         try:
             with locked(self._out):
-                lines = [line for line in _listed(self._out) if line != self._before[0]]
+                lines = [line for line in _listed(self._out) if line != now[0]]
                 with atomic(self._out / FILE) as temporary:
-                    temporary.write_text("".join(f"{line}\n" for line in [*lines, self._before[0]][-MOST:]), "ascii")
+                    temporary.write_text("".join(f"{line}\n" for line in [*lines, now[0]][-MOST:]), "ascii")
         except OSError as error:
             logger.debug("%s: not written (%s)", self._out / FILE, refusal(error)[0])
 
@@ -92,7 +95,9 @@ class Unchanged:
         """Of what is asked for and of the cache as it is; that of the index; ``None`` for an index without its own."""
         sha = hashlib.sha256(self._asked.encode())
         try:
-            index = sealed_index(self._out)[1] if listed_digest(self._out) else ""
+            if not listed_digest(self._out):
+                return None
+            index = sealed_index(self._out)[1]
             _add(sha, [index, *(path.name for path in shard_files(self._out))])
             _add(sha, [_of_file(self._out / name) for name in (MEMORY, FAILURES, SET_ASIDE)])
         except KdcacheError:  # what is wrong is said by who needs the file

@@ -75,7 +75,8 @@ def update_index(
     located: Located,
     missing: Mapping[str, Mapping[str, str]] | None = None,
     unchanged: str = "",
-) -> None:
+    planned_on: str | None = None,
+) -> str:
     """Merge manifest rows and locations into the index, atomically and under the folder's lock; list new shards.
 
     Rows are matched by ``clip_id``: known ones take the new columns' values, new ones are appended, rows of other
@@ -91,6 +92,11 @@ def update_index(
             array of another key (an older recipe, another content of the source) it forgets it, so that what is
             wanted now is never mixed with what was wanted before.
         unchanged: SHA-256 of an index of which is known that nothing of this call would change it.
+        planned_on: SHA-256 of the index that ``located`` was planned from, empty where there was none.
+
+    Returns:
+        SHA-256 of the index, if it was the one of ``planned_on`` until now and has taken all that is ``located``; else
+        empty.
 
     Raises:
         StoreError: the index cannot be written; the old one stands.
@@ -100,31 +106,35 @@ def update_index(
     rows = rows.drop(columns=location_columns(list(rows.columns)))
     new_shards = unlisted(folder, {entry[0] for at in located.values() for entry in at.values()})
     with locked(folder):
-        if unchanged and listed_digest(folder) == unchanged and index_exists(folder / INDEX):
-            return
-        _update(folder, rows, located, missing or {})
+        before = listed_digest(folder)
+        if unchanged and before == unchanged and index_exists(folder / INDEX):
+            return unchanged
+        all_taken = _update(folder, rows, located, missing or {})
         add_to_list(folder, new_shards)
+        return listed_digest(folder) if all_taken and before == planned_on else ""
 
 
-def _update(folder: Path, rows: pd.DataFrame, located: Located, missing: Mapping[str, Mapping[str, str]]) -> None:
-    """``update_index`` under the folder's lock."""
+def _update(folder: Path, rows: pd.DataFrame, located: Located, missing: Mapping[str, Mapping[str, str]]) -> bool:
+    """``update_index`` under the folder's lock; whether all that is located is there."""
     before = Indexed.of(folder)
     there, aside = {p.name for p in shard_files(folder)}, places_set_aside(folder)
     usable = {
         stream: {clip: e for clip, e in at.items() if e[0] in there and (e[0], stream, e[1]) not in aside}
         for stream, at in located.items()
     }
+    all_there = all(len(usable[stream]) == len(at) for stream, at in located.items())
     if before is not None and untouched(before, rows, usable, missing, aside):
         new_rows = rows[~rows["clip_id"].isin(before.table.texts("clip_id"))]
         if new_rows.empty:
-            return
+            return all_there
         if before.plain is not None:
             _append(folder, before.plain, _merge(None, new_rows, _of(new_rows, usable), {}, aside))
-            return
+            return all_there
     old = None if before is None else before.frame(before.table.names)
     new = _merge(old, rows, usable, missing, aside)
     if old is None or list(new) != list(old.columns) or any(not _same(new[c], old[c]) for c in new):
         save_index(pd.DataFrame(new), folder)
+    return all_there
 
 
 def refuse_other_classes(folder: StrPath, rows: pd.DataFrame) -> None:
