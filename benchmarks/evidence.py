@@ -2,7 +2,9 @@
 
     python benchmarks/evidence.py DATA --work FOLDER [--only msr] [--hours 3] [--write]
 
-DATA holds ``skeletons/`` (MSR Action3D, JHMDB's joints) and ``weizmann/``. A *draw* has a manifest of its own (which
+DATA holds ``skeletons/`` (MSR Action3D's files; ``jhmdb/`` with JHMDB's joints and splits) and ``weizmann/`` (the
+videos, as ``manifests/`` says). ``draw-N.csv`` and ``draw-N-fit.csv`` in the stored commands are what this script makes
+of the manifests: it assigns clips to splits. A *draw* has a manifest of its own (which
 groups validate; of Weizmann also which person tests), labels of its own where only a tenth is kept, and a backbone of
 its own: for joints one fitted from random weights on its labelled training clips, for Weizmann one of random weights.
 Where all labels are kept the features of training clips are cross-fitted: each clip's come from a network that has not
@@ -40,6 +42,7 @@ from kdcache.runtime import cores
 from kdcache.sources import open_source
 
 SEEDS, PARTS, TRIALS = 3, 3, 8
+ORDER = ("manifest", "fit", "extract", "ablate")  # of the commands, which draws run side by side
 TOGETHER = 16  # runs that differ in numbers alone train in one pass
 
 EARLY = {
@@ -87,9 +90,15 @@ class Comparison:
 
 
 def msr(rows: pd.DataFrame, rng: np.random.Generator, draw: int) -> pd.Series:
-    """Two of the five training subjects validate."""
+    """Two of the five training subjects validate, others than in the draws before."""
     subjects = sorted(rows.loc[rows["split"] == "train", "subject"].unique())
-    held = rng.choice(subjects, 2, replace=False)
+    taken, held = list[set[Any]](), np.array([])
+    for each in range(draw + 1):
+        own = np.random.default_rng([1, each])
+        held = own.choice(subjects, 2, replace=False)
+        while set(held) in taken:
+            held = own.choice(subjects, 2, replace=False)
+        taken.append(set(held))
     return rows["split"].mask((rows["split"] == "train") & rows["subject"].isin(held), "validation")
 
 
@@ -195,8 +204,8 @@ class Work:
     def manifest(self, name: str, draw: int) -> Path:
         """The manifest of a draw, relative to the folder."""
         this, path = COMPARISONS[name], Path(name) / f"draw-{draw}.csv"
+        rows = self.rows(name, draw)
         if not (self.folder / path).exists():
-            rows = self.rows(name, draw)
             rows["split"] = this.drawn(rows, np.random.default_rng([1, draw]), draw)
             if this.halves:
                 rows = pairs(rows, self.data / this.root)
@@ -251,7 +260,7 @@ class Work:
         self.once(f"{name}/compared.done", call, *rows)
         return summary(self.folder / name / "compared") | {
             "date": date.today().isoformat(),
-            "commands": sorted(self.commands),
+            "commands": sorted(set(self.commands), key=lambda text: (ORDER.index(text.split()[1]), text)),
         }
 
 
@@ -310,7 +319,10 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     work = Work(given.data.resolve(), given.work.resolve(), given.workers, given.hours)
     known = stored()
-    for name in given.only or [name for name in COMPARISONS if name not in known]:
+    wanted = given.only or [name for name in COMPARISONS if name not in known]
+    if not wanted:
+        print("all comparisons are stored: name those that are to be run again by --only", flush=True)
+    for name in wanted:
         try:
             made = work.compare(name)
         except TimeoutError:
