@@ -35,7 +35,7 @@ def setting(conclusion: Conclusion) -> list[str]:
     varied.append(f"{f.seeds} seed{'s' * (f.seeds > 1)} of the trained networks{within}")
     if f.teachers:
         fixed.append("the teacher that rows and seeds share" + " within a draw" * (f.draws > 1))
-    if len(conclusion.tuning):
+    if len(conclusion.tuning) and conclusion.tuning["trial"].nunique() > 1:
         (varied if "draw" in conclusion.tuning else fixed).append("what tuning chose")
     where = " within a split" * (len(f.splits) > 1)
     lines = [f"Varied: {listed(varied)}."]
