@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _DEFAULTS = (("generic", "all"), ("cuda", "all"), ("mkldnn", "all"))
 _OPERATIONS = tuple((backend, op) for backend in ("cuda", "mkldnn") for op in ("conv", "rnn", "matmul"))
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-_READS_HALF = "kdcache_reads_half"
+_OF_STACK = "kdcache_of_stack"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -156,12 +156,17 @@ def _sums_in_float32() -> Iterator[None]:
         matmul.allow_fp16_accumulation = accumulation
 
 
-def reads_half(fn: F) -> F:
-    """Mark a function of arrays that gives the same for float16 numbers as for these as float32, only sooner."""
-    setattr(fn, _READS_HALF, True)
-    return fn
+def stacked(of_stack: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[F], F]:
+    """Give a function of one float32 array a second one for several at once, a stack of float32 or float16 arrays; it
+    returns the stack of the same results, only sooner."""
+
+    def mark(fn: F) -> F:
+        setattr(fn, _OF_STACK, of_stack)
+        return fn
+
+    return mark
 
 
-def takes_half(fn: Callable[..., Any]) -> bool:
-    """Whether a function is so marked."""
-    return getattr(fn, _READS_HALF, False) is True
+def of_stack(fn: Callable[..., Any]) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The second function, if there is one."""
+    return getattr(fn, _OF_STACK, None)

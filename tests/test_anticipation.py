@@ -19,6 +19,7 @@ from kdcache.methods.contract import UNLABELLED, Data, Split
 from kdcache.methods.heads import I3DHead, LightHead, cells, initialise
 from kdcache.methods.labels import keep_fraction
 from kdcache.methods.teacher import Teacher
+from kdcache.numerics import of_stack
 from kdcache.options import build
 from kdcache.runs.config import SETTABLE
 from kdcache.runs.presets import preset, tables
@@ -289,6 +290,10 @@ def test_cells_are_the_same_to_the_bit_compiled_or_not(shape):
     assert torch.equal(cells(transposed), cells(transposed.clone().requires_grad_()).detach())
     half = x.half()
     assert torch.equal(cells(half), cells(half.float()))
+    at_once = of_stack(cells)
+    assert at_once is not None
+    maps = torch.randn(3, *shape).half()
+    assert torch.equal(at_once(maps), torch.stack([cells(one.float()) for one in maps]))
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 import kdcache
+from kdcache.data import stream
 from kdcache.data.inputs import align_views, bind, refusal
 from kdcache.data.loader import feed, in_order, shuffled
 from kdcache.data.open import open_cache
 from kdcache.errors import OptionError
 from kdcache.methods import anticipation, early, recognition
 from kdcache.methods.contract import BatchSource, Input
+from kdcache.methods.heads import cells
 from kdcache.store import Cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -259,3 +261,33 @@ def test_rows_without_an_array_are_never_read(tmp_path):
         rows = torch.tensor([0, bad])
         with pytest.raises(ValueError, match="rows without an array were asked for"):
             stream.fetch(rows, torch.zeros_like(rows), rows)
+
+
+class FewMaps:
+    """Four clips of two views, of float16 maps that lie frames first."""
+
+    def __init__(self) -> None:
+        self.arrays = np.random.default_rng(0).normal(size=(4, 2, 3, 5, 4, 6)).astype(np.float16)
+
+    def shape(self, stream):
+        return self.arrays.shape[1:]
+
+    def dtype(self, stream):
+        return self.arrays.dtype
+
+    def read(self, stream, clip_ids, view, out):
+        out[:] = self.arrays[[int(clip) for clip in clip_ids], view]
+
+
+@pytest.mark.parametrize("order", [None, (1, 0, 2, 3)])
+@pytest.mark.parametrize("piece", [1, 1 << 20])
+def test_several_maps_at_once_give_what_each_gives(order, piece, monkeypatch):
+    monkeypatch.setattr(stream, "PIECE", piece)
+    maps = FewMaps()
+    rows, views = torch.tensor([3, 0, 2, 0]), torch.tensor([1, 0, 1, 1])
+    arrays = torch.from_numpy(maps.arrays[rows, views]).permute(0, *(1 + axis for axis in order or range(4)))
+    expected = torch.stack([cells(array.float()) for array in arrays]).half()
+    args = maps, "maps", list("0123"), torch.device("cpu"), stream.MemoryBudget(0)
+    for fn in (cells, lambda array: cells(array)):
+        read = stream.CachedStream(*args, order=order).map(fn)
+        assert torch.equal(read.fetch(rows, views, rows), expected)

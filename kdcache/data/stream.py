@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kdcache.errors import OptionError
 from kdcache.methods.contract import InputStream, lengths_of
-from kdcache.numerics import reads_half, takes_half
+from kdcache.numerics import of_stack
 from kdcache.recipe import Recipe
 
 CHUNK = 64  # clips read at once when a stream is loaded whole
@@ -75,15 +75,6 @@ def check_available(name: str, available: Tensor | None, rows: Tensor) -> None:
         raise ValueError(f"{name}: rows without an array were asked for; leave out those that are not available")
 
 
-def _both(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """One after the other."""
-
-    def both(array: Tensor) -> Tensor:
-        return second(first(array))
-
-    return reads_half(both) if takes_half(first) else both
-
-
 class CachedStream:
     """A stream of a cache: clips are rows, in the order of ``clip_ids``.
 
@@ -99,8 +90,8 @@ class CachedStream:
         available: which rows are cached, bool ``[clips]``; none: all.
         view_of: which cached view is shown as each view; none: as they lie.
         order: permutation of the stored axes of a view that gives the input's; none: as they lie.
-        fn: fixed function through which each array passes, float32 in and out; float16 as it is stored where it is
-            marked by ``reads_half``; see ``map``.
+        fn: fixed function through which each array passes, float32 in and out; several at once, as they are stored,
+            where ``of_stack`` says how; see ``map``.
     """
 
     def __init__(
@@ -158,7 +149,7 @@ class CachedStream:
         if fn not in self._mapped:
             args = (self.cache, self.name, self.clip_ids, self.device, self.budget, self.available)
             first = self.fn
-            both = fn if first is None else _both(first, fn)
+            both = fn if first is None else lambda array: fn(first(array))
             self._mapped[fn] = CachedStream(*args, self.view_of, self.order, both)
         return self._mapped[fn]
 
@@ -195,16 +186,18 @@ class CachedStream:
             if self.fn is None and self.order is None and len(places) == len(rows):
                 self.cache.read(self.name, clips, cached_view, out=out.numpy())
                 continue
-            as_stored = self.dtype == torch.float16 and self.fn is not None and takes_half(self.fn)
             some = max(1, PIECE // max(1, math.prod(self.stored) * self.dtype.itemsize))
             buffer = torch.empty((min(some, len(clips)), *self.stored), dtype=self.dtype)
             for first in range(0, len(clips), some):  # a few at once: they stay in the CPU's cache
                 piece = clips[first : first + some]
                 read = buffer[: len(piece)]
                 self.cache.read(self.name, piece, cached_view, out=read.numpy())
-                for place, array in zip(places[first : first + some].tolist(), read, strict=True):
-                    shown = array if self.order is None else array.permute(self.order)
-                    out[place] = shown if self.fn is None else self.fn(shown if as_stored else shown.float())
+                if self.order is not None:
+                    read = read.permute(0, *(1 + axis for axis in self.order))
+                if self.fn is not None:
+                    at_once = of_stack(self.fn)
+                    read = at_once(read) if at_once else torch.stack([self.fn(array.float()) for array in read])
+                out[places[first : first + some]] = read.to(out.dtype)
         return out
 
 

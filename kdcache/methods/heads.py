@@ -12,7 +12,7 @@ from kdcache.backbones.i3d import I3D, I3DTail
 from kdcache.backbones.resnext3d import ResNeXt3D, ResNeXt3DTail
 from kdcache.errors import OptionError, WeightsError
 from kdcache.methods.contract import Outputs
-from kdcache.numerics import no_autocast, reads_half
+from kdcache.numerics import no_autocast, stacked
 
 
 class I3DHead(I3DTail):
@@ -42,7 +42,7 @@ def initialise(net: I3DTail | I3D | ResNeXt3D | ResNeXt3DTail, checkpoint: Mappi
     net.load_state_dict({name: checkpoint[name] for name in own}, strict=False)
 
 
-@reads_half
+@stacked(lambda maps: cells(maps.flatten(0, 1)).unflatten(0, maps.shape[:2]))
 def cells(x: Tensor) -> Tensor:
     """Averages over cells of 2×2×2 positions: ``[channels, l, h, w]``, any floats → float32 ``[channels, ⌈l/2⌉, ⌈h/2⌉,
     ⌈w/2⌉]``.
