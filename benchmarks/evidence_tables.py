@@ -37,6 +37,12 @@ def cell(effect: dict[str, Any]) -> str:
     return f"{round(effect['difference'], 1) + 0.0:+.1f} [{effect['low']:.1f}, {effect['high']:.1f}]".replace("-", "−")
 
 
+def bold(effect: dict[str, Any]) -> str:
+    """The same, bold where the interval is without 0."""
+    mark = "**" * (effect["low"] > 0 or effect["high"] < 0)
+    return f"{mark}{cell(effect)}{mark}"
+
+
 def effects_of(found: dict[str, Any], weights: str) -> dict[str, dict[str, Any]]:
     """Row → its difference to the reference row."""
     return {each["row"]: each for each in found["effects"] if each["weights"] == weights}
@@ -52,7 +58,12 @@ def small(everything: dict[str, Any], method: str) -> list[str]:
         if not set(rows) <= set(effects):
             continue
         level = found["test, mean ± std over draws"]["best"][REFERENCE]
-        cells = [level, *(cell(effects[row]) for row in rows), f"{effects[own]['detectable']:.1f}"]
+        told = {row: "**" * (effects[row]["low"] > 0 or effects[row]["high"] < 0) for row in rows}
+        cells = [
+            level,
+            *(told[row] + cell(effects[row]) + told[row] for row in rows),
+            f"{effects[own]['detectable']:.1f}",
+        ]
         lines.append(f"| {NAMES[name]} | {' | '.join([*cells, PAPER.get(name, ALL_LABELS)])} |")
     return lines
 
