@@ -175,7 +175,9 @@ def test_what_varies_is_read_from_the_runs(shards, tmp_path):
             labels = {"label_fraction": fraction, "label_seed": each.draw}
             kdcache.train("early", shards, out=out, seed=each.seed, **labels, **KNN)
     counted = factors(wanted, tmp_path, replicates)
-    assert counted == Factors((), draws=2, seeds=2, label_draws=2, divisions=1, backbones=1, caches=1, teachers=0)
+    assert counted == Factors(
+        (), draws=2, seeds=2, label_draws=2, tests=1, validations=1, backbones=1, caches=1, teachers=0
+    )
     one = factors(replace(wanted, rows=wanted.rows[:1]), tmp_path, replicates)
     assert one.label_draws == 0  # every clip keeps its label, whatever label_seed says
 
@@ -184,7 +186,7 @@ def test_what_varies_is_read_from_the_runs(shards, tmp_path):
     ("counted", "said"),
     [
         (
-            Factors((), draws=5, seeds=3, label_draws=5, divisions=4, backbones=5, caches=5, teachers=1),
+            Factors((), draws=5, seeds=3, label_draws=5, tests=1, validations=4, backbones=5, caches=5, teachers=1),
             [
                 "Varied: 5 draws (the clips that keep their labels; the clips that validate, 4 different; the weights "
                 "of the backbone) and 3 seeds of the trained networks in each.",
@@ -192,11 +194,25 @@ def test_what_varies_is_read_from_the_runs(shards, tmp_path):
             ],
         ),
         (
-            Factors(("s1", "s2"), draws=1, seeds=1, label_draws=0, divisions=1, backbones=1, caches=1, teachers=0),
+            Factors(
+                ("s1", "s2"), draws=1, seeds=1, label_draws=0, tests=1, validations=1, backbones=1, caches=1, teachers=0
+            ),
             [
                 "Varied: 2 splits of the clips and 1 seed of the trained networks in each.",
                 "Held fixed within a split: the clips that validate and the weights of the backbone.",
             ],
+        ),
+        (
+            Factors((), draws=6, seeds=2, label_draws=0, tests=2, validations=6, backbones=1, caches=6, teachers=0),
+            [
+                "Varied: 6 draws (the clips that test, 2 different; the clips that validate) and 2 seeds of the "
+                "trained networks in each.",
+                "Held fixed: the weights of the backbone.",
+            ],
+        ),
+        (
+            Factors((), draws=3, seeds=1, label_draws=0, tests=3, validations=0, backbones=0, caches=3, teachers=0),
+            ["Varied: 3 draws (the clips that test) and 1 seed of the trained networks in each."],
         ),
     ],
 )

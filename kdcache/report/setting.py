@@ -14,11 +14,12 @@ from kdcache.runs.ablation.conclusion import Conclusion
 
 def setting(conclusion: Conclusion) -> list[str]:
     """A sentence of what varied, and one of what was held fixed."""
-    f, validated = conclusion.factors, "validation" in set(conclusion.results["split"])
+    f = conclusion.factors
     of_draws, varied, fixed = list[str](), list[str](), list[str]()
     for count, what in (
+        (f.tests if f.tests > 1 or len(f.splits) < 2 else 0, "the clips that test"),
         (f.label_draws, "the clips that keep their labels"),
-        (f.divisions if validated else 0, "the clips that validate"),
+        (f.validations, "the clips that validate"),
         (f.backbones, "the weights of the backbone"),
     ):
         if count > 1:
@@ -29,8 +30,6 @@ def setting(conclusion: Conclusion) -> list[str]:
         varied.append(f"{f.draws} draws" + f" ({'; '.join(of_draws)})" * bool(of_draws))
     if len(f.splits) > 1:
         varied.append(f"{len(f.splits)} splits of the clips")
-    else:
-        fixed.insert(0, "the clips that test")
     within = " in each" * bool(varied)
     varied.append(f"{f.seeds} seed{'s' * (f.seeds > 1)} of the trained networks{within}")
     if f.teachers:

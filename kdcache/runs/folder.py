@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,22 @@ def history(run: Path) -> pd.DataFrame:
             return pd.read_csv(file)
     except (ValueError, OverflowError) as error:  # pandas' own are among them, and text that is not UTF-8
         raise OptionError(f"{run / HISTORY} is damaged ({error}): {_remedy(run, HISTORY)}.") from error
+
+
+def predictions(run: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Those of these columns that ``predictions.csv`` has, as text; empty where there is no such file.
+
+    Raises:
+        OptionError: it is damaged.
+    """
+    if not (run / PREDICTIONS).exists():
+        return pd.DataFrame(columns=list(columns))
+    check_files(run, PREDICTIONS)
+    try:
+        with opened(run / PREDICTIONS) as file:
+            return pd.read_csv(file, usecols=lambda name: name in columns, dtype=str, keep_default_na=False)
+    except (ValueError, OverflowError) as error:
+        raise OptionError(f"{run / PREDICTIONS} is damaged ({error}): {_remedy(run, PREDICTIONS)}.") from error
 
 
 def check_files(run: Path, *names: str) -> None:

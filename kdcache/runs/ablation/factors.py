@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcache.methods.contract import VALIDATION
+from kdcache.runs.ablation.calls import TEST
 from kdcache.runs.ablation.replicates import Replicate, run_folder
 from kdcache.runs.ablation.rows import Comparison
+from kdcache.runs.folder import predictions
 from kdcache.runs.run import Run
 
 
@@ -26,8 +30,10 @@ class Factors:
     seeds: int
     label_draws: int
     """Choices of the clips that keep their labels; 0 where all do."""
-    divisions: int
-    """Divisions of the clips into those that train, validate and test."""
+    tests: int
+    """Sets of clips that test; 0 where there are none, or runs do not say."""
+    validations: int
+    """Sets of clips that validate; 0 as for ``tests``."""
     backbones: int
     """Sets of weights under which the features were computed; 0 where runs do not say."""
     caches: int
@@ -49,12 +55,24 @@ def factors(comparison: Comparison, folder: Path, replicates: Sequence[Replicate
             counts += [len(values - {None}) for values in found.values()]
         return max(counts)
 
+    held_out: dict[Any, dict[str, str]] = {}
+
+    def clips_of(split: str) -> Callable[[Run], str | None]:
+        def of_run(run: Run) -> str | None:
+            key = run.resolved.get("samples", run.path)  # runs of the same examples need not all be read
+            if key not in held_out:
+                held_out[key] = _held_out(run)
+            return held_out[key].get(split)
+
+        return of_run
+
     return Factors(
         splits=tuple(_distinct(each.split_column for each in replicates if each.split_column)),
         draws=len({each.draw for each in replicates}),
         seeds=len({each.seed for each in replicates}),
         label_draws=most(_label_draw),
-        divisions=most(lambda run: run.resolved.get("samples")),
+        tests=most(clips_of(TEST)),
+        validations=most(clips_of(VALIDATION)),
         backbones=most(_backbone),
         caches=most(lambda run: run.settings.shards),
         teachers=most(_teacher),
@@ -79,3 +97,13 @@ def _backbone(run: Run) -> str | None:
     """The weights of the backbones below the features that a run reads, as text to compare."""
     found = {name: recipe.get("backbone", {}).get("weights") for name, recipe in run.recipes.items()}
     return json.dumps(found, sort_keys=True) if any(found.values()) else None
+
+
+def _held_out(run: Run) -> dict[str, str]:
+    """Of each split that a run was scored on a digest of its clips, or pairs."""
+    table = predictions(run.path, ["pair", "clip_id", "split"])
+    name = "pair" if "pair" in table else "clip_id"
+    return {
+        str(split): hashlib.sha256(json.dumps(sorted(set(part[name]))).encode()).hexdigest()
+        for split, part in table.groupby("split")
+    }
