@@ -142,7 +142,7 @@ def test_a_mixed_table_is_trained_tuned_and_shown(mixed, shards):
     common = {"method": "staged", "shards": str(shards), "device": "cpu", "precision": "auto", "stream": None}
     calls = Calls(comparison=conclude(mixed.path).comparison, common=common, one_teacher=True)
     how = tuning.SearchSettings(count=3, min_steps=1, widen=0)
-    again = tuning.choose(calls, mixed.path, how, [[None]])
+    again = tuning.choose(calls, mixed.path, how, {None: tuning.survey_rows(calls, None)}, [[None]])
     pd.testing.assert_frame_equal(again.table, tuned)  # found finished, and the same to the last digit
     header = "| row | trial | lr | epochs | lr_factor | length | also | score | score of its own settings |"
     assert header in mixed.text

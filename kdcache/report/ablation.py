@@ -141,8 +141,8 @@ def ablate(
         preset: the paper's settings for a dataset, below those of ``rows``.
         draws: how many draws of what a number should not depend on; ``seeds`` runs are made in each. Draw d keeps other
             labels where a row's ``label_fraction`` is below 1 (``label_seed=d``), holds other groups out for validation
-            where the manifest names none (``validation_seed=d``), and reads its own cache where ``shards`` says so.
-            None: no draws; all of it is that of draw 0.
+            where the manifest names none (``validation_seed=d``, unless an earlier draw has the same), and reads its
+            own cache where ``shards`` says so. No two draws may be alike. None: no draws; all of it is that of draw 0.
         tune: how many trials each row gets on validation clips before its final runs, of learning rate, length and what
             its objective adds: see ``kdcache.runs.ablation.tuning``. 0: every row keeps its own. None: 16, where there
             is something to tune and clips to tune it on that are not reported.
@@ -180,7 +180,7 @@ def ablate(
 
     Raises:
         OptionError: unknown names or options, rows that ``tune`` would make alike, nothing to tune on, draws that
-            cannot be made or would vary nothing, or a run that failed.
+            cannot be made or are alike, or a run that failed.
         KdcacheError: a worker process died.
         KeyboardInterrupt, SystemExit: interrupted; the same call goes on.
     """

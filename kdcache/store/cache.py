@@ -112,6 +112,10 @@ class Cache:
             return self.has(stream)
         return self._index.numbers(stream) >= 0
 
+    def digests(self, stream: str) -> list[str]:
+        """Of each row of ``clips`` the digest of its array, as the index says; empty where it has none."""
+        return self._index.table.texts(f"{stream}:digest")
+
     def length(self, stream: str, clip_id: str) -> int:
         """Frames, fields or motion maps of a clip of a whole-clip stream."""
         places = self._place(stream)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from kdcache.errors import OptionError, ReferenceRowError
 from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.description import DESCRIPTION, write_description
+from kdcache.runs.ablation.draw_checks import check_draws, refuse_reported
 from kdcache.runs.ablation.jobs import run_with_bar
 from kdcache.runs.ablation.pool import THIS_PROCESS, Job, Pool
 from kdcache.runs.ablation.replicates import (
@@ -33,9 +34,11 @@ from kdcache.runs.ablation.tuning import (
     automatic,
     choose,
     differing_option,
+    problems_of,
     refuse,
     refuse_differing,
     survey_rows,
+    why_not,
 )
 from kdcache.runs.presets import TableRow
 from kdcache.seals import read_json
@@ -133,10 +136,11 @@ def train_rows(protocol: AblationProtocol) -> None:
     if p.tune and p.table is None:
         refuse_differing(p.comparison)
     calls = p.calls(tuned=p.tune != 0)
+    calls = check_draws(calls)
     calls.check()
     tuned = _tune(p, calls)
     if tuned is None:
-        calls = p.calls(tuned=False)
+        calls = replace(calls, one_teacher=p.calls(tuned=False).one_teacher)
     problems = {} if tuned is None else dict(tuned.problems)
     _refuse_without_reference(p, problems)
     trainable = p.comparison.without(problems).runnable
@@ -171,17 +175,20 @@ def _tune(p: AblationProtocol, calls: Calls) -> Tuned | None:
             automatic(calls, None)
         return None
     numbers = draw_numbers(calls.draws)
-    surveyed = survey_rows(calls, numbers[0])
-    _refuse_without_reference(p, {name: known.problem for (name, _), known in surveyed.items() if known.problem})
+    surveyed = {draw: survey_rows(calls, draw) for draw in numbers}
+    _refuse_without_reference(p, problems_of(surveyed))
+    lacking = next((its for its in surveyed.values() if why_not(calls, its)), surveyed[numbers[0]])
     if p.tune:
-        refuse(calls, surveyed)
-    count = automatic(calls, surveyed) if p.tune is None else p.tune
+        refuse(calls, lacking)
+    count = automatic(calls, lacking) if p.tune is None else p.tune
     if not count:
         return None
     _refuse_other_protocol(p)
     how = SearchSettings(count=count, seeds=p.tune_seeds, min_steps=p.min_steps, widen=p.widen)
     draws = [[n] for n in numbers] if isinstance(p.tune_draws, str) else [numbers[: p.tune_draws]]
-    return choose(calls, p.folder, how, draws, p.pool)
+    if len(draws) < len(numbers):
+        refuse_reported(calls, range(len(draws[0])))
+    return choose(calls, p.folder, how, surveyed, draws, p.pool)
 
 
 def _refuse_other_protocol(p: AblationProtocol) -> None:

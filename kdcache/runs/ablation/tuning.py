@@ -143,6 +143,7 @@ def choose(
     calls: Calls,
     folder: Path,
     settings: SearchSettings,
+    surveyed: Mapping[int | None, Surveys],
     draws: Sequence[Sequence[int | None]],
     pool: Pool = THIS_PROCESS,
 ) -> Tuned:
@@ -158,6 +159,7 @@ def choose(
         calls: of the comparison.
         folder: of it.
         settings: how much is searched.
+        surveyed: of every draw, see ``survey_rows``; a row with a problem in any of them is not searched.
         draws: of each choice, those on which its trials are trained; several choices hold for one draw each.
         pool: where trials are trained.
 
@@ -166,10 +168,10 @@ def choose(
     """
     each = len(draws) > 1
     tables, spaces = list[pd.DataFrame](), list[dict[str, Any]]()
-    chosen, problems = dict[int | None, Chosen](), dict[str, str]()
+    chosen, problems = dict[int | None, Chosen](), problems_of(surveyed)
     for of_choice in draws:
         search = Search(calls, folder, replace(settings, draws=of_choice), pool)
-        chosen[of_choice[0] if each else None] = _chosen(search, problems)
+        chosen[of_choice[0] if each else None] = _chosen(search, surveyed[of_choice[0]], problems)
         table, space = _table(search), [group.described() for group in search.groups]
         if each:
             table.insert(list(table.columns).index("trial"), "draw", of_choice[0])
@@ -182,14 +184,10 @@ def choose(
     return Tuned(table, chosen, problems, spaces)
 
 
-def _chosen(search: Search, problems: dict[str, str]) -> Chosen:
+def _chosen(search: Search, surveyed: Surveys, problems: dict[str, str]) -> Chosen:
     """Train the trials of one choice; ``problems`` takes what went wrong with a row."""
     calls, settings = search.calls, search.settings
     draw = settings.draws[0]
-    surveyed = survey_rows(calls, draw)
-    for (name, _), known in surveyed.items():
-        if known.problem:
-            problems.setdefault(name, known.problem)
 
     def survey_row(row: TableRow, column: str | None) -> RowSurvey:
         return survey(calls, calls(row, column, draw, "trial", {}))
@@ -281,6 +279,16 @@ def survey_rows(calls: Calls, draw: int | None) -> Surveys:
         for column in calls.columns
         for row in calls.comparison.runnable
     }
+
+
+def problems_of(surveyed: Mapping[int | None, Surveys]) -> dict[str, str]:
+    """Name of each row that cannot be trained on some draw → why, on the first of these."""
+    found: dict[str, str] = {}
+    for of_draw in surveyed.values():
+        for (name, _), known in of_draw.items():
+            if known.problem:
+                found.setdefault(name, known.problem)
+    return found
 
 
 def refuse_differing(comparison: Comparison) -> None:
