@@ -29,7 +29,7 @@ KNN = {"model": "knn"}
 @pytest.fixture(autouse=True)
 def few_seeds(monkeypatch):
     """Enough of them to find all divisions of four groups."""
-    monkeypatch.setattr(draw_checks, "SEEDS", 12)
+    monkeypatch.setattr(draw_checks, "SEEDS", 25)
 
 
 def calls_of(shards, rows=None, **more: Any) -> Calls:
