@@ -35,7 +35,7 @@ from kdcache.runs.ablation import pool, tuning
 from kdcache.runs.ablation.calls import Calls
 from kdcache.runs.ablation.conclusion import conclude
 from kdcache.runs.ablation.pool import Job, Pool, run_jobs
-from kdcache.runs.ablation.rows import Comparison, choose_rows, parse_grid, parse_row
+from kdcache.runs.ablation.rows import Comparison, choose_rows, parse_grid, parse_row, parse_rows
 from kdcache.runs.presets import TableRow
 from kdcache.runs.train import Run
 
@@ -99,6 +99,19 @@ def test_a_row_in_words():
     assert parse_row("early", "L_ts: alpha=0.5, beta=0") == ("L_ts", {"alpha": 0.5, "beta": 0.0})
     assert parse_row("early", "slow:milestones=15,25,epochs=30") == ("slow", {"milestones": (15, 25), "epochs": 30})
     assert parse_row("early", "defaults:") == ("defaults", {})
+    assert parse_rows("early", ["b:alpha=0", "a:"]) == {"b": {"alpha": 0.0}, "a": {}}
+
+
+def test_what_is_given_twice_is_not_dropped():
+    with pytest.raises(OptionError, match="--row 'a' is given twice: give each row its own name"):
+        parse_rows("early", ["a:alpha=0", "b:", " a :alpha=1"])
+    with pytest.raises(OptionError, match=r"--row 'a:alpha=0,beta=1,alpha=0.7': alpha is given twice"):
+        parse_row("early", "a:alpha=0,beta=1,alpha=0.7")
+    with pytest.raises(OptionError, match="--row 'a:hold=0,memory_fraction=1': memory_fraction is given twice"):
+        parse_row("early", "a:hold=0,memory_fraction=1")  # an old name of the same
+    for again in ("alpha=1", "alpha=1,2"):
+        with pytest.raises(OptionError, match=f"--set {again}: alpha is given twice"):
+            parse_grid("early", ["alpha=0", "beta=0,1", again])
 
 
 def test_rows_with_like_names_have_folders_of_their_own():

@@ -124,7 +124,7 @@ def ablate(
     """
     from kdcache.methods import load_method
     from kdcache.runs import presets
-    from kdcache.runs.ablation.rows import parse_grid, parse_row
+    from kdcache.runs.ablation.rows import parse_grid, parse_rows
     from kdcache.runs.config import check_names
 
     method = load_method(method)
@@ -132,7 +132,7 @@ def ablate(
     if table is not None:
         presets.table(method, table)
     common, grid = parse_grid(method, sets)
-    named = dict(parse_row(method, text) for text in rows)
+    named = parse_rows(method, rows)
     for name, text in (("split_columns", split_columns), ("splits", splits)):
         if text is not None:
             options[name] = [column.strip() for column in text.split(",")]

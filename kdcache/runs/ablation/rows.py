@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -187,7 +187,11 @@ def _picked(rows: Sequence[TableRow], only: Sequence[str], table: str | None) ->
 
 
 def parse_row(method: str, text: str) -> tuple[str, dict[str, Any]]:
-    """``"both:alpha=0.5,beta=1"`` → its name and options, typed by the method; ``milestones=15,25`` stays one."""
+    """``"both:alpha=0.5,beta=1"`` → its name and options, typed by the method; ``milestones=15,25`` stays one.
+
+    Raises:
+        OptionError: a text of another form, an unknown option, or one that is given twice.
+    """
     name, colon, rest = text.partition(":")
     if not colon or not name.strip():
         raise OptionError(f"--row {text!r}: write name:option=value,option=value.")
@@ -197,13 +201,37 @@ def parse_row(method: str, text: str) -> tuple[str, dict[str, Any]]:
             sets += [part.strip()] * bool(part.strip())
         else:
             sets[-1] += f",{part.strip()}"
-    return name.strip(), parse_set(method, sets)
+    options: dict[str, Any] = {}
+    for each in sets:
+        parsed = parse_set(method, [each])
+        _refuse_again(options, parsed, f"--row {text!r}")
+        options |= parsed
+    return name.strip(), options
+
+
+def parse_rows(method: str, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Rows in words → name → options, see ``parse_row``; ``OptionError`` also for two rows of one name."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, options in (parse_row(method, text) for text in texts):
+        if name in rows:
+            raise OptionError(f"--row {name!r} is given twice: give each row its own name.")
+        rows[name] = options
+    return rows
+
+
+def _refuse_again(known: Container[str], names: Iterable[str], place: str) -> None:
+    for name in names:
+        if name in known:
+            raise OptionError(f"{place}: {name} is given twice; leave one of them out.")
 
 
 def parse_grid(method: str, sets: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """``["epochs=5", "alpha=0,0.5"]`` → options with one value, and those with several.
 
     Options that are sequences, such as ``milestones=15,25``, have one value.
+
+    Raises:
+        OptionError: an unknown option, or one that is given twice.
     """
     common: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
@@ -213,6 +241,7 @@ def parse_grid(method: str, sets: Sequence[str]) -> tuple[dict[str, Any], dict[s
         parsed = [parse_set(method, [f"{name}={part}" if equals else text]) for part in parts]
         name = next(iter(parsed[0]))  # as it is called today
         values = [each[name] for each in parsed]
+        _refuse_again({*common, *grid}, [name], f"--set {text}")
         if len(values) == 1 or isinstance(values[0], tuple):
             common |= parse_set(method, [text])
         else:
