@@ -16,7 +16,7 @@ import kdcache
 from kdcache.cli import main
 from kdcache.data.clips import clips
 from kdcache.data.pairs import pairs
-from kdcache.data.splits import assign_splits, split_by
+from kdcache.data.splits import assign_splits, split_by, warn_of_unseen_classes
 from kdcache.errors import OptionError
 from kdcache.methods.contract import HELD_OUT
 from kdcache.metrics.significance import compare, mean_std
@@ -373,3 +373,41 @@ def test_classes_without_a_training_clip_are_named(caplog):
     lost = table["label"][split == "validation"].tolist()
     assert len(lost) == 1
     assert f"holding clips out leaves no training clip of label {lost[0]}" in caplog.text
+
+
+def test_splits_of_other_names_are_counted_by_name(caplog):
+    named = ["trian"] * 3 + ["Test"] + ["train"] * 4 + ["val", "test", "test_s1", ""]
+    made = clips(clips_cache.rows(12, 0).assign(split=named), np.ones(12, bool), 0.2)
+    assert {name: len(split) for name, split in made.splits.items() if name in ("train", *HELD_OUT)} == {
+        "train": 4,
+        "validation": 1,
+        "test": 1,
+    }
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith("column split: 'Test' (1), 'trian' (3): ")
+    assert told.endswith("so 4 of 12 examples neither train nor are scored")
+    caplog.clear()
+    named = ["train"] * 8 + ["val", "test", "test_s1", ""]  # EPIC's own test sets, and clips put aside
+    clips(clips_cache.rows(12, 0).assign(split=named), np.ones(12, bool), 0.2)
+    assert not caplog.text
+
+
+def test_tested_classes_that_no_training_clip_has_are_counted(caplog):
+    """Of 36 clips the twelve of label 10 are tested; clips of that class that train are unlabelled."""
+    rows = clips_cache.rows(36, 0)
+    made = clips(split_by(rows, "label=10"), np.ones(36, bool), 0)
+    warn_of_unseen_classes(made)
+    assert "test examples: 12 of 12 are of 1 class of label (10) that no labelled training example has" in caplog.text
+    caplog.clear()
+    rows = clips_cache.rows(24, 6, 3, unlabelled=6)
+    rows.loc[rows["split"].eq("train") & rows["label"].eq(20), "label"] = None
+    warn_of_unseen_classes(clips(rows, np.ones(len(rows), bool), 0))
+    assert "test examples: 2 of 6 are of 1 class of label (20)" in caplog.text
+    caplog.clear()
+    warn_of_unseen_classes(clips(clips_cache.rows(24, 6, 3), np.ones(33, bool), 0))
+    assert not caplog.text
+
+
+def test_a_training_warns_of_classes_that_it_cannot_name(shards, tmp_path, caplog):
+    kdcache.train("early", shards, out=tmp_path / "run", model="knn", device="cpu", split_column="label=10")
+    assert caplog.text.count("that no labelled training example has") == 1

@@ -23,7 +23,7 @@ from kdcache.data.pairs import ROLES, pairs
 from kdcache.data.quantised import open_stream
 from kdcache.data.ragged import RaggedStream
 from kdcache.data.shown_views import check_first_view, common_views
-from kdcache.data.splits import Examples, named_splits, split_by
+from kdcache.data.splits import Examples, named_splits, split_by, warn_of_unseen_classes
 from kdcache.data.stream import CachedStream, JoinedStream, MemoryBudget, Part, Reader, is_ragged, view_count
 from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError, WeightsError
@@ -144,6 +144,7 @@ def open_cache(
         backbone=functools.cache(lambda name: backbone_state(first[name], weights)),
     )
     if training:
+        warn_of_unseen_classes(examples)
         warn_if_fitted_on_training(data)
     resolved = {
         "device": str(on),

@@ -15,7 +15,7 @@ import torch
 from kdcache.errors import OptionError, unknown
 from kdcache.log import logger
 from kdcache.methods.contract import UNLABELLED, VALIDATION, Split
-from kdcache.splits import HELD_OUT, NAMES, SPLIT, cells, fold, is_fold, split_columns, split_name
+from kdcache.splits import HELD_OUT, NAMES, SPLIT, TRAIN, cells, fold, is_fold, split_columns, split_name
 
 TARGETS = ("label", "verb", "noun")
 
@@ -40,7 +40,8 @@ def split_by(rows: pd.DataFrame, column: str, validation_as: str = VALIDATION) -
 
     Raises:
         OptionError: there is no such column or value, or its cells are not names of splits. (Examples to which the
-            column ``split`` gives another name take no part, as those with an empty cell.)
+            column ``split`` gives another name take no part, as those with an empty cell: data sets call their
+            unlabelled test sets so. ``assign_splits`` warns of others.)
     """
     if validation_as != VALIDATION:
         as_named = split_by(rows, column)
@@ -90,6 +91,8 @@ def assign_splits(
     split = named_splits(table)
     if split is None:
         split = pd.Series("train", index=table.index, dtype=str)
+    elif not quiet:
+        _warn_of_other_names(split)
     if share and not (split == VALIDATION).any():
         held = hold_out(table, split == "train", share, by, quiet, seed)
         if not quiet:
@@ -101,6 +104,25 @@ def assign_splits(
             "some."
         )
     return split
+
+
+def _warn_of_other_names(split: pd.Series[str]) -> None:
+    """Warn of examples that take no part because of what their split is called; ``test_s1`` is a test set of its own.
+
+    A mistyped ``train`` cannot be told from a set that is put aside, which a run may predict on, so it is not refused.
+    """
+    other = split[~split.isin({"", TRAIN, *HELD_OUT}) & ~split.str.startswith("test_")]
+    if len(other):
+        counts = other.value_counts().sort_index()
+        shown = ", ".join(f"{name!r} ({count})" for name, count in counts.iloc[:5].items())
+        logger.warning(
+            "column split: %s%s: train, validation and test are the names of splits, so %d of %d examples neither "
+            "train nor are scored",
+            shown,
+            "…" if len(counts) > 5 else "",
+            len(other),
+            len(split),
+        )
 
 
 def _warn_of_lost_classes(table: pd.DataFrame, train: pd.Series[bool], held: pd.Series[bool]) -> None:
@@ -214,6 +236,30 @@ def class_indices(values: pd.Series[int], classes: list[int]) -> torch.Tensor:
     index = np.full(len(values), UNLABELLED)
     index[there] = np.searchsorted(classes, values[there].to_numpy(np.int64))
     return torch.from_numpy(index)
+
+
+def warn_of_unseen_classes(examples: Examples) -> None:
+    """Warn of classes that no labelled training example has, but test examples (validation ones, without a test)."""
+    labels = {split: examples.splits[split].labels for split in reversed(HELD_OUT) if split in examples.splits}
+    tested = next(split for split, each in labels.items() if any((y != UNLABELLED).any() for y in each.values()))
+    found = []
+    for target, y in labels[tested].items():
+        seen = {UNLABELLED, *examples.splits[TRAIN].labels[target].tolist()}
+        unseen = [i for i in y.tolist() if i not in seen]
+        if unseen:
+            classes = [examples.classes[target][i] for i in sorted(set(unseen))]
+            shown = ", ".join(map(str, classes[:5])) + ("…" if len(classes) > 5 else "")
+            found.append(f"{len(unseen)} of {len(y)} are of {_classes(len(classes))} of {target} ({shown})")
+    if found:
+        logger.warning(
+            "%s examples: %s that no labelled training example has: what is trained on these cannot name them",
+            tested,
+            "; ".join(found),
+        )
+
+
+def _classes(count: int) -> str:
+    return f"{count} class" + "es" * (count != 1)
 
 
 def _check(splits: dict[str, Split], classes: dict[str, list[int]]) -> None:

@@ -15,7 +15,7 @@ from kdcache.data.clips import clips
 from kdcache.data.ondemand import skeletons, videos
 from kdcache.data.ondemand.clips import Clip, Loaded, clips_of
 from kdcache.data.ondemand.stream import OnDemand
-from kdcache.data.splits import Examples, split_by
+from kdcache.data.splits import Examples, split_by, warn_of_unseen_classes
 from kdcache.data.training_data import TrainingData, batches_on, fingerprint
 from kdcache.errors import OptionError
 from kdcache.log import logger
@@ -93,6 +93,7 @@ def open_sources(
     shown = one.segment if isinstance(one.segment, SkeletonSegment) else _shown(one, decoder)
     rows = split_by(rows, split_column, validation_as)
     examples, loaded = _read(rows, roots, shown, joint_layout, labels, validation, validation_seed, free)
+    warn_of_unseen_classes(examples)
     row_of = {name: row for row, name in enumerate(examples.clip_ids)}
     here = {row_of[name]: clip for name, clip in loaded.clips.items() if name in row_of}
     available = torch.tensor([row in here for row in range(len(examples.clip_ids))], dtype=torch.bool)
