@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kdcache.cluster.options import cluster_of
 from kdcache.errors import OptionError, ReferenceRowError
 from kdcache.files import atomic
-from kdcache.log import logger, show_log
+from kdcache.log import EachOnce, logger, show_log
 from kdcache.methods import load_method
 from kdcache.methods.contract import HELD_OUT, VALIDATION
 from kdcache.metrics.early import column_title, confusion, per_class_gain, percent, ratio_metrics
@@ -227,14 +227,15 @@ def ablate(
         options={**options, **(grid or {})},
     )
     clean(protocol.folder)  # what calls that were killed had begun to write
-    try:
-        train_rows(protocol)
-    except ReferenceRowError:
-        for name in (*CONCLUDED, *PICTURES):  # of an earlier call, whose reference row has now been trained anew
-            (protocol.folder / name).unlink(missing_ok=True)
-        raise
-    conclusion = conclude(protocol.folder, source)
-    text = write_report(conclusion)
+    with EachOnce():  # trials, runs and the report open the same caches
+        try:
+            train_rows(protocol)
+        except ReferenceRowError:
+            for name in (*CONCLUDED, *PICTURES):  # of an earlier call, whose reference row has now been trained anew
+                (protocol.folder / name).unlink(missing_ok=True)
+            raise
+        conclusion = conclude(protocol.folder, source)
+        text = write_report(conclusion)
     c = conclusion
     return Ablation(c.path, c.results, c.tests, c.tuning, text, c.comparison.failed)
 
