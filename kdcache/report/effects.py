@@ -83,7 +83,7 @@ def sentence(line: Line, gain: float | None) -> str:
     """
     row, low, high = line["row"], line["low"], line["high"]
     if math.isnan(low):
-        return f"{row}: {signed(line['difference'])} points in every unit alike, so there is no interval."
+        return _constant(line)
     if low > 0:
         text = f"{row} gains between {low:.1f} and {high:.1f} points."
     elif high < 0:
@@ -93,6 +93,15 @@ def sentence(line: Line, gain: float | None) -> str:
     if not math.isnan(line["low_draws"]):
         text += f" Over draws alone, splits averaged: {_interval(line['low_draws'], line['high_draws'])}."
     return " ".join(filter(None, [text, _beside_paper(line, gain)]))
+
+
+def _constant(line: Line) -> str:
+    """What can be said of differences that are the same in every unit, whose spread an interval would be made of."""
+    of_all = f"{line['row']}: {signed(line['difference'])} points in each of {line['units']} units"
+    text = f"{of_all}; differences that do not vary have no interval and no t-test."
+    if line["equal"] < line["units"]:
+        text += f" The sign-flip test, which needs no spread, has p = {_p(line['p_sign_flips'])}, not adjusted."
+    return text
 
 
 def signed(value: float) -> str:
