@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from unsealed import unsealed
 
 import kdcache
 from kdcache.engine import loop
@@ -30,6 +31,7 @@ from kdcache.runs.ablation.factors import Factors, factors
 from kdcache.runs.ablation.replicates import Replicate, run_folder
 from kdcache.runs.ablation.rows import Comparison
 from kdcache.runs.presets import TableRow
+from kdcache.store.fitted import save_fitted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,13 +124,24 @@ def test_one_draw_has_no_interval_and_says_why():
         ((1.0, 5.0), 4.0, 1.2, "a gains between 1.0 and 5.0 points. The interval holds the paper's gain of 1.2."),
         ((1.0, 5.0), 4.0, -1.0, "It excludes the paper's loss of 1.0, which was made on other data."),
         ((1.0, 5.0), 4.0, 0.0, "a gains between 1.0 and 5.0 points."),
-        ((math.nan, math.nan), math.nan, 1.0, "a: +1.0 points in every unit alike, so there is no interval."),
     ],
 )
 def test_sentences(ends, detectable, gain, said):
     line = {"row": "a", "units": 5, "difference": 1.0, "low": ends[0], "high": ends[1], "detectable": detectable}
     text = sentence(line | {"low_draws": math.nan, "high_draws": math.nan}, gain)
     assert text == said if said.startswith("a") else text.endswith(said)
+
+
+def test_differences_that_do_not_vary_are_told_so_with_the_test_that_they_have():
+    gains = {"a": [[1.0, 3.0]] * 8, "b": [[0.0, 0.0]] * 8}
+    tests = results.tests(comparison("base", "a", "b"), found(gains), "base", "auc", "test")
+    lines = effects_section(tests, found(gains), "last", {})
+    assert lines[4:6] == ["| a | +2.0 | – | – | 8 of 8 | – |", "| b | +0.0 | – | – | 0 of 8, equal in 8 | – |"]
+    assert lines[-2:] == [  # of 2^8 flips two are as extreme
+        "- a: +2.0 points in each of 8 units; differences that do not vary have no interval and no t-test. The "
+        "sign-flip test, which needs no spread, has p = 0.008, not adjusted.",
+        "- b: +0.0 points in each of 8 units; differences that do not vary have no interval and no t-test.",
+    ]
 
 
 def test_the_papers_gain_is_over_the_same_reference_by_the_same_metric():
@@ -273,6 +286,31 @@ def test_draws_are_counted_and_named_in_the_report(shards, tmp_path):
     )
     assert "Held fixed: the clips that test, the clips that validate and the weights of the backbone." in result.text
     assert (tmp_path / "out" / "effects.png").exists()
+
+
+def test_the_table_says_that_the_backbone_has_seen_labels_of_training_clips(tmp_path):
+    cache = clips_cache.cache(tmp_path / "cache", train=24, test=12)
+    save_fitted(cache, {"0" * 64: {"fitted_on": [f"train-0-{i:03d}" for i in range(8)]}})
+    call: dict[str, Any] = {"shards": cache, "rows": {"base": {}, "near": {"k": 1}}, "seeds": 2, "tune": 0}
+    call |= {"out": tmp_path / "out", "validation": 0, **KNN}
+    text = kdcache.ablate("early", **call).text
+    assert (
+        "Features: the backbone was fitted on the labels of 8 of the 24 training clips, which are not cross-fitted "
+        "(`kdcache fit --cross-fit K`): class scores on them, a teacher's too, are surer than on new clips." in text
+    )
+    assert text.index("## What the numbers rest on") < text.index("Features: ")
+    # runs from before it was recorded: they are neither refused nor trained again
+    files = [tmp_path / "out" / row / "metrics.json" for row in ("base/seed-0", "near/seed-0", "near/seed-1")]
+    for file in files:
+        metrics = json.loads(unsealed(file).read_text())
+        assert metrics.pop("fitted_on_training") == {"clips": 8, "of": 24}
+        file.write_text(json.dumps(metrics))
+    before = [file.read_bytes() for file in files]
+    text = kdcache.ablate("early", **call).text
+    assert [file.read_bytes() for file in files] == before
+    assert "Features of base: " in text
+    assert "of the 24 training clips in 1 of 2 runs, which" in text
+    assert kdcache.Run(files[0].parent).evaluate()["last"] == json.loads(before[0])["last"]
 
 
 # Pictures and files

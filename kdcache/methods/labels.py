@@ -70,27 +70,27 @@ class Clips:
         return held_out_sets(self.data, self.target, inputs, "clip")
 
 
-def warn_if_fitted_on_training(data: Data) -> int:
-    """Warn of features on which a classifier is more certain than it will be on new clips, and count them.
+def fitted_on_training(data: Data) -> tuple[int, int]:
+    """How many training clips have features of a backbone that was fitted on their own labels, and how many there are.
 
-    These are training clips whose features come from a backbone that was fitted on their own labels: a head that
-    trains on them, and a teacher above all, is almost never wrong there, and learns little that holds elsewhere.
-
-    Returns:
-        Number of these clips.
+    A classifier is more certain on these than it will be on new clips: a head that trains on them, and a teacher above
+    all, is almost never wrong there, and learns little that holds elsewhere.
     """
-    train = data.splits["train"]
-    clips = {data.clip_ids[i] for rows in train.rows.values() for i in rows.tolist() if i >= 0}
-    seen = len(clips & data.fitted - data.cross_fitted)
+    clips = {data.clip_ids[i] for rows in data.splits["train"].rows.values() for i in rows.tolist() if i >= 0}
+    return len(clips & data.fitted - data.cross_fitted), len(clips)
+
+
+def warn_if_fitted_on_training(data: Data) -> None:
+    """Warn of the clips that ``fitted_on_training`` counts."""
+    seen, count = fitted_on_training(data)
     if seen:
         logger.warning(
             "the backbone of these features was fitted on the labels of %d of the %d training clips, so that class "
             "scores on them, a teacher's too, are surer than on new clips: `kdcache fit --cross-fit K` gives each a "
             "network that has not seen it",
             seen,
-            len(clips),
+            count,
         )
-    return seen
 
 
 def check_leak(data: Data, unlabelled: Tensor, fraction: float, allow: bool) -> None:

@@ -11,6 +11,7 @@ from kdcache.metrics.early import at_ratio, column_title, ratio_metrics
 from kdcache.metrics.significance import mean_std
 from kdcache.report.costs import UNKNOWN, cost_section
 from kdcache.report.effects import effects_section, paper_gains, signed, units_in_words
+from kdcache.report.features import features_lines
 from kdcache.report.setting import common_options, setting
 from kdcache.report.tuning import tuning_section
 from kdcache.runs.ablation.conclusion import Conclusion
@@ -40,6 +41,8 @@ def markdown(conclusion: Conclusion) -> str:
     if c.comparison.columns and not any(row.column for row in c.comparison.rows):  # else see ``paper_columns``
         lines += [*paper_section(c.comparison, c.results, shown, c.weights, c.split), ""]
     lines += ["## What the numbers rest on", "", *setting(c), ""]
+    for line in features_lines(c):
+        lines += [line, ""]
     for name, problem in c.comparison.failed.items():
         lines += [f"**{name} failed** and is not compared: {problem}", ""]
     lines += [steps_line(c.comparison, c.results), ""]

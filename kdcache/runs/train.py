@@ -24,6 +24,7 @@ from kdcache.methods import load_method
 from kdcache.methods import method as method_module
 from kdcache.methods.checks import check_inputs, check_predictor
 from kdcache.methods.contract import Method, Stage
+from kdcache.methods.labels import fitted_on_training
 from kdcache.methods.registry import BUILT_IN
 from kdcache.numerics import reproducible
 from kdcache.options import build, to_table
@@ -234,6 +235,9 @@ def conclude(begun: Begun) -> Run:
     summaries = [load_summary(folder / name) for name in (*predictor.trained_in, predictor.stage)]
     if all(summary and "steps" in summary for summary in summaries):  # stages of version 0.1 do not say
         metrics["steps"] = sum(summary["steps"] for summary in summaries if summary)
+    seen, count = fitted_on_training(begun.opened.data)
+    if seen:
+        metrics["fitted_on_training"] = {"clips": seen, "of": count}
     with device_errors(begun.opened.data.device, *TOO_SMALL):
         predictions = run.predictions(main_only=predictor.axis is not None)  # all of them would be gigabytes
     with atomic(folder / PREDICTIONS) as temporary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from kdcache.runs.ablation.description import DESCRIPTION, REMEDY, read_descript
 from kdcache.runs.ablation.factors import Factors, factors
 from kdcache.runs.ablation.replicates import Replicate, all_replicates, run_folder
 from kdcache.runs.ablation.rows import Comparison
+from kdcache.runs.ablation.seen_labels import SeenLabels, seen_labels
 from kdcache.runs.ablation.tuning import read_tuning
 from kdcache.runs.run import Run
 
@@ -59,6 +60,8 @@ class Conclusion:
     """What the call set for all rows; several values made a grid."""
     search: Mapping[str, Any] = field(default_factory=dict)
     """How tuning searched: those of ``SEARCH`` that ``ablation.json`` has; of earlier versions it has few."""
+    seen_labels: Sequence[SeenLabels] = ()
+    """Rows whose features come from a backbone that has seen labels of their training clips."""
 
 
 def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion:
@@ -102,6 +105,7 @@ def conclude(folder: str | Path, source: str | Path | None = None) -> Conclusion
         costs,
         description.get("options", {}),
         {name: description[name] for name in SEARCH if name in description},
+        seen_labels(comparison, folder, replicates),
     )
     return Conclusion(folder, comparison, replicates, against, run.target, monitor, split, weights, *read)
 
