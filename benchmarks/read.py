@@ -99,7 +99,7 @@ def measure_case(clips: int, few: int, shape: tuple[int, ...], a_shard: int, fol
             for place, clip in enumerate(batch):
                 os.preadv(raw, [out[place].reshape(-1).view(np.uint8).data], clip * size)
 
-    shards = [open_shard(path) for path in sorted((folder / "none").glob("*.h5"))]
+    shards = [open_shard(path)[0] for path in sorted((folder / "none").glob("*.h5"))]
     files = [os.open(shard.path, os.O_RDONLY) for shard in shards]
     starts = [shard.stored(STREAM).start or 0 for shard in shards]
 
@@ -128,8 +128,8 @@ def measure_case(clips: int, few: int, shape: tuple[int, ...], a_shard: int, fol
         "gzip": from_gzip,
     }
     seconds = compare(runs, repeat=7)
-    for file in (raw, *files):
-        os.close(file)
+    for descriptor in (raw, *files):
+        os.close(descriptor)
     whole, part = clips * size / 1e9, few * size / 1e9
     stored = sum(p.stat().st_size for p in (folder / "zstd").glob("*.h5"))
     return {

@@ -28,9 +28,10 @@ def widens() -> bool:
 
     Where it has none the compiler would call a function, which need not be there.
     """
-    own = not config.CPU_NAME
-    name = binding.get_host_cpu_name() if own else config.CPU_NAME
-    features = config.CPU_FEATURES or (binding.get_host_cpu_features().flatten() if own else "")
+    settings: Any = config
+    own = not settings.CPU_NAME
+    name = binding.get_host_cpu_name() if own else settings.CPU_NAME
+    features = settings.CPU_FEATURES or (binding.get_host_cpu_features().flatten() if own else "")
     machine = binding.Target.from_default_triple().create_target_machine(cpu=name, features=features)
     return "__" not in machine.emit_assembly(binding.parse_assembly(_WIDEN))
 
@@ -43,8 +44,7 @@ def average_cells(x: Tensor, out: Tensor) -> None:
         _average(x.float().numpy(), out.numpy())
 
 
-@intrinsic
-def _wide(typing: Any, value: Any) -> Any:
+def _widening(typing: Any, value: Any) -> Any:
     """A number as float32: that itself, or the bits of one of half precision, uint16."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -53,6 +53,9 @@ def _wide(typing: Any, value: Any) -> Any:
         return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(value), emit
+
+
+_wide: Any = intrinsic(_widening)
 
 
 @cached_njit(nogil=True)

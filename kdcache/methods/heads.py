@@ -42,7 +42,13 @@ def initialise(net: I3DTail | I3D | ResNeXt3D | ResNeXt3DTail, checkpoint: Mappi
     net.load_state_dict({name: checkpoint[name] for name in own}, strict=False)
 
 
-@stacked(lambda maps: cells(maps.flatten(0, 1)).unflatten(0, maps.shape[:2]))
+def _cells_of_stack(maps: Tensor) -> Tensor:
+    """``cells`` of several maps, ``[n, channels, l, h, w]``: it looks at each channel by itself."""
+    found = cells(maps.flatten(0, 1))
+    return found.view(*maps.shape[:2], *found.shape[1:])
+
+
+@stacked(_cells_of_stack)
 def cells(x: Tensor) -> Tensor:
     """Averages over cells of 2×2×2 positions: ``[channels, l, h, w]``, any floats → float32 ``[channels, ⌈l/2⌉, ⌈h/2⌉,
     ⌈w/2⌉]``.
