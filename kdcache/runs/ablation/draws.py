@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,8 +94,8 @@ class Draws:
 
 def _read(settings: RunSettings, options: Any, arrays: bool) -> Opened:
     """``arrays``: whether draws may differ in these."""
-    try:
-        with quiet(), torch.random.fork_rng(devices=[]):
+    try:  # trainings warn, once
+        with quiet(logging.ERROR), torch.random.fork_rng(devices=[]):
             made = prepare(settings, options, {"budget": 0})
             digests = _digests(settings, made) if arrays else {}
     except KdcacheError as error:
