@@ -61,7 +61,7 @@ def write_results(name: str, results: dict[str, Any]) -> None:
     """Store ``results`` with date and machine in ``benchmarks/results/<name>.json``."""
     RESULTS.mkdir(exist_ok=True)
     content = {"date": date.today().isoformat(), "machine": machine(), "results": results}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def options(name: str, description: str) -> argparse.ArgumentParser:

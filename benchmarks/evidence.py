@@ -300,7 +300,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "metric": monitor,
         "test, mean ± std over draws": levels,
         "test, draws × seeds": each,
-        "effects": tests.round(4).to_dict("records"),
+        "effects": json.loads(tests.round(4).to_json(orient="records")),
         "chosen": json.loads(chosen.to_json(orient="records")),
         "steps": sorted(int(s) for s in results["steps"].dropna().unique()),
     }
