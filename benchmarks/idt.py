@@ -35,7 +35,7 @@ reference: Any = importlib.import_module("test_trajectories")
 U8 = NDArray[np.uint8]
 BOXING = "idt/person01_boxing_d1.avi"
 STAGES = {
-    "expansion of three images": ("_farneback.py", "expand"),
+    "expansion of two images": ("_farneback.py", "expand"),
     "two flows": ("_farneback.py", "flow"),
     "SURF": ("camera.py", "__call__"),
     "matching": ("camera.py", "match"),

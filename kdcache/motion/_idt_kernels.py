@@ -19,7 +19,6 @@ U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 B8 = NDArray[np.bool_]
 
-_FLOOR = np.float32(0.05)  # added to every bin before normalising
 _DEGREES = np.float32(180.0 / math.pi)
 
 
@@ -131,79 +130,6 @@ def bearing(x: F32, y: F32, magnitude: F32, degrees: F32) -> None:
         a = a if y[i] >= 0 else np.float32(360.0) - a
         degrees[i] = a if a < 360 else np.float32(0.0)
         magnitude[i] = math.sqrt(x[i] * x[i] + y[i] * y[i])
-
-
-@cached_njit(nogil=True)
-def integrate(x: F32, y: F32, quiet: float, out: F32) -> None:
-    """Integral histogram ``out [h+1, w+1, bins]`` of the directions of the vector field ``x, y [h, w]``.
-
-    Each vector is shared between its two nearest of 8 direction bins in proportion to its length. With a
-    ninth bin, vectors no longer than ``quiet`` count 1 there instead. Row 0 and column 0 of ``out`` stay 0.
-    """
-    h, w = x.shape
-    bins = out.shape[2]
-    magnitude, degrees = np.empty(w, np.float32), np.empty(w, np.float32)
-    # What each vector of a row gives to 8 bins, then their sums from the left: in loops of their own, which vectorise.
-    shares, still = np.empty(8 * w, np.float32), np.empty(w, np.float32)
-    zero, one = np.float32(0.0), np.float32(1.0)
-    for j in range(h):
-        bearing(x[j], y[j], magnitude, degrees)
-        shares[:] = zero
-        count = zero
-        for i in range(w):
-            m = magnitude[i]
-            if bins == 9 and m <= quiet:
-                count += one
-            else:
-                f = degrees[i] * np.float32(8.0 / 360.0)
-                b = int(f)
-                part = (f - np.float32(b)) * m
-                shares[8 * i + b] = m - part
-                shares[8 * i + (b + 1) % 8] = part
-            still[i] = count
-        for t in range(8, 8 * w):
-            shares[t] += shares[t - 8]
-        if bins == 8:
-            above, row = out[j].ravel()[8:], out[j + 1].ravel()[8:]
-            for t in range(8 * w):
-                row[t] = above[t] + shares[t]
-        else:
-            for i in range(w):
-                for k in range(8):
-                    out[j + 1, i + 1, k] = out[j, i + 1, k] + shares[8 * i + k]
-                out[j + 1, i + 1, 8] = out[j, i + 1, 8] + still[i]
-
-
-@cached_njit(nogil=True)
-def describe(integral: F32, points: F32, age: I32, live: B8, patch: int, span: int, offset: int, out: F32) -> None:
-    """Add each live track's histogram of this frame to its descriptor ``out[i, offset:]``.
-
-    Cells: 2 × 2 of a ``patch``-sized square around the point (x outer), and one of three in time by age
-    (``span`` frames each); L1-normalised, then square-rooted, averaged over the frames of the cell.
-    """
-    h, w, bins = integral.shape
-    half = patch // 2
-    size = 4 * bins
-    cell = np.empty(size, np.float32)
-    share = np.float32(1.0) / np.float32(span)
-    for i in range(live.size):
-        if not live[i]:
-            continue
-        t = age[i]
-        left = min(max(int(np.rint(points[i, t, 0])) - half, 0), w - 1 - patch)
-        top = min(max(int(np.rint(points[i, t, 1])) - half, 0), h - 1 - patch)
-        total = np.float32(0.0)
-        for q in range(4):
-            x, y = left + (q // 2) * half, top + (q % 2) * half
-            for k in range(bins):
-                v = integral[y + half, x + half, k] + integral[y, x, k] - integral[y + half, x, k]
-                v = max(v - integral[y, x + half, k], np.float32(0.0)) + _FLOOR
-                cell[q * bins + k] = v
-                total += v
-        norm = np.float32(1.0) / total
-        start = offset + (t // span) * size
-        for k in range(size):
-            out[i, start + k] += np.float32(math.sqrt(cell[k] * norm)) * share
 
 
 @cached_njit(nogil=True)

@@ -12,11 +12,15 @@ from kdcache.motion._idt_kernels import bearing
 from kdcache.motion.jit import cached_njit
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
+U32 = NDArray[np.uint32]
 U8 = NDArray[np.uint8]
 
 PATCH = 20  # samples a side of the descriptor's window
 DENSE = 3  # most samples a side of each of the 21 × 21 cells of that window
+PADDED = 32  # values of a row of 21 cells in memory: whole vectors
+_LOOK = 16  # values that are compared before the sum is looked at
 REACH = 6  # radius of the circle that votes on the orientation, in units of the point's scale
 
 
@@ -44,11 +48,12 @@ def _circle() -> tuple[I32, F32]:
 def _describe(gray: U8, total: I32, points: F32, window: F32, circle: I32, votes: F32, out: F32) -> NDArray[np.bool_]:
     """Descriptors of ``points`` into ``out``; false for those too near the border to have an orientation."""
     kept = np.zeros(len(points), np.bool_)
+    squares = _squares(gray)
     for k in range(len(points)):
         scale = points[k, 2] * np.float32(1.2) / np.float32(9.0)
         found, angle = _orientation(total, points[k, 0], points[k, 1], scale, circle, votes)
         if found:
-            patch = _patch(gray, total, points[k, 0], points[k, 1], scale, angle)
+            patch = _patch(squares, total, points[k, 0], points[k, 1], scale, angle)
             _histogram(patch, window, out[k])
             kept[k] = True
     return kept
@@ -98,32 +103,69 @@ def _orientation(
 
 
 @cached_njit(nogil=True)
-def _bilinear(gray: U8, x: np.floating, y: np.floating) -> np.float32:
-    """Grey level at (x, y), rounded; the nearest pixel's outside the image."""
+def _squares(gray: U8) -> NDArray[np.uint32]:
+    """Each pixel's grey level with those to the right, below and diagonal: bytes from the lowest, 0 over the border."""
     h, w = gray.shape
-    if not (0 <= x < w - 1 and 0 <= y < h - 1):
-        return np.float32(gray[min(max(int(np.rint(y)), 0), h - 1), min(max(int(np.rint(x)), 0), w - 1)])
-    left, top = np.uint64(x), np.uint64(y)
-    a, b, one = np.float32(x - np.float64(left)), np.float32(y - np.float64(top)), np.float32(1.0)
-    over, under = gray[top], gray[top + np.uint64(1)]
-    p, q = np.float32(over[left]), np.float32(over[left + np.uint64(1)])
-    r, s = np.float32(under[left]), np.float32(under[left + np.uint64(1)])
-    return np.float32(np.rint((p * (one - a) + q * a) * (one - b) + (r * (one - a) + s * a) * b))
+    out = np.empty((h, w), np.uint32)
+    for y in range(h):
+        over, under, row = gray[y], gray[min(y + 1, h - 1)], out[y]
+        for x in range(w - 1):
+            top = np.uint32(over[x]) | np.uint32(over[x + 1]) << np.uint32(8)
+            low = np.uint32(under[x]) | np.uint32(under[x + 1]) << np.uint32(8)
+            row[x] = top | low << np.uint32(16)
+        row[w - 1] = np.uint32(over[w - 1]) | np.uint32(under[w - 1]) << np.uint32(16)
+    return out
 
 
 @cached_njit(nogil=True)
-def _mean(total: I32, x: np.floating, y: np.floating, side: int) -> np.float32:
-    """Mean of the square of ``side`` px around (x, y), moved into the image, from an integral image."""
+def _levels(squares: U32, x: F64, y: F64, at: U32, share: F32, out: F32) -> None:
+    """Grey levels at ``(x, y) [n]``, interpolated and rounded; the nearest pixel's outside the image.
+
+    ``squares [H, W]`` are the four levels around each place (:func:`_squares`); ``at [n]`` and ``share [2, n]`` are
+    working space. What is read at computed places has a loop of its own, so that the others vectorise.
+    """
+    h, w = squares.shape
+    a, b, flat = share[0], share[1], squares.ravel()
+    one, low, width = np.float32(1.0), np.uint32(255), np.float64(w)
+    for j in range(out.size):
+        inside = (x[j] >= 0.0) & (x[j] < w - 1.0) & (y[j] >= 0.0) & (y[j] < h - 1.0)
+        px = x[j] if inside else min(max(np.rint(x[j]), 0.0), w - 1.0)
+        py = y[j] if inside else min(max(np.rint(y[j]), 0.0), h - 1.0)
+        left, top = np.floor(px), np.floor(py)
+        at[j] = np.int32(top * width + left)
+        a[j], b[j] = np.float32(px - left), np.float32(py - top)
+    for j in range(out.size):
+        at[j] = flat[at[j]]
+    for j in range(out.size):
+        p, q = np.float32(np.int32(at[j] & low)), np.float32(np.int32(at[j] >> np.uint32(8) & low))
+        r, s = np.float32(np.int32(at[j] >> np.uint32(16) & low)), np.float32(np.int32(at[j] >> np.uint32(24)))
+        out[j] = np.rint((p * (one - a[j]) + q * a[j]) * (one - b[j]) + (r * (one - a[j]) + s * a[j]) * b[j])
+
+
+@cached_njit(nogil=True)
+def _means(total: I32, x: F64, y: F64, side: int, at: U32, out: F32) -> None:
+    """Means of squares of ``side`` px around ``(x, y) [n]``, moved into the image, from an integral image.
+
+    ``at [n]`` is working space.
+    """
     h, w = total.shape
-    left = min(max(int(np.rint(x - (side - 1) / 2)), 0), w - 1 - side)
-    top = min(max(int(np.rint(y - (side - 1) / 2)), 0), h - 1 - side)
-    box = total[top, left] + total[top + side, left + side] - total[top + side, left] - total[top, left + side]
-    return np.float32(box) / np.float32(side * side)
+    half, right, bottom, width = (side - 1) / 2, np.float64(w - 1 - side), np.float64(h - 1 - side), np.float64(w)
+    for j in range(out.size):
+        left = min(max(np.rint(x[j] - half), 0.0), right)
+        top = min(max(np.rint(y[j] - half), 0.0), bottom)
+        at[j] = np.int32(top * width + left)
+    flat, across, below = total.ravel(), np.uint64(side), np.uint64(side * w)
+    for j in range(out.size):
+        i = np.uint64(at[j])
+        at[j] = flat[i] + flat[i + below + across] - flat[i + below] - flat[i + across]
+    area = np.float32(side * side)
+    for j in range(out.size):
+        out[j] = np.float32(np.int32(at[j])) / area
 
 
 @cached_njit(nogil=True)
-def _patch(gray: U8, total: I32, cx: np.float32, cy: np.float32, scale: np.float32, angle: float) -> U8:
-    """The square of 21 scales around a point, turned by ``angle``, averaged down to ``[21, 21]``.
+def _patch(squares: U32, total: I32, cx: np.float32, cy: np.float32, scale: np.float32, angle: float) -> F32:
+    """The square of 21 scales around a point, turned by ``angle``, averaged down to 21 × 21 levels: ``[21, PADDED]``.
 
     Up to DENSE samples a cell and axis it is read pixel by pixel, as in OpenCV; larger squares are read as
     that many box means, so that the cost of a point has a bound.
@@ -135,26 +177,28 @@ def _patch(gray: U8, total: I32, cx: np.float32, cy: np.float32, scale: np.float
     box = int(np.rint(pitch))
     sin, cos = -math.sin(angle), math.cos(angle)
     first = (pitch - side) / 2.0
-    turned = np.empty((n, n), np.float32)
+    wide = (n + 15) // 16 * 16  # whole vectors: what would be left over takes as long as the rest
+    turned, x, y = np.empty((n, wide), np.float32), np.empty(wide, np.float64), np.empty(wide, np.float64)
+    at, share = np.empty(wide, np.uint32), np.empty((2, wide), np.float32)
     for i in range(n):
         v = first + i * pitch
-        for j in range(n):
-            u = first + j * pitch
-            x, y = cx + u * cos + v * sin, cy - u * sin + v * cos
-            turned[i, j] = _bilinear(gray, x, y) if n == side else _mean(total, x, y, box)
-    out = np.empty((cells, cells), np.uint8)
-    narrow = np.empty((cells, n), np.float32)
+        for j in range(wide):
+            u = first + np.float64(np.int32(j)) * pitch
+            x[j], y[j] = cx + u * cos + v * sin, cy - u * sin + v * cos
+        if n == side:
+            _levels(squares, x, y, at, share, turned[i])
+        else:
+            _means(total, x, y, box, at, turned[i])
+    line, narrow = np.empty(wide, np.float32), np.zeros((n, PADDED), np.float32)  # the latter turned over
     for i in range(cells):
-        _average(turned, i * n / cells, (i + 1) * n / cells, narrow[i])
-    column = np.empty((n, cells), np.float32)
-    for j in range(n):
-        for i in range(cells):
-            column[j, i] = narrow[i, j]
-    line = np.empty(cells, np.float32)
+        _average(turned, i * n / cells, (i + 1) * n / cells, line)
+        for j in range(n):
+            narrow[j, i] = line[j]
+    out, column = np.empty((cells, PADDED), np.float32), np.empty(PADDED, np.float32)
     for j in range(cells):
-        _average(column, j * n / cells, (j + 1) * n / cells, line)
+        _average(narrow, j * n / cells, (j + 1) * n / cells, column)
         for i in range(cells):
-            out[i, j] = np.uint8(np.rint(line[i]))
+            out[i, j] = np.rint(column[i])
     return out
 
 
@@ -164,25 +208,36 @@ def _average(rows: F32, start: float, stop: float, out: F32) -> None:
     out[:] = 0
     for y in range(int(start), min(math.ceil(stop), len(rows))):
         share = np.float32((min(y + 1.0, stop) - max(float(y), start)) / (stop - start))
+        row = rows[y]
         for x in range(out.size):
-            out[x] += rows[y, x] * share
+            out[x] += row[x] * share
 
 
 @cached_njit(nogil=True)
-def _histogram(patch: U8, window: F32, out: F32) -> None:
-    """128 values of a ``patch [21, 21]``: signed and absolute sums of its gradient over 4 × 4 cells, unit length."""
+def _histogram(patch: F32, window: F32, out: F32) -> None:
+    """128 values of a ``patch [21, 21+]``: signed and absolute sums of its gradient over 4 × 4 cells, unit length.
+
+    Of each cell: dx where dy ≥ 0, |dx| there, the same where dy < 0, and dy likewise by the sign of dx.
+    """
+    zero = np.float32(0.0)
+    dx, dy = np.empty(PATCH, np.float32), np.empty(PATCH, np.float32)
     for y in range(PATCH):
+        over, under, weights = patch[y], patch[y + 1], window[y]
         for x in range(PATCH):
-            p, q = np.int32(patch[y, x]), np.int32(patch[y, x + 1])
-            r, s = np.int32(patch[y + 1, x]), np.int32(patch[y + 1, x + 1])
-            dx, dy = np.float32(q - p + s - r) * window[y, x], np.float32(r - p + s - q) * window[y, x]
-            base = ((y // 5) * 4 + x // 5) * 8
-            at = base if dy >= 0 else base + 2
-            out[at] += dx
-            out[at + 1] += abs(dx)
-            at = base + 4 if dx >= 0 else base + 6
-            out[at] += dy
-            out[at + 1] += abs(dy)
+            p, q, r, s = over[x], over[x + 1], under[x], under[x + 1]
+            dx[x], dy[x] = (q - p + s - r) * weights[x], (r - p + s - q) * weights[x]
+        for cell in range(4):
+            sums = out[((y // 5) * 4 + cell) * 8 :]
+            for x in range(5 * cell, 5 * cell + 5):
+                rising, right = dy[x] >= zero, dx[x] >= zero
+                sums[0] += dx[x] if rising else zero
+                sums[1] += abs(dx[x]) if rising else zero
+                sums[2] += zero if rising else dx[x]
+                sums[3] += zero if rising else abs(dx[x])
+                sums[4] += dy[x] if right else zero
+                sums[5] += abs(dy[x]) if right else zero
+                sums[6] += zero if right else dy[x]
+                sums[7] += zero if right else abs(dy[x])
     square = 0.0
     for k in range(out.size):
         square += out[k] * out[k]
@@ -203,10 +258,13 @@ def nearest(first: F32, second: F32, a: F32, b: F32, reach: float) -> I32:
         for j in range(len(first)):
             if abs(second[i, 0] - first[j, 0]) >= reach or abs(second[i, 1] - first[j, 1]) >= reach:
                 continue
-            s = np.float32(0)
-            for k in range(a.shape[1]):
-                d = a[j, k] - b[i, k]
-                s += d * d
+            s, row, other = np.float32(0), a[j], b[i]
+            for start in range(0, len(row), _LOOK):  # the sum only grows: a row that is too far is left early
+                for k in range(start, min(start + _LOOK, len(row))):
+                    d = row[k] - other[k]
+                    s += d * d
+                if s >= best:
+                    break
             if s < best:
                 best, out[i] = s, j
     return out

@@ -6,21 +6,19 @@ bin for no motion). H. Wang et al., IJCV 2013, section 3.3; constants as in the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.errors import OptionError
-from kdcache.motion import _idt_kernels as kernels
+from kdcache.motion import _histogram_kernels as kernels
 
 if TYPE_CHECKING:
     import pandas as pd
 
 F32 = NDArray[np.float32]
 
-PATCH = 32  # side of the patch, px of its scale
 TIME_CELLS = 3
 QUIET = 0.4  # flow no longer than this falls in HOF's ninth bin, px
 BLOCKS = {"hog": 8, "hof": 9, "mbhx": 8, "mbhy": 8}  # bins of each, in the order of the original's columns
@@ -39,10 +37,12 @@ def add_descriptors(
     ``gray uint8 [h, w]`` is the frame that the tracks leave, ``flow [2, h, w]`` its flow without camera motion.
     """
     offset = 0
-    for (x, y), bins in zip(_fields(gray, flow), BLOCKS.values(), strict=True):
-        integral = np.zeros((gray.shape[0] + 1, gray.shape[1] + 1, bins), np.float32)
-        kernels.integrate(x, y, QUIET, integral)
-        kernels.describe(integral, points, age, live, PATCH, length // TIME_CELLS, offset, out)
+    where = kernels.places(points, age, live, *gray.shape)
+    level, (x, y) = gray.astype(np.float32), flow
+    fields = {"hog": (level, level, True), "hof": (x, y, False), "mbhx": (x, x, True), "mbhy": (y, y, True)}
+    for name, bins in BLOCKS.items():
+        quiet = QUIET if bins == 9 else -1.0
+        kernels.describe(*fields[name], quiet, where, age, length // TIME_CELLS, offset, out)
         offset += TIME_CELLS * 4 * bins
 
 
@@ -69,12 +69,3 @@ def to_columns(table: pd.DataFrame, descriptors: bool = True) -> F32:
     head = table[list(_HEAD)].to_numpy(np.float32)
     moves = np.stack(table["displacements"].to_list()).reshape(len(table), -1)
     return np.concatenate([head, moves, *(np.stack(table[name].to_list()) for name in blocks)], axis=1)
-
-
-def _fields(gray: NDArray[np.uint8], flow: F32) -> list[tuple[Any, Any]]:
-    """The vector fields (x, y) behind HOG, HOF, MBHx and MBHy."""
-
-    def gradient(image: NDArray[Any]) -> tuple[Any, Any]:
-        return cv2.Sobel(image, cv2.CV_32F, 1, 0, ksize=1), cv2.Sobel(image, cv2.CV_32F, 0, 1, ksize=1)
-
-    return [gradient(gray), (flow[0], flow[1]), gradient(flow[0]), gradient(flow[1])]

@@ -1,9 +1,15 @@
-"""Numba's compiler, with its cache on disk where there is a place for one."""
+"""Numba's compiler, with its cache on disk where there is a place for one.
+
+No fast-math flag is set anywhere: LLVM may then neither reorder a sum nor contract a product, so vectors,
+remainders, cached and fresh code all round alike.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from numba import njit
@@ -17,10 +23,12 @@ def cached_njit(**options: Any) -> Callable[[F], F]:
     """A decorator that compiles a function at its first call and keeps its machine code for later processes.
 
     Numba keeps it beside the source, else in the user's cache folder. Where neither can be written (a read-only
-    installation and no home), the function is compiled in every process anew, to the same code.
+    installation and no home), the function is compiled in every process anew, to the same code. It looks at changes of
+    the function's own file; of what else is compiled into it the digest is part of the code's name.
     """
 
     def compile_function(function: F) -> F:
+        function.__qualname__ += f"_{_digest()}"
         try:
             return cast(F, njit(cache=True, **options)(function))
         except RuntimeError as error:
@@ -30,6 +38,13 @@ def cached_njit(**options: Any) -> Callable[[F], F]:
             return cast(F, njit(**options)(function))
 
     return compile_function
+
+
+@functools.cache
+def _digest() -> str:
+    """Of the sources of everything in this folder."""
+    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:12]
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kdcache.errors import ClipError, OptionError, unknown
 from kdcache.motion import _idt_kernels as kernels
 from kdcache.motion._farneback import Farneback, pyramid
+from kdcache.motion._histogram_kernels import PATCH
 from kdcache.motion.camera import (
     FeatureFinder,
     FeatureKind,
@@ -24,7 +25,7 @@ from kdcache.motion.camera import (
     vote,
     warp_back,
 )
-from kdcache.motion.descriptors import PATCH, SIZE, TIME_CELLS, add_descriptors
+from kdcache.motion.descriptors import SIZE, TIME_CELLS, add_descriptors
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -156,7 +157,11 @@ class Tracker:
         self._queues = [_Queue(self.params.length, SIZE if descriptors else 0) for _ in self.scales]
         self._descriptors = descriptors
         self._limits = self.params.limits
-        self._previous: tuple[list[U8], list[F32], Features] | None = None
+        # Written over frame by frame, for new memory would take longer to get than to fill: of the frame before, of
+        # this one and of this one without camera motion; flow as seen and without it.
+        self._expansions = [self._flow.expansions(), self._flow.expansions(), self._flow.expansions(first=False)]
+        self._flows = [self._flow.flows() for _ in range(2)]
+        self._previous: tuple[list[U8], Features] | None = None
         self.frame = -1  # index of the frame pushed last
 
     def push(self, frame: U8, people: NDArray[Any] | None = None) -> list[Finished]:
@@ -172,18 +177,20 @@ class Tracker:
         self.frame += 1
         allowed = None if people is None else (np.asarray(people) == 0).astype(np.uint8)
         grays = self._levels(gray)
-        expansion = self._flow.expand(gray)
+        expanded, expansion, _ = self._expansions
+        self._flow.expand(gray, expansion)
         features = self._features(gray, allowed)
         finished: list[Finished] = []
         if self._previous is not None:
-            before, expanded, known = self._previous
-            flow = self._flow.flow(expanded, expansion)
-            warped = self._without_camera(before[0], gray, expanded, flow, (known, features), allowed)
+            before, known = self._previous
+            flow = self._flow.flow(expanded, expansion, self._flows[0])
+            warped = self._without_camera(before[0], gray, flow, (known, features), allowed)
             for level, queue in enumerate(self._queues):
                 finished += self._advance(queue, level, before[level], flow[level], warped[level])
         for queue, level_gray in zip(self._queues, grays, strict=True):
             self._sample(queue, level_gray)
-        self._previous = (grays, expansion, features)
+        self._previous = (grays, features)
+        self._expansions[:2] = expansion, expanded
         return finished
 
     def _levels(self, gray: U8) -> list[U8]:
@@ -196,7 +203,6 @@ class Tracker:
         self,
         before: U8,
         gray: U8,
-        expanded: list[F32],
         flow: list[F32],
         features: tuple[Features, Features],
         allowed: U8 | None,
@@ -208,12 +214,15 @@ class Tracker:
         matrix = vote(corners, flow[0], match(*features))
         if self.params.camera == "checked":
             matrix = check(matrix, before, gray, corners, allowed)
-        return self._flow.flow(expanded, self._flow.expand(warp_back(before, gray, matrix)))
+        expanded, _, warped = self._expansions
+        self._flow.expand(warp_back(before, gray, matrix), warped)
+        return self._flow.flow(expanded, warped, self._flows[1])
 
     def _advance(self, queue: _Queue, level: int, gray: U8, flow: F32, warped: F32) -> list[Finished]:
         points, moves, age, live = queue.window("points", "moves", "age", "live")
         if self._descriptors:
-            add_descriptors(gray, warped, points, age, live, queue.window("descriptors")[0], self.params.length)
+            out = queue.window("descriptors")[0]
+            add_descriptors(gray, warped, points, age, live, out, self.params.length)
         kernels.advance(points, moves, age, live, flow, warped)
         ended, shifts, described = queue.pop()
         scale = np.float32(self.scales[level])

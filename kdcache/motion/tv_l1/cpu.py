@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.motion.tv_l1.cpu_filters import MARGIN, linearise, make_texture, median3, median5, resize
+from kdcache.motion.median import median3, median5
+from kdcache.motion.tv_l1.cpu_filters import MARGIN, linearise, make_texture, resize
 from kdcache.motion.tv_l1.cpu_update import goes_on, iterate
 from kdcache.motion.tv_l1.jit import compiled, entry, sources_digest, spliced
 from kdcache.motion.tv_l1.parallel import each_pair
@@ -98,9 +99,9 @@ def _refine(
             if done % inner == 0 and median > 1:
                 for _ in range(2):
                     if median == 5:
-                        median5(u, height, width, work.rows, spare)
+                        median5(u, width + 1, width + 1, (height, width), work.rows, spare)
                     else:
-                        median3(u, height, width, work.rows, spare)
+                        median3(u, width + 1, width + 1, (height, width), work.rows, spare)
                     u, v, spare = v, spare, u
             iterate(height, width, band, data, p, u, v, change, work.rows, weights)
             moving = goes_on(change, height, width, threshold)

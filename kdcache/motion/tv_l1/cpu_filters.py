@@ -1,8 +1,8 @@
-"""Compiled image operations of TV-L1: pyramid resize, median filter, bicubic warp.
+"""Compiled image operations of TV-L1: pyramid resize, bicubic warp (the median filter is ``kdcache.motion.median``).
 
 Planes are flat float32. Each operation gives, bit for bit, what OpenCV 5 gives on float32 images (on x86 with
-FMA): ``resize`` INTER_LINEAR, ``medianBlur`` with the border replicated, and ``remap`` INTER_CUBIC with zero
-outside, whose coefficients are no longer quantised as they were in OpenCV 4.
+FMA): ``resize`` INTER_LINEAR, and ``remap`` INTER_CUBIC with zero outside, whose coefficients are no longer
+quantised as they were in OpenCV 4.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.motion.tv_l1 import median_network as network
 from kdcache.motion.tv_l1 import simd as lanes
 from kdcache.motion.tv_l1.jit import compiled, fma
 
@@ -21,11 +20,6 @@ Plane = NDArray[np.float32]
 Places = NDArray[np.int32]
 MARGIN = 4  # texels of zero around a warped image, enough for every tap of a clamped position
 _CUBIC = np.float32(-0.75)  # OpenCV's bicubic coefficient
-
-_sort3 = network.bind(network.sort3, order=lanes.order)
-_sort5 = network.bind(network.sort5, order=lanes.order)
-_median9 = network.bind(network.median9, sort3=_sort3)
-_median25 = network.bind(network.median25, order=lanes.order, sort5=_sort5)
 
 
 @compiled
@@ -80,72 +74,6 @@ def _between(planes: Any, steps: Any, reals: Any) -> None:
     wide, out = planes
     value = wide[steps[0]]
     out[steps[2]] = lanes.fma(wide[steps[1]] - value, reals[0], value)
-
-
-@lanes.stretch
-def _columns5(planes: Any, steps: Any, reals: Any) -> None:
-    plane, *rows = planes
-    for row, values in zip(rows, _sort5([plane[step] for step in steps[:5]]), strict=True):
-        row[2] = values
-
-
-@lanes.stretch
-def _windows5(planes: Any, steps: Any, reals: Any) -> None:
-    *rows, out = planes
-    out[steps[0]] = _median25(*([row[x] for x in range(5)] for row in rows))
-
-
-@lanes.stretch
-def _columns3(planes: Any, steps: Any, reals: Any) -> None:
-    plane, *rows = planes
-    for row, values in zip(rows, _sort3([plane[step] for step in steps[:3]]), strict=True):
-        row[1] = values
-
-
-@lanes.stretch
-def _windows3(planes: Any, steps: Any, reals: Any) -> None:
-    *rows, out = planes
-    out[steps[0]] = _median9(*([row[x] for x in range(3)] for row in rows))
-
-
-@compiled
-def _row(y: int, height: int, stride: int) -> int:
-    """Start of row ``y`` of a padded plane; of the border row where ``y`` lies outside."""
-    return (min(max(y, 0), height - 1) + 1) * stride
-
-
-@compiled
-def _replicate(rows: Plane, count: int, reach: int, width: int) -> None:
-    for row in range(count):
-        for x in range(reach):
-            rows[row, x], rows[row, reach + width + x] = rows[row, reach], rows[row, reach + width - 1]
-
-
-@compiled
-def median5(plane: Plane, height: int, width: int, rows: Plane, out: Plane) -> None:
-    """5 × 5 median of a padded plane (see ``cpu_update``); ``rows`` is scratch [≥ 5, ≥ width + 4]."""
-    s = width + 1
-    a, b, c, d, e = rows[0], rows[1], rows[2], rows[3], rows[4]
-    for y in range(height):
-        starts = (
-            _row(y - 2, height, s), _row(y - 1, height, s), _row(y, height, s),
-            _row(y + 1, height, s), _row(y + 2, height, s),
-        )  # fmt: skip
-        _columns5((plane, a, b, c, d, e), 0, width, starts, ())
-        _replicate(rows, 5, 2, width)
-        _windows5((a, b, c, d, e, out), 0, width, ((y + 1) * s,), ())
-
-
-@compiled
-def median3(plane: Plane, height: int, width: int, rows: Plane, out: Plane) -> None:
-    """3 × 3 median of a padded plane; ``rows`` is scratch [≥ 3, ≥ width + 2]."""
-    s = width + 1
-    a, b, c = rows[0], rows[1], rows[2]
-    for y in range(height):
-        starts = (_row(y - 1, height, s), _row(y, height, s), _row(y + 1, height, s))
-        _columns3((plane, a, b, c), 0, width, starts, ())
-        _replicate(rows, 3, 1, width)
-        _windows3((a, b, c, out), 0, width, ((y + 1) * s,), ())
 
 
 @compiled
