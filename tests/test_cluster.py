@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import clips_cache
@@ -18,6 +20,7 @@ import torch
 from worker_cases import Scripted
 
 import kdcache
+from kdcache.cluster.connecting import connect
 from kdcache.cluster.options import Cluster, cluster_of
 from kdcache.cluster.ray_actors import ConnectedCluster, RayActors, connected
 from kdcache.demo.scene import make_dataset
@@ -106,6 +109,20 @@ def test_a_worker_too_large_for_every_node_is_refused(nodes, connection):
         pass
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "localhost:{}", "ray://127.0.0.1:{}", "127.0.0.1:99999"])
+@pytest.mark.parametrize("named", ["option", "environment"])
+def test_an_address_that_nobody_answers_is_named_before_ray_waits_for_it(address, named, monkeypatch):
+    """Ray would take minutes to give up."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    told = address.format(free)
+    if named == "environment":
+        monkeypatch.setenv("RAY_ADDRESS", told)
+    never = SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1"))
+    with pytest.raises(OptionError, match=f"address={told}: no Ray cluster answers there"):
+        connect(never, told if named == "option" else None)
+
+
 def test_options_of_a_cluster():
     assert cluster_of("local", None, None, None, "auto") is None
     assert cluster_of("ray", None, None, 0.5, "auto") == Cluster(None, 1, 0.5)
@@ -116,6 +133,9 @@ def test_options_of_a_cluster():
         (("ray", None, 0.0, None, "auto"), "worker_cpus=0"),
         (("ray", None, float("nan"), None, "auto"), "worker_cpus=nan"),
         (("ray", None, None, -1.0, "auto"), "worker_gpus=-1"),
+        (("ray", None, None, 1.5, "auto"), "worker_gpus=1.5: .*whole ones"),
+        (("ray", None, None, 1e-5, "auto"), "worker_gpus=1e-05: .*four decimals"),
+        (("ray", None, 0.12345, None, "auto"), "worker_cpus=0.12345: .*four decimals"),
     ):
         with pytest.raises(OptionError, match=said):
             cluster_of(*wrong)  # type: ignore[arg-type]

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import pickle
-import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,10 +18,11 @@ from typing import Any, Generic
 
 from kdcache import __version__
 from kdcache.cluster.actor import CRASH, ERROR, EVENT, LOG, NODE, Serving
+from kdcache.cluster.connecting import connect
 from kdcache.cluster.options import Cluster
 from kdcache.errors import DeviceError, OptionError
 from kdcache.log import logger
-from kdcache.workers import EventT, StopFlag, UnitT, Work, exit_on_sigterm, kept_handlers
+from kdcache.workers import EventT, StopFlag, UnitT, Work, exit_on_sigterm
 
 POLL_S = 0.5  # how often the stop flag is looked at
 NODE_S = 30.0  # a worker's death and that of its node are found out by different parts of Ray; so long for the latter
@@ -71,7 +70,7 @@ def connected(cluster: Cluster, device: str) -> Iterator[ConnectedCluster]:
         raise OptionError("engine=ray needs Ray: pip install 'kdcache[ray]' here and on all nodes.") from error
     ours = not ray.is_initialized()
     if ours:
-        _connect(ray, cluster.address)
+        connect(ray, cluster.address)
     try:
         some = any(node["Resources"].get("GPU") for node in ray.nodes() if node["Alive"])
         gpus = cluster.gpus
@@ -83,16 +82,6 @@ def connected(cluster: Cluster, device: str) -> Iterator[ConnectedCluster]:
     finally:
         if ours:
             ray.shutdown()
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with kept_handlers(signal.SIGTERM):  # Ray takes it over
-        try:
-            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise OptionError(f"address={address}: no Ray cluster answers there ({first}).") from error
 
 
 def capacity(ray: Any, cluster: Cluster, gpus: float) -> int:

@@ -1,0 +1,48 @@
+"""Connecting to a Ray cluster, which is asked for an answer first: Ray itself waits for minutes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+from typing import Any
+
+from kdcache.errors import OptionError
+from kdcache.workers import kept_handlers
+
+ANSWER_S = 10.0  # for the head of a cluster to take a connection
+
+_HOST = re.compile(r"(?:ray://)?\[?(?P<host>[^/]+?)\]?:(?P<port>\d{1,5})")
+
+
+def connect(ray: Any, address: str | None) -> None:
+    """Make Ray connect to a cluster, or start one of this machine; its own handlers of signals are not left.
+
+    Raises:
+        OptionError: there is none at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    named = address or os.environ.get("RAY_ADDRESS") or None
+    with kept_handlers(signal.SIGTERM):  # Ray takes it over
+        try:
+            if named is not None and (host := _HOST.fullmatch(named)) is not None:
+                _ask(ray, host["host"], int(host["port"]))
+            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        except (OSError, RuntimeError, ValueError, OverflowError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise OptionError(f"address={named}: no Ray cluster answers there ({first}).") from error
+
+
+def _ask(ray: Any, host: str, port: int) -> None:
+    """``OSError`` where nothing takes connections; Ray may mean another name of this machine by ``localhost``."""
+    own = [ray.util.get_node_ip_address()] if host == "localhost" or host.startswith("127.") else []
+    for last, name in enumerate([*own, host], start=-len(own)):
+        try:
+            socket.create_connection((name, port), ANSWER_S).close()
+        except OSError:
+            if last == 0:
+                raise
+        else:
+            return
