@@ -141,6 +141,20 @@ def test_grey_clips_equal_rgb_ones(boxing: np.ndarray) -> None:
     pd.testing.assert_frame_equal(trajectories(gray), trajectories(boxing[:20]))
 
 
+def test_frames_may_come_in_one_array_that_is_written_over(boxing: np.ndarray) -> None:
+    """As decoders give them; what was returned stays as it was, too."""
+    gray = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in boxing[:24]])
+    for clip in (gray, boxing[:24]):
+        buffer, trackers = np.empty_like(clip[0]), (Tracker(120, 160), Tracker(120, 160))
+        found: list[list[np.ndarray]] = [[], []]
+        for frame in clip:
+            buffer[:] = frame
+            for kept, tracker, each in zip(found, trackers, (frame, buffer), strict=True):
+                kept += [array for f in tracker.push(each) for array in (f.points, f.moves)]
+        assert len(found[0]) > 0
+        np.testing.assert_equal(found[1], found[0])
+
+
 SHAPES = [(1, 48, 64, 3), (15, 40, 40, 3), (18, 1, 1, 3), (18, 2, 3, 3), (18, 31, 17), (18, 37, 51, 3)]
 
 

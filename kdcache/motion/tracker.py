@@ -170,6 +170,8 @@ class Tracker:
         ``people [H, W]`` is true where people may be, whose motion says nothing of the camera.
         """
         gray = as_gray(frame)
+        if np.may_share_memory(gray, frame):  # it is needed again with the next one, which may be written over it
+            gray = gray.copy()
         if gray.shape != self.shape or (people is not None and people.shape != self.shape):
             raise ClipError(
                 f"Frame {self.frame + 1} or its mask is not {self.shape} like the first; resize them alike."
