@@ -22,6 +22,7 @@ ATTEMPTS = 4
 PAUSE_S = 0.5  # before the second attempt; doubled before each further one
 CONNECT_S = 20.0
 READ_S = 60.0  # without a byte
+UNLISTED = (".", "?")  # how names begin that ``Remote.files`` leaves out
 EXTRA = "pip install 'kdcache[remote]'"
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -142,7 +143,7 @@ class Remote:
         for entry in entries:
             key = self._key(entry["name"])
             name = key[len(own) + 1 :]
-            if not key.startswith(f"{own}/") or not name or "/" in name or name.startswith((".", "?")):
+            if not key.startswith(f"{own}/") or not name or "/" in name or name.startswith(UNLISTED):
                 continue  # the folder's own key, or a link of a web page that leads elsewhere
             its = _described(entry)
             if self._scheme in _WEB and not its.folder:  # an index page names files, no sizes

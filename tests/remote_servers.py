@@ -81,6 +81,11 @@ class _Handler(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Quiet."""
 
+    def send_header(self, keyword: str, value: str) -> None:
+        """All, or all but the time of change."""
+        if self.server.dated or keyword != "Last-Modified":
+            super().send_header(keyword, value)
+
     def do_GET(self) -> None:
         """A file, or the fault that is set for its path."""
         self.server.requests.append(("GET", self.path))
@@ -126,7 +131,8 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 class WebServer(ThreadingHTTPServer):
-    """Python's file server; ``faults``: path → status, ``short`` or ``slow``; ``parts``: it answers to ``Range``."""
+    """Python's file server; ``faults``: path → status, ``short`` or ``slow``; ``parts``: it answers to ``Range``;
+    ``dated``: it states times of change."""
 
     daemon_threads = True
 
@@ -134,7 +140,7 @@ class WebServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
         self.faults: dict[str, int | str] = {}
         self.requests: list[tuple[str, str]] = []
-        self.parts = False
+        self.parts, self.dated = False, True
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:

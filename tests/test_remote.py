@@ -99,14 +99,15 @@ def test_a_changed_file_is_extracted_again(data, bucket, tmp_path):
 def test_many_files_of_a_folder_are_listed_and_not_asked_for_one_by_one(data, bucket, tmp_path, monkeypatch):
     for number in range(9):
         bucket.put(f"v/{number}.mp4", (data / "a/one.mp4").read_bytes() + bytes(number))
-    rows = "source,label\n" + "".join(f"v/{number}.mp4,0\n" for number in range(10))
+    bucket.put("v/.hidden.mp4", (data / "a/one.mp4").read_bytes())
+    rows = "source,label\nv/.hidden.mp4,0\n" + "".join(f"v/{number}.mp4,0\n" for number in range(10))
     (tmp_path / "clips.csv").write_text(rows)
     asked = []
     info = Remote.info
     monkeypatch.setattr(Remote, "info", lambda self, address: asked.append(str(address)) or info(self, address))
     call = {"root": bucket.url, "out": tmp_path / "out", "streams": ["rgb"], "bar": False}
     report = kdcache.extract(tmp_path / "clips.csv", source_cache=tmp_path / "fetched", dry_run=True, **call)
-    assert report.clips == 10
+    assert report.clips == 11
     assert asked.count(f"{bucket.url}/v/3.mp4") == 0
     assert [f.source for f in report.failures] == ["v/9.mp4"]
 

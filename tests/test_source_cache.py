@@ -123,6 +123,20 @@ def test_another_version_is_fetched_anew(web, tmp_path):
         pass
 
 
+def test_without_a_version_a_source_is_fetched_each_time_unless_its_fingerprint_is_known(web, tmp_path):
+    web.dated = False
+    cache = SourceCache(tmp_path / "cache", 10 * SIZE)
+    for content in (b"x" * SIZE, b"y" * SIZE, b"z" * SIZE):
+        (tmp_path / "web/1.bin").write_bytes(content)
+        with cache.held(address(web, "1.bin")) as path:
+            assert path.read_bytes() == content
+        with cache.held(address(web, "1.bin"), fetched.fingerprint(tmp_path / "web/1.bin")) as path:
+            assert path.read_bytes() == content
+    assert len(gets(web)) == 3
+    assert len(names(cache)) == 1
+    assert int((cache.folder / ".usage").read_text()) == SIZE
+
+
 def test_damage_in_the_cache_is_replaced(web, tmp_path):
     cache = SourceCache(tmp_path / "cache", 10 * SIZE)
     with cache.held(address(web, "1.bin")) as path:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from kdcache.errors import KdcacheError, RemoteError
 from kdcache.progress import counted
-from kdcache.remote import Address, Remote, RemoteFile
+from kdcache.remote import UNLISTED, Address, Remote, RemoteFile
 from kdcache.sources import SourceCache, remote_fingerprint
 
 Answer = TypeVar("Answer")
@@ -97,7 +97,10 @@ def _described(
             alone += members  # a bucket may be read and not listed, or the paths be wrong: each says so
             continue
         for source in members:
-            its = listed.get(source.rpartition("/")[2])
+            name = source.rpartition("/")[2]
+            if (its := listed.get(name)) is None and name.startswith(UNLISTED):
+                alone.append(source)
+                continue
             infos[source] = its or RemoteError(f"{root}/{source}: nothing there; check the path.", missing=True)
     answers = pool.map(lambda source: _or_error(remote, lambda: remote.info(root.below(source))), alone)
     return infos | dict(zip(alone, answers, strict=True))

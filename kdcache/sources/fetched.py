@@ -1,6 +1,7 @@
 """Sources at addresses, fetched once into a folder of limited size that processes share.
 
-The folder holds an entry for each source, ``DIGEST-BYTES/NAME``, named by its address and the version that lies there.
+The folder holds an entry for each source, ``DIGEST-BYTES/NAME``, named by its address and the version that lies there;
+where a server states none, it is fetched anew unless its fingerprint is known.
 Whoever reads an entry holds its lock (``DIGEST-BYTES.lock``, shared) until it is done; entries that nobody holds are
 removed when there is no room for a new one, those used longest ago first. An entry appears whole: it is fetched under a
 temporary name while its lock is held alone.
@@ -31,6 +32,7 @@ DEFAULT_GB = 20.0
 WHOLE = 2**20  # a file up to this size is read in one request for its fingerprint
 KEPT = 0.9  # of the limit, after entries had to be removed
 WAIT_S = 0.2
+_TRIES = 2  # of a source that arrives as another than was expected
 
 _ENTRY = re.compile(r"\.?[0-9a-f]{32}-(?P<size>\d+)(\..*)?")
 
@@ -95,24 +97,30 @@ class SourceCache:
         files = described(remote, address)
         entry = self.folder / _entry_name(address, files)
         path = entry / address.name
-        refetched = False
+        named = all(its.version for its in files.values())  # else other bytes of that size have this name, too
+        tries = 0
+
+        def right() -> bool:
+            return fingerprint(path) == expected if expected is not None else named or tries > 0
+
         while True:
             lock = _locked(entry, fcntl.LOCK_SH)
             if entry.is_dir():
-                if expected is None or fingerprint(path) == expected:
+                if right():
                     with suppress(OSError):
                         os.utime(entry)
                     return lock, path
-                if refetched:
+                if tries == _TRIES:
                     lock.close()
                     raise RemoteError(f"{address}: has changed since it was listed; run the same command again.")
-                refetched = True
             lock.close()
             with _locked(entry, fcntl.LOCK_EX):
-                if entry.is_dir() and expected is not None and fingerprint(path) != expected:
+                if entry.is_dir() and not right():
                     _remove(entry)
+                    self._count(-sum(its.size for its in files.values()))
                 if not entry.is_dir():
                     self._fetch(remote, address, files, entry, stopped)
+            tries += 1
 
     def _fetch(
         self,
