@@ -15,6 +15,7 @@ from kdcache.motion import _eights as eights
 from kdcache.motion._idt_kernels import bearing
 from kdcache.motion.jit import cached_njit
 from kdcache.motion.tv_l1 import simd
+from kdcache.motion.tv_l1.loops import stretch
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -116,7 +117,7 @@ def describe(
             )
 
 
-@simd.stretch
+@stretch
 def _add(planes: Any, steps: Any, factors: Any) -> None:
     cell, out = planes
     out[0] = out[0] + simd.sqrt(cell[0] * factors[0]) * factors[1]

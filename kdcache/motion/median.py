@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kdcache.motion.jit import cached_njit
 from kdcache.motion.tv_l1 import median_network as network
 from kdcache.motion.tv_l1 import simd as lanes
+from kdcache.motion.tv_l1.loops import stretch
 
 Plane = NDArray[np.float32]
 
@@ -51,27 +52,27 @@ def median3(plane: Plane, first: int, stride: int, size: tuple[int, int], rows: 
         _windows3((a, b, c, out), 0, width, (first + y * stride,), ())
 
 
-@lanes.stretch
+@stretch
 def _columns5(planes: Any, steps: Any, reals: Any) -> None:
     plane, *rows = planes
     for row, values in zip(rows, _sort5([plane[step] for step in steps[:5]]), strict=True):
         row[2] = values
 
 
-@lanes.stretch
+@stretch
 def _windows5(planes: Any, steps: Any, reals: Any) -> None:
     *rows, out = planes
     out[steps[0]] = _median25(*([row[x] for x in range(5)] for row in rows))
 
 
-@lanes.stretch
+@stretch
 def _columns3(planes: Any, steps: Any, reals: Any) -> None:
     plane, *rows = planes
     for row, values in zip(rows, _sort3([plane[step] for step in steps[:3]]), strict=True):
         row[1] = values
 
 
-@lanes.stretch
+@stretch
 def _windows3(planes: Any, steps: Any, reals: Any) -> None:
     *rows, out = planes
     out[steps[0]] = _median9(*([row[x] for x in range(3)] for row in rows))

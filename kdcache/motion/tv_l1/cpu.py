@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 from kdcache.motion.median import median3, median5
 from kdcache.motion.tv_l1.cpu_filters import MARGIN, linearise, make_texture, resize
-from kdcache.motion.tv_l1.cpu_update import goes_on, iterate
+from kdcache.motion.tv_l1.cpu_update import goes_on, iterate, pitch
 from kdcache.motion.tv_l1.jit import compiled, entry, sources_digest, spliced
 from kdcache.motion.tv_l1.parallel import each_pair
 from kdcache.motion.tv_l1.params import TVL1Params, pyramid
 
 Plane = NDArray[np.float32]
 Sizes = NDArray[np.int64]
-_BAND = 6000  # pixels that the inner iteration takes at a time: long loops, all planes of a band in L2 cache
+_BAND = 2000  # pixels that the inner iteration takes at a time: long loops, all planes of a band in L2 cache
 
 
 class Workspace(NamedTuple):
     """Memory for one pair, used again for the next; nothing is allocated within a pair.
 
-    planes [12, (H + 2)(W + 1)]: flow, one spare, dual variables, linearised data and squared change, padded as
+    planes [12, ≥ (H + 2) · pitch]: flow, one spare, dual variables, linearised data and squared change, padded as
     the update wants them. first, second: all pyramid levels of the frames. texture: the second frame ready to
     be warped. rows [10, ·], at: one value a pixel of a row.
     """
@@ -41,14 +41,27 @@ def _workspace(sizes: list[tuple[int, int]]) -> Workspace:
     height, width = sizes[0]
     levels = sum(h * w for h, w in sizes)
     longest = max(height, width) + 4
+    stride = pitch(width)
     return Workspace(
-        planes=np.zeros((12, (height + 2) * (width + 1)), np.float32),
+        planes=_planes((height + 2) * stride),
         first=np.zeros(levels, np.float32),
         second=np.zeros(levels, np.float32),
         texture=np.zeros((height + 2 * MARGIN) * (width + 2 * MARGIN) * 4, np.float32),
         rows=np.zeros((10, longest), np.float32),
         at=np.zeros(longest, np.int32),
     )
+
+
+def _planes(count: int) -> Plane:
+    """Twelve planes of ``count`` numbers or more, each at the start of a cache line.
+
+    They begin at different offsets within 4 KiB: what is loaded would else wait for a store to another plane
+    whose address ends alike.
+    """
+    count += (80 - count) % 1024
+    flat = np.zeros(12 * count + 16, np.float32)
+    start = -flat.ctypes.data // 4 % 16
+    return flat[start : start + 12 * count].reshape(12, count)
 
 
 @spliced
@@ -88,9 +101,12 @@ def _refine(
     p = (work.planes[3], work.planes[4], work.planes[5], work.planes[6])
     data = (work.planes[7], work.planes[8], work.planes[9], work.planes[10])
     change = work.planes[11]
-    band = max(1, _BAND // (width + 1))
-    for plane in p:
-        _clear(plane, (height + 2) * (width + 1))
+    stride = pitch(width)
+    band = max(1, _BAND // stride)
+    for plane in (*p, *data):
+        _clear(plane, (height + 2) * stride)
+    for plane in flow:
+        _clear_padding(plane, height, width)
     make_texture(work.second, start, height, width, work.texture)
     for warp in range(warps):
         linearise(work.first, start, work.texture, height, width, u, v, data, work.rows, work.at)
@@ -99,12 +115,12 @@ def _refine(
             if done % inner == 0 and median > 1:
                 for _ in range(2):
                     if median == 5:
-                        median5(u, width + 1, width + 1, (height, width), work.rows, spare)
+                        median5(u, stride, stride, (height, width), work.rows, spare)
                     else:
-                        median3(u, width + 1, width + 1, (height, width), work.rows, spare)
+                        median3(u, stride, stride, (height, width), work.rows, spare)
                     u, v, spare = v, spare, u
-            iterate(height, width, band, data, p, u, v, change, work.rows, weights)
-            moving = goes_on(change, height, width, threshold)
+            near = iterate(height, width, band, data, p, u, v, change, work.rows, weights)
+            moving = goes_on(near, change, height, width, threshold)
             done += 1
         counts[warp] = done
     return u, v, spare
@@ -121,7 +137,7 @@ def _rescale(
 ) -> tuple[Plane, Plane, Plane]:
     """Both components of flow at another level's size and unit; the planes change places."""
     u, v, spare = flow
-    stride, out_stride = size[1] + 1, out_size[1] + 1
+    stride, out_stride = pitch(size[1]), pitch(out_size[1])
     for _ in range(2):
         resize(
             u, stride, size, stride, spare, out_stride, out_size, out_stride, scale,
@@ -146,11 +162,20 @@ def _clear(plane: Plane, count: int) -> None:
 
 
 @compiled
+def _clear_padding(plane: Plane, height: int, width: int) -> None:
+    """Zeros right of every row."""
+    stride = pitch(width)
+    for row in range(height + 2):
+        for k in range(row * stride + width, (row + 1) * stride):
+            plane[k] = 0
+
+
+@compiled
 def _copy(flow: Plane, u: Plane, v: Plane, inward: bool) -> None:
     """Flow [H, W, 2] into its two padded planes, or back."""
     height, width, _ = flow.shape
     for y in range(height):
-        start = (y + 1) * (width + 1)
+        start = (y + 1) * pitch(width)
         for x in range(width):
             if inward:
                 u[start + x], v[start + x] = flow[y, x, 0], flow[y, x, 1]

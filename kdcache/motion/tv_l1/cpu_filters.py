@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.motion.tv_l1 import simd as lanes
+from kdcache.motion.tv_l1.cpu_update import pitch
 from kdcache.motion.tv_l1.jit import compiled, fma
+from kdcache.motion.tv_l1.loops import stretch
 
 Plane = NDArray[np.float32]
 Places = NDArray[np.int32]
@@ -69,7 +71,7 @@ def resize(
         _between((wide, out), 0, width, (above, below, out_start + y * out_stride), (share[y],))
 
 
-@lanes.stretch
+@stretch
 def _between(planes: Any, steps: Any, reals: Any) -> None:
     wide, out = planes
     value = wide[steps[0]]
@@ -113,7 +115,7 @@ def _place(position: Any, size: Any) -> Any:
     return lanes.whole(below + (MARGIN - 1)), position - below
 
 
-@lanes.stretch
+@stretch
 def _positions(planes: Any, steps: Any, reals: Any) -> None:
     u, v, numbers, at, *weights = planes
     y, height, width = reals
@@ -124,7 +126,7 @@ def _positions(planes: Any, steps: Any, reals: Any) -> None:
         plane[0] = values
 
 
-@lanes.stretch
+@stretch
 def _differences(planes: Any, steps: Any, reals: Any) -> None:
     image, warped, u, v, gx, gy, constant, square = planes
     here, first = steps[:2]
@@ -166,7 +168,7 @@ def linearise(
         numbers[x] = x
     sizes = (np.float32(height), np.float32(width))
     for y in range(height):
-        here = (y + 1) * (width + 1)
+        here = (y + 1) * pitch(width)
         _positions((u, v, numbers, at, a, b, c, d, e, f, g, h), 0, width, (here,), (np.float32(y), *sizes))
         _sample(texture, width + 2 * MARGIN, rows, at, gx, gy, here, width)
         _differences((image, warped, u, v, gx, gy, constant, square), 0, width, (here, start + y * width), ())
