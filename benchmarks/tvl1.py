@@ -1,4 +1,4 @@
-"""TV-L1 against OpenCV: agreement, error against ground truth, speed on one core and two, compilation.
+"""TV-L1 against OpenCV: agreement, error against ground truth, speed on one core and two, with AVX2 alone, compilation.
 
 Needs the shared data (KDCACHE_SHARED, default ../shared). One-core times are processor seconds of one thread,
 OpenCV's and ours taken in turn; thread scaling and compilation are wall time and want a quiet machine.
@@ -6,6 +6,8 @@ OpenCV's and ours taken in turn; thread scaling and compilation are wall time an
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import statistics
 import subprocess
@@ -13,6 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -37,6 +41,12 @@ VIDEOS = (  # five pairs of each
     "gtea_s2/S2_Cheese_C1.mp4",
     "weizmann/run/daria_run.avi",
 )
+STILL = ("RubberWhale", "army", "basketball")
+AVX2 = {  # what keeps both programs from AVX-512 on a machine that has it
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt,+popcnt,+movbe",
+    "OPENCV_CPU_DISABLE": "AVX512-SKX",
+}
 Image = NDArray[np.uint8]
 Flow = NDArray[np.float32]
 
@@ -193,11 +203,47 @@ def compilation() -> dict[str, Any]:
     }
 
 
-def measure() -> Iterator[tuple[str, Any]]:
+def digest(flow: Flow) -> str:
+    return hashlib.sha256(flow.tobytes()).hexdigest()
+
+
+def settle() -> None:
+    """One thread for OpenCV; ours compiled or loaded before anything is timed."""
     cv2.setNumThreads(1)
-    tvl1_pairs(*(np.zeros((1, 32, 32), np.uint8),) * 2)  # compiled or loaded before anything is timed
-    for name in ("RubberWhale", "army", "basketball"):
+    tvl1_pairs(*(np.zeros((1, 32, 32), np.uint8),) * 2)
+
+
+def still_times() -> dict[str, dict[str, Any]]:
+    """Seconds of both on the still pairs, OpenCV's taken once, and a digest of our flow."""
+    settle()
+    rows: dict[str, dict[str, Any]] = {}
+    for name in STILL:
+        first, second = still_pair(name)
+        flow = tvl1_pairs(first[None], second[None], threads=1)
+        seconds = processor_seconds({"opencv_s": partial(opencv, first, second)}, repeat=1)
+        seconds |= processor_seconds({"cpu_s": partial(tvl1_pairs, first[None], second[None], threads=1)}, repeat=5)
+        rows[name] = {**seconds, "ratio": seconds["opencv_s"] / seconds["cpu_s"], "flow": digest(flow)}
+    return rows
+
+
+def with_avx2_alone() -> dict[str, Any]:
+    """Both programs kept from AVX-512, in a process of their own: emulates a machine that has none."""
+    program = "import json, cv2, tvl1; print(cv2.getCPUFeaturesLine()); print(json.dumps(tvl1.still_times()))"
+    command = [sys.executable, "-c", program]
+    folder = Path(__file__).parent
+    done = subprocess.run(command, env={**os.environ, **AVX2}, cwd=folder, capture_output=True, text=True, check=True)
+    features, printed = done.stdout.splitlines()[-2:]
+    rows = json.loads(printed)
+    here = [digest(tvl1_pairs(*(image[None] for image in still_pair(name)))) for name in STILL]
+    same = here == [rows[name].pop("flow") for name in STILL]
+    return {"emulated": True, "opencv_features": features, **rows, "same_bytes_as_here": same}
+
+
+def measure() -> Iterator[tuple[str, Any]]:
+    settle()
+    for name in STILL:
         yield f"still pair {name}", measure_pair(*still_pair(name), repeat=3)
+    yield "still pairs with AVX2 alone", with_avx2_alone()
     yield "RubberWhale_truth", truth()
     yield "compilation", compilation()
     pairs = video_pairs()
