@@ -234,7 +234,7 @@ def with_avx2_alone() -> dict[str, Any]:
     done = subprocess.run(command, env={**os.environ, **AVX2}, cwd=folder, capture_output=True, text=True, check=True)
     features, printed = done.stdout.splitlines()[-2:]
     rows = json.loads(printed)
-    here = [digest(tvl1_pairs(*(image[None] for image in still_pair(name)))) for name in STILL]
+    here = [digest(tvl1_pairs(first[None], second[None])) for first, second in map(still_pair, STILL)]
     same = here == [rows[name].pop("flow") for name in STILL]
     return {"emulated": True, "opencv_features": features, **rows, "same_bytes_as_here": same}
 
