@@ -109,6 +109,26 @@ def test_a_worker_too_large_for_every_node_is_refused(nodes, connection):
         pass
 
 
+def test_a_node_without_the_package_is_named():
+    """Ray's words; a real node would find what this process has imported."""
+    words = (
+        "The actor died because of an error raised in its creation task, ray::Serving.__init__() (pid=2, ip=10.0.0.7)\n"
+        "RuntimeError: The actor with name Serving failed to import on the worker. This may be because needed library "
+        "dependencies are not installed in the worker environment:\n\nModuleNotFoundError: No module named 'kdcache'\n"
+    )
+
+    def dead(_: object) -> NoReturn:
+        raise ray.exceptions.RayError(words)
+
+    fake = SimpleNamespace(get=dead, exceptions=ray.exceptions)
+    executor = RayActors(ConnectedCluster(fake, Cluster(), 0, 1), Scripted(), 1, forbidden, forbidden)
+    actor: Any = SimpleNamespace(node="", messages=iter([None]))
+    with pytest.raises(OptionError, match=r"10.0.0.7 cannot import kdcache \(.*named 'kdcache'\): install the same"):
+        executor._receive(actor, forbidden)
+    actor = SimpleNamespace(node="known", messages=iter([None]))
+    assert executor._receive(actor, forbidden) == "RayError"
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "localhost:{}", "ray://127.0.0.1:{}", "127.0.0.1:99999"])
 @pytest.mark.parametrize("named", ["option", "environment"])
 def test_an_address_that_nobody_answers_is_named_before_ray_waits_for_it(address, named, monkeypatch):

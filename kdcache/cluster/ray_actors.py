@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import os
 import pickle
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ POLL_S = 0.5  # how often the stop flag is looked at
 NODE_S = 30.0  # a worker's death and that of its node are found out by different parts of Ray; so long for the latter
 LOOK_AHEAD = 100  # units among which one is chosen by its sources
 WAITING_S = 60.0  # without any worker for so long, it is said what is waited for
+_NO_IMPORT = "failed to import on the worker"  # what Ray says of an actor whose class a node does not have
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,12 @@ class RayActors(Generic[UnitT, EventT]):
             actor.ready, actor.unit, actor.events = True, None, []
             return None
         except self._ray.exceptions.RayError as error:
+            if not actor.node and _NO_IMPORT in str(error):
+                where, said = re.search(r"ip=([^,\s)]+)", str(error)), str(error).strip().splitlines()[-1]
+                raise OptionError(
+                    f"{where[1] if where else 'A node'} cannot import kdcache ({said}): install the same on all "
+                    "nodes of the cluster."
+                ) from error
             return type(error).__name__
         if kind == NODE:
             actor.node, actor.host = content

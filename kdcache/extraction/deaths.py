@@ -36,7 +36,7 @@ def after_death(
     source = _suspect(left, events)
     deaths[source] = deaths.get(source, 0) + 1
     if not source and deaths[""] >= 2:
-        raise KdcacheError("Workers die before reading anything; try --workers 1 or check the free memory.")
+        raise KdcacheError(f"Workers die before reading anything ({how}); try --workers 1 or check the free memory.")
     if deaths[source] >= 2:
         for task in [t for t in left if t.path == source]:
             reason = f"Two workers died ({how}) while reading {source}; check the file and the free memory."
