@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import clips_cache
@@ -24,6 +26,7 @@ from worker_cases import FatalTraining
 
 import kdcache
 from kdcache.cli import main
+from kdcache.cluster.options import Cluster
 from kdcache.engine import loop
 from kdcache.errors import KdcacheError, OptionError
 from kdcache.files import temporary_name
@@ -549,3 +552,27 @@ def test_what_killed_calls_had_begun_to_write_is_removed(shards, tmp_path, monke
     with pytest.raises(OptionError, match="enough"):
         kdcache.ablate("early", shards=shards, rows=ROWS, out=tmp_path, **QUICK)
     assert not left.exists()
+
+
+def test_a_cache_that_is_missing_here_is_not_asked_of_the_nodes(tmp_path, monkeypatch):
+    """Else a mistyped folder is taken for one that the nodes do not share; all draws' caches must be seen there."""
+    (tmp_path / "draw-0").mkdir()
+    (tmp_path / "draw-1").mkdir()
+    names = ["draw-1", "draw-0", "missing", "draw-0"]
+    jobs = [
+        Job(str(number), tmp_path / str(number), {"method": "early", "shards": tmp_path / name})
+        for number, name in enumerate(names)
+    ]
+    asked: list[Any] = []
+
+    class Actors:
+        def __init__(self, connection: Any, work: Any, *others: Any, **options: Any) -> None:
+            asked.extend(work.shared)
+
+        def run(self, *arguments: Any) -> None: ...
+
+    monkeypatch.setattr(pool, "connected", lambda *_: contextlib.nullcontext(SimpleNamespace(sharing=1)))
+    monkeypatch.setattr(pool, "RayActors", Actors)
+    run_jobs(jobs, Pool(4, cluster=Cluster()), tmp_path / "stages", lambda job, problem: None)
+    assert asked[0].parent == tmp_path / "stages"
+    assert asked[1:] == [tmp_path / "draw-0", tmp_path / "draw-1"]

@@ -74,16 +74,17 @@ def test_eight_parts_at_once_lose_no_row(videos, tmp_path):
     assert kdcache.extract(videos / "clips.csv", root=videos, out=out, streams=["rgb"], bar=False).cached == 3 * PARTS
 
 
-def test_the_job_array_calls_extract_with_its_part(videos, tmp_path):
-    """The script alone, with a program in place of ``kdcache`` that says how it was called."""
+@pytest.mark.parametrize("slurm", [{"SLURM_ARRAY_TASK_COUNT": "8"}, {"SLURM_ARRAY_TASK_COUNT": "1", "PARTS": "8"}])
+def test_the_job_array_calls_extract_with_its_part(tmp_path, slurm):
+    """The script with a program in place of ``kdcache`` that says how it was called; one task alone submitted again."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/kdcache").write_text('#!/bin/sh\necho "$@"; echo "extract: 1/2 clips" >&2; exit 3\n')
     (tmp_path / "bin/kdcache").chmod(0o755)
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "SLURM_ARRAY_TASK_ID": "3",
-        "SLURM_ARRAY_TASK_COUNT": "8",
         "TMPDIR": str(tmp_path),
+        **slurm,
     }
     call = ["bash", str(SCRIPT), "clips.csv", "s3://bucket/videos", str(tmp_path / "cache"), "--stream", "rgb"]
     assert subprocess.run(call, env=environment, check=False).returncode == 3
@@ -95,3 +96,13 @@ def test_the_job_array_calls_extract_with_its_part(videos, tmp_path):
     log = (logs / "part-3.log").read_text().splitlines()
     assert log[0].startswith("part 3 of 8 on ")
     assert log[1] == "extract: 1/2 clips"
+
+
+def test_the_job_array_is_signalled_and_says_why_it_did_not_begin(tmp_path):
+    """Slurm signals steps alone, of which the script has none, unless told ``B:``; its own output is kept."""
+    directives = {line.split()[1] for line in SCRIPT.read_text().splitlines() if line.startswith("#SBATCH")}
+    assert "--signal=B:TERM@120" in directives
+    assert not any(each.endswith("/dev/null") for each in directives)
+    done = subprocess.run(["bash", str(SCRIPT), "clips.csv"], capture_output=True, cwd=tmp_path, check=False)
+    assert done.returncode
+    assert done.stderr

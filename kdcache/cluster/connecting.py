@@ -24,6 +24,7 @@ def connect(ray: Any, address: str | None) -> None:
         OptionError: there is none at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # else its messages are coloured where there is no terminal, too
     named = address or os.environ.get("RAY_ADDRESS") or None
     with kept_handlers(signal.SIGTERM):  # Ray takes it over
         try:

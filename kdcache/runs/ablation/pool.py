@@ -142,7 +142,8 @@ def run_jobs(jobs: Sequence[Job], pool: Pool, stages: Path, listen: Listener) ->
         Processes(work, workers, _on_death, interruptible=True).run(units, on_event, StopFlag())
         return
     with shared_folder(stages) as mark, connected(cluster, pool.device) as connection:
-        there = (mark, Path(jobs[0].arguments["shards"]))
+        caches = sorted({Path(job.arguments["shards"]) for job in jobs})
+        there = (mark, *(path for path in caches if path.exists()))  # one missing here too is an error of its jobs
         work = TrainingWork(stages, cluster.threads, connection.sharing, origins(), there)
         RayActors(connection, work, workers, _on_death, _left, interruptible=True).run(units, on_event, StopFlag())
 
