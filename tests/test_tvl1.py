@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 from kdcache import motion
 from kdcache.errors import DeviceError, KdcacheError, OptionError
-from kdcache.motion import tvl1, tvl1_pairs
+from kdcache.motion import jit, tvl1, tvl1_pairs
 from kdcache.motion.tv_l1 import TVL1Params, pyramid
 
 FAST = TVL1Params(nscales=3, warps=2, outer_iterations=3)
@@ -199,32 +198,27 @@ def test_fresh_and_cached_code_give_the_same_bytes(tmp_path):
     assert here == fresh == cached
 
 
-def test_an_entry_point_that_cannot_be_cached_still_compiles():
-    from kdcache.motion.tv_l1.jit import entry
-
+def test_a_function_that_cannot_be_cached_still_compiles():
     scope: dict = {}
     exec("def double(x):\n    return 2 * x", scope)  # no file, so Numba finds no place for a cache
-    assert entry(scope["double"])(21) == 42
+    assert jit.cached_njit()(scope["double"])(21) == 42
 
 
-def test_changed_sources_are_not_answered_from_the_cache(tmp_path):
+def test_changed_sources_are_not_answered_from_the_cache(tmp_path, monkeypatch):
     path = tmp_path / "cached.py"
     path.write_text(
-        "from kdcache.motion.tv_l1.jit import entry\n"
-        "def make(digest):\n"
-        "    @entry\n"
-        "    def solve():\n"
-        "        digest\n"
-        "        return NUMBER\n"  # what a kernel in another file stands for: Numba does not look at it
-        "    return solve\n"
+        "from kdcache.motion.jit import cached_njit\n"
+        "@cached_njit()\n"
+        "def solve():\n"
+        "    return NUMBER\n"  # what a kernel in another file stands for: Numba does not look at it
     )
 
     def load(number: int, digest: str):
-        spec = importlib.util.spec_from_file_location("cached", path)
-        module = importlib.util.module_from_spec(spec)
-        module.NUMBER = number
-        spec.loader.exec_module(module)
-        return module.make(digest)()
+        monkeypatch.setattr(jit, "_digest", lambda: digest)
+        source = path.read_text()
+        scope = {"NUMBER": number, "__name__": "cached", "__file__": str(path)}
+        exec(compile(source, str(path), "exec"), scope)
+        return scope["solve"]()
 
     assert load(1, "old") == 1
     assert load(2, "old") == 1  # stale: the digest is needed

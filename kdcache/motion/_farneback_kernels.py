@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kdcache.motion._eights import COUNT, beside
 from kdcache.motion.jit import cached_njit
-from kdcache.motion.tv_l1.loops import stretch
+from kdcache.motion.loops import stretch
 
 F32 = NDArray[np.float32]
 

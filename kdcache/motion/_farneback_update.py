@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kdcache.motion._eights import COUNT, USED, blend
 from kdcache.motion.jit import cached_njit
-from kdcache.motion.tv_l1.loops import stretch
+from kdcache.motion.loops import stretch
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdcache.motion import _eights as eights
+from kdcache.motion import simd
 from kdcache.motion._idt_kernels import bearing
 from kdcache.motion.jit import cached_njit
-from kdcache.motion.tv_l1 import simd
-from kdcache.motion.tv_l1.loops import stretch
+from kdcache.motion.loops import stretch
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]

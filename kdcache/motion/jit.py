@@ -1,4 +1,4 @@
-"""Numba's compiler, with its cache on disk where there is a place for one.
+"""Numba's compiler, so that the same input gives the same bytes, with its cache on disk where there is a place for one.
 
 No fast-math flag is set anywhere: LLVM may then neither reorder a sum nor contract a product, so vectors,
 remainders, cached and fresh code all round alike.

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcache.motion import median_network as network
+from kdcache.motion import simd as lanes
 from kdcache.motion.jit import cached_njit
-from kdcache.motion.tv_l1 import median_network as network
-from kdcache.motion.tv_l1 import simd as lanes
-from kdcache.motion.tv_l1.loops import stretch
+from kdcache.motion.loops import stretch
 
 Plane = NDArray[np.float32]
 

@@ -1,6 +1,6 @@
 """TV-L1 optical flow of clips and of frame pairs by one of three engines.
 
-``cpu`` gives OpenCV 5's result to the last bit on almost every pixel, at a twentieth of its time or less;
+``cpu`` gives OpenCV 5's result to the last bit on almost every pixel, at about a twentieth of its time;
 ``opencv`` is the reference itself; ``torch`` works on many pairs at once on a GPU.
 """
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdcache.motion.jit import cached_njit
 from kdcache.motion.median import median3, median5
 from kdcache.motion.tv_l1.cpu_filters import MARGIN, linearise, make_texture, resize
 from kdcache.motion.tv_l1.cpu_update import goes_on, iterate, pitch
-from kdcache.motion.tv_l1.jit import compiled, entry, sources_digest, spliced
+from kdcache.motion.tv_l1.jit import OPTIONS, compiled, spliced
 from kdcache.motion.tv_l1.parallel import each_pair
 from kdcache.motion.tv_l1.params import TVL1Params, pyramid
 
@@ -183,51 +183,42 @@ def _copy(flow: Plane, u: Plane, v: Plane, inward: bool) -> None:
                 flow[y, x, 0], flow[y, x, 1] = u[start + x], v[start + x]
 
 
-def _make_solve(digest: str) -> Callable[..., None]:
-    """The entry point; ``digest`` of the sources is part of its cache key."""
+@cached_njit(**OPTIONS)
+def _solve(
+    frames: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    flow: Plane,
+    warm: bool,
+    sizes: Sizes,
+    step: float,
+    numbers: tuple[int, int, int, int],
+    weights: tuple[np.float32, np.float32, np.float32],
+    epsilon: float,
+    work: Workspace,
+    counts: NDArray[np.int64],
+) -> None:
+    """Flow of one pair of ``frames`` into ``flow`` [H, W, 2].
 
-    @entry
-    def solve(
-        frames: tuple[NDArray[np.uint8], NDArray[np.uint8]],
-        flow: Plane,
-        warm: bool,
-        sizes: Sizes,
-        step: float,
-        numbers: tuple[int, int, int, int],
-        weights: tuple[np.float32, np.float32, np.float32],
-        epsilon: float,
-        work: Workspace,
-        counts: NDArray[np.int64],
-    ) -> None:
-        """Flow of one pair of ``frames`` into ``flow`` [H, W, 2].
-
-        It starts from what ``flow`` holds when ``warm``, shrunk to the coarsest level; else ``flow`` is zero.
-        """
-        digest  # noqa: B018
-        coarsest = sizes.shape[0] - 1
-        for k in range(2):
-            _build(frames[k], sizes, step, (work.first, work.second)[k], work)
-        planes = (work.planes[0], work.planes[1], work.planes[2])
-        for plane in planes:
-            _clear(plane, plane.shape[0])
-        _copy(flow, planes[0], planes[1], True)
-        for k in range(coarsest if warm else 0):
-            (h, w), (oh, ow) = sizes[k], sizes[k + 1]
-            planes = _rescale(planes, (h, w), (oh, ow), 1.0 / step, step, work)
-        start = work.first.shape[0]
-        for k in range(coarsest, -1, -1):
-            h, w = sizes[k]
-            start -= h * w
-            planes = _refine(start, h, w, planes, work, numbers, weights, epsilon, counts[k])
-            if k > 0:
-                oh, ow = sizes[k - 1]
-                planes = _rescale(planes, (h, w), (oh, ow), 0.0, 1.0 / step, work)
-        _copy(flow, planes[0], planes[1], False)
-
-    return solve
-
-
-_solve = _make_solve(sources_digest())
+    It starts from what ``flow`` holds when ``warm``, shrunk to the coarsest level; else ``flow`` is zero.
+    """
+    coarsest = sizes.shape[0] - 1
+    for k in range(2):
+        _build(frames[k], sizes, step, (work.first, work.second)[k], work)
+    planes = (work.planes[0], work.planes[1], work.planes[2])
+    for plane in planes:
+        _clear(plane, plane.shape[0])
+    _copy(flow, planes[0], planes[1], True)
+    for k in range(coarsest if warm else 0):
+        (h, w), (oh, ow) = sizes[k], sizes[k + 1]
+        planes = _rescale(planes, (h, w), (oh, ow), 1.0 / step, step, work)
+    start = work.first.shape[0]
+    for k in range(coarsest, -1, -1):
+        h, w = sizes[k]
+        start -= h * w
+        planes = _refine(start, h, w, planes, work, numbers, weights, epsilon, counts[k])
+        if k > 0:
+            oh, ow = sizes[k - 1]
+            planes = _rescale(planes, (h, w), (oh, ow), 0.0, 1.0 / step, work)
+    _copy(flow, planes[0], planes[1], False)
 
 
 def solve_pairs(
@@ -247,9 +238,8 @@ def solve_pairs(
     flow = np.zeros((count, height, width, 2), np.float32) if initial is None else initial.copy()
     counts = np.zeros((count, len(sizes), params.warps), np.int64)
     numbers = (params.warps, params.outer_iterations, params.inner_iterations, params.median_filtering)
-    weights = tuple(
-        np.float32(value) for value in (params.lambda_ * params.theta, params.theta, params.tau / params.theta)
-    )
+    limit, rate = np.float32(params.lambda_ * params.theta), np.float32(params.tau / params.theta)
+    weights = (limit, np.float32(params.theta), rate)
     local = threading.local()
 
     def work(pair: int) -> None:

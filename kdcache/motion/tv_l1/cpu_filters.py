@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.motion.tv_l1 import simd as lanes
+from kdcache.motion import simd as lanes
+from kdcache.motion.loops import stretch
 from kdcache.motion.tv_l1.cpu_update import pitch
 from kdcache.motion.tv_l1.jit import compiled, fma
-from kdcache.motion.tv_l1.loops import stretch
 
 Plane = NDArray[np.float32]
 Places = NDArray[np.int32]

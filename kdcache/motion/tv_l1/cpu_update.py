@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.motion.tv_l1 import simd as lanes
+from kdcache.motion import simd as lanes
+from kdcache.motion.loops import at_once, pipelined, total
+from kdcache.motion.median_network import bind
 from kdcache.motion.tv_l1.jit import compiled, spliced
-from kdcache.motion.tv_l1.loops import at_once, pipelined, total
-from kdcache.motion.tv_l1.median_network import bind
 
 Plane = NDArray[np.float32]
 Four = tuple[Plane, Plane, Plane, Plane]

@@ -19,7 +19,7 @@ from torch import Tensor
 from kdcache.device_errors import device_errors, is_broken_device, is_out_of_memory, release_memory
 from kdcache.errors import DeviceError, raised
 from kdcache.log import logger
-from kdcache.motion.tv_l1 import median_network as network
+from kdcache.motion import median_network as network
 from kdcache.motion.tv_l1.params import TVL1Params, pyramid
 from kdcache.runtime import free_bytes, free_memory, resolve_device
 

@@ -18,7 +18,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kdcache.motion.tv_l1 import median_network as network
+from kdcache.motion import median_network as network
 
 TILE = {"TILE_Y": 8, "TILE_X": 64}
 ROUNDED = {"enable_fp_fusion": False}  # each product and sum rounded, as OpenCV's are; fma where it has one

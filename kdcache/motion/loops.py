@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kdcache.motion.tv_l1.simd import COUNT, FLOATS, INDEX, INTEGERS, Lanes, declared
+from kdcache.motion.simd import COUNT, FLOATS, INDEX, INTEGERS, Lanes, declared
 
 
 class Plane:
