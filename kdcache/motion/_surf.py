@@ -7,6 +7,8 @@ OpenCV 2.4 used under the original improved-trajectories program.
 
 from __future__ import annotations
 
+import functools
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +58,10 @@ def _octave(total: I32, mask: I32 | None, octave: int, threshold: float) -> F32:
     sides = [(SMALLEST + 6 * layer) << octave for layer in range(LAYERS + 2)]
     if min(height, width) < sides[2]:
         return np.zeros((0, 4), np.float32)
-    padded = np.pad(total, ((0, 0), (0, -total.shape[1] % step)))
-    phases = np.ascontiguousarray(padded.reshape(len(total), -1, step).transpose(2, 0, 1))
+    phases = np.zeros((step, len(total), -(-total.shape[1] // step)), np.int32)
+    for phase in range(step):
+        own = total[:, phase::step]
+        phases[phase, :, : own.shape[1]] = own
     strength = np.zeros((LAYERS + 2, height // step, width // step), np.float32)
     for layer, side in enumerate(sides):
         if side <= min(height, width):
@@ -75,6 +79,7 @@ def _octave(total: I32, mask: I32 | None, octave: int, threshold: float) -> F32:
     return points[:, :4]
 
 
+@functools.cache
 def _scaled(side: int) -> tuple[I32, F64]:
     """The ten boxes of a filter of ``side`` px: corners ``int32 [10, 4]`` and weights per pixel ``[10]``."""
     corners = np.rint(_BOXES[:, :4] * (side / SMALLEST)).astype(np.int32)

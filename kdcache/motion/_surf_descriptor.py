@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import cv2
@@ -35,6 +36,7 @@ def describe(gray: U8, total: I32, points: F32) -> tuple[NDArray[np.bool_], F32]
     return kept, descriptors
 
 
+@functools.cache
 def _circle() -> tuple[I32, F32]:
     """Offsets ``[m, 2]`` (x, y) within REACH of the origin and their Gaussian weights ``[m]``."""
     g = cv2.getGaussianKernel(2 * REACH + 1, 2.5, cv2.CV_32F)[:, 0]
@@ -118,8 +120,8 @@ def _squares(gray: U8) -> NDArray[np.uint32]:
 
 
 @cached_njit(nogil=True)
-def _levels(squares: U32, x: F64, y: F64, at: U32, share: F32, out: F32) -> None:
-    """Grey levels at ``(x, y) [n]``, interpolated and rounded; the nearest pixel's outside the image.
+def _levels(squares: U32, x: F64, y: F64, dx: float, dy: float, at: U32, share: F32, out: F32) -> None:
+    """Grey levels at ``(x + dx, y + dy) [n]``, interpolated and rounded; the nearest pixel's outside the image.
 
     ``squares [H, W]`` are the four levels around each place (:func:`_squares`); ``at [n]`` and ``share [2, n]`` are
     working space. What is read at computed places has a loop of its own, so that the others vectorise.
@@ -128,9 +130,10 @@ def _levels(squares: U32, x: F64, y: F64, at: U32, share: F32, out: F32) -> None
     a, b, flat = share[0], share[1], squares.ravel()
     one, low, width = np.float32(1.0), np.uint32(255), np.float64(w)
     for j in range(out.size):
-        inside = (x[j] >= 0.0) & (x[j] < w - 1.0) & (y[j] >= 0.0) & (y[j] < h - 1.0)
-        px = x[j] if inside else min(max(np.rint(x[j]), 0.0), w - 1.0)
-        py = y[j] if inside else min(max(np.rint(y[j]), 0.0), h - 1.0)
+        px, py = x[j] + dx, y[j] + dy
+        inside = (px >= 0.0) & (px < w - 1.0) & (py >= 0.0) & (py < h - 1.0)
+        px = px if inside else min(max(np.rint(px), 0.0), w - 1.0)
+        py = py if inside else min(max(np.rint(py), 0.0), h - 1.0)
         left, top = np.floor(px), np.floor(py)
         at[j] = np.int32(top * width + left)
         a[j], b[j] = np.float32(px - left), np.float32(py - top)
@@ -143,16 +146,16 @@ def _levels(squares: U32, x: F64, y: F64, at: U32, share: F32, out: F32) -> None
 
 
 @cached_njit(nogil=True)
-def _means(total: I32, x: F64, y: F64, side: int, at: U32, out: F32) -> None:
-    """Means of squares of ``side`` px around ``(x, y) [n]``, moved into the image, from an integral image.
+def _means(total: I32, x: F64, y: F64, dx: float, dy: float, side: int, at: U32, out: F32) -> None:
+    """Means of squares of ``side`` px around ``(x + dx, y + dy) [n]``, moved into the image, from an integral image.
 
     ``at [n]`` is working space.
     """
     h, w = total.shape
     half, right, bottom, width = (side - 1) / 2, np.float64(w - 1 - side), np.float64(h - 1 - side), np.float64(w)
     for j in range(out.size):
-        left = min(max(np.rint(x[j] - half), 0.0), right)
-        top = min(max(np.rint(y[j] - half), 0.0), bottom)
+        left = min(max(np.rint(x[j] + dx - half), 0.0), right)
+        top = min(max(np.rint(y[j] + dy - half), 0.0), bottom)
         at[j] = np.int32(top * width + left)
     flat, across, below = total.ravel(), np.uint64(side), np.uint64(side * w)
     for j in range(out.size):
@@ -180,15 +183,15 @@ def _patch(squares: U32, total: I32, cx: np.float32, cy: np.float32, scale: np.f
     wide = (n + 15) // 16 * 16  # whole vectors: what would be left over takes as long as the rest
     turned, x, y = np.empty((n, wide), np.float32), np.empty(wide, np.float64), np.empty(wide, np.float64)
     at, share = np.empty(wide, np.uint32), np.empty((2, wide), np.float32)
+    for j in range(wide):
+        u = first + np.float64(np.int32(j)) * pitch
+        x[j], y[j] = cx + u * cos, cy - u * sin
     for i in range(n):
         v = first + i * pitch
-        for j in range(wide):
-            u = first + np.float64(np.int32(j)) * pitch
-            x[j], y[j] = cx + u * cos + v * sin, cy - u * sin + v * cos
         if n == side:
-            _levels(squares, x, y, at, share, turned[i])
+            _levels(squares, x, y, v * sin, v * cos, at, share, turned[i])
         else:
-            _means(total, x, y, box, at, turned[i])
+            _means(total, x, y, v * sin, v * cos, box, at, turned[i])
     line, narrow = np.empty(wide, np.float32), np.zeros((n, PADDED), np.float32)  # the latter turned over
     for i in range(cells):
         _average(turned, i * n / cells, (i + 1) * n / cells, line)
