@@ -129,7 +129,7 @@ def test_a_node_without_the_package_is_named():
     assert executor._receive(actor, forbidden) == "RayError"
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{}", "localhost:{}", "ray://127.0.0.1:{}", "127.0.0.1:99999"])
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "localhost:{}", "127.0.0.1:99999"])
 @pytest.mark.parametrize("named", ["option", "environment"])
 def test_an_address_that_nobody_answers_is_named_before_ray_waits_for_it(address, named, monkeypatch):
     """Ray would take minutes to give up."""
@@ -141,6 +141,12 @@ def test_an_address_that_nobody_answers_is_named_before_ray_waits_for_it(address
     never = SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1"))
     with pytest.raises(OptionError, match=f"address={told}: no Ray cluster answers there"):
         connect(never, told if named == "option" else None)
+
+
+def test_ray_client_is_refused():
+    """Ray: streaming actor methods are not supported when using Ray Client."""
+    with pytest.raises(OptionError, match=r"^address=ray://head:10001: .*Ray Client"):
+        connect(ray, "ray://head:10001")
 
 
 def test_options_of_a_cluster():

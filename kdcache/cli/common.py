@@ -247,7 +247,7 @@ _WORKERS: list[Callable[[Any], Any]] = [
     click.option(
         "--engine", type=click.Choice(ENGINES), help="Where the work is done: this machine, or a Ray cluster.  [local]"
     ),
-    click.option("--address", help="Of the Ray cluster, as ray.init takes it.  [RAY_ADDRESS, or this machine's]"),
+    click.option("--address", help="Of a Ray cluster's head, HOST:PORT, or auto.  [RAY_ADDRESS, or this machine's]"),
     click.option("--worker-cpus", type=float, help="Cores that each worker on the cluster takes.  [1]"),
     click.option("--worker-gpus", type=float, help="GPUs that each takes, or a part of one.  [1 where there are any]"),
 ]

@@ -14,18 +14,24 @@ from kdcache.workers import kept_handlers
 
 ANSWER_S = 10.0  # for the head of a cluster to take a connection
 
-_HOST = re.compile(r"(?:ray://)?\[?(?P<host>[^/]+?)\]?:(?P<port>\d{1,5})")
+_CLIENT = "ray://"
+_HOST = re.compile(r"\[?(?P<host>[^/]+?)\]?:(?P<port>\d{1,5})")
 
 
 def connect(ray: Any, address: str | None) -> None:
     """Make Ray connect to a cluster, or start one of this machine; its own handlers of signals are not left.
 
     Raises:
-        OptionError: there is none at the address.
+        OptionError: there is none at the address, or it is one of Ray Client, which carries no streams.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # else its messages are coloured where there is no terminal, too
     named = address or os.environ.get("RAY_ADDRESS") or None
+    if named is not None and named.startswith(_CLIENT):
+        raise OptionError(
+            f"address={named}: Ray Client ({_CLIENT}…) does not carry what workers say: work on a machine of "
+            "the cluster, and name its head as host:6379."
+        )
     with kept_handlers(signal.SIGTERM):  # Ray takes it over
         try:
             if named is not None and (host := _HOST.fullmatch(named)) is not None:
