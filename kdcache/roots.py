@@ -148,7 +148,8 @@ def _through_links(sources: Sequence[str], base: str, plain: bool) -> dict[str, 
             target = os.path.realpath(target)
         if not (target + os.sep).startswith(within):
             wrong[source] = (
-                f"source {source!r} leaves the data root through a symbolic link to {target}; use that as root"
+                f"source {source!r} leaves the data root through a symbolic link to {target}; take a folder that "
+                "holds all that links lead to as root, or list that as absolute paths with --allow-absolute"
             )
     return wrong
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from kdcache.extraction import run as run_module
 from kdcache.extraction.deaths import after_death
 from kdcache.extraction.decoding import Prepared
 from kdcache.extraction.local import ExtractionWork
-from kdcache.extraction.plan import Task, WorkUnit
+from kdcache.extraction.plan import Task, WorkUnit, cut_again
 from kdcache.extraction.worker import Computed, Done, Started
 from kdcache.prefetch import prefetch
 from kdcache.store import load_index
@@ -209,6 +210,19 @@ def task(clip_id: str, path: str) -> Task:
 
 A1, A2, B1, C1 = task("a1", "a.mp4"), task("a2", "a.mp4"), task("b1", "b.mp4"), task("c1", "c.mp4")
 D1 = task("d1", "d.mp4")
+TASKS = (A1, A2, B1, C1, D1)
+
+
+def test_work_is_cut_again_for_fewer_workers():
+    """Every source is hashed once, by the unit that opens it first."""
+    stream = SimpleNamespace(name="rgb", nbytes=lambda start, stop: 10)
+    units = [WorkUnit(("rgb",), (t,), frozenset({t.path} - {A2.path} if t is A2 else {t.path})) for t in TASKS]
+    paths = [t.path for t in TASKS]
+    assert cut_again(units, [stream], 1) == [WorkUnit(("rgb",), TASKS, frozenset(paths))]
+    assert cut_again(units, [stream], 2) == [
+        WorkUnit(("rgb",), TASKS[:3], frozenset(paths[:3])),
+        WorkUnit(("rgb",), TASKS[3:], frozenset(paths[3:])),
+    ]
 
 
 def after(

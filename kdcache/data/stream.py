@@ -183,7 +183,8 @@ class CachedStream:
             places = (views == view).nonzero()[:, 0]
             clips = [self.clip_ids[row] for row in rows[places].tolist()]
             cached_view = self.view_of[view]
-            if self.fn is None and self.order is None and len(places) == len(rows):
+            every = len(places) == len(rows)
+            if self.fn is None and self.order is None and every:
                 self.cache.read(self.name, clips, cached_view, out=out.numpy())
                 continue
             some = max(1, PIECE // max(1, math.prod(self.stored) * self.dtype.itemsize))
@@ -197,7 +198,10 @@ class CachedStream:
                 if self.fn is not None:
                     at_once = of_stack(self.fn)
                     read = at_once(read) if at_once else torch.stack([self.fn(array.float()) for array in read])
-                out[places[first : first + some]] = read.to(out.dtype)
+                if every:
+                    out[first : first + some] = read
+                else:
+                    out[places[first : first + some]] = read.to(out.dtype)
         return out
 
 

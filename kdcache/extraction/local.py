@@ -12,12 +12,14 @@ from kdcache.cluster.ray_actors import RayActors, connected
 from kdcache.cluster.shared import await_shared, shared_folder
 from kdcache.extraction.deaths import after_death
 from kdcache.extraction.nodes import Nodes
-from kdcache.extraction.plan import WorkUnit
+from kdcache.extraction.plan import WorkUnit, cut_again
 from kdcache.extraction.worker import Event, WorkerConfig, run_unit
 from kdcache.remote import is_address
 from kdcache.runtime import kept_threads, limit_threads
 from kdcache.streams.backbone import BackboneStream
 from kdcache.workers import Processes, Serial, StopFlag
+
+UNITS_A_NODE_WORKER = 4  # at least, of a worker on a cluster: machines differ in speed, and may go
 
 Listener = Callable[[Event], None]
 
@@ -92,6 +94,8 @@ def run_units(
         return
     nodes = Nodes(config.out, on_event)
     with shared_folder(config.out) as mark, connected(cluster, config.device) as connection:
+        if (parts := UNITS_A_NODE_WORKER * connection.capacity) < workers:
+            units = cut_again(units, config.streams, parts)
         sources = [Path(path) for path in units[0].sources[:1] if not is_address(path)]
         work = replace(work, config=replace(config, device=connection.device), shared=(mark, *sources))
         heard = nodes.heard(on_death)

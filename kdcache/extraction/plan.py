@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -208,6 +208,21 @@ def _plain(column: pd.Series[Any]) -> list[Any]:
     """A column's cells as Python's own."""
     cells = [v.item() if isinstance(v, np.generic) else v for v in column.tolist()]
     return [None if gone else v for v, gone in zip(cells, column.isna().tolist(), strict=True)]
+
+
+def cut_again(units: Sequence[WorkUnit], streams: Sequence[Stream], parts: int) -> list[WorkUnit]:
+    """The same work cut for another number of workers: how many a cluster has room for is known after planning."""
+    by_name, tasks = {s.name: s for s in streams}, dict[tuple[str, ...], list[Task]]()
+    left = set().union(*(unit.hashed for unit in units))
+    for unit in units:
+        tasks.setdefault(unit.streams, []).extend(unit.tasks)
+    found = []
+    for names, those in tasks.items():
+        for unit in _cut([by_name[name] for name in names], those, parts):
+            here = frozenset(left.intersection(unit.sources))
+            left -= here
+            found.append(replace(unit, hashed=here))
+    return found
 
 
 def _cut(streams: list[Stream], tasks: list[Task], parts: int) -> list[WorkUnit]:

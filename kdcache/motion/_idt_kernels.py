@@ -16,6 +16,7 @@ from kdcache.motion.jit import cached_njit
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
 I32 = NDArray[np.int32]
 B8 = NDArray[np.bool_]
 
@@ -133,13 +134,29 @@ def bearing(x: F32, y: F32, magnitude: F32, degrees: F32) -> None:
 
 
 @cached_njit(nogil=True)
-def _seen(next: U8, m: F64, y: int, margin: float, at: I32, part: I32, levels: I32) -> None:
-    """Grey ``levels [w]`` (0 … 255) that ``next`` shows at the images of row ``y`` under ``m [9]``.
+def squares_of(gray: U8) -> NDArray[np.uint32]:
+    """Each pixel's grey level with those to the right, below and diagonal: bytes from the lowest, 0 over the border."""
+    h, w = gray.shape
+    out = np.empty((h, w), np.uint32)
+    for y in range(h):
+        over, under, row = gray[y], gray[min(y + 1, h - 1)], out[y]
+        for x in range(w - 1):
+            top = np.uint32(over[x]) | np.uint32(over[x + 1]) << np.uint32(8)
+            low = np.uint32(under[x]) | np.uint32(under[x + 1]) << np.uint32(8)
+            row[x] = top | low << np.uint32(16)
+        row[w - 1] = np.uint32(over[w - 1]) | np.uint32(under[w - 1]) << np.uint32(16)
+    return out
 
-    −1 outside ``next`` or within ``margin`` ≥ 1 of its border. Positions are rounded to 1/32 px and weights are
-    integers, as in OpenCV's 8-bit warping. ``at, part [w]`` are working space: pixel index and fractions.
+
+@cached_njit(nogil=True)
+def _seen(squares: U32, m: F64, y: int, margin: float, at: I32, part: I32, found: U32, levels: I32) -> None:
+    """Grey ``levels [w]`` (0 … 255) that a frame shows at the images of row ``y`` under ``m [9]``.
+
+    ``squares [H, W]`` are the frame's (:func:`squares_of`). −1 outside it or within ``margin`` ≥ 1 of its border.
+    Positions are rounded to 1/32 px and weights are integers, as in OpenCV's 8-bit warping. ``at, part, found [w]``
+    are working space: pixel index, fractions, and the levels there.
     """
-    h, w = next.shape
+    h, w = squares.shape
     right, bottom = w - 1 - margin, h - 1 - margin
     x0, y0, z0 = m[1] * y + m[2], m[4] * y + m[5], m[7] * y + m[8]
     for x in range(w):
@@ -152,17 +169,17 @@ def _seen(next: U8, m: F64, y: int, margin: float, at: I32, part: I32, levels: I
         iy = np.int32(np.rint(py * 32.0)) if shown else np.int32(0)
         at[x] = (iy >> np.int32(5)) * np.int32(w) + (ix >> np.int32(5)) if shown else np.int32(-1)
         part[x] = (iy & np.int32(31)) * np.int32(32) + (ix & np.int32(31))
-    flat = next.ravel()
+    flat = squares.ravel()
     for x in range(w):
-        if at[x] < 0:
-            levels[x] = -1
-            continue
-        i = np.uint64(at[x])
-        j = i + np.uint64(w)
+        found[x] = flat[np.uint32(max(at[x], np.int32(0)))]
+    low, all_of_it = np.uint32(255), np.int32(32)
+    for x in range(w):
+        p, q = np.int32(found[x] & low), np.int32(found[x] >> np.uint32(8) & low)
+        r, s = np.int32(found[x] >> np.uint32(16) & low), np.int32(found[x] >> np.uint32(24))
         b, a = part[x] >> np.int32(5), part[x] & np.int32(31)
-        top = (32 - a) * np.int32(flat[i]) + a * np.int32(flat[i + np.uint64(1)])
-        low = (32 - a) * np.int32(flat[j]) + a * np.int32(flat[j + np.uint64(1)])
-        levels[x] = ((32 - b) * top + b * low + 512) >> 10
+        over, under = (all_of_it - a) * p + a * q, (all_of_it - a) * r + a * s
+        level = ((all_of_it - b) * over + b * under + np.int32(512)) >> np.int32(10)
+        levels[x] = level if at[x] >= 0 else np.int32(-1)
 
 
 @cached_njit(nogil=True)
@@ -172,9 +189,15 @@ def warp_back(prev: U8, next: U8, m: F64, margin: float, out: U8) -> None:
     Pixels that fall outside ``next`` or within ``margin`` of its border are copied from ``prev``.
     """
     h, w = prev.shape
-    at, part, levels = np.empty(w, np.int32), np.empty(w, np.int32), np.empty(w, np.int32)
+    at, part, levels, found = (
+        np.empty(w, np.int32),
+        np.empty(w, np.int32),
+        np.empty(w, np.int32),
+        np.empty(w, np.uint32),
+    )
+    squares = squares_of(next)
     for y in range(h):
-        _seen(next, m, y, margin, at, part, levels)
+        _seen(squares, m, y, margin, at, part, found, levels)
         for x in range(w):
             out[y, x] = levels[x] if levels[x] >= 0 else prev[y, x]
 
@@ -186,14 +209,23 @@ def misalignment(prev: U8, next: U8, m: F64, margin: float, allowed: U8) -> floa
     Only where ``allowed``; infinite when ``next`` shows less than half of that.
     """
     h, w = prev.shape
-    at, part, levels = np.empty(w, np.int32), np.empty(w, np.int32), np.empty(w, np.int32)
+    at, part, levels, found = (
+        np.empty(w, np.int32),
+        np.empty(w, np.int32),
+        np.empty(w, np.int32),
+        np.empty(w, np.uint32),
+    )
+    squares = squares_of(next)
     total, count, asked = 0, 0, 0
     for y in range(h):
-        _seen(next, m, y, margin, at, part, levels)
+        _seen(squares, m, y, margin, at, part, found, levels)
+        own, row = prev[y], np.int32(0)
+        here, seen = np.int32(0), np.int32(0)
         for x in range(w):
             wanted = allowed[y, x] != 0
-            shown = wanted and levels[x] >= 0
-            asked += wanted
-            count += shown
-            total += abs(levels[x] - np.int32(prev[y, x])) if shown else 0
+            shown = wanted & (levels[x] >= 0)
+            here += np.int32(wanted)
+            seen += np.int32(shown)
+            row += abs(levels[x] - np.int32(own[x])) if shown else np.int32(0)
+        total, count, asked = total + row, count + seen, asked + here
     return total / count if count > 0 and 2 * count >= asked else np.inf

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kdcache.motion._idt_kernels import bearing
+from kdcache.motion._idt_kernels import bearing, squares_of
 from kdcache.motion.jit import cached_njit
 
 F32 = NDArray[np.float32]
@@ -21,7 +21,7 @@ U8 = NDArray[np.uint8]
 PATCH = 20  # samples a side of the descriptor's window
 DENSE = 3  # most samples a side of each of the 21 × 21 cells of that window
 PADDED = 32  # values of a row of 21 cells in memory: whole vectors
-_LOOK = 16  # values that are compared before the sum is looked at
+_SURELY = np.float32(1.001)  # further than that is further in any order of summing some hundred values
 REACH = 6  # radius of the circle that votes on the orientation, in units of the point's scale
 
 
@@ -50,7 +50,7 @@ def _circle() -> tuple[I32, F32]:
 def _describe(gray: U8, total: I32, points: F32, window: F32, circle: I32, votes: F32, out: F32) -> NDArray[np.bool_]:
     """Descriptors of ``points`` into ``out``; false for those too near the border to have an orientation."""
     kept = np.zeros(len(points), np.bool_)
-    squares = _squares(gray)
+    squares = squares_of(gray)
     for k in range(len(points)):
         scale = points[k, 2] * np.float32(1.2) / np.float32(9.0)
         found, angle = _orientation(total, points[k, 0], points[k, 1], scale, circle, votes)
@@ -105,25 +105,10 @@ def _orientation(
 
 
 @cached_njit(nogil=True)
-def _squares(gray: U8) -> NDArray[np.uint32]:
-    """Each pixel's grey level with those to the right, below and diagonal: bytes from the lowest, 0 over the border."""
-    h, w = gray.shape
-    out = np.empty((h, w), np.uint32)
-    for y in range(h):
-        over, under, row = gray[y], gray[min(y + 1, h - 1)], out[y]
-        for x in range(w - 1):
-            top = np.uint32(over[x]) | np.uint32(over[x + 1]) << np.uint32(8)
-            low = np.uint32(under[x]) | np.uint32(under[x + 1]) << np.uint32(8)
-            row[x] = top | low << np.uint32(16)
-        row[w - 1] = np.uint32(over[w - 1]) | np.uint32(under[w - 1]) << np.uint32(16)
-    return out
-
-
-@cached_njit(nogil=True)
 def _levels(squares: U32, x: F64, y: F64, dx: float, dy: float, at: U32, share: F32, out: F32) -> None:
     """Grey levels at ``(x + dx, y + dy) [n]``, interpolated and rounded; the nearest pixel's outside the image.
 
-    ``squares [H, W]`` are the four levels around each place (:func:`_squares`); ``at [n]`` and ``share [2, n]`` are
+    ``squares [H, W]`` are the four levels around each place (:func:`squares_of`); ``at [n]`` and ``share [2, n]`` are
     working space. What is read at computed places has a loop of its own, so that the others vectorise.
     """
     h, w = squares.shape
@@ -261,13 +246,22 @@ def nearest(first: F32, second: F32, a: F32, b: F32, reach: float) -> I32:
         for j in range(len(first)):
             if abs(second[i, 0] - first[j, 0]) >= reach or abs(second[i, 1] - first[j, 1]) >= reach:
                 continue
-            s, row, other = np.float32(0), a[j], b[i]
-            for start in range(0, len(row), _LOOK):  # the sum only grows: a row that is too far is left early
-                for k in range(start, min(start + _LOOK, len(row))):
-                    d = row[k] - other[k]
-                    s += d * d
-                if s >= best:
-                    break
+            if _about(a[j], b[i]) > best * _SURELY:
+                continue
+            s = np.float32(0)
+            for k in range(a.shape[1]):
+                d = a[j, k] - b[i, k]
+                s += d * d
             if s < best:
                 best, out[i] = s, j
     return out
+
+
+@cached_njit(nogil=True, fastmath={"reassoc"})
+def _about(a: F32, b: F32) -> np.float32:
+    """The squared distance, summed in any order: what it decides holds for all of them."""
+    s = np.float32(0)
+    for k in range(a.size):
+        d = a[k] - b[k]
+        s += d * d
+    return s

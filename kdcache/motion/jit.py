@@ -1,7 +1,7 @@
 """Numba's compiler, so that the same input gives the same bytes, with its cache on disk where there is a place for one.
 
-No fast-math flag is set anywhere: LLVM may then neither reorder a sum nor contract a product, so vectors,
-remainders, cached and fresh code all round alike.
+No fast-math flag is set where a result depends on it: LLVM may then neither reorder a sum nor contract a product, so
+vectors, remainders, cached and fresh code all round alike.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def cached_njit(**options: Any) -> Callable[[F], F]:
 @functools.cache
 def _digest() -> str:
     """Of the sources of everything in this folder."""
-    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
+    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")) if path.is_file())
     return hashlib.sha256(b"\0".join(texts)).hexdigest()[:12]
 
 
