@@ -227,5 +227,5 @@ def misalignment(prev: U8, next: U8, m: F64, margin: float, allowed: U8) -> floa
             here += np.int32(wanted)
             seen += np.int32(shown)
             row += abs(levels[x] - np.int32(own[x])) if shown else np.int32(0)
-        total, count, asked = total + row, count + seen, asked + here
+        total, count, asked = total + int(row), count + int(seen), asked + int(here)
     return total / count if count > 0 and 2 * count >= asked else np.inf
