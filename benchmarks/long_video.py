@@ -3,7 +3,8 @@
     python benchmarks/long_video.py [--write]
 
 A video of 320×240 is encoded here (90 s at 25 frames a second); each of its clips of 2.25 s gives eight frames
-of 32 px. All figures are processor seconds of all threads, the least of three runs in turn in one process:
+of 32 px. All figures are processor seconds of all threads, the least of three runs in turn in one process, the backbone
+in one thread (several spin while they wait for each other or for a clip, which would be counted):
 
 - ``decode``: PyAV's plain loop over the whole file;
 - ``colour``: turning the frames that are wanted into RGB;
@@ -25,6 +26,7 @@ import av
 import cv2
 import numpy as np
 import pandas as pd
+import torch
 from av.video.reformatter import VideoReformatter
 from extract import STREAM, Worker
 
@@ -75,6 +77,7 @@ def least(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 def measure() -> Iterator[tuple[str, Any]]:
     """All figures at once."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         encode(root / NAME)
