@@ -21,7 +21,7 @@ from kdcache.errors import ClipError, OptionError
 from kdcache.report.sheet import sheet
 from kdcache.streams import axes_of, has_levels, registry, view_names
 from kdcache.streams.base import Choose, ClipData, ClipSpan, Stream, Strip
-from kdcache.streams.registry import KINDS, kind_of, resolve, restore
+from kdcache.streams.registry import KINDS, kind_of, resolve, restore, without_effect
 from kdcache.streams.settings import StreamSettings
 from kdcache.streams.video import ClipFrames, DenseStream
 
@@ -249,3 +249,12 @@ def test_weights_are_looked_for_once(root: Path, tmp_path: Path, monkeypatch: py
         rows(), root, tmp_path, streams, {"resnext101": "random:0"}, size=32, frames=4, bar=False, device="cpu"
     )
     assert asked == ["resnext101"]
+
+
+def test_sizes_that_no_stream_has_are_told():
+    frames, features = resolve(["rgb", "flow"]), resolve(["i3d-rgb/mixed4a"], weights={"i3d-rgb": "random:0"})
+    (sentence,) = without_effect(frames, {"size": 128, "resize": None, "short_side": 64})
+    assert sentence.startswith("size=128 changes nothing for rgb, flow")
+    (sentence,) = without_effect(features, {"size": 128, "resize": 146, "short_side": 64})
+    assert sentence.startswith("short_side=64 changes nothing for i3d-rgb/mixed4a")
+    assert not without_effect([*frames, *features], {"size": 128, "resize": 146, "short_side": 64})

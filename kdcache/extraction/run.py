@@ -37,7 +37,7 @@ from kdcache.store import clean
 from kdcache.store.failures import FILE, Failure, update_failures
 from kdcache.store.fitted import save_fitted, save_parts
 from kdcache.store.index import refuse_other_classes, update_index
-from kdcache.streams.registry import resolve
+from kdcache.streams.registry import resolve, without_effect
 from kdcache.streams.settings import StreamSettings
 from kdcache.text import size
 from kdcache.workers import StopFlag, stop_on_signals
@@ -201,6 +201,7 @@ def extract(
         logger.debug("%s: recipe %s, shape %s, %d clips missing", stream.name, stream.digest, stream.shape, missing)
     fitted = fitted_weights(wanted)
     warnings = [*leaks(rows, fitted), *incomparable(wanted), *unknown_parts(rows, wanted)]
+    warnings += without_effect(wanted, settings)
     report = ExtractReport(out, plan.clips, plan.cached, sources=plan.sources, bytes=plan.bytes, warnings=warnings)
     for sentence in report.warnings:
         logger.warning("%s", sentence)

@@ -10,6 +10,7 @@ from kdcache import backbones
 from kdcache.backbones.weights import Choice
 from kdcache.errors import OptionError, unknown
 from kdcache.recipe import Recipe, differences, digest
+from kdcache.streams.backbone import BackboneStream
 from kdcache.streams.base import CachedKind, Choose, Stream
 from kdcache.streams.features import FeatureStream
 from kdcache.streams.flow import FlowStream
@@ -18,6 +19,7 @@ from kdcache.streams.imported import ImportedStream
 from kdcache.streams.rgb import RgbStream
 from kdcache.streams.settings import StreamSettings
 from kdcache.streams.skeleton import SkeletonStream
+from kdcache.streams.video import DenseStream
 
 KINDS: list[type[Stream]] = [RgbStream, FlowStream, IdtStream, FeatureStream, SkeletonStream]
 
@@ -63,6 +65,21 @@ def resolve(
         raise OptionError(f"levels is {settings.levels}, but {', '.join(names)} is of whole clips: leave it out.")
     choose = chooser(weights)
     return [kind.from_settings(name, settings, choose) for name, kind in zip(names, kinds, strict=True)]
+
+
+def without_effect(streams: Sequence[Stream], given: Mapping[str, Any]) -> list[str]:
+    """One sentence for each size among the ``given`` settings that is of none of the streams."""
+    names = ", ".join(s.name for s in streams)
+    sizes = (
+        ("size", BackboneStream, "of a backbone's input; frames have short_side"),
+        ("resize", BackboneStream, "of a backbone's input; frames have short_side"),
+        ("short_side", DenseStream, "of rgb, flow and idt; a backbone's input has size"),
+    )
+    return [
+        f"{option}={given[option]} changes nothing for {names}: it is {whose}."
+        for option, kind, whose in sizes
+        if given.get(option) is not None and not any(isinstance(s, kind) for s in streams)
+    ]
 
 
 def restore(name: str, recipe: Recipe, weights: Mapping[str, Any] | None = None) -> Stream:
