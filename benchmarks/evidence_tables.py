@@ -58,12 +58,7 @@ def small(everything: dict[str, Any], method: str) -> list[str]:
         if not set(rows) <= set(effects):
             continue
         level = found["test, mean ± std over draws"]["best"][REFERENCE]
-        told = {row: "**" * (effects[row]["low"] > 0 or effects[row]["high"] < 0) for row in rows}
-        cells = [
-            level,
-            *(told[row] + cell(effects[row]) + told[row] for row in rows),
-            f"{effects[own]['detectable']:.1f}",
-        ]
+        cells = [level, *(bold(effects[row]) for row in rows), f"{effects[own]['detectable']:.1f}"]
         lines.append(f"| {NAMES[name]} | {' | '.join([*cells, PAPER.get(name, ALL_LABELS)])} |")
     return lines
 

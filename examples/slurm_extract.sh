@@ -25,6 +25,7 @@ exec >"$logs/part-$part.json" 2>>"$logs/part-$part.log"
 export KDCACHE_PROGRESS_S=${KDCACHE_PROGRESS_S:-60} OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
 echo "part $part of $parts on $(hostname), job ${SLURM_JOB_ID:-none}, $(date -Iseconds)" >&2
-# exec: kdcache takes the place of the batch shell, to which B:TERM goes; without B: only steps of srun get it. Fetched sources lie on the disk of the host, not on the shared one.
+# exec: kdcache takes the place of the batch shell, to which B:TERM goes; without B: only steps of srun get it.
+# Fetched sources lie on the disk of the host, not on the shared one.
 exec kdcache extract --manifest "$manifest" --root "$root" --out "$cache" --part "$part/$parts" \
   --source-cache "${TMPDIR:-/tmp}/kdcache-sources" --json "$@"

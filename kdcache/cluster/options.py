@@ -31,9 +31,10 @@ class Cluster:
             raise OptionError(f"worker_cpus={self.cpus:g}: a worker takes a positive number of cores.")
         if self.gpus is not None and not 0 <= self.gpus < 1_000:
             raise OptionError(f"worker_gpus={self.gpus:g}: a worker takes no GPU, a part of one, or several.")
-        if (self.gpus or 0) > 1 and self.gpus != int(self.gpus or 0):
-            raise OptionError(f"worker_gpus={self.gpus:g}: a worker takes a part of one GPU, or whole ones.")
-        for name, each in (("cpus", self.cpus), ("gpus", self.gpus or 0)):
+        gpus = self.gpus or 0
+        if gpus > 1 and gpus != int(gpus):
+            raise OptionError(f"worker_gpus={gpus:g}: a worker takes a part of one GPU, or whole ones.")
+        for name, each in (("cpus", self.cpus), ("gpus", gpus)):
             if not math.isclose(each, round(each, 4), abs_tol=1e-9):
                 raise OptionError(f"worker_{name}={each:g}: Ray counts in ten-thousandths; give four decimals at most.")
 

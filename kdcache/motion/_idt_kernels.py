@@ -149,6 +149,12 @@ def squares_of(gray: U8) -> NDArray[np.uint32]:
 
 
 @cached_njit(nogil=True)
+def _space(w: int) -> tuple[I32, I32, U32, I32]:
+    """What :func:`_seen` writes to: ``at, part, found, levels [w]``."""
+    return np.empty(w, np.int32), np.empty(w, np.int32), np.empty(w, np.uint32), np.empty(w, np.int32)
+
+
+@cached_njit(nogil=True)
 def _seen(squares: U32, m: F64, y: int, margin: float, at: I32, part: I32, found: U32, levels: I32) -> None:
     """Grey ``levels [w]`` (0 … 255) that a frame shows at the images of row ``y`` under ``m [9]``.
 
@@ -189,15 +195,10 @@ def warp_back(prev: U8, next: U8, m: F64, margin: float, out: U8) -> None:
     Pixels that fall outside ``next`` or within ``margin`` of its border are copied from ``prev``.
     """
     h, w = prev.shape
-    at, part, levels, found = (
-        np.empty(w, np.int32),
-        np.empty(w, np.int32),
-        np.empty(w, np.int32),
-        np.empty(w, np.uint32),
-    )
-    squares = squares_of(next)
+    squares, space = squares_of(next), _space(w)
+    levels = space[3]
     for y in range(h):
-        _seen(squares, m, y, margin, at, part, found, levels)
+        _seen(squares, m, y, margin, *space)
         for x in range(w):
             out[y, x] = levels[x] if levels[x] >= 0 else prev[y, x]
 
@@ -209,16 +210,11 @@ def misalignment(prev: U8, next: U8, m: F64, margin: float, allowed: U8) -> floa
     Only where ``allowed``; infinite when ``next`` shows less than half of that.
     """
     h, w = prev.shape
-    at, part, levels, found = (
-        np.empty(w, np.int32),
-        np.empty(w, np.int32),
-        np.empty(w, np.int32),
-        np.empty(w, np.uint32),
-    )
-    squares = squares_of(next)
+    squares, space = squares_of(next), _space(w)
+    levels = space[3]
     total, count, asked = 0, 0, 0
     for y in range(h):
-        _seen(squares, m, y, margin, at, part, found, levels)
+        _seen(squares, m, y, margin, *space)
         own, row = prev[y], np.int32(0)
         here, seen = np.int32(0), np.int32(0)
         for x in range(w):
