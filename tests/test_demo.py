@@ -92,7 +92,8 @@ def test_the_demo_can_be_called_with_a_place_a_seed_and_a_size():
 
 def test_the_demo_runs_from_end_to_end(tmp_path, monkeypatch, caplog):
     """What README's first command does, on fewer and smaller clips."""
-    monkeypatch.setattr(tour, "SETTINGS", {"size": 32, "frames": 8, "short_side": 48})
+    monkeypatch.setattr(tour, "SETTINGS", {"size": 32, "frames": 8})
+    monkeypatch.setattr(tour, "SHORT_SIDE", 48)
     monkeypatch.setattr(tour, "HEAD", {"head": "light", "width": 8, "epochs": 1, "milestones": ()})
     monkeypatch.setattr(tour, "SEEDS", 2)
     monkeypatch.setattr(tour, "SHOWN", 1)

@@ -14,7 +14,8 @@ from kdcache.errors import WeightsError
 from kdcache.log import logger, quiet, show_log
 
 FEATURES, MOTION = ("i3d-rgb/mixed4a",), ("rgb", "flow", "idt")
-SETTINGS: dict[str, Any] = {"size": 112, "frames": 16, "short_side": 96}  # small enough for two cores
+SETTINGS: dict[str, Any] = {"size": 112, "frames": 16}  # small enough for two cores
+SHORT_SIDE = 96  # of what has no backbone
 SHOWN = 2  # videos of each class whose motion is extracted too: it is looked at here, not trained on
 HEAD: dict[str, Any] = {"head": "light", "epochs": 40, "lr": 0.05, "dropout": 0.2, "milestones": (25, 35)}
 ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -50,7 +51,7 @@ def run_demo(out: str | os.PathLike[str] = "demo", seed: int = 0, clips_per_clas
     logger.info(f"   {extract(manifest, out / 'data', out / 'cache', FEATURES, weights, **SETTINGS)}")
     shown = manifest[manifest["pair"].str[-2:].astype(int) < SHOWN].reset_index(drop=True)
     logger.info(f"   and {', '.join(MOTION)} of {SHOWN} videos a class;")
-    logger.info(f"   {extract(shown, out / 'data', out / 'cache', MOTION, **SETTINGS)}")
+    logger.info(f"   {extract(shown, out / 'data', out / 'cache', MOTION, short_side=SHORT_SIDE)}")
 
     logger.info(f"3. Training light heads on the cached features, {SEEDS} seeds a row.")
     table = [(name, _accuracies(out, options, number, seed)) for number, (name, options) in enumerate(ROWS)]
